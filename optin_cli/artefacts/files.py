@@ -1,0 +1,140 @@
+"""Digests, JSON, and writes that leave either the whole file or nothing under its final name."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError
+
+
+def digest_bytes(*chunks: bytes) -> str:
+    """SHA-256 of the chunks, as hex."""
+    sha = hashlib.sha256()
+    for chunk in chunks:
+        sha.update(chunk)
+    return sha.hexdigest()
+
+
+def digest_json(data: Any) -> str:
+    """SHA-256 of plain data, independent of key order."""
+    return digest_bytes(json.dumps(data, sort_keys=True, default=str).encode())
+
+
+def digest_files(paths: list[Path]) -> str:
+    """SHA-256 over files in the given order, with their names."""
+    sha = hashlib.sha256()
+    for path in paths:
+        sha.update(path.name.encode())
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 22):
+                sha.update(chunk)
+    return sha.hexdigest()
+
+
+def to_json(data: Any, indent: int = 0) -> str:
+    """JSON with one line a key, but lists of numbers on one line, so that a mask stays readable."""
+    pad, step = " " * indent, "  "
+    if isinstance(data, dict) and data:
+        inner = ",\n".join(
+            f"{pad}{step}{json.dumps(str(key))}: {to_json(value, indent + 2)}" for key, value in data.items()
+        )
+        return f"{{\n{inner}\n{pad}}}"
+    if isinstance(data, list) and any(isinstance(item, dict | list) for item in data):
+        inner = ",\n".join(f"{pad}{step}{to_json(item, indent + 2)}" for item in data)
+        return f"[\n{inner}\n{pad}]"
+    return json.dumps(data)
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Read one JSON object. `what` names the artefact in errors.
+
+    Raises `UsageError` when the path can't be read, `ArtefactError` when it holds no JSON object.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"can't read {what} {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtefactError(f"{path} is not {what}: {error}") from error
+    if not isinstance(data, dict):
+        raise ArtefactError(f"{path} is not {what}: it holds a {type(data).__name__}, not an object")
+    return data
+
+
+def check_output(path: Path, kind: str) -> None:
+    """Raise `UsageError` unless `path` can be created: its folder exists or can be made and is writable."""
+    if not path.name:
+        raise UsageError(f"{path} is no name for a {kind}")
+    parent = path.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"can't create the folder {parent}: {error.strerror}") from error
+    if not os.access(parent, os.W_OK):
+        raise UsageError(f"the folder {parent} is not writable")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; rename it to `path` on success, remove it on any failure."""
+    check_output(path, "file")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with _disk_errors(path):
+            yield temporary
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_dir(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; it takes the place of `path` on success, vanishes on failure."""
+    check_output(path, "folder")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        with _disk_errors(path):
+            temporary.mkdir()
+            yield temporary
+            if path.exists():
+                path.replace(old)
+            temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turn a failing write, however a library wraps it, into one message."""
+    try:
+        yield
+    except OptinError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                break
+            cause = cause.__cause__ or cause.__context__
+        full = cause is not None or any(
+            word in str(error) for word in ("No space left", "File too large", "Disk quota exceeded")
+        )
+        if full:
+            raise InputError(
+                f"the disk is full: {path} could not be written", "free some space and run it again"
+            ) from error
+        if isinstance(error, OSError):
+            raise InputError(f"can't write {path}: {error}") from error
+        raise

@@ -1,0 +1,98 @@
+"""A mask: which units of each site are kept, for which budget, of which ranking and model. JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from optin_cli.artefacts.files import atomic_file, digest_json, read_json, to_json
+from optin_cli.errors import ArtefactError
+
+FORMAT = "optin-mask"
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class Mask:
+    """See the module's docstring. The digest covers everything."""
+
+    model_digest: str
+    """SHA-256 of the weights the ranking was made on: `apply` refuses any other model."""
+    ranking_digest: str
+    family: str
+    budget: dict[str, Any]
+    """flops: the fraction asked; relative_to: `dense` or `current`; tokens: sequence length it holds for."""
+    reached: dict[str, float]
+    """flops (fraction), macs, dense_macs, params (of all sites)."""
+    objective: dict[str, float]
+    """kept: share of the total score that is kept; bound: the LP bound on it; gap: bound - kept."""
+    calibration: dict[str, Any]
+    """Where the ranking's data came from, so that `apply` can check itself on the same rows."""
+    units: dict[str, int]
+    """Site name -> units before pruning."""
+    keep: dict[str, list[int]]
+    """Site name -> kept unit indices, ascending."""
+    summary: dict[str, str] = field(default_factory=dict)
+    """Site name -> `kept/units`, for readers."""
+
+    @property
+    def digest(self) -> str:
+        return digest_json(asdict(self))
+
+
+def mask_to_json(mask: Mask) -> str:
+    """The file's text: the same mask always gives the same bytes."""
+    return to_json({"format": FORMAT, "schema_version": SCHEMA_VERSION, **asdict(mask)}) + "\n"
+
+
+def write_mask(path: Path, mask: Mask) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(mask_to_json(mask))
+
+
+def read_mask(path: Path) -> Mask:
+    """Read and check a mask.
+
+    Raises `UsageError` for a path that can't be read, `ArtefactError` for anything that is not a valid mask:
+    it lists every site with indices out of range, repeated or out of order.
+    """
+    data = read_json(path, "a mask")
+    if data.pop("format", None) != FORMAT:
+        raise ArtefactError(f"{path} is not a mask written by optin", "write one with `optin select`")
+    version = data.pop("schema_version", None)
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise ArtefactError(
+            f"{path} has schema version {version}; this optin reads up to {SCHEMA_VERSION}", "update optin"
+        )
+    names = {f.name for f in fields(Mask)}
+    required = names - {"summary"}
+    if missing := sorted(required - set(data)):
+        raise ArtefactError(f"{path} is an incomplete mask: {', '.join(missing)} missing")
+    mask = Mask(**{key: value for key, value in data.items() if key in names})
+    problems = _problems(mask)
+    if problems:
+        raise ArtefactError(f"{path} is a damaged mask: {'; '.join(problems)}", "run `optin select` again")
+    return mask
+
+
+def _problems(mask: Mask) -> list[str]:
+    if not isinstance(mask.keep, dict) or not isinstance(mask.units, dict):
+        return ["`keep` and `units` must be objects"]
+    problems = []
+    if set(mask.keep) != set(mask.units):
+        odd = sorted(set(mask.keep) ^ set(mask.units))
+        problems.append(f"`keep` and `units` name different sites ({', '.join(odd)})")
+    for name, indices in mask.keep.items():
+        if not isinstance(indices, list) or not all(type(i) is int for i in indices):
+            problems.append(f"{name}: indices must be whole numbers")
+            continue
+        units = mask.units.get(name, 0)
+        outside = [i for i in indices if not 0 <= i < units]
+        if outside:
+            problems.append(f"{name}: index {outside[0]} out of range (0..{units - 1})")
+        elif len(set(indices)) < len(indices):
+            problems.append(f"{name}: index {next(i for i in indices if indices.count(i) > 1)} twice")
+        elif indices != sorted(indices):
+            problems.append(f"{name}: indices are not ascending")
+    return problems

@@ -1,0 +1,57 @@
+"""`optin.json`: what makes a folder with a config and safetensors a pruned model that loads again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from optin_cli.artefacts.files import read_json, to_json
+from optin_cli.errors import ArtefactError
+
+FORMAT = "optin-pruned-model"
+SCHEMA_VERSION = 1
+FILE_NAME = "optin.json"
+
+
+@dataclass
+class PrunedRecord:
+    """How a pruned model differs from its dense original, and how it came about."""
+
+    library: str
+    """`transformers` or `timm`: who reads config.json."""
+    architecture: str
+    """Class of the model (transformers) or its registered name (timm)."""
+    task: str
+    family: dict[str, Any]
+    """The family's table, so that loading needs no registration."""
+    kept: dict[str, list[int]]
+    """Site name -> unit indices kept, counted in the dense original (pruning twice composes)."""
+    per_layer_config: dict[str, dict[str, int]]
+    """Block -> sizes left, under the names transformers uses: num_attention_heads, intermediate_size."""
+    dense: dict[str, Any]
+    """The original: id, digest, params, macs_per_token, macs_per_pair."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """One entry a pruning: model, ranking and mask digests, budget, measured deviation, versions."""
+
+
+def write_pruned(folder: Path, record: PrunedRecord) -> None:
+    data = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **asdict(record)}
+    (folder / FILE_NAME).write_text(to_json(data) + "\n")
+
+
+def read_pruned(folder: Path) -> PrunedRecord:
+    """Read `optin.json` of a pruned folder. Raises `ArtefactError` when it is damaged or too new."""
+    path = folder / FILE_NAME
+    data = read_json(path, "the record of a pruned model")
+    if data.pop("format", None) != FORMAT:
+        raise ArtefactError(f"{path} is not the record of a pruned model")
+    version = data.pop("schema_version", None)
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise ArtefactError(
+            f"{path} has schema version {version}; this optin reads up to {SCHEMA_VERSION}", "update optin"
+        )
+    names = {f.name for f in fields(PrunedRecord)}
+    if missing := sorted(names - set(data)):
+        raise ArtefactError(f"{path} is incomplete: {', '.join(missing)} missing", "run `optin apply` again")
+    return PrunedRecord(**{key: value for key, value in data.items() if key in names})

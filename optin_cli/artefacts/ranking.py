@@ -1,0 +1,208 @@
+"""A ranking: the score of every unit of a model on a data set, with everything needed to trust and reuse it.
+
+HDF5 layout: root attributes (below), `/row_ids`, and `/sites/<name>` with attributes and the datasets `score`
+[units], `trajectory` [units, columns], `output` [units].
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from optin_cli.artefacts.files import atomic_file, digest_bytes, digest_json
+from optin_cli.errors import ArtefactError, UsageError
+
+FORMAT = "optin-ranking"
+SCHEMA_VERSION = 1
+Array = NDArray[np.float64]
+
+
+@dataclass
+class RankedSite:
+    """The scores of one site. Higher means more important."""
+
+    name: str
+    kind: str
+    block: int
+    units: int
+    width: int
+    macs_per_token: int
+    macs_per_pair: int
+    params_per_unit: int
+    score: Array
+    """[units]"""
+    trajectory: Array
+    """[units, columns]: relational change of the deeper features, one column for each of `columns`."""
+    output: Array
+    """[units]: change of the model's output, unscaled."""
+    columns: list[int]
+    """The block whose feature each trajectory column measures; [-1] when one column holds their sum."""
+
+    def macs_per_unit(self, tokens: float) -> float:
+        return self.macs_per_token * tokens + self.macs_per_pair * tokens * tokens
+
+
+@dataclass
+class Ranking:
+    """See the module's docstring; the field names are the root attributes."""
+
+    model: dict[str, Any]
+    """id, digest (weights SHA-256), family, task, class."""
+    data: dict[str, Any]
+    """spec, config, split, columns, fingerprint, rows."""
+    row_ids: list[int]
+    """The sampled rows of the split, ascending."""
+    method: str
+    settings: dict[str, Any]
+    """Every setting that changes the scores."""
+    tokens: float
+    """Mean number of tokens of a calibration example, padding out."""
+    dense: dict[str, Any]
+    """The original dense model: digest, macs_per_token, macs_per_pair, params; `fixed_macs` outside sites."""
+    sites: list[RankedSite]
+    device: str = "cpu"
+    dtype: str = "float32"
+    versions: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+    seconds: float = 0.0
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the scores are and came from; not of when and how fast."""
+        facts = {
+            "model": self.model["digest"],
+            "data": self.data["fingerprint"],
+            "rows": self.row_ids,
+            "method": self.method,
+            "settings": self.settings,
+            "tokens": self.tokens,
+        }
+        arrays = [a.tobytes() for s in self.sites for a in (s.score, s.trajectory, s.output)]
+        return digest_bytes(digest_json(facts).encode(), *arrays)
+
+    def macs(self, tokens: float) -> float:
+        """MACs of all sites of the ranked model."""
+        return sum(site.units * site.macs_per_unit(tokens) for site in self.sites)
+
+    def dense_macs(self, tokens: float) -> float:
+        """MACs of all sites of the original dense model."""
+        return self.dense["macs_per_token"] * tokens + self.dense["macs_per_pair"] * tokens * tokens
+
+
+def combine(sites: Iterable[RankedSite], output_weight: float) -> dict[str, Array]:
+    """Scores from their parts: I(u) = sum of the trajectory columns + lambda * output (OPTIN equation 1).
+
+    One lambda for the whole model, such that median(lambda * output) = output_weight * median(trajectory).
+    """
+    sites = list(sites)
+    trajectory = {s.name: s.trajectory.sum(axis=1) for s in sites}
+    if output_weight == 0:
+        return trajectory
+    scale = output_scale(sites)
+    return {s.name: trajectory[s.name] + output_weight * scale * s.output for s in sites}
+
+
+def output_scale(sites: Iterable[RankedSite]) -> float:
+    """median(trajectory) / median(output) over all units: what puts the two terms on one scale."""
+    sites = [s for s in sites if s.units]
+    if not sites:
+        return 0.0
+    outputs = float(np.median(np.concatenate([s.output for s in sites])))
+    trajectory = float(np.median(np.concatenate([s.trajectory.sum(axis=1) for s in sites])))
+    return trajectory / outputs if outputs > 0 else 0.0
+
+
+_JSON_ATTRIBUTES = ("model", "data", "settings", "dense", "versions")
+_PLAIN_ATTRIBUTES = ("method", "tokens", "device", "dtype", "created", "seconds")
+_SITE_ATTRIBUTES = ("kind", "block", "units", "width", "macs_per_token", "macs_per_pair", "params_per_unit")
+
+
+def write_ranking(path: Path, ranking: Ranking) -> None:
+    """Write atomically; `complete` is the last attribute set."""
+    with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["format"] = FORMAT
+        file.attrs["schema_version"] = SCHEMA_VERSION
+        for name in _PLAIN_ATTRIBUTES:
+            file.attrs[name] = getattr(ranking, name)
+        for name in _JSON_ATTRIBUTES:
+            file.attrs[name] = json.dumps(getattr(ranking, name), sort_keys=True)
+        file.create_dataset("row_ids", data=np.asarray(ranking.row_ids, dtype=np.int64), track_times=False)
+        groups = file.create_group("sites", track_order=True)
+        for site in ranking.sites:
+            group = groups.create_group(site.name)
+            for name in _SITE_ATTRIBUTES:
+                group.attrs[name] = getattr(site, name)
+            group.attrs["macs_per_unit"] = site.macs_per_unit(ranking.tokens)
+            group.attrs["columns"] = np.asarray(site.columns, dtype=np.int64)
+            for name in ("score", "trajectory", "output"):
+                group.create_dataset(name, data=getattr(site, name), track_times=False)
+        file.attrs["digest"] = ranking.digest
+        file.attrs["complete"] = True
+
+
+def read_ranking(path: Path) -> Ranking:
+    """Read and check a ranking.
+
+    Raises `UsageError` for a path that can't be read and `ArtefactError` for a file that is no ranking, is
+    damaged, incomplete, or of a newer schema.
+    """
+    if not path.is_file():
+        raise UsageError(f"no ranking at {path}", "write one with `optin score MODEL --data DATA -o FILE.h5`")
+    again = "score again to replace it"
+    try:
+        with h5py.File(path, "r") as file:
+            if _text(file.attrs.get("format")) != FORMAT:
+                raise ArtefactError(f"{path} is an HDF5 file, but not a ranking written by optin", again)
+            version = int(file.attrs["schema_version"])
+            if version > SCHEMA_VERSION:
+                raise ArtefactError(
+                    f"{path} has schema version {version}; this optin reads up to {SCHEMA_VERSION}",
+                    "update optin",
+                )
+            if not bool(file.attrs.get("complete", False)):
+                raise ArtefactError(f"{path} is incomplete: its scoring did not finish", again)
+            ranking = _read(file)
+            if ranking.digest != _text(file.attrs["digest"]):
+                raise ArtefactError(f"{path} is damaged: its content does not match its digest", again)
+            return ranking
+    except PermissionError as error:
+        raise UsageError(f"can't read {path}: {error.strerror}") from error
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise ArtefactError(f"{path} is not a readable ranking: {str(error).splitlines()[0]}", again) from error
+
+
+def _read(file: h5py.File) -> Ranking:
+    attributes: dict[str, Any] = {name: json.loads(_text(file.attrs[name])) for name in _JSON_ATTRIBUTES}
+    for name in _PLAIN_ATTRIBUTES:
+        value = file.attrs[name]
+        attributes[name] = value if isinstance(value, str) else value.item()
+    sites = [_read_site(name, group) for name, group in file["sites"].items()]
+    assert set(attributes) | {"sites", "row_ids"} == {f.name for f in fields(Ranking)}
+    return Ranking(**attributes, row_ids=file["row_ids"][:].tolist(), sites=sites)
+
+
+def _read_site(name: str, group: h5py.Group) -> RankedSite:
+    values: dict[str, Any] = {key: group.attrs[key] for key in _SITE_ATTRIBUTES}
+    values = {key: value if isinstance(value, str) else value.item() for key, value in values.items()}
+    site = RankedSite(
+        name=name,
+        **values,
+        columns=group.attrs["columns"].tolist(),
+        **{key: group[key][:].astype(np.float64) for key in ("score", "trajectory", "output")},
+    )
+    if site.score.shape != (site.units,) or site.output.shape != (site.units,):
+        raise ValueError(f"{name} has {site.units} units but scores of shape {site.score.shape}")
+    if not np.isfinite(site.score).all():
+        raise ValueError(f"{name} has scores that are not finite")
+    return site
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

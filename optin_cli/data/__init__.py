@@ -1,0 +1,1 @@
+"""A data spec -> sampled rows -> batches of model inputs. Everything is read through `datasets`."""

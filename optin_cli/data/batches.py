@@ -1,0 +1,162 @@
+"""Examples -> batches of model inputs. Text is grouped by length, so that padding stays small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from optin_cli.data.examples import Examples
+from optin_cli.errors import InputError
+
+IGNORE = -100
+
+
+class TextEncoder(Protocol):
+    """What the batches need of a tokenizer (models.processors.TextProcessor)."""
+
+    def tokenize(
+        self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int | None
+    ) -> list[dict[str, list[int]]]: ...
+    def tokenize_words(self, words: Sequence[str], max_length: int | None) -> tuple[dict, list]: ...
+    def pad(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]: ...
+
+
+@dataclass
+class Batch:
+    """One batch on one device."""
+
+    inputs: dict[str, Tensor]
+    """Keyword arguments of the model."""
+    valid: Tensor | None
+    """[batch, tokens] True for real tokens; None when there is no padding (images)."""
+    example_ids: list[int]
+    """Position of each item among all examples, so that outputs can be put back in order."""
+
+    def __len__(self) -> int:
+        return len(self.example_ids)
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
+        """Move to a device; floating inputs (pixels) also to `dtype`."""
+        inputs = {
+            k: v.to(device, dtype) if dtype is not None and v.is_floating_point() else v.to(device)
+            for k, v in self.inputs.items()
+        }
+        return Batch(inputs, None if self.valid is None else self.valid.to(device), self.example_ids)
+
+
+class Batches:
+    """A fixed sequence of batches: item i is the same at every pass.
+
+    `separate` makes each of two text columns an example of its own (sentence pairs for an embedding model):
+    example 2 * row + side.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        processor: Any,
+        batch_size: int,
+        *,
+        max_length: int | None = None,
+        separate: bool = False,
+    ) -> None:
+        self.examples = examples
+        self.processor = processor
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.separate = separate and len(examples.columns.text) == 2
+
+    @cached_property
+    def _encoded(self) -> list[dict[str, list[int]]]:
+        """Token ids of every text example."""
+        columns, rows = self.examples.columns, self.examples.rows
+        texts = [rows[name][:] for name in columns.text]
+        if columns.words:
+            return [self.processor.tokenize_words(words, self.max_length)[0] for words in texts[0]]
+        texts = [["" if text is None else str(text) for text in column] for column in texts]
+        if self.separate:
+            interleaved = [text for pair in zip(*texts, strict=True) for text in pair]
+            return self.processor.tokenize(interleaved, None, self.max_length)
+        return self.processor.tokenize(texts[0], texts[1] if len(texts) == 2 else None, self.max_length)
+
+    @cached_property
+    def order(self) -> list[int]:
+        """Example ids in batch order: shortest text first; images as they come."""
+        if self.examples.columns.image:
+            return list(range(len(self.examples.rows)))
+        lengths = [len(row["input_ids"]) for row in self._encoded]
+        return sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+
+    @property
+    def count(self) -> int:
+        """Number of examples."""
+        return len(self.order)
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.batch_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        ids = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        if self.examples.columns.image:
+            return self._images(ids)
+        inputs = self.processor.pad([self._encoded[i] for i in ids])
+        return Batch(inputs, inputs["attention_mask"].bool(), ids)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self[index] for index in range(len(self)))
+
+    def _images(self, ids: list[int]) -> Batch:
+        column = self.examples.columns.image
+        assert column is not None
+        tensors = []
+        for i in ids:
+            try:
+                tensors.append(self.processor(self.examples.rows[i][column]))
+            except (OSError, ValueError) as error:
+                row = self.examples.row_ids[i]
+                raise InputError(
+                    f"{self.examples.data.spec}: the image in row {row} can't be used: {error}"
+                ) from error
+        return Batch({self.processor.input_name: torch.stack(tensors)}, None, ids)
+
+    def labels(self, label2id: dict[str, int] | None = None) -> list[Any] | None:
+        """The label of every row (not example), as numbers; None without a label column.
+
+        Word labels become one list a row, aligned to tokens (first sub-word; `IGNORE` elsewhere).
+        """
+        columns, rows = self.examples.columns, self.examples.rows
+        if columns.label is None:
+            return None
+        values = rows[columns.label][:]
+        if columns.words:
+            return [
+                self._align(words, tags) for words, tags in zip(rows[columns.text[0]][:], values, strict=True)
+            ]
+        if values and isinstance(values[0], str):
+            known = label2id or {}
+            unknown = sorted({v for v in values if v not in known})
+            if unknown:
+                try:
+                    return [float(v) for v in values]
+                except ValueError:
+                    raise InputError(
+                        f"labels {', '.join(map(repr, unknown[:3]))} of {self.examples.data.spec} are not among "
+                        f"the model's: {', '.join(known) or 'none named'}"
+                    ) from None
+            return [known[v] for v in values]
+        return values
+
+    def _align(self, words: list[str], tags: list[int]) -> list[int]:
+        word_ids = self.processor.tokenize_words(words, self.max_length)[1]
+        aligned, previous = [], None
+        for word in word_ids:
+            aligned.append(IGNORE if word is None or word == previous else tags[word])
+            previous = word
+        return aligned

@@ -1,0 +1,104 @@
+"""Which columns of a data set hold the text, the image and the label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from optin_cli.data.sources import DataSpec
+from optin_cli.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_PAIRS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("question", "context"),
+    ("text1", "text2"),
+)
+_SINGLES = ("sentence", "text", "content", "review", "tweet", "sentence1")
+_LABELS = ("label", "labels", "score", "similarity_score", "fine_label", "target", "ner_tags", "tags")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Resolved columns: one or two `text` columns, or an `image`; perhaps a `label`."""
+
+    text: tuple[str, ...] = ()
+    image: str | None = None
+    label: str | None = None
+    words: bool = False
+    """The text column holds lists of words (token classification)."""
+
+
+def find_columns(dataset: Dataset, data: DataSpec, modality: str) -> Columns:
+    """Find the columns from the features, or check the ones the user named.
+
+    Raises `UsageError` for a named column that is not there or not of that kind, `InputError` when nothing fits.
+    """
+    features = dataset.features
+    given = [c for c in (*data.text, data.label, data.image) if c]
+    if absent := [c for c in given if c not in features]:
+        raise UsageError(f"{data.spec} has no column {absent[0]!r}", f"it has {', '.join(features)}")
+    if len(data.text) > 2:
+        raise UsageError("--text takes one or two columns", f"{data.spec} has {', '.join(features)}")
+    label = data.label or _label(features)
+    if modality == "image":
+        return Columns(image=data.image or _image(features, data), label=label)
+    text = data.text or _text(features, data, label)
+    for column in text:
+        if not (_is_string(features[column]) or _is_words(features[column])):
+            raise UsageError(f"column {column!r} of {data.spec} holds no text", f"it is {features[column]}")
+    return Columns(text=text, label=label, words=_is_words(features[text[0]]))
+
+
+def _label(features: dict[str, Any]) -> str | None:
+    from datasets import ClassLabel
+
+    named = next((name for name in _LABELS if name in features), None)
+    return named or next((name for name, f in features.items() if isinstance(f, ClassLabel)), None)
+
+
+def _image(features: dict[str, Any], data: DataSpec) -> str:
+    from datasets import Image
+
+    images = [name for name, feature in features.items() if isinstance(feature, Image)]
+    if len(images) == 1 or "image" in images:
+        return "image" if "image" in images else images[0]
+    if not images:
+        raise InputError(
+            f"{data.spec} has no image column; it has {', '.join(features)}", "this model reads images"
+        )
+    raise UsageError(f"{data.spec} has several image columns: {', '.join(images)}", "name one with --image")
+
+
+def _text(features: dict[str, Any], data: DataSpec, label: str | None) -> tuple[str, ...]:
+    strings = [n for n, f in features.items() if n != label and (_is_string(f) or _is_words(f))]
+    for pair in _PAIRS:
+        if set(pair) <= set(strings):
+            return pair
+    for single in _SINGLES:
+        if single in strings:
+            return (single,)
+    if len(strings) in (1, 2):
+        return tuple(strings)
+    if not strings:
+        raise InputError(
+            f"{data.spec} has no text column; it has {', '.join(features) or 'no columns'}",
+            "this model reads text",
+        )
+    raise UsageError(
+        f"{data.spec} has several text columns: {', '.join(strings)}", "name one or two with --text A[,B]"
+    )
+
+
+def _is_string(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string") and not hasattr(feature, "feature")
+
+
+def _is_words(feature: Any) -> bool:
+    inner = getattr(feature, "feature", None)
+    return inner is not None and getattr(inner, "dtype", None) in ("string", "large_string")

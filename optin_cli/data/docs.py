@@ -1,0 +1,65 @@
+"""`builtin:docs`: sentences from the docstrings of the installed Python standard library.
+
+Real English that every machine with Python has: no hub, no download. The sources are parsed, never imported.
+The sentences depend on the Python version alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+import sysconfig
+from functools import lru_cache
+from pathlib import Path
+
+SPLITS = ("train", "validation")
+_VALIDATION_SHARE = 0.25
+# parts that distributions leave out or patch, tests, and data
+_SKIPPED = {
+    "test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__", "turtledemo",
+    "ensurepip", "distutils", "tkinter", "pydoc_data", "encodings", "config-3", "_sysconfigdata", "sitecustomize.py",
+}  # fmt: skip
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+_PLAIN = re.compile(r"[A-Za-z ,;:'\"().!?-]+")
+_WORDS = (5, 40)
+
+
+@lru_cache(maxsize=1)
+def sentences() -> tuple[str, ...]:
+    """All distinct sentences of the standard library's docstrings, sorted."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    found: set[str] = set()
+    for path in sorted(root.rglob("*.py")):
+        if not _SKIPPED.intersection(path.relative_to(root).parts):
+            found.update(_docstring_sentences(path))
+    return tuple(sorted(found))
+
+
+def split_sentences(split: str) -> list[str]:
+    """The sentences of one split. Each goes by its own hash, so a new sentence never moves another."""
+    held_out = split == "validation"
+    limit = int(_VALIDATION_SHARE * 256)
+    return [s for s in sentences() if (hashlib.sha256(s.encode()).digest()[0] < limit) == held_out]
+
+
+def _docstring_sentences(path: Path) -> set[str]:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError, OSError):
+        return set()  # templates and deliberately broken files are not a source of English
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        text = ast.get_docstring(node) if isinstance(node, kinds) else None
+        for paragraph in (text or "").split("\n\n"):
+            for sentence in _SENTENCE_END.split(" ".join(paragraph.split())):
+                words = len(sentence.split())
+                if (
+                    _WORDS[0] <= words <= _WORDS[1]
+                    and sentence[0].isupper()
+                    and sentence.endswith((".", "!", "?"))
+                    and _PLAIN.fullmatch(sentence)
+                ):
+                    found.add(sentence)
+    return found

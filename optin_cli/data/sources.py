@@ -1,0 +1,135 @@
+"""Where data comes from: a DATA argument -> a `datasets.Dataset` of one split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optin_cli.data import docs
+from optin_cli.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BUILTIN_DOCS = "builtin:docs"
+_READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_ALIASES = ({"validation", "valid", "val", "dev"}, {"train", "training"}, {"test", "testing"})
+# data sets whose old name without an organisation is still what everyone types
+_HUB_HOMES = {"glue": "nyu-mll/glue", "super_glue": "aps/super_glue", "imdb": "stanfordnlp/imdb"}
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What the user asked for: a DATA argument with its options."""
+
+    spec: str
+    split: str = "train"
+    config: str | None = None
+    text: tuple[str, ...] = ()
+    label: str | None = None
+    image: str | None = None
+
+
+def open_split(data: DataSpec) -> Dataset:
+    """Open one split of `builtin:docs`, a CSV, JSONL or Parquet file, a folder of them, an image folder, a folder
+    written by `datasets`, or a hub data set.
+
+    Raises `UsageError` for what does not exist and `InputError` for what can't be read.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    if data.spec == BUILTIN_DOCS:
+        if data.split not in docs.SPLITS:
+            raise UsageError(f"{BUILTIN_DOCS} has no split {data.split!r}", f"use {' or '.join(docs.SPLITS)}")
+        return datasets.Dataset.from_dict({"text": docs.split_sentences(data.split)})
+    if data.spec.startswith("builtin:"):
+        raise UsageError(f"unknown built-in data {data.spec!r}", f"there is: {BUILTIN_DOCS}")
+    path = Path(data.spec).expanduser()
+    try:
+        if path.is_file():
+            return _load_files([path], data.split)
+        if path.is_dir():
+            return _open_folder(path, data)
+        if data.spec.startswith((".", "/", "~")) or path.suffix in _READERS or data.spec.count("/") > 1:
+            raise UsageError(f"no data at {data.spec}")
+        return _load_hub(data)
+    except (UsageError, InputError):
+        raise
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        cause = error.__cause__ or error
+        first = (str(cause).splitlines() or [type(cause).__name__])[0]
+        raise InputError(f"{data.spec} can't be read as data: {first}") from error
+
+
+def _load_files(files: list[Path], split: str) -> Dataset:
+    import datasets
+
+    suffixes = {file.suffix for file in files}
+    reader = _READERS.get(files[0].suffix)
+    if reader is None or len(suffixes) > 1:
+        raise UsageError(
+            f"{files[0]} is of no known kind", f"known: {', '.join(_READERS)}, image folders, hub data sets"
+        )
+    options: dict[str, Any] = {}
+    if reader == "csv":
+        options = {"keep_default_na": False}  # "None", "null" and "NA" are words
+        if files[0].suffix == ".tsv":
+            options["sep"] = "\t"
+    if any(file.stat().st_size == 0 for file in files):
+        raise InputError(f"{files[0]} is empty")
+    return datasets.load_dataset(
+        reader, data_files={split: [str(f) for f in files]}, split=_slice_safe(split), **options
+    )
+
+
+def _slice_safe(split: str) -> str:
+    if not split.replace("_", "").replace(".", "").isalnum():
+        raise UsageError(f"{split!r} is no name of a split", "use a plain name and --samples for a part of it")
+    return split
+
+
+def _open_folder(path: Path, data: DataSpec) -> Dataset:
+    """`datasets` folders by their own reader; `<split>*.csv|jsonl|parquet`; else images by class folder."""
+    import datasets
+
+    if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+        loaded = datasets.load_from_disk(str(path))
+        if isinstance(loaded, datasets.DatasetDict):
+            if data.split not in loaded:
+                raise UsageError(f"{path} has no split {data.split!r}", f"it has {', '.join(loaded)}")
+            return loaded[data.split]
+        return loaded
+    tables = sorted(f for f in path.rglob("*") if f.suffix in _READERS and f.name != "metadata.jsonl")
+    if tables:
+        names = _names(data.split)
+        chosen = [f for f in tables if f.stem in names or f.stem.split("-")[0] in names]
+        if not chosen:
+            have = sorted({f.stem.split("-")[0] for f in tables})
+            raise UsageError(f"{path} has no file for the split {data.split!r}", f"it has {', '.join(have)}")
+        return _load_files(chosen, data.split)
+    folder = next((path / name for name in sorted(_names(data.split)) if (path / name).is_dir()), path)
+    return datasets.load_dataset("imagefolder", data_dir=str(folder), split="train")
+
+
+def _names(split: str) -> set[str]:
+    return next((group for group in _ALIASES if split in group), {split})
+
+
+def _load_hub(data: DataSpec) -> Dataset:
+    """`glue/sst2` is config sst2 of the data set glue; any other `a/b` is organisation and name."""
+    import datasets
+
+    first, _, rest = data.spec.partition("/")
+    name, config = data.spec, data.config
+    if first in _HUB_HOMES:
+        name, config = _HUB_HOMES[first], rest or data.config
+    try:
+        return datasets.load_dataset(name, config, split=_slice_safe(data.split))
+    except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
+        raise InputError(
+            f"{data.spec} is no local path and can't be fetched from the hub: {str(error).splitlines()[0]}",
+            "check the name and the network, or give a local file or folder",
+        ) from error

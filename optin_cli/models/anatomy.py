@@ -1,0 +1,96 @@
+"""The vocabulary of everything else: units stand in sites, sites in blocks, blocks in an anatomy.
+
+Plain dataclasses without torch. An engine that works on these works on every architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+HEADS = "heads"
+NEURONS = "neurons"
+
+
+@dataclass(frozen=True)
+class Producer:
+    """A Linear whose output features hold the units of a site.
+
+    `parts` groups are stacked along the output: a fused `qkv` projection has 3, each of units * width rows.
+    """
+
+    path: str
+    parts: int = 1
+
+
+@dataclass(frozen=True)
+class UnitInput:
+    """A forward argument of `module` that carries one slice for each unit along `axis`.
+
+    MPNet adds a position bias of shape (batch, heads, s, s) that the encoder computes for all dense heads.
+    """
+
+    module: str
+    argument: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place that holds a row of interchangeable units between producers and a consumer."""
+
+    name: str
+    """`blocks.<block>.<kind>`: what `--protect` globs match and what artefacts use as key."""
+    kind: str
+    """`heads` or `neurons`."""
+    block: int
+    units: int
+    """Units present now (fewer than in the dense model once pruned)."""
+    width: int
+    """Features of the consumer's input that belong to one unit: head_dim for heads, 1 for neurons."""
+    producers: tuple[Producer, ...]
+    consumer: str
+    counts: tuple[tuple[str, str], ...] = ()
+    """Attributes that hold a count and change with the units: (module.attribute, 'units' or 'features')."""
+    unit_inputs: tuple[UnitInput, ...] = ()
+    macs_per_token: int = 0
+    """MACs of one unit for each token: its rows of the producers and columns of the consumer."""
+    macs_per_pair: int = 0
+    """MACs of one unit for each pair of tokens: 2 * head_dim for a head (scores and context)."""
+    params_per_unit: int = 0
+
+    def macs_per_unit(self, tokens: float) -> float:
+        """MACs one unit costs on a sequence of `tokens` tokens (METHOD section 4, PTF's FLOPs model)."""
+        return self.macs_per_token * tokens + self.macs_per_pair * tokens * tokens
+
+    @property
+    def features(self) -> int:
+        """Size of the consumer's input."""
+        return self.units * self.width
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The ordered blocks of a model and the sites that stand in them. Paths are `get_submodule` paths."""
+
+    family: str
+    blocks: tuple[str, ...]
+    sites: tuple[Site, ...]
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites)
+
+    def __getitem__(self, name: str) -> Site:
+        for site in self.sites:
+            if site.name == name:
+                return site
+        raise KeyError(name)
+
+    def in_block(self, block: int) -> tuple[Site, ...]:
+        return tuple(site for site in self.sites if site.block == block)
+
+    def macs(self, tokens: float, kept: Mapping[str, int] | None = None) -> float:
+        """MACs of all sites on a sequence of `tokens` tokens, or of the `kept` number of units in each."""
+        return sum(
+            site.macs_per_unit(tokens) * (site.units if kept is None else kept[site.name]) for site in self
+        )

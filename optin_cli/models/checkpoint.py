@@ -1,0 +1,323 @@
+"""Open a model from a hub id, a directory, timm or a pruned directory; write a pruned directory.
+
+Weights are read by transformers and timm themselves, so their key conversions, shards and dtypes hold for
+pruned models too. Nothing is unpickled except through torch's `weights_only`.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optin_cli.artefacts.files import digest_bytes, digest_files, to_json
+from optin_cli.artefacts.pruned import PrunedRecord, write_pruned
+from optin_cli.errors import InputError, UsageError
+from optin_cli.models.anatomy import Anatomy
+from optin_cli.models.dissect import dissect, family_of
+from optin_cli.models.families import Family, family_from_dict
+from optin_cli.models.processors import (
+    ImageProcessor,
+    TextProcessor,
+    text_processor,
+    timm_image_processor,
+    transformers_image_processor,
+)
+from optin_cli.models.slicing import slice_model
+from optin_cli.models.sources import Source, resolve
+from optin_cli.models.tasks import AUTO_CLASSES, EMBEDDING, IMAGE, Task, task_from_config
+
+log = logging.getLogger("optin")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+Reshape = Callable[[nn.Module], None]
+
+
+@dataclass
+class OpenModel:
+    """A model ready to run: eval mode, parameters frozen, on its device."""
+
+    source: Source
+    module: nn.Module
+    family: Family
+    anatomy: Anatomy
+    task: Task
+    stored_dtype: torch.dtype
+    """The dtype of the weights on disk, which a pruned copy keeps."""
+
+    @property
+    def spec(self) -> str:
+        return self.source.spec
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.module.parameters()).dtype
+
+    @property
+    def record(self) -> PrunedRecord | None:
+        return self.source.record
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights as stored; of the state dict when timm made it by name."""
+        files = self.source.weight_files()
+        if files:
+            return digest_files(files)
+        state = self.module.state_dict()
+        return digest_bytes(
+            *(k.encode() + v.float().cpu().contiguous().numpy().tobytes() for k, v in sorted(state.items()))
+        )
+
+    @cached_property
+    def processor(self) -> TextProcessor | ImageProcessor:
+        """Tokenizer or image transform, from the model's own files or config."""
+        if self.source.library == "timm":
+            return timm_image_processor(self.module)
+        assert self.source.folder is not None
+        config = self.module.config
+        if self.family.modality == "image":
+            return transformers_image_processor(self.source.folder, config)
+        return text_processor(self.source.folder, config)
+
+    @property
+    def dense(self) -> dict[str, Any]:
+        """Facts about the original dense model: what budgets are relative to."""
+        if self.record is not None:
+            return self.record.dense
+        return {
+            "id": self.spec,
+            "digest": self.digest,
+            "params": sum(p.numel() for p in self.module.parameters()),
+            "macs_per_token": sum(s.units * s.macs_per_token for s in self.anatomy),
+            "macs_per_pair": sum(s.units * s.macs_per_pair for s in self.anatomy),
+            "site_params": sum(s.units * s.params_per_unit for s in self.anatomy),
+        }
+
+    def output(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The model's output, [batch, rows, classes] (see `Task.output`)."""
+        return self.task.output(self.module, inputs)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA when there is one. Raises `UsageError` for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {name!r}", "use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no CUDA device is available", "use --device cpu")
+    return device
+
+
+def open_model(
+    spec: str,
+    *,
+    task: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    family: Family | None = None,
+) -> OpenModel:
+    """Open any MODEL argument.
+
+    `dtype` `auto` computes in float32 on CPU and in the stored dtype on a GPU. `family` overrides the table that
+    the architecture's name would pick. Raises `UsageError`, `InputError` or `UnknownArchitecture`.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}", f"use auto, {', '.join(DTYPES)}")
+    where = pick_device(device)
+    source = resolve(spec)
+    record = source.record
+    if record is not None:
+        family = family_from_dict(record.family, f"{source.folder}/optin.json")
+
+    def reshape(module: nn.Module) -> None:
+        if record is not None:
+            assert family is not None
+            slice_model(module, dissect(module, family), record.kept)
+
+    with _clear_errors(source):
+        opened = _open_timm if source.library == "timm" else _open_transformers
+        module, found_task, stored = opened(source, task, reshape)
+    family = family or family_of(module)
+    anatomy = dissect(module, family)
+    if dtype == "auto":
+        compute = torch.float32 if where.type == "cpu" else stored
+    else:
+        compute = DTYPES[dtype]
+    module = module.to(device=where, dtype=compute).eval().requires_grad_(False)
+    return OpenModel(source, module, family, anatomy, found_task, stored)
+
+
+def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> nn.Module:
+    """Load a pruned directory (or any other MODEL) as a ready module in eval mode.
+
+    Example::
+
+        model = optin_cli.load("m-60/")
+        tokenizer = transformers.AutoTokenizer.from_pretrained("m-60/")
+    """
+    return open_model(str(path), device=device, dtype=dtype).module.requires_grad_(True)
+
+
+def save_pruned(folder: Path, model: OpenModel, record: PrunedRecord) -> None:
+    """Write config, safetensors, processor files and `optin.json` of a sliced model into an existing folder."""
+    module = model.module.to("cpu", model.stored_dtype)
+    if model.source.library == "timm":
+        _save_timm(folder, module, model.source)
+    else:
+        with _quiet():
+            module.save_pretrained(folder)
+    for path in model.source.extra_files():
+        assert model.source.folder is not None
+        target = folder / path.relative_to(model.source.folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    write_pruned(folder, record)
+
+
+def _open_transformers(
+    source: Source, task_name: str | None, reshape: Reshape
+) -> tuple[nn.Module, Task, torch.dtype]:
+    import transformers
+
+    assert source.folder is not None
+    config = transformers.AutoConfig.from_pretrained(source.folder)
+    task_name = task_name or (source.record.task if source.record else None)
+    task = task_from_config(config, source.folder, task_name)
+    architecture = (config.architectures or [""])[0]
+    cls = getattr(transformers, architecture, None)
+    if cls is None or task_from_config(config, source.folder, None).name != task.name or task.name == EMBEDDING:
+        auto = getattr(transformers, AUTO_CLASSES[task.name])
+        cls = auto._model_mapping.get(type(config), None)
+        if cls is None:
+            raise UsageError(f"a {config.model_type} model can't do {task.name}", "choose another --task")
+    with _quiet():
+        module, info = _reshaped(cls, reshape).from_pretrained(
+            source.folder, config=config, dtype="auto", output_loading_info=True, weights_only=True
+        )
+    module.__class__ = cls
+    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise InputError(
+            f"{source.spec} has no weights for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}",
+            f"the checkpoint has no trained head for {task.name}: choose another --task",
+        )
+    return module, task, module.dtype
+
+
+def _reshaped(cls: type[nn.Module], reshape: Reshape) -> type[Any]:
+    """`cls` with its modules resized right after construction, before transformers loads weights into them."""
+
+    class Reshaped(cls):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            reshape(self)
+
+    Reshaped.__name__ = cls.__name__
+    Reshaped.__module__ = cls.__module__
+    return Reshaped
+
+
+def _open_timm(
+    source: Source, task_name: str | None, reshape: Reshape
+) -> tuple[nn.Module, Task, torch.dtype]:
+    import timm
+    from timm.models import load_state_dict
+
+    if task_name not in (None, IMAGE, EMBEDDING):
+        raise UsageError(f"a timm model can't do {task_name}", f"use {IMAGE} or {EMBEDDING}")
+    args = dict(source.timm_args)
+    if task_name == EMBEDDING:
+        args["num_classes"] = 0
+    files = source.weight_files()
+    module = timm.create_model(source.timm_name, pretrained=not files, **args)
+    reshape(module)
+    stored = torch.float32
+    if files:
+        state = load_state_dict(str(files[0]), device="cpu", weights_only=True)
+        missing, unexpected = module.load_state_dict(state, strict=False)
+        if task_name == EMBEDDING:
+            unexpected = [key for key in unexpected if not key.startswith("head")]
+        if missing or unexpected:
+            raise InputError(
+                f"{files[0]} does not fit timm's {source.timm_name}: "
+                f"missing {missing[:3] or 'nothing'}, unexpected {unexpected[:3] or 'nothing'}",
+                "check the model name, num_classes and img_size (timm:NAME?checkpoint=FILE&num_classes=10)",
+            )
+        stored = next(t.dtype for t in state.values() if t.is_floating_point())
+    embedding = module.num_classes == 0
+    task = Task(EMBEDDING, regression=True, pooling="none") if embedding else Task(IMAGE)
+    return module, task, stored
+
+
+def _save_timm(folder: Path, module: nn.Module, source: Source) -> None:
+    """config.json in the layout timm itself writes and reads (`local-dir:`), and model.safetensors."""
+    from safetensors.torch import save_file
+
+    keep = ("tag", "input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+    config = {
+        "architecture": source.timm_name.split(".")[0],
+        "num_classes": module.num_classes,
+        "num_features": module.num_features,
+        "model_args": {k: v for k, v in source.timm_args.items() if k != "num_classes"},
+        "pretrained_cfg": {k: module.pretrained_cfg[k] for k in keep if module.pretrained_cfg.get(k) is not None},
+    }
+    (folder / "config.json").write_text(to_json(config) + "\n")
+    state = {key: value.contiguous() for key, value in module.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+class _clear_errors:
+    """Turn what the libraries raise for unusable weights into one sentence."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        first = (str(error).splitlines() or [""])[0] if error else ""
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+            raise InputError(
+                f"{self.source.spec}: its pickled weights hold more than tensors, so they are not loaded",
+                "convert them to safetensors with the tool that made them",
+            ) from error
+        if isinstance(error, UsageError | InputError):
+            return
+        if isinstance(error, OSError | ValueError | RuntimeError | KeyError):
+            raise InputError(f"{self.source.spec} can't be opened: {first}") from error
+        if type(error).__name__ == "SafetensorError":
+            raise InputError(f"{self.source.spec}: its safetensors file is damaged: {first}") from error
+
+
+class _quiet:
+    """Silence transformers' own progress bars and reports; optin says what matters itself."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging as hf
+
+        self.verbosity = hf.get_verbosity()
+        self.bars = hf.is_progress_bar_enabled()
+        hf.set_verbosity_error()
+        hf.disable_progress_bar()
+
+    def __exit__(self, *_: Any) -> None:
+        from transformers.utils import logging as hf
+
+        hf.set_verbosity(self.verbosity)
+        if self.bars:
+            hf.enable_progress_bar()

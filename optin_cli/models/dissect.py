@@ -1,0 +1,138 @@
+"""Read the anatomy off a live model: a family's table of paths, resolved against its modules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from optin_cli.errors import InputError, UnknownArchitecture
+from optin_cli.models.anatomy import HEADS, Anatomy, Producer, Site, UnitInput
+from optin_cli.models.families import DOCS, Family, SiteTable, find_family, known_families
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def family_of(model: nn.Module) -> Family:
+    """The registered family of a model, by `config.model_type` or the name of its class.
+
+    Raises `UnknownArchitecture` naming what was looked for and which families there are.
+    """
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    candidates = ([model_type] if model_type else []) + [cls.__name__ for cls in type(model).__mro__]
+    family = find_family(candidates)
+    if family is None:
+        names = ", ".join(f"{f.name} ({', '.join(f.matches)})" for f in known_families())
+        raise UnknownArchitecture(
+            f"no family table for {type(model).__name__}"
+            + (f" (model_type {model_type!r})" if model_type else ""),
+            f"known: {names}. {DOCS} shows how to describe a new one in about ten lines",
+        )
+    return family
+
+
+def dissect(model: nn.Module, family: Family) -> Anatomy:
+    """Resolve `family` against `model` (dense or already pruned, real or meta tensors).
+
+    Raises `InputError` naming the table's path and the module that lacks it, and when producers and consumer
+    don't fit each other.
+    """
+    base = getattr(model, "base_model", model)
+    prefix = next((name for name, module in model.named_modules() if module is base), "")
+    root = f"{prefix}.{family.blocks}" if prefix else family.blocks
+    blocks = [f"{root}.{name}" for name, _ in _module(model, root, family).named_children()]
+    if not blocks:
+        raise InputError(f"family {family.name!r}: {type(model).__name__}.{root} holds no blocks")
+    sites: list[Site] = []
+    for index, block in enumerate(blocks):
+        for table in family.sites:
+            if not any(_mixes_units(model, f"{block}.{path}") for path in table.must_be_identity):
+                sites.append(_site(model, family, table, index, block))
+    if not sites:
+        raise InputError(
+            f"nothing is prunable in {type(model).__name__}: every site of family {family.name!r} has a module "
+            "that mixes its units",
+            f"{DOCS} explains `must_be_identity`",
+        )
+    return Anatomy(family.name, tuple(blocks), tuple(sites))
+
+
+def _site(model: nn.Module, family: Family, table: SiteTable, index: int, block: str) -> Site:
+    def module(path: str) -> nn.Module:
+        return _module(model, f"{block}.{path}", family)
+
+    name = f"blocks.{index}.{table.kind}"
+    consumer = _linear_shape(module(table.consumer), f"{block}.{table.consumer}")
+    width = (
+        table.unit_width
+        if isinstance(table.unit_width, int)
+        else int(_attribute(model, f"{block}.{table.unit_width}", family))
+    )
+    units, rest = divmod(consumer[0], width)
+    if rest:
+        raise InputError(f"{name}: consumer input {consumer[0]} is not a multiple of the unit width {width}")
+    per_token = width * consumer[1]
+    params = width * consumer[1]
+    for producer in table.producers:
+        path = f"{block}.{producer.path}"
+        layer = module(producer.path)
+        inputs, outputs = _linear_shape(layer, path)
+        if outputs != producer.parts * units * width:
+            raise InputError(
+                f"{name}: {path} gives {outputs} features, but {producer.parts} x {units} units x {width} "
+                f"feed {block}.{table.consumer}",
+                f"the table of family {family.name!r} does not describe this model: see {DOCS}",
+            )
+        per_token += producer.parts * width * inputs
+        params += producer.parts * width * (inputs + (getattr(layer, "bias", None) is not None))
+    for path in table.counts:
+        _attribute(model, f"{block}.{path}", family)
+    return Site(
+        name=name,
+        kind=table.kind,
+        block=index,
+        units=units,
+        width=width,
+        producers=tuple(Producer(f"{block}.{p.path}", p.parts) for p in table.producers),
+        consumer=f"{block}.{table.consumer}",
+        counts=tuple((f"{block}.{path}", unit) for path, unit in table.counts.items()),
+        unit_inputs=tuple(UnitInput(f"{block}.{u.module}", u.argument, u.axis) for u in table.unit_inputs),
+        macs_per_token=per_token,
+        macs_per_pair=2 * width if table.kind == HEADS else 0,
+        params_per_unit=params,
+    )
+
+
+def _linear_shape(layer: nn.Module, path: str) -> tuple[int, int]:
+    """(inputs, outputs) of a Linear."""
+    from torch import nn
+
+    if not isinstance(layer, nn.Linear):
+        raise InputError(f"{path} is a {type(layer).__name__}; a site is made of torch.nn.Linear layers")
+    return layer.in_features, layer.out_features
+
+
+def _module(model: nn.Module, path: str, family: Family) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise InputError(
+            f"family {family.name!r} expects {path} in {type(model).__name__}: {error}",
+            f"this variant is built differently; describe it with --anatomy FILE.yaml ({DOCS})",
+        ) from error
+
+
+def _attribute(model: nn.Module, path: str, family: Family) -> Any:
+    owner, _, attribute = path.rpartition(".")
+    module = _module(model, owner, family)
+    if not hasattr(module, attribute):
+        raise InputError(f"family {family.name!r} expects {path} in {type(model).__name__}")
+    return getattr(module, attribute)
+
+
+def _mixes_units(model: nn.Module, path: str) -> bool:
+    """True if there is a real module at `path`: absent, None and Identity leave the units apart."""
+    from torch import nn
+
+    owner, _, attribute = path.rpartition(".")
+    module = getattr(model.get_submodule(owner), attribute, None)
+    return module is not None and not isinstance(module, nn.Identity)

