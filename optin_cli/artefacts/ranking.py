@@ -175,7 +175,9 @@ def read_ranking(path: Path) -> Ranking:
     except PermissionError as error:
         raise UsageError(f"can't read {path}: {error.strerror}") from error
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise ArtefactError(f"{path} is not a readable ranking: {str(error).splitlines()[0]}", again) from error
+        raise ArtefactError(
+            f"{path} is not a readable ranking: {str(error).splitlines()[0]}", again
+        ) from error
 
 
 def _read(file: h5py.File) -> Ranking:

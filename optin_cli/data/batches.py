@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -135,28 +135,51 @@ class Batches:
         if columns.label is None:
             return None
         values = rows[columns.label][:]
+        number = self._numbering(values, label2id or {})
         if columns.words:
             return [
-                self._align(words, tags) for words, tags in zip(rows[columns.text[0]][:], values, strict=True)
+                self._align(words, [number(tag) for tag in tags], row)
+                for words, tags, row in zip(
+                    rows[columns.text[0]][:], values, self.examples.row_ids, strict=True
+                )
             ]
-        if values and isinstance(values[0], str):
-            known = label2id or {}
-            unknown = sorted({v for v in values if v not in known})
-            if unknown:
-                try:
-                    return [float(v) for v in values]
-                except ValueError:
-                    raise InputError(
-                        f"labels {', '.join(map(repr, unknown[:3]))} of {self.examples.data.spec} are not among "
-                        f"the model's: {', '.join(known) or 'none named'}"
-                    ) from None
-            return [known[v] for v in values]
-        return values
+        return [number(value) for value in values]
 
-    def _align(self, words: list[str], tags: list[int]) -> list[int]:
-        word_ids = self.processor.tokenize_words(words, self.max_length)[1]
+    def _numbering(self, values: list[Any], label2id: dict[str, int]) -> Callable[[Any], Any]:
+        """How a stored label becomes the model's number: by name wherever both sides have names."""
+        names = _class_names(self.examples.rows.features[self.examples.columns.label])
+        if names and set(names) == set(label2id):
+            return lambda value: label2id[names[value]] if value >= 0 else value
+        flat = [v for value in values for v in (value if isinstance(value, list) else [value])]
+        if not any(isinstance(v, str) for v in flat):
+            return lambda value: value
+        unknown = sorted({str(v) for v in flat if v not in label2id})
+        if not unknown:
+            return lambda value: label2id[value]
+        try:
+            for v in flat:
+                float(v)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"labels {', '.join(map(repr, unknown[:3]))} of {self.examples.data.spec} are not among the "
+                f"model's: {', '.join(label2id) or 'none named'}"
+            ) from None
+        return float
+
+    def _align(self, words: list[str], tags: list[Any], row: int) -> list[Any]:
+        """The tag of each token: its word's at the first sub-word, `IGNORE` elsewhere."""
+        if len(words) != len(tags):
+            raise InputError(
+                f"{self.examples.data.spec}: row {row} has {len(words)} words but {len(tags)} labels"
+            )
         aligned, previous = [], None
-        for word in word_ids:
+        for word in self.processor.tokenize_words(words, self.max_length)[1]:
             aligned.append(IGNORE if word is None or word == previous else tags[word])
             previous = word
         return aligned
+
+
+def _class_names(feature: Any) -> list[str]:
+    """Names of a ClassLabel feature or of a list of them; none for anything else."""
+    inner = getattr(feature, "feature", feature)
+    return list(getattr(inner, "names", None) or [])

@@ -87,7 +87,9 @@ def _load_files(files: list[Path], split: str) -> Dataset:
 
 def _slice_safe(split: str) -> str:
     if not split.replace("_", "").replace(".", "").isalnum():
-        raise UsageError(f"{split!r} is no name of a split", "use a plain name and --samples for a part of it")
+        raise UsageError(
+            f"{split!r} is no name of a split", "use a plain name and --samples for a part of it"
+        )
     return split
 
 

@@ -90,7 +90,7 @@ class OpenModel:
             return transformers_image_processor(self.source.folder, config)
         return text_processor(self.source.folder, config)
 
-    @property
+    @cached_property
     def dense(self) -> dict[str, Any]:
         """Facts about the original dense model: what budgets are relative to."""
         if self.record is not None:
@@ -157,7 +157,7 @@ def open_model(
         compute = torch.float32 if where.type == "cpu" else stored
     else:
         compute = DTYPES[dtype]
-    module = module.to(device=where, dtype=compute).eval().requires_grad_(False)
+    module.to(device=where, dtype=compute).eval().requires_grad_(False)
     return OpenModel(source, module, family, anatomy, found_task, stored)
 
 
@@ -180,6 +180,8 @@ def save_pruned(folder: Path, model: OpenModel, record: PrunedRecord) -> None:
     else:
         with _quiet():
             module.save_pretrained(folder)
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors are written for the owner alone; a model is to be served
     for path in model.source.extra_files():
         assert model.source.folder is not None
         target = folder / path.relative_to(model.source.folder)
@@ -199,7 +201,11 @@ def _open_transformers(
     task = task_from_config(config, source.folder, task_name)
     architecture = (config.architectures or [""])[0]
     cls = getattr(transformers, architecture, None)
-    if cls is None or task_from_config(config, source.folder, None).name != task.name or task.name == EMBEDDING:
+    if (
+        cls is None
+        or task_from_config(config, source.folder, None).name != task.name
+        or task.name == EMBEDDING
+    ):
         auto = getattr(transformers, AUTO_CLASSES[task.name])
         cls = auto._model_mapping.get(type(config), None)
         if cls is None:
@@ -243,7 +249,8 @@ def _open_timm(
     if task_name == EMBEDDING:
         args["num_classes"] = 0
     files = source.weight_files()
-    module = timm.create_model(source.timm_name, pretrained=not files, **args)
+    module: Any = timm.create_model(source.timm_name, pretrained=not files, **args)
+    module.pretrained_cfg = {**module.pretrained_cfg, **source.timm_cfg, **_built_size(module)}
     reshape(module)
     stored = torch.float32
     if files:
@@ -263,7 +270,13 @@ def _open_timm(
     return module, task, stored
 
 
-def _save_timm(folder: Path, module: nn.Module, source: Source) -> None:
+def _built_size(module: Any) -> dict[str, Any]:
+    """The input size a model was built for, which `img_size` may have changed: the transform must match it."""
+    size = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    return {"input_size": (3, *size)} if size else {}
+
+
+def _save_timm(folder: Path, module: Any, source: Source) -> None:
     """config.json in the layout timm itself writes and reads (`local-dir:`), and model.safetensors."""
     from safetensors.torch import save_file
 
@@ -273,7 +286,9 @@ def _save_timm(folder: Path, module: nn.Module, source: Source) -> None:
         "num_classes": module.num_classes,
         "num_features": module.num_features,
         "model_args": {k: v for k, v in source.timm_args.items() if k != "num_classes"},
-        "pretrained_cfg": {k: module.pretrained_cfg[k] for k in keep if module.pretrained_cfg.get(k) is not None},
+        "pretrained_cfg": {
+            k: module.pretrained_cfg[k] for k in keep if module.pretrained_cfg.get(k) is not None
+        },
     }
     (folder / "config.json").write_text(to_json(config) + "\n")
     state = {key: value.contiguous() for key, value in module.state_dict().items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from optin_cli.artefacts.files import read_json
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned
 from optin_cli.errors import InputError, UsageError
 
@@ -41,18 +42,25 @@ class Source:
     """Config, weights and processor files; None for a timm model made by name."""
     timm_name: str = ""
     timm_args: dict[str, Any] = field(default_factory=dict)
+    timm_cfg: dict[str, Any] = field(default_factory=dict)
+    """What config.json says about input size, normalisation and crop."""
     checkpoint: Path | None = None
     record: PrunedRecord | None = None
     """Set when the folder was made by `optin apply`."""
 
     def weight_files(self) -> list[Path]:
-        """Weight files, safetensors before pickles; empty for a timm model made by name without a file."""
+        """The files weights are read from, safetensors before pickles; none for a timm model made by name."""
         if self.checkpoint is not None:
             return [self.checkpoint]
         if self.folder is None:
             return []
-        safe = sorted(self.folder.glob("*.safetensors"))
-        return safe or sorted(self.folder.glob("pytorch_model*.bin"))
+        for name in ("model.safetensors", "pytorch_model.bin"):
+            if (self.folder / name).is_file():
+                return [self.folder / name]
+            if (index := self.folder / f"{name}.index.json").is_file():
+                shards = set(read_json(index, "an index of weights").get("weight_map", {}).values())
+                return [self.folder / shard for shard in sorted(shards)]
+        return []
 
     def extra_files(self) -> list[Path]:
         """Tokenizer, processor and pooling files, which a pruned model takes along unchanged."""
@@ -106,9 +114,13 @@ def _from_folder(spec: str, folder: Path) -> Source:
         folder=folder,
         timm_name=data["architecture"] if is_timm else "",
         timm_args={**data.get("model_args", {}), "num_classes": data.get("num_classes")} if is_timm else {},
+        timm_cfg=data.get("pretrained_cfg", {}) if is_timm else {},
         record=record,
     )
-    if not source.weight_files():
+    files = source.weight_files()
+    if absent := [file.name for file in files if not file.is_file()]:
+        raise InputError(f"{folder} lacks the shards {', '.join(absent)} that its index names")
+    if not files:
         raise InputError(
             f"{folder} holds no weights",
             "expected model.safetensors, its shards with an index, or pytorch_model.bin",
@@ -130,7 +142,8 @@ def _from_timm(spec: str) -> Source:
 
         close = get_close_matches(name, timm.list_models(), n=3)
         raise UsageError(
-            f"timm has no model {name!r}", f"nearest: {', '.join(close)}" if close else "see timm.list_models()"
+            f"timm has no model {name!r}",
+            f"nearest: {', '.join(close)}" if close else "see timm.list_models()",
         )
     if checkpoint is not None and not checkpoint.is_file():
         raise UsageError(f"no checkpoint at {checkpoint}")
@@ -146,7 +159,7 @@ def _literal(text: str) -> Any:
 
 
 def _download(spec: str) -> Path:
-    """A hub model's snapshot folder: config and processor files, safetensors, pickles only if there is no safetensors."""
+    """A hub model's snapshot folder: config, processor files and safetensors; pickles only for want of those."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

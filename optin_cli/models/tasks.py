@@ -71,7 +71,9 @@ class Task:
         if self.name == TOKEN and "attention_mask" in inputs:
             return inputs["attention_mask"].float()
         batch = next(iter(inputs.values())).shape[0]
-        rows = next(iter(inputs.values())).shape[1] if self.name == TOKEN else 2 if self.name == QUESTION else 1
+        rows = (
+            next(iter(inputs.values())).shape[1] if self.name == TOKEN else 2 if self.name == QUESTION else 1
+        )
         return torch.ones(batch, rows, device=next(iter(inputs.values())).device)
 
     def _embedding(self, result: Any, attention_mask: Tensor | None) -> Tensor:

@@ -1,0 +1,3 @@
+from optin_cli.main import main
+
+main()

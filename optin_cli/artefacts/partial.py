@@ -1,0 +1,71 @@
+"""Unfinished work that survives a kill: finished items, each in its own file, beside the artefact-to-be.
+
+An item is renamed into place whole, so whatever moment the process dies at, the items that are there are good.
+The same inputs pick them up; other inputs throw them away and say why.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optin_cli.artefacts.files import atomic_file, check_output, digest_json, read_json, to_json
+from optin_cli.errors import OptinError
+
+log = logging.getLogger("optin")
+
+
+class Partial:
+    """Items of one unfinished artefact, in `<folder>/.<name>.partial/`."""
+
+    def __init__(self, target: Path, identity: dict[str, Any]) -> None:
+        """Open what an earlier run left for the same `identity`; clear anything else."""
+        check_output(target, "file")
+        self.folder = target.with_name(f".{target.name}.partial")
+        stamp = self.folder / "identity.json"
+        if self.folder.exists():
+            changed = _changes(stamp, identity)
+            if changed:
+                log.warning("starting over: the unfinished run beside %s had another %s", target, changed)
+                shutil.rmtree(self.folder)
+            else:
+                log.info("resuming: %d parts of %s are done", len(self), target)
+        self.folder.mkdir(exist_ok=True)
+        if not stamp.exists():
+            with atomic_file(stamp) as temporary:
+                temporary.write_text(to_json({**identity, "digest": digest_json(identity)}))
+
+    def __len__(self) -> int:
+        return len(list(self.folder.glob("*.npz")))
+
+    def get(self, key: str) -> dict[str, np.ndarray] | None:
+        """The arrays of a finished item, or None."""
+        path = self.folder / f"{key}.npz"
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as data:
+            return dict(data)
+
+    def put(self, key: str, arrays: dict[str, np.ndarray]) -> None:
+        with atomic_file(self.folder / f"{key}.npz") as temporary, temporary.open("wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+
+    def discard(self) -> None:
+        """Remove everything: the artefact itself is written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _changes(stamp: Path, identity: dict[str, Any]) -> str:
+    """Names of what differs from the earlier run's identity; empty when it is the same."""
+    try:
+        earlier = read_json(stamp, "the stamp of an unfinished run")
+    except OptinError:
+        return "start (its stamp is missing)"
+    if earlier.pop("digest", None) == digest_json(identity):
+        return ""
+    names = [k for k in identity if digest_json({"": earlier.get(k)}) != digest_json({"": identity.get(k)})]
+    return ", ".join(names) or "layout"

@@ -1,0 +1,92 @@
+"""`optin eval`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from optin_cli import console
+from optin_cli.commands import options
+
+if TYPE_CHECKING:
+    from optin_cli.measure.evaluate import Evaluation
+
+
+def evaluate(
+    model: options.Model,
+    data: options.Data,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", metavar="MODEL", help="Dense model to compare with.")
+    ] = None,
+    split: options.Split = "validation",
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="Examples drawn by seed (default: all).")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option("--max-drop", help="Exit with 5 if more points than this are lost to the baseline."),
+    ] = None,
+    batch_size: options.BatchSize = 32,
+    max_length: options.MaxLength = None,
+    config: options.Config = None,
+    text: options.Text = None,
+    label: options.Label = None,
+    image: options.Image = None,
+    task: options.Task = None,
+    anatomy: options.Anatomy = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> None:
+    """Measure quality on labelled data, and agreement with the dense model on any data.
+
+    Examples:
+
+      optin eval m-60/ --baseline demo:minilm --data builtin:docs
+
+      optin eval m-60/ --baseline ./my-bert --data glue/sst2 --max-drop 1
+    """
+    from optin_cli.data.batches import Batches
+    from optin_cli.data.examples import sample
+    from optin_cli.measure import evaluate as stage
+    from optin_cli.models.tasks import EMBEDDING
+
+    opened = options.open_with(model, task, anatomy, device, dtype)
+    dense = options.open_with(baseline, task, anatomy, device, dtype) if baseline else None
+    separate = opened.task.name == EMBEDDING
+    spec = options.data_spec(data, split, config, text, label, image)
+    examples = sample(spec, opened.family.modality, samples, seed, separate=separate)
+    batches = Batches(examples, opened.processor, batch_size, max_length=max_length, separate=separate)
+    with console.progress(not json) as on_progress:
+        evaluation = stage.evaluate(opened, batches, dense, on_progress)
+    if json:
+        console.emit_json({"model": model, "baseline": baseline, "data": data, **asdict(evaluation)})
+    else:
+        show(evaluation, data, split)
+    if max_drop is not None:
+        stage.gate(evaluation, max_drop)
+
+
+def show(evaluation: Evaluation, data: str, split: str) -> None:
+    """Metrics and fidelity, on stderr."""
+    both = bool(evaluation.baseline_metrics)
+    columns = ["metric", *(["dense"] if both else []), "model", *(["difference"] if both else [])]
+    rows = []
+    for name, value in evaluation.metrics.items():
+        dense = evaluation.baseline_metrics.get(name)
+        cells = [name, f"{value:.2f}"]
+        if dense is not None:
+            cells = [name, f"{dense:.2f}", f"{value:.2f}", f"{value - dense:+.2f}"]
+        rows.append(cells)
+    title = f"{evaluation.task} on {evaluation.examples} examples of {data} ({split})"
+    if rows:
+        console.table(title, columns, rows)
+    if evaluation.fidelity:
+        console.table(
+            title if not rows else "against the dense model",
+            ["fidelity", ""],
+            [[name.replace("_", " "), f"{value:.4g}"] for name, value in evaluation.fidelity.items()],
+        )

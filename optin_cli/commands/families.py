@@ -1,0 +1,32 @@
+"""`optin families`."""
+
+from __future__ import annotations
+
+from optin_cli import console
+from optin_cli.commands import options
+from optin_cli.models.families import DOCS, family_to_dict, known_families
+
+
+def families(json: options.Json = False) -> None:
+    """List the known architectures and what is prunable in each.
+
+    Examples:
+
+      optin families
+    """
+    known = known_families()
+    if json:
+        console.emit_json({"families": [family_to_dict(family) for family in known]})
+        return
+    rows = [
+        [
+            family.name,
+            ", ".join(family.matches),
+            family.modality,
+            ", ".join(site.kind for site in family.sites),
+            family.note,
+        ]
+        for family in known
+    ]
+    console.table("", ["family", "fits", "reads", "prunable", "note"], rows, stdout=True)
+    console.note(f"anything else: describe it in about ten lines, see {DOCS}")

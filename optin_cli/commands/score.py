@@ -1,0 +1,124 @@
+"""`optin score`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from optin_cli import console
+from optin_cli.artefacts.ranking import Ranking
+from optin_cli.commands import options
+
+if TYPE_CHECKING:
+    from optin_cli.scoring.score import Plan
+
+
+def score(
+    model: options.Model,
+    data: options.Data,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Ranking to write (HDF5).")],
+    split: options.Split = "train",
+    samples: options.Samples = 512,
+    method: options.Method = "auto",
+    probes: options.Probes = 4,
+    rows: options.Rows = 768,
+    temperature: options.Temperature = 4.0,
+    lambda_: options.ScoreLambda = 1.0,
+    batch_size: options.BatchSize = 32,
+    max_length: options.MaxLength = None,
+    config: options.Config = None,
+    text: options.Text = None,
+    label: options.Label = None,
+    image: options.Image = None,
+    task: options.Task = None,
+    anatomy: options.Anatomy = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    seed: options.Seed = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be scored and about how long it takes.")
+    ] = False,
+    force: options.Force = False,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+) -> None:
+    """Score every head and neuron of MODEL by how much the model's trajectory changes without it.
+
+    The ranking is paid once and reused for any budget. No labels, no training. A killed run resumes.
+
+    Examples:
+
+      optin score demo:minilm --data builtin:docs -o rankings/minilm.h5
+
+      optin score ./my-bert --data glue/sst2 --samples 1024 -o rankings/sst2.h5
+
+      optin score timm:vit_small_patch16_224 --data ./images -o rankings/vit.h5
+    """
+    from optin_cli.scoring import score as stage
+
+    settings = stage.ScoreSettings(
+        method=method,
+        samples=samples,
+        batch_size=batch_size,
+        max_length=max_length,
+        rows=rows,
+        probes=probes,
+        temperature=temperature,
+        output_weight=lambda_,
+        seed=seed,
+    )
+    opened = options.open_with(model, task, anatomy, device, dtype)
+    plan = stage.plan(opened, options.data_spec(data, split, config, text, label, image), settings)
+    if dry_run:
+        _tell_plan(plan, json)
+        return
+    ranking = None if force else stage.existing(output, plan)
+    reused = ranking is not None
+    if ranking is None:
+        with console.progress(not quiet) as on_progress:
+            ranking = stage.score(plan, output, on_progress)
+    elif not quiet:
+        console.note(f"{output} is already the ranking of these inputs")
+    if json:
+        console.emit_json({"ranking": str(output), "reused": reused, **summary(ranking)})
+        return
+    if not quiet and not reused:
+        console.note(
+            f"scored {sum(s.units for s in ranking.sites)} units of {ranking.model['id']} on "
+            f"{len(ranking.row_ids)} rows of {ranking.data['spec']} in {console.duration(ranking.seconds)}"
+        )
+    console.data(str(output))
+
+
+def summary(ranking: Ranking) -> dict[str, object]:
+    """A ranking in a few numbers, for JSON."""
+    return {
+        "digest": ranking.digest,
+        "model": ranking.model,
+        "data": ranking.data,
+        "rows": len(ranking.row_ids),
+        "method": ranking.method,
+        "units": {site.name: site.units for site in ranking.sites},
+        "tokens": ranking.tokens,
+        "macs": ranking.macs(ranking.tokens),
+        "seconds": ranking.seconds,
+    }
+
+
+def _tell_plan(plan: Plan, json: bool) -> None:
+    from optin_cli.scoring.score import estimate_seconds
+
+    seconds = estimate_seconds(plan)
+    units = {site.name: site.units for site in plan.model.anatomy}
+    if json:
+        console.emit_json(
+            {"dry_run": True, "units": units, "batches": len(plan.calibration), "seconds": seconds}
+        )
+        return
+    console.note(
+        f"would score {sum(units.values())} units in {len(units)} sites of {plan.model.spec} by "
+        f"{plan.settings.method} on {plan.calibration.batches.count} examples in {len(plan.calibration)} "
+        f"batches: about {console.duration(seconds)}"
+    )

@@ -1,0 +1,174 @@
+"""The only place that writes to stdout and stderr. Data on stdout; tables, notes and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from optin_cli.errors import OptinError
+
+JSON_SCHEMA_VERSION = 1
+_PLAIN_INTERVAL = 5.0  # seconds between progress lines where there is no terminal
+
+
+class ProgressCallback(Protocol):
+    def __call__(self, done: float, total: float, what: str, /) -> None: ...
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
+
+
+def configure_logging() -> None:
+    """Send the package's notes and warnings to stderr. Other libraries keep to warnings."""
+    logger = logging.getLogger("optin")
+    logger.handlers = [_NoteHandler()]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+class _NoteHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = "warning: " if record.levelno >= logging.WARNING else ""
+        _stderr().print(f"[yellow]{kind}[/]{escape(record.getMessage())}")
+
+
+def data(text: str) -> None:
+    """Write data to stdout, as it is."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()
+
+
+def emit_json(content: dict[str, Any]) -> None:
+    """Write one JSON object to stdout."""
+    data(json.dumps({"schema_version": JSON_SCHEMA_VERSION, **content}, indent=2, default=float))
+
+
+def note(text: str) -> None:
+    """One line for the reader, on stderr."""
+    _stderr().print(escape(text))
+
+
+def error(problem: OptinError) -> None:
+    """One message: what, and what to do next."""
+    text = f"[bold red]error:[/] {escape(problem.what)}"
+    if problem.hint:
+        text += f"\n  {escape(problem.hint)}"
+    _stderr().print(text)
+
+
+def unexpected(problem: BaseException) -> None:
+    """A failure nobody planned for: one line, the traceback only when asked."""
+    if os.environ.get("OPTIN_DEBUG"):
+        _stderr().print_exception()
+        return
+    first = (str(problem).splitlines() or [""])[0]
+    _stderr().print(
+        f"[bold red]error:[/] unexpected {type(problem).__name__}: {escape(first)}\n"
+        "  set OPTIN_DEBUG=1 to see the traceback"
+    )
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, stdout: bool = False) -> None:
+    """A table; the first column is left-aligned. On stderr unless it is the data itself."""
+    console = Console(highlight=False) if stdout else _stderr()
+    if not console.is_terminal:
+        console = Console(stderr=not stdout, highlight=False, width=200)
+    grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
+    for row in rows:
+        grid.add_row(*(escape(cell) for cell in row))
+    console.print(grid)
+
+
+def facts(title: str, rows: Sequence[Sequence[str]]) -> None:
+    """Names and values, one a line, on stdout."""
+    width = max(len(row[0]) for row in rows)
+    data("\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows), ""]))
+
+
+@contextmanager
+def progress(enabled: bool = True) -> Iterator[ProgressCallback]:
+    """A callback (done, total, what): a bar with a time estimate on a terminal, a line now and then otherwise."""
+    if not enabled:
+        yield lambda done, total, what: None
+    elif sys.stderr.isatty():
+        with _bar() as callback:
+            yield callback
+    else:
+        yield _lines()
+
+
+@contextmanager
+def _bar() -> Iterator[ProgressCallback]:
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_stderr(), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def update(done: float, total: float, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what)
+
+        yield update
+
+
+def _lines() -> ProgressCallback:
+    started = last = time.monotonic()
+
+    def update(done: float, total: float, what: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _PLAIN_INTERVAL:
+            return
+        last = now
+        share = done / total if total else 1.0
+        # the first pieces of work also pay for warming up: no estimate from them
+        left = f", about {duration((now - started) * (1 - share) / share)} left" if share > 0.02 else ""
+        note(f"{100 * share:3.0f} %  {what}{left}")
+
+    return update
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 1:
+        return "under a second"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+
+
+def count(value: float) -> str:
+    """`1.23 G`, `45.6 M`, `789`: MACs and parameters."""
+    for limit, suffix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= limit:
+            return f"{value / limit:.3g}{suffix}"
+    return f"{value:.0f}"
+
+
+def size(value: float) -> str:
+    """`43.3 MiB`."""
+    for limit, suffix in ((2**30, " GiB"), (2**20, " MiB"), (2**10, " KiB")):
+        if value >= limit:
+            return f"{value / limit:.1f}{suffix}"
+    return f"{value:.0f} B"

@@ -1,0 +1,95 @@
+"""The `optin` command: the commands, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+import optin_cli
+from optin_cli import console
+from optin_cli.commands.apply import apply
+from optin_cli.commands.bench import bench
+from optin_cli.commands.evaluate import evaluate
+from optin_cli.commands.families import families
+from optin_cli.commands.inspect import inspect
+from optin_cli.commands.prune import prune
+from optin_cli.commands.score import score
+from optin_cli.commands.select import select
+from optin_cli.errors import OptinError
+
+app = typer.Typer(
+    name="optin",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn every error a command raises into one message and its exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        console.configure_logging()
+        try:
+            command(*args, **kwargs)
+        except OptinError as error:
+            console.error(error)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            console.note("interrupted; run the same command again to go on")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # the reader of our stdout went away; keep the interpreter from complaining about it at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            console.unexpected(error)
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.data(f"optin {optin_cli.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def optin(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Make a pretrained transformer smaller and faster without retraining it.
+
+    model + data --score--> ranking.h5 --select--> mask.json --apply--> smaller model --bench, eval--> numbers
+    """
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "prune": prune,
+    "score": score,
+    "select": select,
+    "apply": apply,
+    "bench": bench,
+    "eval": evaluate,
+    "inspect": inspect,
+    "families": families,
+}
+for _name, _command in COMMANDS.items():
+    app.command(_name)(guarded(_command))
+
+
+def main() -> None:
+    """Entry point of the `optin` script."""
+    app()

@@ -1,0 +1,296 @@
+"""Latency of several models, interleaved in one process, so that drift hits all of them alike."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optin_cli.errors import UsageError
+from optin_cli.measure.memory import peak_memory
+from optin_cli.models.checkpoint import OpenModel
+from optin_cli.models.macs import count_macs, observed_tokens
+from optin_cli.models.processors import ImageProcessor, TextProcessor
+
+Inputs = Mapping[str, Tensor]
+Progress = Callable[[int, int, str], None]
+"""Called with (settings done, settings in all, what is being done)."""
+
+DEFAULT_LENGTH = 128
+_DEFAULT_SIDE = 224
+_MOST_ROUNDS = 500
+_DOUBLING_ROUNDS = 5
+_SATURATED = 1.5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is timed: a batch of examples of one size."""
+
+    batch_size: int
+    size: int
+    """Sequence length for text, side in pixels for images."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One model under one setting."""
+
+    model: str
+    setting: Setting
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    rounds: int
+    """Forwards timed."""
+    throughput: float
+    """Examples a second, at the median."""
+    peak_memory: int
+    """Bytes: weights and the peak of activations in one forward."""
+    macs: int
+    """MACs of one example, by torch's counter."""
+    params: int
+    device: str
+    threads: int
+    """CPU threads that torch may use."""
+    dtype: str
+    doubling: float | None
+    """time(2 * batch) / time(batch); None when twice the batch does not fit in memory."""
+    saturated: bool
+    """False when twice the batch takes less than 1.5 times as long: a smaller model can't show its speed."""
+
+
+def bench(
+    models: Sequence[OpenModel],
+    batch_sizes: Sequence[int],
+    sizes: Sequence[int] | None = None,
+    *,
+    repeats: int = 10,
+    seconds: float = 5.0,
+    warmup: int = 3,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+) -> list[Timing]:
+    """Time `models` under every setting: a Timing for each setting and model, settings first.
+
+    Each model runs at least `repeats` times, then on until `seconds` are spent on the setting. `sizes` None
+    is the first model's own size. Raises `UsageError` for a setting that one of the models can't run, before
+    anything is timed.
+    """
+    if not models or not batch_sizes:
+        raise UsageError("nothing to time", "give at least one model and one batch size")
+    if len({model.family.modality for model in models}) > 1:
+        raise UsageError("a text model and an image model can't be timed on the same inputs")
+    sizes = list(sizes or [default_size(models[0])])
+    settings = [Setting(batch_size, size) for size in sizes for batch_size in batch_sizes]
+    for setting in settings:
+        for model in models:
+            check_setting(model, setting.batch_size, setting.size)
+    macs = {size: [count_macs(model, _draw(model, 1, size, seed)) for model in models] for size in sizes}
+    timings: list[Timing] = []
+    for done, setting in enumerate(settings):
+        if on_progress:
+            what = f"timing batches of {setting.batch_size} at size {setting.size}"
+            on_progress(done, len(settings), what)
+        timings += _bench_setting(models, setting, macs[setting.size], max(repeats, 1), seconds, warmup, seed)
+    if on_progress:
+        on_progress(len(settings), len(settings), "timing")
+    return timings
+
+
+def speedup(dense: Timing, pruned: Timing) -> float:
+    """How many times faster `pruned` is, by the medians of one setting."""
+    if dense.setting != pruned.setting:
+        raise ValueError(f"timings of different settings: {dense.setting} and {pruned.setting}")
+    return dense.median_ms / pruned.median_ms
+
+
+def ideal_speedup(dense: OpenModel, pruned: OpenModel, size: int) -> float:
+    """Dense over pruned MACs of the blocks on an example of `size`: the speed-up if time followed MACs."""
+    costs = [m.anatomy.macs(observed_tokens(m, dummy_inputs(m, 1, size))) for m in (dense, pruned)]
+    return costs[0] / costs[1] if costs[1] else math.inf
+
+
+def efficiency(measured: float, ideal: float) -> float:
+    """The share of the ideal speed-up that was measured."""
+    return measured / ideal
+
+
+def default_size(model: OpenModel) -> int:
+    """128 tokens, or fewer if the model takes fewer; the side of the images a vision model was made for."""
+    processor = model.processor
+    if isinstance(processor, TextProcessor):
+        return min(DEFAULT_LENGTH, processor.max_length)
+    return _image_size(model)[0]
+
+
+def dummy_inputs(model: OpenModel, batch_size: int, size: int, seed: int = 0) -> dict[str, Tensor]:
+    """Random inputs on the model's device: (batch, size) tokens without padding, or (batch, 3, h, w) pixels.
+
+    Raises `UsageError` for a size the model can't take.
+    """
+    check_setting(model, batch_size, size)
+    return _draw(model, batch_size, size, seed)
+
+
+def check_setting(model: OpenModel, batch_size: int, size: int) -> None:
+    """Raise `UsageError` if the model can't run the setting."""
+    if batch_size < 1 or size < 1:
+        raise UsageError(f"batch size {batch_size} at size {size}: both are at least 1")
+    processor = model.processor
+    if isinstance(processor, TextProcessor):
+        if size > processor.max_length:
+            raise UsageError(
+                f"{model.spec} takes sequences of up to {processor.max_length} tokens, not {size}",
+                f"use --seq-len {processor.max_length} or less",
+            )
+    elif size != _image_size(model)[0]:
+        _check_image_size(model, size)
+
+
+def _check_image_size(model: OpenModel, size: int) -> None:
+    """Convolutions take any size, position embeddings often one: ask the model itself."""
+    try:
+        with torch.inference_mode():
+            model.module(**_draw(model, 1, size, 0))
+    except (ValueError, RuntimeError, AssertionError) as error:
+        height, width = _image_size(model)
+        raise UsageError(
+            f"{model.spec} takes images of {height} x {width} pixels, not {size} x {size}",
+            f"use size {height}",
+        ) from error
+
+
+def _draw(model: OpenModel, batch_size: int, size: int, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    processor = model.processor
+    if isinstance(processor, ImageProcessor):
+        height, width = _image_size(model)
+        shape = (height, width) if size == height else (size, size)
+        pixels = torch.randn(batch_size, 3, *shape, generator=generator)
+        return {processor.input_name: pixels.to(model.device, model.dtype)}
+    tokenizer = processor.tokenizer
+    vocabulary = getattr(model.module.config, "vocab_size", None) or len(tokenizer)
+    ids = torch.arange(vocabulary)
+    # a padding id among the tokens would shift the positions of some models
+    plain = ids[~torch.isin(ids, torch.tensor(tokenizer.all_special_ids, dtype=torch.long))]
+    ids = plain if len(plain) else ids
+    picked = ids[torch.randint(len(ids), (batch_size, size), generator=generator)].to(model.device)
+    inputs = {"input_ids": picked, "attention_mask": torch.ones_like(picked)}
+    if "token_type_ids" in tokenizer.model_input_names:
+        inputs["token_type_ids"] = torch.zeros_like(picked)
+    return inputs
+
+
+def _image_size(model: OpenModel) -> tuple[int, int]:
+    """(height, width) of the images a model was made for: as configured (transformers) or built (timm)."""
+    module: Any = model.module
+    size = getattr(getattr(module, "config", None), "image_size", None)
+    size = size or getattr(getattr(module, "patch_embed", None), "img_size", None)
+    if size is None:
+        settings = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None) or {}
+        size = settings.get("input_size", (3, _DEFAULT_SIDE, _DEFAULT_SIDE))[-2:]
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _bench_setting(
+    models: Sequence[OpenModel],
+    setting: Setting,
+    macs: Sequence[int],
+    repeats: int,
+    seconds: float,
+    warmup: int,
+    seed: int,
+) -> list[Timing]:
+    try:
+        inputs = [_draw(model, setting.batch_size, setting.size, seed) for model in models]
+        peaks = [peak_memory(model, given) for model, given in zip(models, inputs, strict=True)]
+        times = _interleave(models, inputs, repeats, seconds, warmup)
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            f"a batch of {setting.batch_size} at size {setting.size} does not fit in the memory of "
+            f"{_device_name(models[0].device)}",
+            "use a smaller --batch-size",
+        ) from error
+    doubled = _doubled_ms(models, setting, seed)
+    return [
+        _timing(model, setting, times[m], peaks[m], macs[m], doubled[m] if doubled else None)
+        for m, model in enumerate(models)
+    ]
+
+
+def _timing(
+    model: OpenModel, setting: Setting, times: list[float], peak: int, macs: int, doubled: float | None
+) -> Timing:
+    p10, median, p90 = (float(value) for value in np.percentile(times, [10, 50, 90]))
+    doubling = None if doubled is None else doubled / median
+    return Timing(
+        model=model.spec,
+        setting=setting,
+        median_ms=median,
+        p10_ms=p10,
+        p90_ms=p90,
+        rounds=len(times),
+        throughput=setting.batch_size / median * 1000,
+        peak_memory=peak,
+        macs=macs,
+        params=sum(p.numel() for p in model.module.parameters()),
+        device=_device_name(model.device),
+        threads=torch.get_num_threads(),
+        dtype=str(model.dtype).removeprefix("torch."),
+        doubling=doubling,
+        saturated=doubling is None or doubling >= _SATURATED,
+    )
+
+
+def _interleave(
+    models: Sequence[OpenModel], inputs: Sequence[Inputs], repeats: int, seconds: float, warmup: int
+) -> list[list[float]]:
+    """Milliseconds of each forward, [model][round]. Every round starts with another model."""
+    times: list[list[float]] = [[] for _ in models]
+    with torch.inference_mode():
+        for _ in range(warmup):
+            for model, given in zip(models, inputs, strict=True):
+                _forward_ms(model, given)
+        end = time.perf_counter() + seconds
+        done = 0
+        while done < repeats or (done < _MOST_ROUNDS and time.perf_counter() < end):
+            for step in range(len(models)):
+                m = (step + done) % len(models)
+                times[m].append(_forward_ms(models[m], inputs[m]))
+            done += 1
+    return times
+
+
+def _doubled_ms(models: Sequence[OpenModel], setting: Setting, seed: int) -> list[float] | None:
+    """Median milliseconds at twice the batch; None if that does not fit in memory."""
+    try:
+        inputs = [_draw(model, 2 * setting.batch_size, setting.size, seed) for model in models]
+        times = _interleave(models, inputs, _DOUBLING_ROUNDS, 0.0, warmup=1)
+    except torch.OutOfMemoryError:
+        return None
+    return [float(np.median(ms)) for ms in times]
+
+
+def _forward_ms(model: OpenModel, inputs: Inputs) -> float:
+    if model.device.type == "cuda":
+        with torch.cuda.device(model.device):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            model.module(**inputs)
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end)
+    begin = time.perf_counter()
+    model.module(**inputs)
+    return (time.perf_counter() - begin) * 1000
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

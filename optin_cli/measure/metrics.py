@@ -1,0 +1,164 @@
+"""Task metrics and fidelity, from scikit-learn and scipy. Scores are in points: 100 is perfect.
+
+Pure functions of arrays and tensors; `where` names the data in errors. Label checks raise `InputError`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from optin_cli.data.batches import IGNORE
+from optin_cli.errors import InputError
+
+log = logging.getLogger("optin")
+HIDDEN = -1
+Array = NDArray[Any]
+
+
+def class_labels(labels: Sequence[Any], where: str) -> list[int]:
+    """Labels as class numbers. Raises `InputError` for hidden (-1), missing or other kinds of labels."""
+    numbers = number_labels(labels, where)
+    if odd := [value for value in numbers if value != int(value)]:
+        raise InputError(
+            f"{where} has the label {odd[0]:g}, but the model has classes, so labels are whole numbers",
+            "name another column with --label",
+        )
+    if hidden := sum(value == HIDDEN for value in numbers):
+        raise _hidden(where, hidden, len(numbers))
+    return [int(value) for value in numbers]
+
+
+def number_labels(labels: Sequence[Any], where: str) -> list[float]:
+    """Labels as numbers. Raises `InputError` when one is missing or none, or when all are hidden (-1)."""
+    for value in labels:
+        if value is None or not isinstance(value, int | float) or not math.isfinite(value):
+            what = "a missing label" if value is None else f"the label {str(value)[:40]!r}"
+            raise InputError(
+                f"{where} has {what} where a number is needed", "name another column with --label"
+            )
+    if labels and all(value == HIDDEN for value in labels):
+        raise _hidden(where, len(labels), len(labels))
+    return [float(value) for value in labels]
+
+
+def token_labels(labels: Sequence[Any], where: str) -> list[list[int]]:
+    """One list of class numbers for each row, `IGNORE` where there is no word."""
+    if odd := [value for value in labels if not isinstance(value, list)]:
+        raise InputError(
+            f"{where} has the label {str(odd[0])[:40]!r}, but a tagger needs one label for each word",
+            "give a column of lists of words with --text and one of lists of tags with --label",
+        )
+    return [class_labels(row, where) for row in labels]
+
+
+def check_range(labels: Sequence[Any], classes: int, where: str) -> None:
+    """Raise `InputError` for a class number that the model does not have. Takes flat or nested labels."""
+    flat = [v for row in labels for v in (row if isinstance(row, list) else [row])]
+    if outside := [value for value in flat if value != IGNORE and not 0 <= value < classes]:
+        raise InputError(
+            f"{where} has the label {outside[0]}, but the model has classes 0..{classes - 1}",
+            "check that the model was trained on these labels",
+        )
+
+
+def classification(logits: Array, labels: Sequence[int], top5: bool) -> dict[str, float]:
+    """`accuracy`; for two classes also `f1` and `matthews`; with `top5` and over five classes also `top5`.
+
+    `logits`: [examples, classes].
+    """
+    from sklearn import metrics
+
+    classes, predicted = logits.shape[1], logits.argmax(axis=1)
+    found = {"accuracy": metrics.accuracy_score(labels, predicted)}
+    if classes == 2:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a single class is no news: the coefficient is 0 by convention
+            found["f1"] = metrics.f1_score(labels, predicted, zero_division=0.0)
+            found["matthews"] = metrics.matthews_corrcoef(labels, predicted)
+    if top5 and classes > 5:
+        found["top5"] = metrics.top_k_accuracy_score(labels, logits, k=5, labels=range(classes))
+    return _points(found)
+
+
+def tagging(predicted: Sequence[Array], labels: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Token `accuracy` and macro `f1` over the labelled tokens; one array of classes for each row."""
+    from sklearn import metrics
+
+    guess = np.concatenate([np.asarray(row) for row in predicted])
+    truth = np.concatenate([np.asarray(row) for row in labels])
+    guess, truth = guess[truth != IGNORE], truth[truth != IGNORE]
+    f1 = metrics.f1_score(truth, guess, average="macro", zero_division=0.0)
+    return _points({"accuracy": metrics.accuracy_score(truth, guess), "f1": f1})
+
+
+def correlation(values: Array, labels: Sequence[float], where: str) -> dict[str, float]:
+    """`pearson` and `spearman` of [examples] values with the labels; 0 when all values are equal."""
+    from scipy import stats
+
+    if len(set(labels)) < 2:
+        raise InputError(f"all labels of {where} are equal, so nothing can correlate with them")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # constant values are reported below
+        found = {
+            "pearson": float(stats.pearsonr(values, labels).statistic),
+            "spearman": float(stats.spearmanr(values, labels).statistic),
+        }
+    if not all(math.isfinite(value) for value in found.values()):
+        log.warning("the model gives the same value for every example of %s: correlation counts as 0", where)
+        found = dict.fromkeys(found, 0.0)
+    return _points(found)
+
+
+def kl_rows(baseline: Tensor, ours: Tensor) -> Tensor:
+    """KL(baseline || ours) of each row in nats: logits [rows, classes] -> [rows]."""
+    log_p, log_q = (logits.double().log_softmax(dim=-1) for logits in (baseline, ours))
+    return torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1)
+
+
+def mean_cosine(first: Tensor, second: Tensor) -> float:
+    """Mean cosine of matching rows of two [examples, hidden] tensors, in points."""
+    return 100 * float(torch.nn.functional.cosine_similarity(first.double(), second.double(), dim=-1).mean())
+
+
+def neighbour_overlap(first: Tensor, second: Tensor, k: int = 10, chunk: int = 1024) -> float:
+    """Mean share of each example's k nearest neighbours (cosine, itself left out) that agree, in points.
+
+    `first` and `second`: [examples, hidden] of the same examples. With fewer than k others, all count.
+    """
+    examples = len(first)
+    k = min(k, examples - 1)
+    if k < 1:
+        raise ValueError("neighbours need two examples")
+    first, second = (torch.nn.functional.normalize(x, dim=-1) for x in (first, second))
+    common = 0
+    for start in range(0, examples, chunk):
+        mine, theirs = (_neighbours(x, start, chunk, k) for x in (first, second))  # (chunk, k)
+        common += int((mine[:, :, None] == theirs[:, None, :]).sum())
+    return 100 * common / (examples * k)
+
+
+def _neighbours(vectors: Tensor, start: int, chunk: int, k: int) -> Tensor:
+    similarity = vectors[start : start + chunk] @ vectors.T  # (chunk, examples)
+    rows = torch.arange(len(similarity), device=vectors.device)
+    similarity[rows, rows + start] = -math.inf
+    return similarity.topk(k, dim=1).indices
+
+
+def _points(found: dict[str, Any]) -> dict[str, float]:
+    return {name: 100 * float(value) for name, value in found.items()}
+
+
+def _hidden(where: str, hidden: int, total: int) -> InputError:
+    return InputError(
+        f"{hidden} of {total} labels of {where} are hidden (-1)",
+        "choose a split with labels, such as validation",
+    )

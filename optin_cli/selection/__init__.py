@@ -1,0 +1,1 @@
+"""Ranking + budget -> mask. numpy only: importing this does not import torch."""

@@ -1,0 +1,1 @@
+"""Masks become smaller weights: slice, check against the masked model, write, load back, check again."""

@@ -1,0 +1,223 @@
+"""`apply`: physically remove what a mask leaves out and write a model directory that loads again.
+
+The written folder is loaded back and compared with the masked dense model on real calibration rows before it
+gets its final name: what is on disk is what was checked.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optin_cli.artefacts.files import atomic_dir
+from optin_cli.artefacts.mask import Mask
+from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned, write_pruned
+from optin_cli.data.batches import Batches
+from optin_cli.data.examples import sample
+from optin_cli.data.sources import BUILTIN_DOCS, DataSpec
+from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError
+from optin_cli.models.anatomy import HEADS, NEURONS, Anatomy
+from optin_cli.models.checkpoint import OpenModel, open_model, save_pruned
+from optin_cli.models.families import family_to_dict
+from optin_cli.models.masking import masked, masks_from_keep
+from optin_cli.models.processors import ImageProcessor
+from optin_cli.models.slicing import slice_model
+from optin_cli.models.tasks import EMBEDDING
+
+log = logging.getLogger("optin")
+
+TOLERANCE = 1e-4
+"""Largest allowed difference of the sliced model's outputs from the masked model's, float32."""
+_CHECK_ROWS = 32
+_CONFIG_NAMES = {HEADS: "num_attention_heads", NEURONS: "intermediate_size"}
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What was written and how well it matches."""
+
+    path: Path
+    deviation: float
+    """Largest absolute difference between the outputs of the masked and the reloaded sliced model."""
+    checked_on: str
+    params: int
+    dense_params: int
+    reused: bool = False
+
+
+def existing(output: Path, model: OpenModel, mask: Mask) -> Applied | None:
+    """The pruned model already at `output` if it came from this model and mask; None if nothing is there.
+
+    Raises `UsageError` when something else is there.
+    """
+    if not output.exists():
+        return None
+    if not (output / FILE_NAME).is_file():
+        if output.is_dir() and not any(output.iterdir()):
+            return None
+        raise UsageError(f"{output} exists and was not made by optin", "choose another output")
+    last = read_pruned(output).history[-1]
+    if (last["mask"], last["model"]["digest"]) != (mask.digest, model.digest):
+        raise UsageError(
+            f"{output} exists, made with another mask or model",
+            "choose another name, or --force to replace it",
+        )
+    return Applied(
+        output, last["deviation"], last["checked_on"], last["params"], model.dense["params"], reused=True
+    )
+
+
+def check_replaceable(output: Path, model: OpenModel) -> None:
+    """With `--force`: raise `UsageError` unless `output` is free, or a pruned model other than the one read."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / FILE_NAME).is_file():
+        raise UsageError(f"{output} exists and was not made by optin", "--force replaces pruned models only")
+    if model.source.folder is not None and output.resolve() == model.source.folder.resolve():
+        raise UsageError(f"{output} is the model being read", "choose another output")
+
+
+def apply(model: OpenModel, mask: Mask, output: Path, data: DataSpec | None = None) -> Applied:
+    """Slice `model` by `mask` and write it to `output`. The model in memory is consumed.
+
+    `data` is where the check takes its rows from; by default the mask's own calibration data. Raises
+    `ArtefactError` when mask and model don't belong together and `OptinError` when the check fails.
+    """
+    check_belongs(model, mask)
+    batches, checked_on = _check_batches(model, mask, data)
+    expected = _outputs_masked(model, mask, batches)
+    record = _record(model, mask)
+    slice_model(model.module, model.anatomy, mask.keep)
+    params = sum(p.numel() for p in model.module.parameters())
+    with atomic_dir(output) as folder:
+        save_pruned(folder, model, record)
+        reloaded = open_model(str(folder), device=str(model.device), dtype="float32")
+        deviation = _deviation(expected, _outputs(reloaded, batches))
+        if not deviation <= TOLERANCE:
+            raise OptinError(
+                f"the sliced model differs from the masked one by {deviation:.2e}, more than {TOLERANCE:.0e}; "
+                "nothing was written",
+                "this is a fault in the family's table or in optin: please report it with the mask",
+            )
+        record.history[-1] |= {"deviation": deviation, "checked_on": checked_on, "params": params}
+        write_pruned(folder, record)
+    return Applied(output, deviation, checked_on, params, model.dense["params"])
+
+
+def check_belongs(model: OpenModel, mask: Mask) -> None:
+    """Raise `ArtefactError` unless `mask` was selected for exactly this model."""
+    here = {site.name: site.units for site in model.anatomy}
+    if mask.units != here:
+        odd = [n for n in sorted(set(here) | set(mask.units)) if here.get(n) != mask.units.get(n)]
+        raise ArtefactError(
+            f"the mask is for other sites than {model.spec} has: {odd[0]} has {here.get(odd[0], 0)} units, "
+            f"the mask says {mask.units.get(odd[0], 0)}",
+            "select from a ranking of this model",
+        )
+    if mask.model_digest != model.digest:
+        raise ArtefactError(
+            f"the mask belongs to other weights ({mask.model_digest[:12]}) than {model.spec} ({model.digest[:12]})",
+            "score and select with this model, or give the model the ranking was made on",
+        )
+
+
+def _check_batches(
+    model: OpenModel, mask: Mask, data: DataSpec | None
+) -> tuple[list[dict[str, Tensor]], str]:
+    """Inputs to compare on, and where they come from: real rows wherever they can still be had."""
+    told = mask.calibration
+    own = DataSpec(
+        told["spec"], told["split"], told["config"], tuple(told["text"]), told["label"], told["image"]
+    )
+    row_ids = None if data else told["row_ids"][:_CHECK_ROWS]
+    try:
+        return _inputs(model, data or own, row_ids), (data or own).spec
+    except OptinError as error:
+        if data is not None:
+            raise
+        log.warning("the calibration data can't be read again (%s)", error.what)
+    if model.family.modality == "text":
+        log.warning("checking on %s instead", BUILTIN_DOCS)
+        return _inputs(model, DataSpec(BUILTIN_DOCS), None), BUILTIN_DOCS
+    log.warning("checking on noise images instead")
+    return [_noise_images(model)], "noise"
+
+
+def _noise_images(model: OpenModel) -> dict[str, Tensor]:
+    """Four random images through the model's own transform."""
+    from PIL import Image
+
+    processor = model.processor
+    assert isinstance(processor, ImageProcessor)
+    noise = np.random.default_rng(0).integers(0, 256, (4, 256, 256, 3), dtype=np.uint8)
+    pixels = torch.stack([processor(Image.fromarray(image)) for image in noise])
+    return {processor.input_name: pixels.to(model.device)}
+
+
+def _inputs(model: OpenModel, data: DataSpec, row_ids: list[int] | None) -> list[dict[str, Tensor]]:
+    examples = sample(data, model.family.modality, _CHECK_ROWS, seed=0, row_ids=row_ids)
+    batches = Batches(examples, model.processor, 8, separate=model.task.name == EMBEDDING)
+    return [batch.to(model.device, torch.float32).inputs for batch in batches]
+
+
+@torch.inference_mode()
+def _outputs(model: OpenModel, batches: list[dict[str, Tensor]]) -> list[Tensor]:
+    return [model.output(inputs) for inputs in batches]
+
+
+def _outputs_masked(model: OpenModel, mask: Mask, batches: list[dict[str, Tensor]]) -> list[Tensor]:
+    masks = masks_from_keep(model.anatomy, mask.keep, model.device)
+    with masked(model.module, model.anatomy, masks):
+        outputs = _outputs(model, batches)
+    if not all(torch.isfinite(output).all() for output in outputs):
+        raise InputError(f"{model.spec} gives NaN or infinite outputs under this mask")
+    return outputs
+
+
+def _deviation(expected: list[Tensor], found: list[Tensor]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))
+
+
+def _record(model: OpenModel, mask: Mask) -> PrunedRecord:
+    """The record of the model to come; what it was made from goes into its history."""
+    earlier = model.record
+    kept = mask.keep
+    if earlier is not None:  # indices count in the dense original, however often it was pruned
+        kept = {name: [earlier.kept[name][i] for i in indices] for name, indices in mask.keep.items()}
+    step = {
+        "model": {"id": model.spec, "digest": model.digest},
+        "ranking": mask.ranking_digest,
+        "mask": mask.digest,
+        "budget": mask.budget,
+        "reached": mask.reached,
+        "versions": _versions(),
+    }
+    return PrunedRecord(
+        library=model.source.library,
+        architecture=model.source.timm_name or type(model.module).__name__,
+        task=model.task.name,
+        family=family_to_dict(model.family),
+        kept=kept,
+        per_layer_config=_per_layer(model.anatomy, mask),
+        dense=model.dense,
+        history=[*(earlier.history if earlier else []), step],
+    )
+
+
+def _per_layer(anatomy: Anatomy, mask: Mask) -> dict[str, dict[str, int]]:
+    layers: dict[str, dict[str, int]] = {}
+    for site in anatomy:
+        layers.setdefault(str(site.block), {})[_CONFIG_NAMES[site.kind]] = len(mask.keep[site.name])
+    return layers
+
+
+def _versions() -> dict[str, Any]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("optin", "torch", "transformers", "timm")}
