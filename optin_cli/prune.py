@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.ranking import Ranking
 from optin_cli.scoring import score as scoring
+from optin_cli.scoring.plan import ENGINES, Plan, Progress
 from optin_cli.selection.select import Guards, select
 from optin_cli.surgery import apply as surgery
 
@@ -34,7 +34,7 @@ class Pruned:
     applied: surgery.Applied
 
 
-def ranking_path(plan: scoring.Plan, folder: Path) -> Path:
+def ranking_path(plan: Plan, folder: Path) -> Path:
     """`<folder>/<model>-<data>-<digest of the inputs>.h5`: other inputs never meet the same name."""
     from optin_cli.artefacts.files import digest_json
 
@@ -43,13 +43,13 @@ def ranking_path(plan: scoring.Plan, folder: Path) -> Path:
 
 
 def prune(
-    plan: scoring.Plan,
+    plan: Plan,
     budget: Budget,
     output: Path,
     ranking: Path,
     *,
     force: bool = False,
-    on_progress: Callable[[int, int, str], None] = lambda *_: None,
+    on_progress: Progress = lambda *_: None,
 ) -> Pruned:
     """Write the pruned model to `output`, scoring only if `ranking` is not the plan's ranking already.
 
@@ -63,7 +63,7 @@ def prune(
         scored,
         budget.flops,
         guards=budget.guards,
-        output_weight=plan.settings.output_weight if plan.settings.method in scoring.ENGINES else None,
+        output_weight=plan.settings.output_weight if plan.settings.method in ENGINES else None,
         relative_to=budget.relative_to,
     )
     applied = None if force else surgery.existing(output, plan.model, mask)

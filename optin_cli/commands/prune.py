@@ -58,10 +58,10 @@ def prune(
       optin prune ./my-bert --data glue/sst2 --flops 0.5 --min-heads 1 -o my-bert-50/
     """
     from optin_cli import prune as pipeline
-    from optin_cli.scoring import score as stage
+    from optin_cli.scoring.plan import ScoreSettings, make_plan
     from optin_cli.selection.select import Guards
 
-    settings = stage.ScoreSettings(
+    settings = ScoreSettings(
         method=method,
         samples=samples,
         batch_size=batch_size,
@@ -71,7 +71,7 @@ def prune(
         seed=seed,
     )
     opened = options.open_with(model, task, anatomy, device, "float32")
-    plan = stage.plan(opened, options.data_spec(data, split, config, text, label, image), settings)
+    plan = make_plan(opened, options.data_spec(data, split, config, text, label, image), settings)
     path = ranking or pipeline.ranking_path(plan, Path("rankings"))
     budget = pipeline.Budget(flops, Guards(min_heads, min_neurons, tuple(protect or ())), relative_to)
     with console.progress(not quiet) as on_progress:

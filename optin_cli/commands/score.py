@@ -12,7 +12,7 @@ from optin_cli.artefacts.ranking import Ranking
 from optin_cli.commands import options
 
 if TYPE_CHECKING:
-    from optin_cli.scoring.score import Plan
+    from optin_cli.scoring.plan import Plan
 
 
 def score(
@@ -57,8 +57,9 @@ def score(
       optin score timm:vit_small_patch16_224 --data ./images -o rankings/vit.h5
     """
     from optin_cli.scoring import score as stage
+    from optin_cli.scoring.plan import ScoreSettings, make_plan
 
-    settings = stage.ScoreSettings(
+    settings = ScoreSettings(
         method=method,
         samples=samples,
         batch_size=batch_size,
@@ -70,7 +71,7 @@ def score(
         seed=seed,
     )
     opened = options.open_with(model, task, anatomy, device, dtype)
-    plan = stage.plan(opened, options.data_spec(data, split, config, text, label, image), settings)
+    plan = make_plan(opened, options.data_spec(data, split, config, text, label, image), settings)
     if dry_run:
         _tell_plan(plan, json)
         return
@@ -108,7 +109,7 @@ def summary(ranking: Ranking) -> dict[str, object]:
 
 
 def _tell_plan(plan: Plan, json: bool) -> None:
-    from optin_cli.scoring.score import estimate_seconds
+    from optin_cli.scoring.plan import estimate_seconds
 
     seconds = estimate_seconds(plan)
     units = {site.name: site.units for site in plan.model.anatomy}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import pickle
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optin_cli.artefacts.files import digest_bytes, digest_files, to_json
+from optin_cli.artefacts.files import digest_bytes, digest_files
 from optin_cli.artefacts.pruned import PrunedRecord, write_pruned
 from optin_cli.errors import InputError, UsageError
 from optin_cli.models.anatomy import Anatomy
 from optin_cli.models.dissect import dissect, family_of
 from optin_cli.models.families import Family, family_from_dict
+from optin_cli.models.from_timm import open_timm, save_timm
+from optin_cli.models.from_transformers import open_transformers, save_transformers
 from optin_cli.models.processors import (
     ImageProcessor,
     TextProcessor,
@@ -33,11 +35,10 @@ from optin_cli.models.processors import (
 )
 from optin_cli.models.slicing import slice_model
 from optin_cli.models.sources import Source, resolve
-from optin_cli.models.tasks import AUTO_CLASSES, EMBEDDING, IMAGE, Task, task_from_config
+from optin_cli.models.tasks import Task
 
 log = logging.getLogger("optin")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-Reshape = Callable[[nn.Module], None]
 
 
 @dataclass
@@ -149,7 +150,7 @@ def open_model(
             slice_model(module, dissect(module, family), record.kept)
 
     with _clear_errors(source):
-        opened = _open_timm if source.library == "timm" else _open_transformers
+        opened = open_timm if source.library == "timm" else open_transformers
         module, found_task, stored = opened(source, task, reshape)
     family = family or family_of(module)
     anatomy = dissect(module, family)
@@ -174,12 +175,12 @@ def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> nn.Mo
 
 def save_pruned(folder: Path, model: OpenModel, record: PrunedRecord) -> None:
     """Write config, safetensors, processor files and `optin.json` of a sliced model into an existing folder."""
-    module = model.module.to("cpu", model.stored_dtype)
+    module: Any = model.module
+    module.to("cpu", model.stored_dtype)
     if model.source.library == "timm":
-        _save_timm(folder, module, model.source)
+        save_timm(folder, module, model.source)
     else:
-        with _quiet():
-            module.save_pretrained(folder)
+        save_transformers(folder, module)
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors are written for the owner alone; a model is to be served
     for path in model.source.extra_files():
@@ -188,111 +189,6 @@ def save_pruned(folder: Path, model: OpenModel, record: PrunedRecord) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     write_pruned(folder, record)
-
-
-def _open_transformers(
-    source: Source, task_name: str | None, reshape: Reshape
-) -> tuple[nn.Module, Task, torch.dtype]:
-    import transformers
-
-    assert source.folder is not None
-    config = transformers.AutoConfig.from_pretrained(source.folder)
-    task_name = task_name or (source.record.task if source.record else None)
-    task = task_from_config(config, source.folder, task_name)
-    architecture = (config.architectures or [""])[0]
-    cls = getattr(transformers, architecture, None)
-    if (
-        cls is None
-        or task_from_config(config, source.folder, None).name != task.name
-        or task.name == EMBEDDING
-    ):
-        auto = getattr(transformers, AUTO_CLASSES[task.name])
-        cls = auto._model_mapping.get(type(config), None)
-        if cls is None:
-            raise UsageError(f"a {config.model_type} model can't do {task.name}", "choose another --task")
-    with _quiet():
-        module, info = _reshaped(cls, reshape).from_pretrained(
-            source.folder, config=config, dtype="auto", output_loading_info=True, weights_only=True
-        )
-    module.__class__ = cls
-    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
-    if missing:
-        raise InputError(
-            f"{source.spec} has no weights for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}",
-            f"the checkpoint has no trained head for {task.name}: choose another --task",
-        )
-    return module, task, module.dtype
-
-
-def _reshaped(cls: type[nn.Module], reshape: Reshape) -> type[Any]:
-    """`cls` with its modules resized right after construction, before transformers loads weights into them."""
-
-    class Reshaped(cls):  # type: ignore[misc, valid-type]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            reshape(self)
-
-    Reshaped.__name__ = cls.__name__
-    Reshaped.__module__ = cls.__module__
-    return Reshaped
-
-
-def _open_timm(
-    source: Source, task_name: str | None, reshape: Reshape
-) -> tuple[nn.Module, Task, torch.dtype]:
-    import timm
-    from timm.models import load_state_dict
-
-    if task_name not in (None, IMAGE, EMBEDDING):
-        raise UsageError(f"a timm model can't do {task_name}", f"use {IMAGE} or {EMBEDDING}")
-    args = dict(source.timm_args)
-    if task_name == EMBEDDING:
-        args["num_classes"] = 0
-    files = source.weight_files()
-    module: Any = timm.create_model(source.timm_name, pretrained=not files, **args)
-    module.pretrained_cfg = {**module.pretrained_cfg, **source.timm_cfg, **_built_size(module)}
-    reshape(module)
-    stored = torch.float32
-    if files:
-        state = load_state_dict(str(files[0]), device="cpu", weights_only=True)
-        missing, unexpected = module.load_state_dict(state, strict=False)
-        if task_name == EMBEDDING:
-            unexpected = [key for key in unexpected if not key.startswith("head")]
-        if missing or unexpected:
-            raise InputError(
-                f"{files[0]} does not fit timm's {source.timm_name}: "
-                f"missing {missing[:3] or 'nothing'}, unexpected {unexpected[:3] or 'nothing'}",
-                "check the model name, num_classes and img_size (timm:NAME?checkpoint=FILE&num_classes=10)",
-            )
-        stored = next(t.dtype for t in state.values() if t.is_floating_point())
-    embedding = module.num_classes == 0
-    task = Task(EMBEDDING, regression=True, pooling="none") if embedding else Task(IMAGE)
-    return module, task, stored
-
-
-def _built_size(module: Any) -> dict[str, Any]:
-    """The input size a model was built for, which `img_size` may have changed: the transform must match it."""
-    size = getattr(getattr(module, "patch_embed", None), "img_size", None)
-    return {"input_size": (3, *size)} if size else {}
-
-
-def _save_timm(folder: Path, module: Any, source: Source) -> None:
-    """config.json in the layout timm itself writes and reads (`local-dir:`), and model.safetensors."""
-    from safetensors.torch import save_file
-
-    keep = ("tag", "input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
-    config = {
-        "architecture": source.timm_name.split(".")[0],
-        "num_classes": module.num_classes,
-        "num_features": module.num_features,
-        "model_args": {k: v for k, v in source.timm_args.items() if k != "num_classes"},
-        "pretrained_cfg": {
-            k: module.pretrained_cfg[k] for k in keep if module.pretrained_cfg.get(k) is not None
-        },
-    }
-    (folder / "config.json").write_text(to_json(config) + "\n")
-    state = {key: value.contiguous() for key, value in module.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 class _clear_errors:
@@ -317,22 +213,3 @@ class _clear_errors:
             raise InputError(f"{self.source.spec} can't be opened: {first}") from error
         if type(error).__name__ == "SafetensorError":
             raise InputError(f"{self.source.spec}: its safetensors file is damaged: {first}") from error
-
-
-class _quiet:
-    """Silence transformers' own progress bars and reports; optin says what matters itself."""
-
-    def __enter__(self) -> None:
-        from transformers.utils import logging as hf
-
-        self.verbosity = hf.get_verbosity()
-        self.bars = hf.is_progress_bar_enabled()
-        hf.set_verbosity_error()
-        hf.disable_progress_bar()
-
-    def __exit__(self, *_: Any) -> None:
-        from transformers.utils import logging as hf
-
-        hf.set_verbosity(self.verbosity)
-        if self.bars:
-            hf.enable_progress_bar()

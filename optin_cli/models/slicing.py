@@ -24,11 +24,11 @@ def slice_model(model: nn.Module, anatomy: Anatomy, keep: Mapping[str, Sequence[
     for name, indices in keep.items():
         site = anatomy[name]
         if len(indices) < site.units:
-            _slice_site(model, site, torch.as_tensor(list(indices), dtype=torch.long))
+            _slice_site(model, site, list(indices))
 
 
-def _slice_site(model: nn.Module, site: Site, units: Tensor) -> None:
-    features = _expand(units, site.width)
+def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
+    features = _expand(torch.as_tensor(units, dtype=torch.long), site.width)
     for producer in site.producers:
         # fused projections are part-major: part p of feature f stands in row p * features + f
         rows = torch.cat([features + part * site.features for part in range(producer.parts)])
@@ -67,7 +67,7 @@ def _select(linear: nn.Module, indices: Tensor, dim: int) -> None:
 class _UnitInputSelector:
     """Forward pre-hook that keeps the surviving units' slices of one argument."""
 
-    def __init__(self, unit_input: UnitInput, units: Tensor) -> None:
+    def __init__(self, unit_input: UnitInput, units: list[int]) -> None:
         self.unit_input = unit_input
         self.units = units
 
@@ -77,16 +77,15 @@ class _UnitInputSelector:
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
         value = bound.arguments.get(self.unit_input.argument)
         if value is not None:
-            bound.arguments[self.unit_input.argument] = value.index_select(
-                self.unit_input.axis, self.units.to(value.device)
-            )
+            index = torch.as_tensor(self.units, dtype=torch.long, device=value.device)
+            bound.arguments[self.unit_input.argument] = value.index_select(self.unit_input.axis, index)
         return bound.args, bound.kwargs
 
 
-def select_unit_input(module: nn.Module, unit_input: UnitInput, units: Tensor) -> None:
+def select_unit_input(module: nn.Module, unit_input: UnitInput, units: list[int]) -> None:
     """Make `module` see only `units` of an argument; a second pruning selects among the first one's."""
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, _UnitInputSelector) and hook.unit_input.argument == unit_input.argument:
-            hook.units = hook.units[units]
+            hook.units = [hook.units[unit] for unit in units]
             return
     module.register_forward_pre_hook(_UnitInputSelector(unit_input, units), with_kwargs=True)

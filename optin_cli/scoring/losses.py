@@ -47,8 +47,9 @@ def output_change(
     if regression:
         change = (variants - dense).square().sum(-1)  # (v, batch, rows)
     else:
-        teacher = F.log_softmax(dense / temperature, dim=-1)
-        student = F.log_softmax(variants / temperature, dim=-1)
+        # KL of two close distributions is a difference of second order: float32 would leave two digits of it
+        teacher = F.log_softmax(dense.double() / temperature, dim=-1)
+        student = F.log_softmax(variants.double() / temperature, dim=-1)
         change = (teacher.exp() * (teacher - student)).sum(-1)
     return (change * weights).sum((1, 2)) / weights.sum()
 

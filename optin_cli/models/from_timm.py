@@ -1,0 +1,73 @@
+"""Open and save models through timm: by name, from a checkpoint, or from a folder in its own layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from optin_cli.artefacts.files import to_json
+from optin_cli.errors import InputError, UsageError
+from optin_cli.models.sources import Source
+from optin_cli.models.tasks import EMBEDDING, IMAGE, Task
+
+Reshape = Callable[[nn.Module], None]
+
+
+def open_timm(source: Source, task_name: str | None, reshape: Reshape) -> tuple[nn.Module, Task, torch.dtype]:
+    import timm
+    from timm.models import load_state_dict
+
+    if task_name not in (None, IMAGE, EMBEDDING):
+        raise UsageError(f"a timm model can't do {task_name}", f"use {IMAGE} or {EMBEDDING}")
+    args = dict(source.timm_args)
+    if task_name == EMBEDDING:
+        args["num_classes"] = 0
+    files = source.weight_files()
+    module: Any = timm.create_model(source.timm_name, pretrained=not files, **args)
+    module.pretrained_cfg = {**module.pretrained_cfg, **source.timm_cfg, **_built_size(module)}
+    reshape(module)
+    stored = torch.float32
+    if files:
+        state = load_state_dict(str(files[0]), device="cpu", weights_only=True)
+        missing, unexpected = module.load_state_dict(state, strict=False)
+        if task_name == EMBEDDING:
+            unexpected = [key for key in unexpected if not key.startswith("head")]
+        if missing or unexpected:
+            raise InputError(
+                f"{files[0]} does not fit timm's {source.timm_name}: "
+                f"missing {missing[:3] or 'nothing'}, unexpected {unexpected[:3] or 'nothing'}",
+                "check the model name, num_classes and img_size (timm:NAME?checkpoint=FILE&num_classes=10)",
+            )
+        stored = next(t.dtype for t in state.values() if t.is_floating_point())
+    embedding = module.num_classes == 0
+    task = Task(EMBEDDING, regression=True, pooling="none") if embedding else Task(IMAGE)
+    return module, task, stored
+
+
+def _built_size(module: Any) -> dict[str, Any]:
+    """The input size a model was built for, which `img_size` may have changed: the transform must match it."""
+    size = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    return {"input_size": (3, *size)} if size else {}
+
+
+def save_timm(folder: Path, module: Any, source: Source) -> None:
+    """config.json in the layout timm itself writes and reads (`local-dir:`), and model.safetensors."""
+    from safetensors.torch import save_file
+
+    keep = ("tag", "input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+    config = {
+        "architecture": source.timm_name.split(".")[0],
+        "num_classes": module.num_classes,
+        "num_features": module.num_features,
+        "model_args": {k: v for k, v in source.timm_args.items() if k != "num_classes"},
+        "pretrained_cfg": {
+            k: module.pretrained_cfg[k] for k in keep if module.pretrained_cfg.get(k) is not None
+        },
+    }
+    (folder / "config.json").write_text(to_json(config) + "\n")
+    state = {key: value.contiguous() for key, value in module.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,88 @@
+"""Open and save models through transformers: its classes, key conversions, shards and dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from optin_cli.errors import InputError, UsageError
+from optin_cli.models.sources import Source
+from optin_cli.models.tasks import AUTO_CLASSES, EMBEDDING, Task, task_from_config
+
+Reshape = Callable[[nn.Module], None]
+
+
+def open_transformers(
+    source: Source, task_name: str | None, reshape: Reshape
+) -> tuple[nn.Module, Task, torch.dtype]:
+    import transformers
+
+    assert source.folder is not None
+    config = transformers.AutoConfig.from_pretrained(source.folder)
+    task_name = task_name or (source.record.task if source.record else None)
+    task = task_from_config(config, source.folder, task_name)
+    architecture = (config.architectures or [""])[0]
+    cls = getattr(transformers, architecture, None)
+    if (
+        cls is None
+        or task_from_config(config, source.folder, None).name != task.name
+        or task.name == EMBEDDING
+    ):
+        auto = getattr(transformers, AUTO_CLASSES[task.name])
+        cls = auto._model_mapping.get(type(config), None)
+        if cls is None:
+            raise UsageError(f"a {config.model_type} model can't do {task.name}", "choose another --task")
+    with _quiet():
+        module, info = _reshaped(cls, reshape).from_pretrained(
+            source.folder, config=config, dtype="auto", output_loading_info=True, weights_only=True
+        )
+    module.__class__ = cls
+    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise InputError(
+            f"{source.spec} has no weights for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}",
+            f"the checkpoint has no trained head for {task.name}: choose another --task",
+        )
+    return module, task, module.dtype
+
+
+def _reshaped(cls: type[nn.Module], reshape: Reshape) -> type[Any]:
+    """`cls` with its modules resized right after construction, before transformers loads weights into them."""
+
+    class Reshaped(cls):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            reshape(self)
+
+    Reshaped.__name__ = cls.__name__
+    Reshaped.__module__ = cls.__module__
+    return Reshaped
+
+
+def save_transformers(folder: Path, module: Any) -> None:
+    """config.json and safetensors, in shards where they are large."""
+    with _quiet():
+        module.save_pretrained(folder)
+
+
+class _quiet:
+    """Silence transformers' own progress bars and reports; optin says what matters itself."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging as hf
+
+        self.verbosity = hf.get_verbosity()
+        self.bars = hf.is_progress_bar_enabled()
+        hf.set_verbosity_error()
+        hf.disable_progress_bar()
+
+    def __exit__(self, *_: Any) -> None:
+        from transformers.utils import logging as hf
+
+        hf.set_verbosity(self.verbosity)
+        if self.bars:
+            hf.enable_progress_bar()

@@ -1,0 +1,412 @@
+"""Tiny models and data sets that every test shares. Everything is seeded; nothing needs the network.
+
+The models have three blocks, four heads and biases far from zero: an index that is off by one shows in the
+output.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from optin_cli.artefacts.ranking import RankedSite, Ranking
+from optin_cli.models.anatomy import Anatomy
+from optin_cli.models.checkpoint import OpenModel, open_model
+from optin_cli.models.tasks import EMBEDDING, QUESTION, TOKEN
+
+TEXT_FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "electra", "mpnet"]
+IMAGE_FAMILIES = ["vit", "deit", "timm-vit"]
+ALL = [*TEXT_FAMILIES, *IMAGE_FAMILIES]
+
+BLOCKS, HEADS, WIDTH, INNER = 3, 4, 32, 64
+IMAGE_SIZE, PATCH_SIZE = 32, 8
+MAX_LENGTH = 64
+TIMM_NAME = "vit_tiny_patch16_224"
+
+_WORDS = (
+    "the a cat dog bird house tree river sits runs sings falls on under near with red small old quiet very "
+    "never always good bad fine dull"
+)
+WORDS = _WORDS.split()
+ENDINGS = ["##s", "##ly", "##er"]
+_PAD_FIRST = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_PAD_SECOND = [
+    "[CLS]",
+    "[PAD]",
+    "[SEP]",
+    "[UNK]",
+    "[MASK]",
+]  # position ids of RoBERTa and MPNet count on pad = 1
+
+_HEADS = {
+    "encoder": "Model",
+    "classifier": "ForSequenceClassification",
+    "tagger": "ForTokenClassification",
+    "reader": "ForQuestionAnswering",
+}
+_PREFIX = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "xlm-roberta": "XLMRoberta",
+    "distilbert": "DistilBert",
+    "electra": "Electra",
+    "mpnet": "MPNet",
+    "vit": "ViT",
+    "deit": "DeiT",
+}
+
+
+def examples(count: int, shrink: bool = True) -> settings:
+    """Decorator of a property test: `count` examples, the same at every run.
+
+    A failing example is shrunk, unless each try is slow.
+    """
+    phases = [phase for phase in Phase if shrink or phase not in (Phase.shrink, Phase.explain)]
+    return settings(max_examples=count, deadline=None, derandomize=True, phases=phases)
+
+
+def tiny_model(name: str, folder: Path, head: str = "classifier", seed: int = 0, **overrides: Any) -> Path:
+    """Save a tiny random model with its tokenizer or image processor into `folder`; returns `folder`.
+
+    `head`: `encoder` (bare), `classifier`, and for text also `tagger` and `reader`. `overrides` go to the config
+    (for timm: to `model_args`).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if name == "timm-vit":
+        _save_timm_vit(folder, 0 if head == "encoder" else 5, seed, overrides)
+        return folder
+    model = new_model(name, head, seed, **overrides)
+    model.save_pretrained(folder)
+    if name in TEXT_FAMILIES:
+        save_tokenizer(name, folder)
+    else:
+        _save_image_processor(folder)
+    return folder
+
+
+def new_model(name: str, head: str = "classifier", seed: int = 0, **overrides: Any) -> nn.Module:
+    """A tiny transformers model in memory."""
+    import transformers
+
+    image = name in IMAGE_FAMILIES
+    suffix = "ForImageClassification" if image and head == "classifier" else _HEADS[head]
+    cls = getattr(transformers, _PREFIX[name] + suffix)
+    settings = _image_config() if image else _text_config(name)
+    config = transformers.AutoConfig.for_model(name, **{**settings, **overrides})
+    return randomise(cls(config), seed).eval()
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter a random value of a size that keeps activations near one."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.dim() > 1:
+            parameter.data = noise * (1.5 / parameter[0].numel() ** 0.5)
+        elif bool((parameter == 1).all()):  # the gain of a norm
+            parameter.data = 1 + 0.2 * noise
+        else:
+            parameter.data = 0.3 * noise
+    return model
+
+
+def _text_config(name: str) -> dict[str, Any]:
+    pad = _specials(name).index("[PAD]")
+    sizes = {"vocab_size": len(vocabulary(name)), "pad_token_id": pad, "num_labels": 2}
+    if name == "distilbert":
+        return {
+            **sizes,
+            "dim": WIDTH,
+            "n_layers": BLOCKS,
+            "n_heads": HEADS,
+            "hidden_dim": INNER,
+            "max_position_embeddings": MAX_LENGTH,
+        }
+    return {
+        **sizes,
+        "hidden_size": WIDTH,
+        "num_hidden_layers": BLOCKS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": INNER,
+        "max_position_embeddings": MAX_LENGTH + (2 if pad == 1 else 0),
+        **({"embedding_size": 16} if name == "electra" else {}),
+    }
+
+
+def _image_config() -> dict[str, Any]:
+    return {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": BLOCKS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": INNER,
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "num_labels": 5,
+    }
+
+
+def _save_image_processor(folder: Path) -> None:
+    from transformers import ViTImageProcessor
+
+    ViTImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(folder)
+
+
+def timm_args(**overrides: Any) -> dict[str, Any]:
+    """Arguments that make `vit_tiny_patch16_224` as small as the other models."""
+    return {
+        "img_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "embed_dim": 48,
+        "depth": BLOCKS,
+        "num_heads": HEADS,
+        "mlp_ratio": 2.0,
+        **overrides,
+    }
+
+
+def new_timm_vit(num_classes: int = 5, seed: int = 0, **overrides: Any) -> nn.Module:
+    """A tiny timm VisionTransformer in memory."""
+    import timm
+
+    model = timm.create_model(TIMM_NAME, num_classes=num_classes, **timm_args(**overrides))
+    return randomise(model, seed).eval()
+
+
+def _save_timm_vit(folder: Path, num_classes: int, seed: int, overrides: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    model = new_timm_vit(num_classes, seed, **overrides)
+    config = {
+        "architecture": TIMM_NAME,
+        "num_classes": num_classes,
+        "model_args": timm_args(**overrides),
+        "pretrained_cfg": {
+            "input_size": [3, IMAGE_SIZE, IMAGE_SIZE],
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "mean": [0.4, 0.5, 0.6],
+            "std": [0.2, 0.25, 0.3],
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _specials(name: str) -> list[str]:
+    return _PAD_SECOND if name in ("roberta", "xlm-roberta", "mpnet") else _PAD_FIRST
+
+
+def vocabulary(name: str) -> dict[str, int]:
+    """Token -> id of a model's tokenizer."""
+    letters = [prefix + letter for prefix in ("", "##") for letter in "bcdefghijklmnopqrstuvwxyz"]
+    tokens = dict.fromkeys([*_specials(name), *WORDS, *ENDINGS, *letters])
+    return {token: i for i, token in enumerate(tokens)}
+
+
+def save_tokenizer(name: str, folder: Path) -> None:
+    """A small WordPiece tokenizer that AutoTokenizer finds in `folder`."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = vocabulary(name)
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
+    )
+    types = ["token_type_ids"] if name in ("bert", "electra") else []
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=MAX_LENGTH,
+        model_input_names=["input_ids", *types, "attention_mask"],
+        **{f"{key}_token": f"[{key.upper()}]" for key in ("pad", "unk", "cls", "sep", "mask")},
+    ).save_pretrained(folder)
+
+
+_KEEP_ALIVE: list[tempfile.TemporaryDirectory] = []
+
+
+def new_folder() -> Path:
+    """An empty folder that lives as long as the process: for what tests build once and share."""
+    _KEEP_ALIVE.append(tempfile.TemporaryDirectory(prefix="optin-test-"))
+    return Path(_KEEP_ALIVE[-1].name)
+
+
+def saved_model(name: str, head: str = "classifier") -> Path:
+    """The folder of a tiny model, made once. Only for reading."""
+    return _saved_model(name, head)
+
+
+@cache
+def _saved_model(name: str, head: str) -> Path:
+    return tiny_model(name, new_folder() / f"{name}-{head}", head)
+
+
+def shared_model(name: str, head: str = "classifier") -> OpenModel:
+    """A tiny model, opened once. Don't change it: copy its module first."""
+    return _shared_model(name, head)
+
+
+@cache
+def _shared_model(name: str, head: str) -> OpenModel:
+    return open_model(str(saved_model(name, head)), device="cpu")
+
+
+def sentences(count: int, seed: int = 0, words: tuple[int, int] = (3, 20)) -> list[str]:
+    """`count` texts of words that the tiny tokenizers know."""
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(*words))) for _ in range(count)]
+
+
+def tiny_text_csv(
+    folder: Path,
+    rows: int = 60,
+    labels: str | None = "class",
+    pairs: bool = True,
+    seed: int = 0,
+    name: str = "train.csv",
+) -> Path:
+    """A CSV file with `sentence1`, `sentence2` (or just `sentence`) and `label`.
+
+    `labels`: `class` (0 or 1), `name` (negative or positive), `score` (0 to 5), or None for no such column.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed + 1)
+    texts = (
+        {"sentence1": sentences(rows, seed), "sentence2": sentences(rows, seed + 100)}
+        if pairs
+        else {"sentence": sentences(rows, seed)}
+    )
+    classes = rng.integers(0, 2, rows).tolist()
+    column = {
+        "class": classes,
+        "name": [("negative", "positive")[c] for c in classes],
+        "score": rng.uniform(0, 5, rows).round(2).tolist(),
+        None: None,
+    }[labels]
+    table = texts if column is None else {**texts, "label": column}
+    path = folder / name
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(table)
+        writer.writerows(zip(*table.values(), strict=True))
+    return path
+
+
+def tiny_image_folder(
+    folder: Path, n: int = 12, classes: Iterable[str] = ("cat", "dog"), seed: int = 0
+) -> Path:
+    """`n` noisy PNG images, spread over one folder a class."""
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    names = list(classes)
+    for i in range(n):
+        target = folder / names[i % len(names)]
+        target.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(target / f"{i:03}.png")
+    return folder
+
+
+def random_inputs(model: OpenModel, batch: int = 3, tokens: int = 9, seed: int = 0) -> dict[str, Tensor]:
+    """Inputs of `model`: pixels, or texts of which all but the first are padded."""
+    generator = torch.Generator().manual_seed(seed)
+    if model.family.modality == "image":
+        pixels = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+        return {"x" if model.source.library == "timm" else "pixel_values": pixels}
+    config = model.module.config
+    ids = torch.randint(5, config.vocab_size, (batch, tokens), generator=generator)
+    mask = torch.ones_like(ids)
+    for row in range(1, batch):
+        mask[row, tokens - min(row, tokens - 1) :] = 0
+    ids[mask == 0] = config.pad_token_id
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@torch.no_grad()
+def outputs(model: OpenModel, module: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Output rows that count, [rows, classes]: what `model`'s task reads from `module`."""
+    rows = model.task.output(module, inputs)
+    if model.task.name == EMBEDDING:
+        return rows[:, 0]
+    return rows[model.task.row_weights(inputs).bool()] if model.task.name in (TOKEN, QUESTION) else rows[:, 0]
+
+
+def tiny_ranking(blocks: int = 3, heads: int = 4, neurons: int = 6, seed: int = 0, **changes: Any) -> Ranking:
+    """A ranking of no model in particular, with positive scores that add up from their parts."""
+    rng = np.random.default_rng(seed)
+    sites = []
+    for block in range(blocks):
+        for kind, units, width in (("heads", heads, 8), ("neurons", neurons, 1)):
+            columns = list(range(block, blocks))
+            trajectory, output = rng.exponential(size=(units, len(columns))), rng.exponential(size=units)
+            sites.append(
+                RankedSite(
+                    name=f"blocks.{block}.{kind}",
+                    kind=kind,
+                    block=block,
+                    units=units,
+                    width=width,
+                    macs_per_token=4 * 32 * width if kind == "heads" else 64,
+                    macs_per_pair=2 * width if kind == "heads" else 0,
+                    params_per_unit=4 * 32 * width + 3 * width if kind == "heads" else 65,
+                    score=trajectory.sum(axis=1) + output,
+                    trajectory=trajectory,
+                    output=output,
+                    columns=columns,
+                )
+            )
+    facts = {
+        "model": {
+            "id": "tiny",
+            "digest": "m" * 64,
+            "family": "bert",
+            "task": "embedding",
+            "class": "BertModel",
+        },
+        "data": {"spec": "data.csv", "config": None, "split": "train", "fingerprint": "f" * 64, "rows": 60},
+        "row_ids": [1, 4, 9],
+        "method": "curvature",
+        "settings": {"seed": 0, "probes": 4, "lambda": 1.0},
+        "tokens": 11.5,
+        "dense": {
+            "id": "tiny",
+            "digest": "m" * 64,
+            "params": 10_000,
+            "macs_per_token": sum(s.units * s.macs_per_token for s in sites),
+            "macs_per_pair": sum(s.units * s.macs_per_pair for s in sites),
+            "site_params": sum(s.units * s.params_per_unit for s in sites),
+        },
+        "versions": {"optin": "0.1.0"},
+        "created": "2025-01-31T12:00:00",
+        "seconds": 1.5,
+    }
+    return Ranking(**{**facts, "sites": sites, **changes})
+
+
+def keep_sets(anatomy: Anatomy) -> st.SearchStrategy[dict[str, list[int]]]:
+    """Any kept units of any sites: none, one, some or all of each; a site may be left out (so it stays whole)."""
+    return st.fixed_dictionaries({}, optional={site.name: kept_of(site.units) for site in anatomy})
+
+
+def kept_of(units: int) -> st.SearchStrategy[list[int]]:
+    """Ascending indices below `units`; none and just one come up often."""
+    every = list(range(units))
+    some = st.lists(st.sampled_from(every), unique=True, max_size=units).map(sorted) if units else st.just([])
+    one = st.sampled_from(every).map(lambda unit: [unit]) if units else st.just([])
+    return st.one_of(st.just([]), one, some, st.just(every))

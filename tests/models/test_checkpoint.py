@@ -1,0 +1,709 @@
+"""Opening models and writing pruned ones: every layout of weights, every unusable one, and the round trip."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import (
+    ALL,
+    IMAGE_FAMILIES,
+    TEXT_FAMILIES,
+    TIMM_NAME,
+    examples,
+    keep_sets,
+    kept_of,
+    new_model,
+    new_timm_vit,
+    outputs,
+    random_inputs,
+    saved_model,
+    shared_model,
+    tiny_model,
+    vocabulary,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from optin_cli.artefacts.pruned import PrunedRecord
+from optin_cli.errors import ArtefactError, InputError, UnknownArchitecture, UsageError
+from optin_cli.models.checkpoint import OpenModel, load, open_model, save_pruned
+from optin_cli.models.dissect import dissect
+from optin_cli.models.families import Family, SiteTable, family_to_dict
+from optin_cli.models.processors import ImageProcessor, TextProcessor
+from optin_cli.models.slicing import slice_model
+
+
+def opened(folder: Path | str, **options) -> OpenModel:
+    return open_model(str(folder), device="cpu", **options)
+
+
+def same_outputs(one: OpenModel, other: OpenModel) -> bool:
+    inputs = random_inputs(one)
+    return torch.equal(outputs(one, one.module, inputs), outputs(other, other.module, inputs))
+
+
+def copy_of(folder: Path, target: Path) -> Path:
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    return target
+
+
+# opening a directory
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_opened_model_computes_what_the_saved_one_did(name):
+    original = new_timm_vit() if name == "timm-vit" else new_model(name)
+    model = shared_model(name)
+    inputs = random_inputs(model)
+    assert torch.equal(outputs(model, original, inputs), outputs(model, model.module, inputs))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_opened_model_is_frozen_and_in_eval_mode(name):
+    module = shared_model(name).module
+    assert not any(m.training for m in module.modules())
+    assert not any(p.requires_grad for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_processor_comes_from_the_directory(name):
+    processor = shared_model(name).processor
+    assert isinstance(processor, TextProcessor if name in TEXT_FAMILIES else ImageProcessor)
+
+
+@pytest.mark.parametrize(
+    ("head", "task"),
+    [
+        ("encoder", "embedding"),
+        ("classifier", "sequence-classification"),
+        ("tagger", "token-classification"),
+        ("reader", "question-answering"),
+    ],
+)
+@pytest.mark.parametrize("name", TEXT_FAMILIES)
+def test_the_head_is_found_from_the_architecture(name, head, task):
+    assert shared_model(name, head).task.name == task
+
+
+@pytest.mark.parametrize(("head", "task"), [("encoder", "embedding"), ("classifier", "image-classification")])
+@pytest.mark.parametrize("name", IMAGE_FAMILIES)
+def test_an_image_model_classifies_or_embeds(name, head, task):
+    assert shared_model(name, head).task.name == task
+
+
+def test_one_logit_is_a_regression(tmp_path):
+    assert opened(tiny_model("bert", tmp_path, num_labels=1)).task.regression
+    assert not shared_model("bert").task.regression
+
+
+def test_dense_facts_are_those_of_the_model():
+    model = shared_model("bert")
+    assert model.dense["id"] == model.spec
+    assert model.dense["digest"] == model.digest
+    assert model.dense["params"] == sum(p.numel() for p in model.module.parameters())
+    tokens = 7
+    macs = model.dense["macs_per_token"] * tokens + model.dense["macs_per_pair"] * tokens**2
+    assert macs == model.anatomy.macs(tokens)
+
+
+# digests
+
+
+def test_the_digest_changes_with_one_weight(tmp_path):
+    folder = copy_of(saved_model("bert"), tmp_path)
+    assert opened(folder).digest == shared_model("bert").digest
+    weights = load_file(folder / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] += 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert opened(folder).digest != shared_model("bert").digest
+
+
+def test_the_digest_does_not_depend_on_where_the_folder_is(tmp_path):
+    moved = copy_of(saved_model("vit"), tmp_path / "elsewhere")
+    assert opened(moved).digest == shared_model("vit").digest
+
+
+def pretrained_timm(monkeypatch, seed: int) -> OpenModel:
+    """`timm:NAME` with `seed` standing in for the weights that timm would download."""
+    import timm
+
+    weights = new_timm_vit(seed=seed)
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **args: weights)
+    return opened(f"timm:{TIMM_NAME}")
+
+
+def test_a_timm_model_made_by_name_has_a_digest_of_its_weights(monkeypatch):
+    digests = []
+    for seed in (1, 1, 2):
+        with monkeypatch.context() as patch:
+            digests.append(pretrained_timm(patch, seed).digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
+# --task
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_classifier_opens_as_an_embedding_model_on_request(name):
+    model = opened(saved_model(name), task="embedding")
+    inputs = random_inputs(model)
+    vectors = outputs(model, model.module, inputs)
+    assert model.task.name == "embedding"
+    assert vectors.shape == (3, 48 if name == "timm-vit" else 32)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize("name", TEXT_FAMILIES)
+def test_embeddings_of_a_classifier_are_those_of_its_encoder(name, tmp_path):
+    """The head is left out, the encoder's weights are not."""
+    headed = shared_model(name)
+    headed.module.base_model.save_pretrained(tmp_path)
+    assert same_outputs(opened(saved_model(name), task="embedding"), opened(tmp_path))
+
+
+def test_naming_the_task_it_has_changes_nothing():
+    assert same_outputs(opened(saved_model("bert"), task="sequence-classification"), shared_model("bert"))
+
+
+@pytest.mark.parametrize("task", ["sequence-classification", "token-classification", "question-answering"])
+@pytest.mark.parametrize("name", TEXT_FAMILIES)
+def test_a_head_without_weights_is_refused_naming_them(name, task):
+    with pytest.raises(InputError, match=rf"no weights for .*(classifier|qa_outputs)(.|\n)*{task}"):
+        opened(saved_model(name, "encoder"), task=task)
+
+
+def test_an_encoder_without_one_of_its_weights_is_refused_naming_it(tmp_path):
+    folder = copy_of(saved_model("bert", "encoder"), tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"encoder\.layer\.1\.output\.dense\.weight"):
+        opened(folder)
+
+
+def test_a_classifier_without_the_pooler_that_its_head_reads_is_refused(tmp_path):
+    folder = copy_of(saved_model("bert"), tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    kept = {key: value for key, value in weights.items() if "pooler" not in key}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"bert\.pooler"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("name", TEXT_FAMILIES)
+def test_an_encoder_needs_no_pooler_and_opens_the_same_each_time(name):
+    """The heads of some families read no pooler, so their checkpoints have none: nothing random may take its place."""
+    one, other = (opened(saved_model(name), task="embedding").module.state_dict() for _ in range(2))
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+def test_an_unknown_task_lists_the_known_ones():
+    with pytest.raises(UsageError, match=r"'poetry'(.|\n)*question-answering"):
+        opened(saved_model("bert"), task="poetry")
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [("bert", "image-classification"), ("vit", "question-answering"), ("timm-vit", "token-classification")],
+)
+def test_a_task_that_the_architecture_can_not_do_is_a_usage_error(name, task):
+    with pytest.raises(UsageError, match=f"can't do {task}"):
+        opened(saved_model(name), task=task)
+
+
+# device and dtype
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["bert", "timm-vit"])
+def test_half_precision_checkpoints_compute_in_float32_on_cpu(name, stored, tmp_path):
+    folder = in_dtype(saved_model(name), tmp_path, stored)
+    model = opened(folder)
+    assert {p.dtype for p in model.module.parameters()} == {torch.float32}
+    assert model.stored_dtype == getattr(torch, stored)
+    assert outputs(model, model.module, random_inputs(model)).isfinite().all()
+
+
+def in_dtype(folder: Path, target: Path, dtype: str) -> Path:
+    """A copy of a model directory with its weights in another dtype."""
+    copy_of(folder, target)
+    weights = {k: v.to(getattr(torch, dtype)) for k, v in load_file(folder / "model.safetensors").items()}
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((target / "config.json").read_text())
+    if "model_type" in config:
+        (target / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
+    return target
+
+
+@pytest.mark.parametrize("name", ["bert", "timm-vit"])
+def test_a_dtype_can_be_asked_for(name):
+    model = opened(saved_model(name), dtype="bfloat16")
+    assert model.dtype == torch.bfloat16
+    assert model.stored_dtype == torch.float32
+
+
+def test_an_unknown_dtype_lists_the_known_ones():
+    with pytest.raises(UsageError, match=r"'int4'(.|\n)*float16"):
+        opened(saved_model("bert"), dtype="int4")
+
+
+def test_an_unknown_device_is_a_usage_error():
+    with pytest.raises(UsageError, match="'abacus'"):
+        open_model(str(saved_model("bert")), device="abacus")
+
+
+def test_cuda_where_there_is_none_is_a_usage_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="--device cpu"):
+        open_model(str(saved_model("bert")), device="cuda")
+
+
+def test_auto_is_the_cpu_where_there_is_no_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert open_model(str(saved_model("bert")), device="auto").device.type == "cpu"
+
+
+# layouts of weights
+
+
+def test_sharded_safetensors_load(tmp_path):
+    folder = copy_of(saved_model("bert"), tmp_path)
+    (folder / "model.safetensors").unlink()
+    new_model("bert").save_pretrained(folder, max_shard_size="40KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    assert same_outputs(opened(folder), shared_model("bert"))
+
+
+def test_a_missing_shard_is_an_input_error(tmp_path):
+    new_model("bert").save_pretrained(tmp_path, max_shard_size="40KB")
+    sorted(tmp_path.glob("model-*.safetensors"))[1].unlink()
+    with pytest.raises(InputError, match="model-00002"):
+        opened(tmp_path)
+
+
+def with_pickled_weights(folder: Path, target: Path) -> Path:
+    copy_of(folder, target)
+    torch.save(load_file(target / "model.safetensors"), target / "pytorch_model.bin")
+    (target / "model.safetensors").unlink()
+    return target
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_pickled_tensors_load(name, tmp_path):
+    assert same_outputs(opened(with_pickled_weights(saved_model(name), tmp_path)), shared_model(name))
+
+
+def test_sharded_pickled_tensors_load(tmp_path):
+    folder = copy_of(saved_model("bert"), tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    keys = sorted(weights)
+    index = {}
+    for number, part in enumerate((keys[::2], keys[1::2]), start=1):
+        file = f"pytorch_model-0000{number}-of-00002.bin"
+        torch.save({key: weights[key] for key in part}, folder / file)
+        index.update(dict.fromkeys(part, file))
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    assert same_outputs(opened(folder), shared_model("bert"))
+
+
+class Malicious:
+    """Unpickling it makes a file: proof that code ran."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self):
+        return Path.touch, (self.proof,)
+
+
+def malicious_weights(path: Path, proof: Path) -> None:
+    torch.save({"weight": torch.zeros(1), "code": Malicious(proof)}, path)
+
+
+def test_the_malicious_pickle_of_these_tests_does_run_code(tmp_path):
+    malicious_weights(tmp_path / "w.bin", tmp_path / "proof")
+    torch.load(tmp_path / "w.bin", weights_only=False)
+    assert (tmp_path / "proof").exists()
+
+
+def test_a_malicious_pickle_is_refused_and_never_run(tmp_path):
+    folder = with_pickled_weights(saved_model("bert"), tmp_path / "model")
+    malicious_weights(folder / "pytorch_model.bin", tmp_path / "proof")
+    with pytest.raises(InputError, match="hold more than tensors"):
+        opened(folder)
+    assert not (tmp_path / "proof").exists()
+
+
+def test_a_malicious_old_style_pickle_is_refused_and_never_run(tmp_path):
+    folder = with_pickled_weights(saved_model("bert"), tmp_path / "model")
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Malicious(tmp_path / "proof")}))
+    with pytest.raises(InputError):
+        opened(folder)
+    assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize("suffix", ["pth", "bin"])
+def test_a_malicious_timm_checkpoint_is_refused_and_never_run(suffix, tmp_path):
+    path = tmp_path / f"weights.{suffix}"
+    malicious_weights(path, tmp_path / "proof")
+    with pytest.raises(InputError, match="hold more than tensors"):
+        opened(f"timm:{TIMM_NAME}?checkpoint={path}")
+    assert not (tmp_path / "proof").exists()
+
+
+def test_a_malicious_pickle_beside_safetensors_is_not_even_read(tmp_path):
+    folder = copy_of(saved_model("bert"), tmp_path / "model")
+    malicious_weights(folder / "pytorch_model.bin", tmp_path / "proof")
+    assert same_outputs(opened(folder), shared_model("bert"))
+    assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.99])
+@pytest.mark.parametrize("name", ["bert", "timm-vit"])
+def test_truncated_safetensors_are_an_input_error(name, share, tmp_path):
+    folder = copy_of(saved_model(name), tmp_path)
+    truncate(folder / "model.safetensors", share)
+    with pytest.raises(InputError, match=str(folder)):
+        opened(folder)
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_truncated_pickles_are_an_input_error(share, tmp_path):
+    folder = with_pickled_weights(saved_model("bert"), tmp_path)
+    truncate(folder / "pytorch_model.bin", share)
+    with pytest.raises(InputError, match=str(folder)):
+        opened(folder)
+
+
+def truncate(path: Path, share: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+
+
+def test_weights_of_another_size_than_the_config_says_are_an_input_error(tmp_path):
+    folder = copy_of(saved_model("bert"), tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+    with pytest.raises(InputError, match=str(folder)):
+        opened(folder)
+
+
+def test_an_unknown_model_type_is_an_input_error(tmp_path):
+    folder = copy_of(saved_model("bert"), tmp_path)
+    (folder / "config.json").write_text(json.dumps({"model_type": "abacus"}))
+    with pytest.raises(InputError, match="abacus"):
+        opened(folder)
+
+
+def test_a_known_library_model_without_a_family_names_the_page(tmp_path):
+    import transformers
+
+    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=5, n_positions=4)
+    transformers.GPT2Model(config).save_pretrained(tmp_path)
+    with pytest.raises(UnknownArchitecture, match=r"'gpt2'(.|\n)*docs/families\.md"):
+        opened(tmp_path)
+
+
+def test_a_family_can_be_given_instead_of_the_registered_one():
+    neurons = SiteTable("neurons", shared_model("bert").family.sites[1].producers, "output.dense")
+    family = Family("mine", (), "encoder.layer", (neurons,))
+    model = opened(saved_model("bert"), family=family)
+    assert [site.kind for site in model.anatomy] == ["neurons"] * 3
+
+
+@pytest.mark.parametrize("name", TEXT_FAMILIES)
+def test_a_directory_without_a_tokenizer_opens_but_says_so_when_asked_for_it(name, tmp_path):
+    """transformers makes up an empty tokenizer for some: every word would be unknown."""
+    model = opened(copy_of(saved_model(name), tmp_path))
+    for path in tmp_path.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"tokenizer(.|\n)*tokenizer\.json"):
+        _ = model.processor
+
+
+# timm
+
+
+def timm_spec(checkpoint: Path, **args) -> str:
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 4, "mlp_ratio": 2}
+    query = "&".join(f"{key}={value}" for key, value in {**sizes, "num_classes": 5, **args}.items())
+    return f"timm:{TIMM_NAME}?checkpoint={checkpoint}&{query}"
+
+
+def test_a_timm_name_with_a_checkpoint_is_the_directory_of_the_same_weights():
+    weights = saved_model("timm-vit") / "model.safetensors"
+    assert same_outputs(opened(timm_spec(weights)), shared_model("timm-vit"))
+
+
+@pytest.mark.parametrize("wrap", [None, "model", "state_dict"])
+def test_a_timm_checkpoint_may_be_a_pickle_of_tensors(wrap, tmp_path):
+    state = load_file(saved_model("timm-vit") / "model.safetensors")
+    torch.save(state if wrap is None else {wrap: state}, tmp_path / "w.pth")
+    assert same_outputs(opened(timm_spec(tmp_path / "w.pth")), shared_model("timm-vit"))
+
+
+def test_a_timm_checkpoint_of_another_size_names_a_weight_that_does_not_fit():
+    weights = saved_model("timm-vit") / "model.safetensors"
+    with pytest.raises(InputError, match=r"head\.weight"):
+        opened(timm_spec(weights, num_classes=7))
+
+
+def test_a_timm_checkpoint_of_another_depth_names_what_is_left_over():
+    weights = saved_model("timm-vit") / "model.safetensors"
+    with pytest.raises(InputError, match=rf"{weights.name} does not fit.*blocks\.2"):
+        opened(timm_spec(weights, depth=2))
+
+
+def test_a_timm_checkpoint_without_some_weights_names_them():
+    weights = saved_model("timm-vit") / "model.safetensors"
+    with pytest.raises(InputError, match=r"missing \['blocks\.3"):
+        opened(timm_spec(weights, depth=4))
+
+
+def test_a_checkpoint_that_holds_no_weights_is_an_input_error(tmp_path):
+    path = tmp_path / "w.pth"
+    path.write_text("no weights at all")
+    with pytest.raises(InputError):
+        opened(timm_spec(path))
+
+
+def test_an_argument_that_the_timm_model_does_not_take_is_named():
+    weights = saved_model("timm-vit") / "model.safetensors"
+    with pytest.raises((InputError, UsageError), match="colour"):
+        opened(timm_spec(weights, colour="red"))
+
+
+def test_a_timm_name_without_the_network_is_an_input_error(monkeypatch):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def offline(*_, **__):
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", offline)
+    with pytest.raises(InputError, match=f"timm:{TIMM_NAME}"):
+        opened(f"timm:{TIMM_NAME}")
+
+
+def test_a_timm_directory_of_an_unknown_architecture_is_an_input_error(tmp_path):
+    folder = copy_of(saved_model("timm-vit"), tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architecture": "vit_imaginary"}))
+    with pytest.raises(InputError, match="vit_imaginary"):
+        opened(folder)
+
+
+def test_the_transform_of_a_timm_directory_normalises_as_its_config_says():
+    from PIL import Image
+
+    pixels = shared_model("timm-vit").processor(Image.new("RGB", (50, 40), (255, 0, 255)))
+    expected = (torch.tensor([1.0, 0.0, 1.0]) - torch.tensor([0.4, 0.5, 0.6])) / torch.tensor(
+        [0.2, 0.25, 0.3]
+    )
+    torch.testing.assert_close(pixels.mean(dim=(1, 2)), expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("name", IMAGE_FAMILIES)
+def test_the_processor_makes_images_of_the_size_the_model_takes(name):
+    from PIL import Image
+
+    pixels = shared_model(name).processor(Image.new("RGB", (50, 40)))
+    assert pixels.shape == (3, 32, 32)
+
+
+def test_the_transform_of_a_timm_name_follows_an_image_size_among_its_arguments():
+    from PIL import Image
+
+    model = opened(timm_spec(saved_model("timm-vit") / "model.safetensors"))
+    assert model.processor(Image.new("L", (50, 40))).shape == (3, 32, 32)
+
+
+# pruned directories
+
+
+def record_of(model: OpenModel, kept: dict[str, list[int]]) -> PrunedRecord:
+    return PrunedRecord(
+        library=model.source.library,
+        architecture=model.source.timm_name or type(model.module).__name__,
+        task=model.task.name,
+        family=family_to_dict(model.family),
+        kept=kept,
+        per_layer_config={},
+        dense=model.dense,
+    )
+
+
+def prune(folder: Path | str, target: Path, keep: dict[str, list[int]], **options) -> OpenModel:
+    """Slice the model in `folder`, save it in `target` and return it as it was before saving."""
+    model = opened(folder, **options)
+    dense = {site.name: list(range(site.units)) for site in model.anatomy}
+    before = model.record.kept if model.record else dense
+    kept = {**before, **{site: [before[site][i] for i in indices] for site, indices in keep.items()}}
+    record = record_of(model, kept)
+    slice_model(model.module, model.anatomy, keep)
+    model.anatomy = dissect(model.module, model.family)
+    target.mkdir()
+    save_pruned(target, model, record)
+    return model
+
+
+@pytest.mark.parametrize("name", ALL)
+@examples(6, shrink=False)
+@given(data=st.data())
+def test_a_pruned_directory_loads_bitwise_equal(name, tmp_path_factory, data):
+    keep = data.draw(keep_sets(shared_model(name).anatomy))
+    folder = tmp_path_factory.mktemp("pruned") / "m"
+    pruned = prune(saved_model(name), folder, keep)
+    again = opened(folder)
+    assert again.anatomy == pruned.anatomy
+    assert {site.name: site.units for site in again.anatomy if site.name in keep} == {
+        site: len(kept) for site, kept in keep.items()
+    }
+    assert same_outputs(again, pruned)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("kept", [[], [2]], ids=["none", "one"])
+def test_a_directory_with_next_to_nothing_left_loads_bitwise_equal(name, kept, tmp_path):
+    pruned = prune(saved_model(name), tmp_path / "m", {s.name: kept for s in shared_model(name).anatomy})
+    assert same_outputs(opened(tmp_path / "m"), pruned)
+
+
+@pytest.mark.parametrize("head", ["encoder", "tagger", "reader"])
+@pytest.mark.parametrize("name", TEXT_FAMILIES)
+def test_a_pruned_directory_keeps_its_task(name, head, tmp_path):
+    keep = {"blocks.0.heads": [1, 3], "blocks.2.neurons": [0, 5, 63]}
+    pruned = prune(saved_model(name, head), tmp_path / "m", keep)
+    again = opened(tmp_path / "m")
+    assert again.task == pruned.task
+    assert type(again.module) is type(pruned.module)
+    assert same_outputs(again, pruned)
+
+
+@pytest.mark.parametrize("name", ALL)
+@examples(4, shrink=False)
+@given(data=st.data())
+def test_a_pruned_directory_can_be_pruned_again(name, tmp_path_factory, data):
+    anatomy = shared_model(name).anatomy
+    first = data.draw(keep_sets(anatomy))
+    second = {s.name: data.draw(kept_of(len(first.get(s.name, range(s.units))))) for s in anatomy}
+    folder = tmp_path_factory.mktemp("pruned")
+    prune(saved_model(name), folder / "once", first)
+    twice = prune(folder / "once", folder / "twice", second)
+    again = opened(folder / "twice")
+    assert same_outputs(again, twice)
+    assert again.dense == shared_model(name).dense
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_pruned_directory_is_smaller_on_disk(name, tmp_path):
+    keep = {site.name: [0] for site in shared_model(name).anatomy}
+    prune(saved_model(name), tmp_path / "m", keep)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "m", saved_model(name))]
+    assert sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_pruned_directory_brings_its_processor(name, tmp_path):
+    prune(saved_model(name), tmp_path / "m", {"blocks.0.heads": [0]})
+    one, other = opened(tmp_path / "m").processor, shared_model(name).processor
+    if name in TEXT_FAMILIES:
+        assert one.tokenizer.get_vocab() == vocabulary(name)
+        assert one.max_length == other.max_length
+    else:
+        from PIL import Image
+
+        image = Image.effect_noise((50, 40), 80)
+        assert torch.equal(one(image), other(image))
+
+
+def test_extra_files_are_copied_unchanged_with_their_folders(tmp_path):
+    folder = copy_of(saved_model("bert", "encoder"), tmp_path / "dense")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    (folder / "modules.json").write_text("[]")
+    (folder / "notes.txt").write_text("mine")
+    prune(folder, tmp_path / "m", {"blocks.0.heads": [0]})
+    for file in ("1_Pooling/config.json", "modules.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "m" / file).read_bytes() == (folder / file).read_bytes()
+    assert not (tmp_path / "m" / "notes.txt").exists()
+    assert opened(tmp_path / "m").task.pooling == "cls"
+
+
+@pytest.mark.parametrize("name", ["bert", "timm-vit"])
+def test_a_pruned_copy_keeps_the_dtype_on_disk(name, tmp_path):
+    dense = in_dtype(saved_model(name), tmp_path / "dense", "float16")
+    pruned = prune(dense, tmp_path / "m", {"blocks.1.heads": [0, 3]})
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    assert {w.dtype for w in weights.values()} == {torch.float16}
+    again = opened(tmp_path / "m")
+    assert again.stored_dtype == torch.float16
+    pruned.module.float()
+    assert same_outputs(again, pruned)
+
+
+@pytest.mark.parametrize("name", ["bert", "timm-vit"])
+def test_saving_leaves_the_model_in_the_dtype_it_computes_in(name, tmp_path):
+    dense = in_dtype(saved_model(name), tmp_path / "dense", "float16")
+    assert prune(dense, tmp_path / "m", {"blocks.1.heads": [0, 3]}).dtype == torch.float32
+
+
+def test_a_pruned_directory_needs_no_registered_family(tmp_path, monkeypatch):
+    from optin_cli.models import families
+
+    pruned = prune(saved_model("bert"), tmp_path / "m", {"blocks.0.heads": [2]})
+    monkeypatch.setattr(families, "_REGISTRY", {})
+    assert same_outputs(opened(tmp_path / "m"), pruned)
+
+
+def test_a_pruned_classifier_opens_as_an_embedding_model_on_request(tmp_path):
+    keep = {"blocks.0.heads": [2], "blocks.1.neurons": []}
+    prune(saved_model("bert"), tmp_path / "m", keep)
+    embedding = opened(tmp_path / "m", task="embedding")
+    other = prune(saved_model("bert"), tmp_path / "other", keep, task="embedding")
+    assert same_outputs(embedding, other)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_load_gives_a_module_ready_to_run_or_train(name, tmp_path):
+    pruned = prune(saved_model(name), tmp_path / "m", {"blocks.0.heads": [1]})
+    module = load(tmp_path / "m")
+    assert isinstance(module, nn.Module) and not module.training
+    assert all(p.requires_grad for p in module.parameters())
+    inputs = random_inputs(pruned)
+    assert torch.equal(outputs(pruned, module, inputs), outputs(pruned, pruned.module, inputs))
+
+
+def test_load_is_at_the_top_of_the_package():
+    import optin_cli
+
+    assert optin_cli.load is load
+
+
+@pytest.mark.parametrize(
+    ("site", "kept"),
+    [
+        ("blocks.0.heads", [1, 2]),  # the weights have one head
+        ("blocks.0.heads", [4]),
+        ("blocks.0.heads", ["1"]),
+        ("blocks.0.heads", 1),
+        ("blocks.9.heads", [1]),
+    ],
+    ids=["size", "index", "word", "number", "site"],
+)
+@pytest.mark.parametrize("name", ["bert", "timm-vit"])
+def test_weights_that_do_not_fit_the_record_are_one_clear_error(name, site, kept, tmp_path):
+    prune(saved_model(name), tmp_path / "m", {"blocks.0.heads": [1]})
+    record = json.loads((tmp_path / "m" / "optin.json").read_text())
+    record["kept"][site] = kept
+    (tmp_path / "m" / "optin.json").write_text(json.dumps(record))
+    with pytest.raises((InputError, ArtefactError), match=str(tmp_path)):
+        opened(tmp_path / "m")

@@ -1,0 +1,214 @@
+"""Slicing against its oracles: the masked dense model, torch's FLOP counter, and counting parameters."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from helpers import (
+    ALL,
+    TEXT_FAMILIES,
+    examples,
+    keep_sets,
+    kept_of,
+    new_timm_vit,
+    outputs,
+    random_inputs,
+    shared_model,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from optin_cli.models.anatomy import Anatomy
+from optin_cli.models.checkpoint import OpenModel
+from optin_cli.models.dissect import dissect, family_of
+from optin_cli.models.masking import masked, masks_from_keep
+from optin_cli.models.slicing import slice_model
+
+
+def sliced(model: OpenModel, keep: dict[str, list[int]]) -> nn.Module:
+    module = copy.deepcopy(model.module)
+    slice_model(module, model.anatomy, keep)
+    return module
+
+
+def assert_sliced_is_masked(model: OpenModel, keep: dict[str, list[int]]) -> None:
+    inputs = random_inputs(model)
+    with masked(model.module, model.anatomy, masks_from_keep(model.anatomy, keep)):
+        expected = outputs(model, model.module, inputs)
+    torch.testing.assert_close(outputs(model, sliced(model, keep), inputs), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+@examples(25)
+@given(data=st.data())
+def test_sliced_model_computes_what_the_masked_model_does(name, data):
+    model = shared_model(name)
+    assert_sliced_is_masked(model, data.draw(keep_sets(model.anatomy)))
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("kept", [[], [1]], ids=["none", "one"])
+def test_sites_with_no_unit_or_one_unit_left_work(name, kept):
+    model = shared_model(name)
+    assert_sliced_is_masked(model, {site.name: kept for site in model.anatomy})
+
+
+@pytest.mark.parametrize("head", ["encoder", "tagger", "reader"])
+@pytest.mark.parametrize("name", TEXT_FAMILIES)
+def test_every_task_head_works_on_a_sliced_encoder(name, head):
+    model = shared_model(name, head)
+    keep = {site.name: list(range(1, site.units, 2)) for site in model.anatomy}
+    assert_sliced_is_masked(model, keep)
+
+
+def test_heads_with_a_norm_of_their_own_are_sliced_right():
+    module = new_timm_vit(qk_norm=True)
+    anatomy = dissect(module, family_of(module))
+    keep = {site.name: [0, 2] for site in anatomy}
+    smaller = copy.deepcopy(module)
+    slice_model(smaller, anatomy, keep)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), masked(module, anatomy, masks_from_keep(anatomy, keep)):
+        expected = module(images)
+    with torch.no_grad():
+        torch.testing.assert_close(smaller(images), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_each_unit_changes_the_output(name):
+    """Otherwise masked == sliced could hold for a mask that does nothing."""
+    model = shared_model(name)
+    inputs = random_inputs(model)
+    dense = outputs(model, model.module, inputs)
+    for site in model.anatomy:
+        keep = {site.name: list(range(1, site.units))}
+        changed = outputs(model, sliced(model, keep), inputs)
+        assert (changed - dense).abs().max() > 1e-4, site.name
+
+
+@pytest.mark.parametrize("name", ALL)
+@examples(15)
+@given(data=st.data())
+def test_pruning_twice_is_pruning_once_with_composed_indices(name, data):
+    model = shared_model(name)
+    first = data.draw(keep_sets(model.anatomy))
+    twice = sliced(model, first)
+    anatomy = dissect(twice, model.family)
+    second = {site.name: data.draw(kept_of(site.units), label=site.name) for site in anatomy}
+    slice_model(twice, anatomy, second)
+
+    whole = {site.name: list(range(site.units)) for site in model.anatomy}
+    composed = {site: [{**whole, **first}[site][i] for i in indices] for site, indices in second.items()}
+    once = sliced(model, composed)
+
+    inputs = random_inputs(model)
+    assert_same_weights(twice, once)
+    assert torch.equal(outputs(model, twice, inputs), outputs(model, once, inputs))
+
+
+def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
+    left, right = one.state_dict(), other.state_dict()
+    assert left.keys() == right.keys()
+    assert [key for key in left if not torch.equal(left[key], right[key])] == []
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_keeping_every_unit_changes_no_weight(name):
+    model = shared_model(name)
+    keep = {site.name: list(range(site.units)) for site in model.anatomy}
+    assert_same_weights(sliced(model, keep), model.module)
+
+
+@pytest.mark.parametrize("name", ALL)
+@examples(10)
+@given(data=st.data())
+def test_a_sliced_model_dissects_into_the_kept_units(name, data):
+    model = shared_model(name)
+    keep = data.draw(keep_sets(model.anatomy))
+    after = dissect(sliced(model, keep), model.family)
+    assert {site.name: site.units for site in after} == {
+        site.name: len(keep.get(site.name, range(site.units))) for site in model.anatomy
+    }
+
+
+@pytest.mark.parametrize("name", ALL)
+@examples(8)
+@given(data=st.data())
+def test_macs_of_the_blocks_are_what_torch_counts(name, data):
+    model = shared_model(name)
+    keep = data.draw(keep_sets(model.anatomy))
+    module = sliced(model, keep)
+    anatomy = dissect(module, model.family)
+    counted, tokens = counted_macs_per_example(model, module, anatomy)
+    assert anatomy.macs(tokens) == pytest.approx(counted, rel=0.01)
+    kept = {site.name: len(keep.get(site.name, range(site.units))) for site in model.anatomy}
+    assert model.anatomy.macs(tokens, kept) == anatomy.macs(tokens)
+
+
+def counted_macs_per_example(model: OpenModel, module: nn.Module, anatomy: Anatomy) -> tuple[float, int]:
+    """(MACs of the blocks by torch's FLOP counter, tokens that the blocks see), for one example."""
+    shapes: list[torch.Size] = []
+    block = module.get_submodule(anatomy.blocks[0])
+    handle = block.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(**random_inputs(model, batch=2))
+    handle.remove()
+    flops = counter.get_flop_counts()
+    total = sum(sum(flops.get(f"{type(module).__name__}.{path}", {}).values()) for path in anatomy.blocks)
+    batch, tokens, _ = shapes[0]
+    return total / 2 / batch, tokens
+
+
+@pytest.mark.parametrize("name", ALL)
+@examples(8)
+@given(data=st.data())
+def test_params_per_unit_is_what_slicing_removes(name, data):
+    model = shared_model(name)
+    keep = data.draw(keep_sets(model.anatomy))
+    removed = sum(
+        (site.units - len(keep[site.name])) * site.params_per_unit
+        for site in model.anatomy
+        if site.name in keep
+    )
+    assert parameters(sliced(model, keep)) == parameters(model.module) - removed
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_skeleton_without_weights_gets_the_same_shapes(name):
+    model = shared_model(name)
+    keep = {site.name: list(range(0, site.units, 3)) for site in model.anatomy}
+    skeleton = copy.deepcopy(model.module).to("meta")
+    slice_model(skeleton, model.anatomy, keep)
+    expected = {key: value.shape for key, value in sliced(model, keep).state_dict().items()}
+    assert {key: value.shape for key, value in skeleton.state_dict().items()} == expected
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_linear_layers_report_their_new_sizes(name):
+    model = shared_model(name)
+    module = sliced(model, {site.name: [0] for site in model.anatomy})
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            assert (layer.out_features, layer.in_features) == tuple(layer.weight.shape)
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_slicing_keeps_whether_weights_are_trainable(trainable):
+    model = shared_model("bert")
+    module = copy.deepcopy(model.module).requires_grad_(trainable)
+    slice_model(module, model.anatomy, {site.name: [0] for site in model.anatomy})
+    assert {p.requires_grad for p in module.parameters()} == {trainable}
+
+
+def test_an_unknown_site_is_refused():
+    model = shared_model("bert")
+    with pytest.raises(KeyError, match=r"blocks\.9\.heads"):
+        sliced(model, {"blocks.9.heads": [0]})

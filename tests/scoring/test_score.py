@@ -1,0 +1,189 @@
+"""Scoring end to end: what is recorded, reuse, resume, baselines."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from helpers import saved_model, shared_model, tiny_text_csv
+
+from optin_cli.artefacts.ranking import combine, output_scale, read_ranking
+from optin_cli.data.sources import DataSpec
+from optin_cli.errors import UsageError
+from optin_cli.models.checkpoint import open_model
+from optin_cli.scoring import score as stage
+from optin_cli.scoring.plan import ScoreSettings, estimate_seconds, make_plan
+
+SMALL = ScoreSettings(samples=12, batch_size=4, rows=24, probes=2)
+
+
+def plan_for(folder, name="bert", settings=SMALL):
+    csv = folder / "train.csv"
+    if not csv.exists():
+        tiny_text_csv(folder)
+    return make_plan(shared_model(name), DataSpec(str(csv)), settings)
+
+
+def same_scores(one, two) -> bool:
+    return all(
+        np.array_equal(getattr(a, part), getattr(b, part))
+        for a, b in zip(one.sites, two.sites, strict=True)
+        for part in ("score", "trajectory", "output")
+    )
+
+
+@pytest.mark.parametrize("method", ["auto", "ablation", "curvature", "magnitude", "random"])
+def test_every_method_scores_every_unit(method, tmp_path):
+    plan = plan_for(tmp_path, settings=dataclasses.replace(SMALL, method=method))
+    ranking = stage.score(plan, tmp_path / "r.h5")
+    assert {s.name: s.units for s in ranking.sites} == {s.name: s.units for s in plan.model.anatomy}
+    assert all((s.score > 0).all() for s in ranking.sites)
+    assert read_ranking(tmp_path / "r.h5").digest == ranking.digest
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_columns_say_which_block_they_measure(tmp_path):
+    ranking = stage.score(
+        plan_for(tmp_path, settings=dataclasses.replace(SMALL, method="ablation")), tmp_path / "r.h5"
+    )
+    columns = {s.name: s.columns for s in ranking.sites}
+    assert columns["blocks.0.heads"] == [1, 2]
+    assert columns["blocks.1.neurons"] == [2]
+    assert columns["blocks.2.heads"] == [2]  # the last block has no deeper feature
+    assert all(s.trajectory.shape == (s.units, len(s.columns)) for s in ranking.sites)
+
+
+def test_score_is_trajectory_plus_scaled_output(tmp_path):
+    ranking = stage.score(
+        plan_for(tmp_path, settings=dataclasses.replace(SMALL, output_weight=0.5)), tmp_path / "r.h5"
+    )
+    scale = output_scale(ranking.sites)
+    for site in ranking.sites:
+        np.testing.assert_allclose(site.score, site.trajectory.sum(1) + 0.5 * scale * site.output)
+        np.testing.assert_array_equal(combine(ranking.sites, 0)[site.name], site.trajectory.sum(1))
+
+
+def test_the_same_inputs_give_the_same_scores(tmp_path):
+    one = stage.score(plan_for(tmp_path), tmp_path / "a.h5")
+    two = stage.score(plan_for(tmp_path), tmp_path / "b.h5")
+    assert same_scores(one, two)
+    assert one.digest == two.digest
+    other = stage.score(plan_for(tmp_path, settings=dataclasses.replace(SMALL, seed=1)), tmp_path / "c.h5")
+    assert not same_scores(one, other)
+
+
+def test_an_existing_ranking_is_recognised(tmp_path):
+    plan = plan_for(tmp_path)
+    assert stage.existing(tmp_path / "r.h5", plan) is None
+    stage.score(plan, tmp_path / "r.h5")
+    assert stage.existing(tmp_path / "r.h5", plan) is not None
+    with pytest.raises(UsageError, match="probes"):
+        stage.existing(tmp_path / "r.h5", plan_for(tmp_path, settings=dataclasses.replace(SMALL, probes=3)))
+    with pytest.raises(UsageError, match="model"):
+        stage.existing(tmp_path / "r.h5", plan_for(tmp_path, "electra"))
+    lighter = plan_for(tmp_path, settings=dataclasses.replace(SMALL, output_weight=0.1))
+    with pytest.raises(UsageError, match="select --lambda"):
+        stage.existing(tmp_path / "r.h5", lighter)
+    assert stage.existing(tmp_path / "r.h5", lighter, any_lambda=True) is not None
+
+
+def test_changed_data_is_noticed(tmp_path):
+    stage.score(plan_for(tmp_path), tmp_path / "r.h5")
+    tiny_text_csv(tmp_path, seed=5)
+    with pytest.raises(UsageError, match="another data"):
+        stage.existing(tmp_path / "r.h5", plan_for(tmp_path))
+
+
+def test_an_interrupted_run_resumes_and_ends_bit_identical(tmp_path):
+    whole = stage.score(plan_for(tmp_path), tmp_path / "whole.h5")
+    steps: list[float] = []
+
+    def stop_in_the_middle(done, total, what):
+        steps.append(done)
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage.score(plan_for(tmp_path), tmp_path / "r.h5", stop_in_the_middle)
+    assert not (tmp_path / "r.h5").exists()
+    finished = len(list((tmp_path / ".r.h5.partial").glob("*.npz")))
+    assert finished > 0
+    resumed = stage.score(plan_for(tmp_path), tmp_path / "r.h5")
+    assert same_scores(whole, resumed)
+    assert not (tmp_path / ".r.h5.partial").exists()
+
+
+def test_other_settings_start_over(tmp_path, caplog):
+    def stop(done, total, what):
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage.score(plan_for(tmp_path), tmp_path / "r.h5", stop)
+    changed = dataclasses.replace(SMALL, rows=20)
+    with caplog.at_level("WARNING", logger="optin"):
+        found = stage.score(plan_for(tmp_path, settings=changed), tmp_path / "r.h5")
+    assert "starting over" in caplog.text
+    assert "rows" in caplog.text
+    assert same_scores(found, stage.score(plan_for(tmp_path, settings=changed), tmp_path / "other.h5"))
+
+
+def test_kill_9_leaves_no_half_file_and_the_next_run_finishes(tmp_path):
+    """The real command, killed for good at several moments, then left to end."""
+    csv = tiny_text_csv(tmp_path)
+    output = tmp_path / "r.h5"
+    command = [sys.executable, "-m", "optin_cli", "score", str(saved_model("bert")), "--data", str(csv)]
+    command += ["-o", str(output), "--samples", "40", "--batch-size", "2", "--method", "ablation", "-q"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    partial = tmp_path / ".r.h5.partial"
+    for wanted in (2, 30):
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if len(list(partial.glob("*.npz"))) >= wanted:
+                break
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if process.returncode == -signal.SIGKILL:
+            assert not output.exists()
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    settings = ScoreSettings(method="ablation", samples=40, batch_size=2)
+    plan = make_plan(open_model(str(saved_model("bert"))), DataSpec(str(csv)), settings)
+    assert same_scores(read_ranking(output), stage.score(plan, tmp_path / "whole.h5"))
+
+
+def test_estimate_is_a_time(tmp_path):
+    for method in ("auto", "magnitude"):
+        plan = plan_for(tmp_path, settings=dataclasses.replace(SMALL, method=method))
+        assert estimate_seconds(plan) >= 0
+
+
+def test_progress_ends_at_its_total(tmp_path):
+    seen = []
+    stage.score(plan_for(tmp_path), tmp_path / "r.h5", lambda done, total, what: seen.append((done, total)))
+    assert seen[-1][0] == pytest.approx(seen[-1][1])
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"method": "guess"}, "method"),
+        ({"samples": 0}, "samples"),
+        ({"probes": 0}, "probes"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"output_weight": -1.0}, "lambda"),
+    ],
+)
+def test_settings_that_make_no_sense(change, word):
+    with pytest.raises(UsageError, match=word):
+        ScoreSettings(**change)
