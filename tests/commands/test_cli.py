@@ -58,7 +58,9 @@ def test_score_select_apply_eval_bench_inspect(scored, tmp_path):
         assert run("inspect", artefact).stdout
         assert json.loads(run("inspect", artefact, "--json").stdout)["schema_version"] == 1
     evaluated = json.loads(
-        run("eval", tmp_path / "out", "--baseline", model, "--data", data, "--split", "train", "--json").stdout
+        run(
+            "eval", tmp_path / "out", "--baseline", model, "--data", data, "--split", "train", "--json"
+        ).stdout
     )
     assert 0 <= evaluated["metrics"]["accuracy"] <= 100
     assert evaluated["fidelity"]["kl"] >= 0
@@ -79,10 +81,16 @@ def test_prune_does_the_same_and_keeps_the_ranking(scored, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     run("select", ranking, "--flops", "0.5", "-o", "m.json")
     run("apply", model, "m.json", "-o", "steps")
-    first = json.loads(run("prune", model, "--data", data, "--flops", 0.5, "-o", "once", *FAST, "--json").stdout)
+    first = json.loads(
+        run("prune", model, "--data", data, "--flops", 0.5, "-o", "once", *FAST, "--json").stdout
+    )
     assert not first["ranking_reused"]
-    assert (tmp_path / "once/model.safetensors").read_bytes() == (tmp_path / "steps/model.safetensors").read_bytes()
-    second = json.loads(run("prune", model, "--data", data, "--flops", 0.7, "-o", "more", *FAST, "--json").stdout)
+    assert (tmp_path / "once/model.safetensors").read_bytes() == (
+        tmp_path / "steps/model.safetensors"
+    ).read_bytes()
+    second = json.loads(
+        run("prune", model, "--data", data, "--flops", 0.7, "-o", "more", *FAST, "--json").stdout
+    )
     assert second["ranking_reused"]
     assert second["ranking"] == first["ranking"]
 
@@ -90,7 +98,19 @@ def test_prune_does_the_same_and_keeps_the_ranking(scored, tmp_path, monkeypatch
 def test_a_vision_model_goes_the_same_way(tmp_path):
     images = tiny_image_folder(tmp_path / "images")
     model = saved_model("timm-vit")
-    run("prune", model, "--data", images, "--flops", 0.5, "-o", tmp_path / "out", "--ranking", tmp_path / "r.h5", *FAST)
+    run(
+        "prune",
+        model,
+        "--data",
+        images,
+        "--flops",
+        0.5,
+        "-o",
+        tmp_path / "out",
+        "--ranking",
+        tmp_path / "r.h5",
+        *FAST,
+    )
     result = run("eval", tmp_path / "out", "--baseline", model, "--data", images, "--json")
     assert json.loads(result.stdout)["fidelity"].keys() >= {"agreement", "kl"}
     run("bench", tmp_path / "out", "--batch-size", 1, "--repeats", 1, "--seconds", 0, "--json")
@@ -125,7 +145,17 @@ def test_a_family_from_a_file_prunes_a_model_nobody_listed(tmp_path):
     ErnieForSequenceClassification(config).save_pretrained(tmp_path / "ernie")
     save_tokenizer("bert", tmp_path / "ernie")
     data = tiny_text_csv(tmp_path)
-    arguments = ["--data", data, "--flops", 0.5, "-o", tmp_path / "out", "--ranking", tmp_path / "r.h5", *FAST]
+    arguments = [
+        "--data",
+        data,
+        "--flops",
+        0.5,
+        "-o",
+        tmp_path / "out",
+        "--ranking",
+        tmp_path / "r.h5",
+        *FAST,
+    ]
     refused = run("prune", tmp_path / "ernie", *arguments, code=1)
     assert "known: bert" in refused.stderr
     assert "docs/families.md" in refused.stderr
@@ -216,7 +246,17 @@ def test_missing_paths(scored, tmp_path):
     bad(tmp_path, "select", tmp_path / "no.h5", "--flops", 0.5, "-o", out, code=2, says="no ranking")
     bad(tmp_path, "apply", model, tmp_path / "no.json", "-o", out, code=2, says="can't read a mask")
     bad(tmp_path, "inspect", tmp_path / "no", code=2, says="nothing at")
-    bad(tmp_path, "select", ranking, "--flops", 0.5, "-o", data / "m.json", code=2, says="can't create the folder")
+    bad(
+        tmp_path,
+        "select",
+        ranking,
+        "--flops",
+        0.5,
+        "-o",
+        data / "m.json",
+        code=2,
+        says="can't create the folder",
+    )
 
 
 def test_data_that_can_not_be_used(tmp_path):
@@ -235,13 +275,24 @@ def test_data_that_can_not_be_used(tmp_path):
     bad(tmp_path, "score", model, "--data", images, "-o", out, code=1, says="no text column")
     text = tiny_text_csv(tmp_path)
     bad(tmp_path, "score", saved_model("vit"), "--data", text, "-o", out, code=1, says="no image column")
-    bad(tmp_path, "score", model, "--data", text, "--text", "nope", "-o", out, code=2, says="no column 'nope'")
+    bad(
+        tmp_path, "score", model, "--data", text, "--text", "nope", "-o", out, code=2, says="no column 'nope'"
+    )
 
 
 def test_fewer_rows_than_asked_are_used_with_a_warning(tmp_path):
     data = tiny_text_csv(tmp_path, rows=8)
     result = run(
-        "score", saved_model("bert"), "--data", data, "-o", tmp_path / "r.h5", "--samples", 100, "--method", "random"
+        "score",
+        saved_model("bert"),
+        "--data",
+        data,
+        "-o",
+        tmp_path / "r.h5",
+        "--samples",
+        100,
+        "--method",
+        "random",
     )
     assert "fewer than the 100 asked for" in " ".join(result.stderr.split())
 
@@ -338,10 +389,26 @@ def test_a_full_disk_leaves_nothing(scored, tmp_path):
 def test_wrong_options(scored, tmp_path):
     model, data, _ = scored
     out = tmp_path / "r2.h5"
-    bad(tmp_path, "score", model, "--data", data, "-o", out, "--method", "guess", code=2, says="unknown method")
+    bad(
+        tmp_path,
+        "score",
+        model,
+        "--data",
+        data,
+        "-o",
+        out,
+        "--method",
+        "guess",
+        code=2,
+        says="unknown method",
+    )
     bad(tmp_path, "score", model, "--data", data, "-o", out, "--dtype", "int3", code=2, says="unknown dtype")
-    bad(tmp_path, "score", model, "--data", data, "-o", out, "--device", "moon", code=2, says="unknown device")
-    bad(tmp_path, "score", model, "--data", data, "-o", out, "--task", "juggling", code=2, says="unknown task")
+    bad(
+        tmp_path, "score", model, "--data", data, "-o", out, "--device", "moon", code=2, says="unknown device"
+    )
+    bad(
+        tmp_path, "score", model, "--data", data, "-o", out, "--task", "juggling", code=2, says="unknown task"
+    )
     bad(tmp_path, "bench", model, "--batch-size", "a", code=2, says="whole numbers")
     bad(tmp_path, "bench", model, "--image-size", "32", code=2, says="--seq-len")
     bad(tmp_path, "bench", model, "--seq-len", "4096", code=2, says="64")

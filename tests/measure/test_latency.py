@@ -21,10 +21,10 @@ from optin_cli.measure.latency import (
     ideal_speedup,
     speedup,
 )
-from optin_cli.models.macs import count_macs
 from optin_cli.measure.memory import peak_memory
 from optin_cli.models.checkpoint import OpenModel, open_model
 from optin_cli.models.dissect import dissect
+from optin_cli.models.macs import count_macs
 from optin_cli.models.slicing import slice_model
 
 FAST = {"repeats": 2, "seconds": 0.0, "warmup": 1}

@@ -10,9 +10,9 @@ import torch
 from helpers import ALL, IMAGE_FAMILIES, TIMM_NAME, random_inputs, saved_model, shared_model
 from torch import nn
 
-from optin_cli.models.macs import count_macs, macs_per_example, observed_tokens
 from optin_cli.measure.memory import activation_peak, disk_bytes, peak_memory, weight_bytes
 from optin_cli.models.dissect import dissect
+from optin_cli.models.macs import count_macs, macs_per_example, observed_tokens
 from optin_cli.models.slicing import slice_model
 
 KB = 1024

@@ -212,5 +212,5 @@ def test_activations_that_are_not_finite_name_block_and_batch(tmp_path):
         lambda: Ablation(calibration, 1),
         lambda: curvature(calibration, 1, 1, list(calibration.model.anatomy)),
     ):
-        with pytest.raises(InputError, match="block 1 .* batch 1"):
+        with pytest.raises(InputError, match=r"block 1 .* batch 1"):
             run()
