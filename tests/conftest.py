@@ -19,3 +19,13 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the real data and models in {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_dataset_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """`datasets` caches what it reads: not in the user's home."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("datasets")
+    datasets.config.HF_DATASETS_CACHE = folder
+    os.environ["HF_DATASETS_CACHE"] = str(folder)

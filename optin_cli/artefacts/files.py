@@ -9,10 +9,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError
+
+Record = TypeVar("Record")
 
 
 def digest_bytes(*chunks: bytes) -> str:
@@ -69,6 +72,42 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return data
 
 
+def read_record(
+    path: Path,
+    record: type[Record],
+    what: str,
+    marker: str,
+    version: int,
+    *,
+    maker: str,
+    optional: tuple[str, ...] = (),
+) -> Record:
+    """Read a JSON artefact into its dataclass; unknown keys are ignored.
+
+    `marker` is the expected `format`, `version` the newest schema this optin reads, `maker` the command that writes
+    such a file. Raises `UsageError` for a path that can't be read and `ArtefactError` for another format, a newer
+    version, missing or mistyped fields.
+    """
+    data = read_json(path, what)
+    if data.get("format") != marker:
+        raise ArtefactError(f"{path} is not {what} written by optin", f"write one with `{maker}`")
+    found = data.get("schema_version")
+    if type(found) is not int or found > version:
+        raise ArtefactError(
+            f"{path} has schema version {found}; this optin reads up to {version}", "update optin"
+        )
+    wanted = {f.name: str(f.type).partition("[")[0] for f in fields(record)}  # type: ignore[arg-type]
+    problems = [f"{name} is missing" for name in wanted if name not in data and name not in optional]
+    problems += [
+        f"{name} must be a {kind}"
+        for name, kind in wanted.items()
+        if name in data and type(data[name]).__name__ != kind
+    ]
+    if problems:
+        raise ArtefactError(f"{path} is a damaged record: {', '.join(problems)}", f"run `{maker}` again")
+    return record(**{name: data[name] for name in wanted if name in data})
+
+
 def check_output(path: Path, kind: str) -> None:
     """Raise `UsageError` unless `path` can be created: its folder exists or can be made and is writable."""
     if not path.name:
@@ -109,10 +148,25 @@ def atomic_dir(path: Path) -> Iterator[Path]:
             yield temporary
             if path.exists():
                 path.replace(old)
-            temporary.replace(path)
+            try:
+                temporary.replace(path)
+            except BaseException:
+                if old.exists():
+                    old.replace(path)
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether a write failed for want of space, however deep a library has wrapped it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return any(word in str(error) for word in ("No space left", "File too large", "Disk quota exceeded"))
 
 
 @contextmanager
@@ -123,15 +177,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
     except OptinError:
         raise
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                break
-            cause = cause.__cause__ or cause.__context__
-        full = cause is not None or any(
-            word in str(error) for word in ("No space left", "File too large", "Disk quota exceeded")
-        )
-        if full:
+        if disk_is_full(error):
             raise InputError(
                 f"the disk is full: {path} could not be written", "free some space and run it again"
             ) from error

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optin_cli.artefacts.files import atomic_file, digest_json, read_json, to_json
+from optin_cli.artefacts.files import atomic_file, digest_json, read_record, to_json
 from optin_cli.errors import ArtefactError
 
 FORMAT = "optin-mask"
@@ -57,19 +57,9 @@ def read_mask(path: Path) -> Mask:
     Raises `UsageError` for a path that can't be read, `ArtefactError` for anything that is not a valid mask:
     it lists every site with indices out of range, repeated or out of order.
     """
-    data = read_json(path, "a mask")
-    if data.pop("format", None) != FORMAT:
-        raise ArtefactError(f"{path} is not a mask written by optin", "write one with `optin select`")
-    version = data.pop("schema_version", None)
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise ArtefactError(
-            f"{path} has schema version {version}; this optin reads up to {SCHEMA_VERSION}", "update optin"
-        )
-    names = {f.name for f in fields(Mask)}
-    required = names - {"summary"}
-    if missing := sorted(required - set(data)):
-        raise ArtefactError(f"{path} is an incomplete mask: {', '.join(missing)} missing")
-    mask = Mask(**{key: value for key, value in data.items() if key in names})
+    mask = read_record(
+        path, Mask, "a mask", FORMAT, SCHEMA_VERSION, maker="optin select", optional=("summary",)
+    )
     problems = _problems(mask)
     if problems:
         raise ArtefactError(f"{path} is a damaged mask: {'; '.join(problems)}", "run `optin select` again")
@@ -77,9 +67,13 @@ def read_mask(path: Path) -> Mask:
 
 
 def _problems(mask: Mask) -> list[str]:
-    if not isinstance(mask.keep, dict) or not isinstance(mask.units, dict):
-        return ["`keep` and `units` must be objects"]
-    problems = []
+    problems = [
+        f"{name}: {units!r} is no number of units"
+        for name, units in mask.units.items()
+        if type(units) is not int or units < 0
+    ]
+    if problems:
+        return problems
     if set(mask.keep) != set(mask.units):
         odd = sorted(set(mask.keep) ^ set(mask.units))
         problems.append(f"`keep` and `units` name different sites ({', '.join(odd)})")

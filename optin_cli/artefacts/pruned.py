@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optin_cli.artefacts.files import read_json, to_json
-from optin_cli.errors import ArtefactError
+from optin_cli.artefacts.files import read_record, to_json
 
 FORMAT = "optin-pruned-model"
 SCHEMA_VERSION = 1
@@ -42,16 +41,5 @@ def write_pruned(folder: Path, record: PrunedRecord) -> None:
 
 def read_pruned(folder: Path) -> PrunedRecord:
     """Read `optin.json` of a pruned folder. Raises `ArtefactError` when it is damaged or too new."""
-    path = folder / FILE_NAME
-    data = read_json(path, "the record of a pruned model")
-    if data.pop("format", None) != FORMAT:
-        raise ArtefactError(f"{path} is not the record of a pruned model")
-    version = data.pop("schema_version", None)
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise ArtefactError(
-            f"{path} has schema version {version}; this optin reads up to {SCHEMA_VERSION}", "update optin"
-        )
-    names = {f.name for f in fields(PrunedRecord)}
-    if missing := sorted(names - set(data)):
-        raise ArtefactError(f"{path} is incomplete: {', '.join(missing)} missing", "run `optin apply` again")
-    return PrunedRecord(**{key: value for key, value in data.items() if key in names})
+    path, what = folder / FILE_NAME, "the record of a pruned model"
+    return read_record(path, PrunedRecord, what, FORMAT, SCHEMA_VERSION, maker="optin apply")

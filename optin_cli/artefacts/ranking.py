@@ -6,9 +6,10 @@ HDF5 layout: root attributes (below), `/row_ids`, and `/sites/<name>` with attri
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -125,26 +126,42 @@ _SITE_ATTRIBUTES = ("kind", "block", "units", "width", "macs_per_token", "macs_p
 
 
 def write_ranking(path: Path, ranking: Ranking) -> None:
-    """Write atomically; `complete` is the last attribute set."""
-    with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs["format"] = FORMAT
-        file.attrs["schema_version"] = SCHEMA_VERSION
-        for name in _PLAIN_ATTRIBUTES:
-            file.attrs[name] = getattr(ranking, name)
-        for name in _JSON_ATTRIBUTES:
-            file.attrs[name] = json.dumps(getattr(ranking, name), sort_keys=True)
-        file.create_dataset("row_ids", data=np.asarray(ranking.row_ids, dtype=np.int64), track_times=False)
-        groups = file.create_group("sites", track_order=True)
-        for site in ranking.sites:
-            group = groups.create_group(site.name)
-            for name in _SITE_ATTRIBUTES:
-                group.attrs[name] = getattr(site, name)
-            group.attrs["macs_per_unit"] = site.macs_per_unit(ranking.tokens)
-            group.attrs["columns"] = np.asarray(site.columns, dtype=np.int64)
-            for name in ("score", "trajectory", "output"):
-                group.create_dataset(name, data=getattr(site, name), track_times=False)
-        file.attrs["digest"] = ranking.digest
-        file.attrs["complete"] = True
+    """Write atomically. The file is built in memory: on a full disk HDF5 fails late and noisily, plain bytes don't."""
+    image = io.BytesIO()
+    with h5py.File(image, "w") as file:
+        _fill(file, ranking)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(image.getbuffer())
+
+
+def _fill(file: h5py.File, ranking: Ranking) -> None:
+    file.attrs["format"] = FORMAT
+    file.attrs["schema_version"] = SCHEMA_VERSION
+    for name in _PLAIN_ATTRIBUTES:
+        file.attrs[name] = getattr(ranking, name)
+    for name in _JSON_ATTRIBUTES:
+        file.attrs[name] = json.dumps(getattr(ranking, name), sort_keys=True)
+    file.create_dataset("row_ids", data=np.asarray(ranking.row_ids, dtype=np.int64), track_times=False)
+    groups = file.create_group("sites", track_order=True)
+    for site in ranking.sites:
+        group = groups.create_group(site.name)
+        for name in _SITE_ATTRIBUTES:
+            group.attrs[name] = getattr(site, name)
+        group.attrs["macs_per_unit"] = site.macs_per_unit(ranking.tokens)
+        group.attrs["columns"] = np.asarray(site.columns, dtype=np.int64)
+        for name in ("score", "trajectory", "output"):
+            group.create_dataset(name, data=getattr(site, name), track_times=False)
+    file.attrs["digest"] = ranking.digest
+    file.attrs["checksum"] = _checksum(ranking)
+    file.attrs["complete"] = True
+
+
+def _checksum(ranking: Ranking) -> str:
+    """SHA-256 over everything in the file; the digest leaves out what does not change the scores."""
+    content = asdict(ranking)
+    for site in content["sites"]:
+        site.update({name: site[name].tobytes().hex() for name in ("score", "trajectory", "output")})
+    return digest_json(content)
 
 
 def read_ranking(path: Path) -> Ranking:
@@ -169,12 +186,12 @@ def read_ranking(path: Path) -> Ranking:
             if not bool(file.attrs.get("complete", False)):
                 raise ArtefactError(f"{path} is incomplete: its scoring did not finish", again)
             ranking = _read(file)
-            if ranking.digest != _text(file.attrs["digest"]):
-                raise ArtefactError(f"{path} is damaged: its content does not match its digest", again)
+            if _checksum(ranking) != _text(file.attrs["checksum"]):
+                raise ArtefactError(f"{path} is damaged: its content does not match its checksum", again)
             return ranking
     except PermissionError as error:
         raise UsageError(f"can't read {path}: {error.strerror}") from error
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise ArtefactError(
             f"{path} is not a readable ranking: {str(error).splitlines()[0]}", again
         ) from error
@@ -201,7 +218,11 @@ def _read_site(name: str, group: h5py.Group) -> RankedSite:
     )
     if site.score.shape != (site.units,) or site.output.shape != (site.units,):
         raise ValueError(f"{name} has {site.units} units but scores of shape {site.score.shape}")
-    if not np.isfinite(site.score).all():
+    if site.trajectory.shape != (site.units, len(site.columns)):
+        raise ValueError(
+            f"{name} has {len(site.columns)} columns but a trajectory of {site.trajectory.shape}"
+        )
+    if not all(np.isfinite(part).all() for part in (site.score, site.trajectory, site.output)):
         raise ValueError(f"{name} has scores that are not finite")
     return site
 

@@ -47,6 +47,10 @@ def find_columns(dataset: Dataset, data: DataSpec, modality: str) -> Columns:
         raise UsageError("--text takes one or two columns", f"{data.spec} has {', '.join(features)}")
     label = data.label or _label(features)
     if modality == "image":
+        if data.image and not _is_image(features[data.image]):
+            raise UsageError(
+                f"column {data.image!r} of {data.spec} holds no images", f"it is {features[data.image]}"
+            )
         return Columns(image=data.image or _image(features, data), label=label)
     text = data.text or _text(features, data, label)
     for column in text:
@@ -63,9 +67,7 @@ def _label(features: dict[str, Any]) -> str | None:
 
 
 def _image(features: dict[str, Any], data: DataSpec) -> str:
-    from datasets import Image
-
-    images = [name for name, feature in features.items() if isinstance(feature, Image)]
+    images = [name for name, feature in features.items() if _is_image(feature)]
     if len(images) == 1 or "image" in images:
         return "image" if "image" in images else images[0]
     if not images:
@@ -76,7 +78,8 @@ def _image(features: dict[str, Any], data: DataSpec) -> str:
 
 
 def _text(features: dict[str, Any], data: DataSpec, label: str | None) -> tuple[str, ...]:
-    strings = [n for n, f in features.items() if n != label and (_is_string(f) or _is_words(f))]
+    strings = [n for n, f in features.items() if n != label and _is_words(f)]
+    strings = strings or [n for n, f in features.items() if n != label and _is_string(f)]
     for pair in _PAIRS:
         if set(pair) <= set(strings):
             return pair
@@ -93,6 +96,12 @@ def _text(features: dict[str, Any], data: DataSpec, label: str | None) -> tuple[
     raise UsageError(
         f"{data.spec} has several text columns: {', '.join(strings)}", "name one or two with --text A[,B]"
     )
+
+
+def _is_image(feature: Any) -> bool:
+    from datasets import Image
+
+    return isinstance(feature, Image)
 
 
 def _is_string(feature: Any) -> bool:

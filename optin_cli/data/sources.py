@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optin_cli.artefacts.files import disk_is_full
 from optin_cli.data import docs
 from optin_cli.errors import InputError, UsageError
 
@@ -58,7 +59,15 @@ def open_split(data: DataSpec) -> Dataset:
         return _load_hub(data)
     except (UsageError, InputError):
         raise
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, IndexError) as error:
+        # a file with a header alone, and a saved data set without rows
+        if "corresponds to no data" in str(error) or isinstance(error, IndexError):
+            raise InputError(f"{data.spec} ({data.split}) is empty") from error
+        if disk_is_full(error):
+            raise InputError(
+                f"the disk is full: {data.spec} could not be put into the cache of `datasets`",
+                "free some space, or point HF_DATASETS_CACHE at another disk",
+            ) from error
         cause = error.__cause__ or error
         first = (str(cause).splitlines() or [type(cause).__name__])[0]
         raise InputError(f"{data.spec} can't be read as data: {first}") from error
@@ -112,6 +121,9 @@ def _open_folder(path: Path, data: DataSpec) -> Dataset:
             have = sorted({f.stem.split("-")[0] for f in tables})
             raise UsageError(f"{path} has no file for the split {data.split!r}", f"it has {', '.join(have)}")
         return _load_files(chosen, data.split)
+    splits = [d.name for d in sorted(path.iterdir()) if d.is_dir() and any(d.name in g for g in _ALIASES)]
+    if splits and not _names(data.split) & set(splits):
+        raise UsageError(f"{path} has no folder for the split {data.split!r}", f"it has {', '.join(splits)}")
     folder = next((path / name for name in sorted(_names(data.split)) if (path / name).is_dir()), path)
     return datasets.load_dataset("imagefolder", data_dir=str(folder), split="train")
 

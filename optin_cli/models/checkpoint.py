@@ -6,6 +6,7 @@ pruned models too. Nothing is unpickled except through torch's `weights_only`.
 
 from __future__ import annotations
 
+import copy
 import logging
 import pickle
 import shutil
@@ -175,8 +176,7 @@ def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> nn.Mo
 
 def save_pruned(folder: Path, model: OpenModel, record: PrunedRecord) -> None:
     """Write config, safetensors, processor files and `optin.json` of a sliced model into an existing folder."""
-    module: Any = model.module
-    module.to("cpu", model.stored_dtype)
+    module: Any = copy.deepcopy(model.module).to("cpu", model.stored_dtype)
     if model.source.library == "timm":
         save_timm(folder, module, model.source)
     else:
@@ -201,7 +201,9 @@ class _clear_errors:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        first = (str(error).splitlines() or [""])[0] if error else ""
+        lines = [line.strip() for line in str(error).splitlines()] or [""]
+        # torch heads its list of mismatches with a line of its own
+        first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
         if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
             raise InputError(
                 f"{self.source.spec}: its pickled weights hold more than tensors, so they are not loaded",
@@ -209,7 +211,7 @@ class _clear_errors:
             ) from error
         if isinstance(error, UsageError | InputError):
             return
-        if isinstance(error, OSError | ValueError | RuntimeError | KeyError):
+        if isinstance(error, OSError | ValueError | RuntimeError | LookupError | EOFError | TypeError):
             raise InputError(f"{self.source.spec} can't be opened: {first}") from error
         if type(error).__name__ == "SafetensorError":
             raise InputError(f"{self.source.spec}: its safetensors file is damaged: {first}") from error

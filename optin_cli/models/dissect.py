@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.errors import InputError, UnknownArchitecture
@@ -45,7 +46,7 @@ def dissect(model: nn.Module, family: Family) -> Anatomy:
     sites: list[Site] = []
     for index, block in enumerate(blocks):
         for table in family.sites:
-            if not any(_mixes_units(model, f"{block}.{path}") for path in table.must_be_identity):
+            if not any(_mixes_units(model, f"{block}.{path}", family) for path in table.must_be_identity):
                 sites.append(_site(model, family, table, index, block))
     if not sites:
         raise InputError(
@@ -84,6 +85,13 @@ def _site(model: nn.Module, family: Family, table: SiteTable, index: int, block:
             )
         per_token += producer.parts * width * inputs
         params += producer.parts * width * (inputs + (getattr(layer, "bias", None) is not None))
+    for given in table.unit_inputs:
+        owner = module(given.module)
+        if given.argument not in inspect.signature(owner.forward).parameters:
+            raise InputError(
+                f"{name}: {block}.{given.module} ({type(owner).__name__}) takes no argument {given.argument!r}",
+                f"the table of family {family.name!r} does not describe this model: see {DOCS}",
+            )
     for path in table.counts:
         _attribute(model, f"{block}.{path}", family)
     return Site(
@@ -129,10 +137,10 @@ def _attribute(model: nn.Module, path: str, family: Family) -> Any:
     return getattr(module, attribute)
 
 
-def _mixes_units(model: nn.Module, path: str) -> bool:
+def _mixes_units(model: nn.Module, path: str, family: Family) -> bool:
     """True if there is a real module at `path`: absent, None and Identity leave the units apart."""
     from torch import nn
 
     owner, _, attribute = path.rpartition(".")
-    module = getattr(model.get_submodule(owner), attribute, None)
+    module = getattr(_module(model, owner, family), attribute, None)
     return module is not None and not isinstance(module, nn.Identity)

@@ -7,6 +7,7 @@ See docs/families.md for how to write one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,30 +150,102 @@ def family_to_dict(family: Family) -> dict[str, Any]:
 
 
 def family_from_dict(data: dict[str, Any], where: str = "family table") -> Family:
-    """Read a family from plain data. A producer is a path or `{path, parts}`; `where` names the source in errors."""
-    try:
-        sites = tuple(
-            SiteTable(
-                **{
-                    **site,
-                    "producers": tuple(
-                        Producer(**p) if isinstance(p, dict) else Producer(p) for p in site["producers"]
-                    ),
-                    "unit_inputs": tuple(UnitInput(**u) for u in site.get("unit_inputs", ())),
-                    "must_be_identity": tuple(site.get("must_be_identity", ())),
-                }
-            )
-            for site in data["sites"]
-        )
-        family = Family(**{**data, "matches": tuple(data["matches"]), "sites": sites})
-    except (KeyError, TypeError) as error:
+    """Read a family from plain data. A producer is a path or `{path, parts}`; `where` names the source in errors.
+
+    Raises `UsageError` naming every field that is missing, unknown or of the wrong kind.
+    """
+    problems = _mistyped(data, _FAMILY_FIELDS, "")
+    for number, site in enumerate(data["sites"] if isinstance(data.get("sites"), list | tuple) else ()):
+        problems += _mistyped(site, _SITE_FIELDS, f"sites[{number}].")
+    if problems:
         raise UsageError(
-            f"{where} is not a family table: {type(error).__name__} {error}", f"{DOCS} shows a complete table"
-        ) from error
-    bad = [site.kind for site in family.sites if site.kind not in (HEADS, NEURONS)]
-    if bad:
-        raise UsageError(f"{where}: unknown kind of site {bad[0]!r}", f"use {HEADS!r} or {NEURONS!r}")
-    return family
+            f"{where} is not a family table: {'; '.join(problems)}", f"{DOCS} shows a complete table"
+        )
+    sites = tuple(
+        SiteTable(
+            **{
+                **site,
+                "producers": tuple(
+                    Producer(**p) if isinstance(p, dict) else Producer(p) for p in site["producers"]
+                ),
+                "unit_inputs": tuple(UnitInput(**u) for u in site.get("unit_inputs", ())),
+                "must_be_identity": tuple(site.get("must_be_identity", ())),
+            }
+        )
+        for site in data["sites"]
+    )
+    return Family(**{**data, "matches": tuple(data["matches"]), "sites": sites})
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and all(check(item) for item in value)
+
+
+def _is_producer(value: Any) -> bool:
+    if isinstance(value, dict):
+        return (
+            set(value) <= {"path", "parts"}
+            and _is_text(value.get("path"))
+            and _is_count(value.get("parts", 1))
+        )
+    return _is_text(value)
+
+
+def _is_unit_input(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == {"module", "argument", "axis"}
+        and _is_text(value["module"])
+        and _is_text(value["argument"])
+        and type(value["axis"]) is int
+    )
+
+
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        _is_text(k) and v in ("units", "features") for k, v in value.items()
+    )
+
+
+# field -> (required, what it must be, check)
+_Fields = dict[str, tuple[bool, str, Callable[[Any], bool]]]
+_FAMILY_FIELDS: _Fields = {
+    "name": (True, "a name", _is_text),
+    "matches": (True, "a list of names", _list_of(_is_text)),
+    "blocks": (True, "a path", _is_text),
+    "sites": (True, "a list of sites", lambda v: _list_of(lambda s: isinstance(s, dict))(v) and bool(v)),
+    "modality": (False, "text or image", lambda v: v in ("text", "image")),
+    "note": (False, "text", lambda v: isinstance(v, str)),
+}
+_SITE_FIELDS: _Fields = {
+    "kind": (True, f"{HEADS} or {NEURONS}", lambda v: v in (HEADS, NEURONS)),
+    "producers": (True, "a list of paths or {path, parts}", lambda v: _list_of(_is_producer)(v) and bool(v)),
+    "consumer": (True, "a path", _is_text),
+    "unit_width": (False, "a number above 0 or an attribute", lambda v: _is_text(v) or _is_count(v)),
+    "counts": (False, "attribute: units or features", _is_counts),
+    "unit_inputs": (False, "a list of {module, argument, axis}", _list_of(_is_unit_input)),
+    "must_be_identity": (False, "a list of paths", _list_of(_is_text)),
+}
+
+
+def _mistyped(data: Any, known: _Fields, prefix: str) -> list[str]:
+    if not isinstance(data, dict):
+        return [f"{prefix or 'it'} is no mapping"]
+    problems = [f"unknown field {prefix}{name}" for name in data if name not in known]
+    for name, (required, kind, check) in known.items():
+        if name not in data:
+            problems += [f"{prefix}{name} is missing"] if required else []
+        elif not check(data[name]):
+            problems.append(f"{prefix}{name} must be {kind}, not {data[name]!r}")
+    return problems
 
 
 def read_family(path: Path) -> Family:
@@ -183,7 +256,7 @@ def read_family(path: Path) -> Family:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UsageError(f"can't read the anatomy file {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not YAML: {error}", f"{DOCS} shows a complete table") from error
     if not isinstance(data, dict):
         raise UsageError(f"{path} holds no table", f"{DOCS} shows a complete table")

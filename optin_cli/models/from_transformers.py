@@ -41,12 +41,16 @@ def open_transformers(
             source.folder, config=config, dtype="auto", output_loading_info=True, weights_only=True
         )
     module.__class__ = cls
-    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    # an embedding takes no notice of the pooler, so a checkpoint without one will do
+    idle = [key for key in info["missing_keys"] if task.name == EMBEDDING and "pooler" in key]
+    missing = sorted(set(info["missing_keys"]) - set(idle))
     if missing:
         raise InputError(
             f"{source.spec} has no weights for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}",
             f"the checkpoint has no trained head for {task.name}: choose another --task",
         )
+    for key in idle:  # the same at every open, not freshly drawn
+        torch.nn.init.zeros_(module.get_parameter(key))
     return module, task, module.dtype
 
 

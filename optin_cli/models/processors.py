@@ -68,7 +68,9 @@ def text_processor(folder: Path, config: Any) -> TextProcessor:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):
+            raise ValueError("it holds no vocabulary")  # transformers makes one of special tokens alone
+    except Exception as error:  # the tokenizers library raises nothing more specific
         raise InputError(
             f"{folder} has no usable tokenizer: {str(error).splitlines()[0]}",
             "put tokenizer.json (or the vocabulary files) beside config.json",

@@ -23,6 +23,8 @@ def slice_model(model: nn.Module, anatomy: Anatomy, keep: Mapping[str, Sequence[
     """
     for name, indices in keep.items():
         site = anatomy[name]
+        if any(not 0 <= index < site.units for index in indices):
+            raise ValueError(f"{name}: a kept index is not among the {site.units} units")
         if len(indices) < site.units:
             _slice_site(model, site, list(indices))
 

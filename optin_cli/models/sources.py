@@ -58,7 +58,10 @@ class Source:
             if (self.folder / name).is_file():
                 return [self.folder / name]
             if (index := self.folder / f"{name}.index.json").is_file():
-                shards = set(read_json(index, "an index of weights").get("weight_map", {}).values())
+                weights = read_json(index, "an index of weights").get("weight_map")
+                if not isinstance(weights, dict) or not all(isinstance(v, str) for v in weights.values()):
+                    raise InputError(f"{index} is damaged: it has no weight_map")
+                shards = set(weights.values())
                 return [self.folder / shard for shard in sorted(shards)]
         return []
 
@@ -107,6 +110,8 @@ def _from_folder(spec: str, folder: Path) -> Source:
         data = json.loads(config.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{config} can't be read: {error}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{config} can't be read: it holds no object")
     is_timm = "architecture" in data and "model_type" not in data
     source = Source(
         spec,
@@ -133,7 +138,7 @@ def _from_timm(spec: str) -> Source:
 
     name, _, query = spec.removeprefix("timm:").partition("?")
     pairs = parse_qsl(query, keep_blank_values=True)
-    if query and not pairs:
+    if any("=" not in part for part in query.split("&") if part):
         raise UsageError(f"can't read {query!r} in {spec}", "write timm:NAME?checkpoint=FILE&num_classes=10")
     args: dict[str, Any] = {key: _literal(value) for key, value in pairs}
     checkpoint = Path(str(args.pop("checkpoint"))).expanduser() if "checkpoint" in args else None
@@ -161,7 +166,7 @@ def _literal(text: str) -> Any:
 def _download(spec: str) -> Path:
     """A hub model's snapshot folder: config, processor files and safetensors; pickles only for want of those."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     small = ["*.json", "*.txt", "*.model"]
     try:
@@ -170,7 +175,7 @@ def _download(spec: str) -> Path:
             folder = Path(snapshot_download(spec, allow_patterns=[*small, "pytorch_model*.bin"]))
     except HFValidationError as error:
         raise UsageError(f"{spec!r} is neither a directory nor a valid hub id") from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         raise InputError(
             f"{spec} is no local directory and can't be fetched from the hub: {_first_line(error)}",
             "check the name and the network, or download the model and give its directory",
