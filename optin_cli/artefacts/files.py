@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -121,10 +122,35 @@ def check_output(path: Path, kind: str) -> None:
         raise UsageError(f"the folder {parent} is not writable")
 
 
+def _sweep(path: Path) -> None:
+    """Clear what a killed process left beside `path`: bring back an output it had moved aside, remove the rest."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
+        pid, _, kind = left.name.removeprefix(f".{path.name}.").partition(".")
+        if not pid.isdigit() or kind not in ("tmp", "old") or _is_running(int(pid)):
+            continue
+        if kind == "old" and not path.exists():
+            left.replace(path)
+        elif left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it to `path` on success, remove it on any failure."""
     check_output(path, "file")
+    _sweep(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with _disk_errors(path):
@@ -140,6 +166,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_dir(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; it takes the place of `path` on success, vanishes on failure."""
     check_output(path, "folder")
+    _sweep(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:

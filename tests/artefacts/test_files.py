@@ -352,3 +352,31 @@ def test_every_kind_of_write_survives_a_real_limit_on_the_file_size(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout == ""
+
+
+def _dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_leftovers_of_a_killed_run_are_swept_away(tmp_path):
+    dead, alive = _dead_pid(), os.getppid()
+    (tmp_path / f".m.h5.{dead}.tmp").write_text("half")
+    (tmp_path / f".m.h5.{alive}.tmp").write_text("another process is writing")
+    (tmp_path / f".other.h5.{dead}.tmp").write_text("another output")
+    with atomic_file(tmp_path / "m.h5") as temporary:
+        temporary.write_text("whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [f".m.h5.{alive}.tmp", f".other.h5.{dead}.tmp", "m.h5"]
+    )
+
+
+def test_an_output_that_a_killed_run_had_moved_aside_comes_back(tmp_path):
+    aside = tmp_path / f".model.{_dead_pid()}.old"
+    aside.mkdir()
+    (aside / "weights").write_text("the only copy")
+    with pytest.raises(RuntimeError), atomic_dir(tmp_path / "model"):
+        raise RuntimeError
+    assert (tmp_path / "model" / "weights").read_text() == "the only copy"
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]

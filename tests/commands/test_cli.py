@@ -163,6 +163,18 @@ def test_a_family_from_a_file_prunes_a_model_nobody_listed(tmp_path):
     optin_cli.load(tmp_path / "out")  # the folder carries the table: no registration, no file
 
 
+def test_the_python_table_in_the_docs_is_the_yaml_one(monkeypatch):
+    import yaml
+
+    from optin_cli.models import families
+
+    page = (ROOT / "docs/families.md").read_text()
+    blocks = {kind: page.split(f"```{kind}\n")[1].split("```")[0] for kind in ("yaml", "python")}
+    monkeypatch.setattr(families, "_REGISTRY", dict(families._REGISTRY))
+    exec(blocks["python"], {})
+    assert families.find_family(["ernie"]) == families.family_from_dict(yaml.safe_load(blocks["yaml"]))
+
+
 # ---- streams ----
 
 
