@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import tempfile
 from collections.abc import Iterable
 from functools import cache
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from optin_cli.artefacts.ranking import RankedSite, Ranking
@@ -184,8 +186,6 @@ def new_timm_vit(num_classes: int = 5, seed: int = 0, **overrides: Any) -> nn.Mo
 
 
 def _save_timm_vit(folder: Path, num_classes: int, seed: int, overrides: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
-
     model = new_timm_vit(num_classes, seed, **overrides)
     config = {
         "architecture": TIMM_NAME,
@@ -410,3 +410,28 @@ def kept_of(units: int) -> st.SearchStrategy[list[int]]:
     some = st.lists(st.sampled_from(every), unique=True, max_size=units).map(sorted) if units else st.just([])
     one = st.sampled_from(every).map(lambda unit: [unit]) if units else st.just([])
     return st.one_of(st.just([]), one, some, st.just(every))
+
+
+def opened(folder: Path | str, **options) -> OpenModel:
+    return open_model(str(folder), device="cpu", **options)
+
+
+def same_outputs(one: OpenModel, other: OpenModel) -> bool:
+    inputs = random_inputs(one)
+    return torch.equal(outputs(one, one.module, inputs), outputs(other, other.module, inputs))
+
+
+def copy_of(folder: Path, target: Path) -> Path:
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    return target
+
+
+def in_dtype(folder: Path, target: Path, dtype: str) -> Path:
+    """A copy of a model directory with its weights in another dtype."""
+    copy_of(folder, target)
+    weights = {k: v.to(getattr(torch, dtype)) for k, v in load_file(folder / "model.safetensors").items()}
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((target / "config.json").read_text())
+    if "model_type" in config:
+        (target / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
+    return target

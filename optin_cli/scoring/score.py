@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from optin_cli.artefacts.partial import Partial
+from optin_cli.artefacts.provenance import library_versions
 from optin_cli.artefacts.ranking import RankedSite, Ranking, combine, read_ranking, write_ranking
 from optin_cli.errors import ArtefactError, UsageError
 from optin_cli.models.anatomy import Site
@@ -86,7 +86,7 @@ def score(plan: Plan, output: Path, on_progress: Progress = lambda *_: None) -> 
         sites=sites,
         device=_device_name(plan.model.device),
         dtype=str(plan.model.dtype).removeprefix("torch."),
-        versions=_versions(),
+        versions=library_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - started, 3),
     )
@@ -217,10 +217,3 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({torch.get_num_threads()} threads)"
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("optin", "torch", "transformers", "timm", "datasets", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}

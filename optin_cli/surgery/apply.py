@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from optin_cli.artefacts.files import atomic_dir
 from optin_cli.artefacts.mask import Mask
+from optin_cli.artefacts.provenance import library_versions
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned, write_pruned
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
@@ -196,7 +196,7 @@ def _record(model: OpenModel, mask: Mask) -> PrunedRecord:
         "mask": mask.digest,
         "budget": mask.budget,
         "reached": mask.reached,
-        "versions": _versions(),
+        "versions": library_versions(),
     }
     return PrunedRecord(
         library=model.source.library,
@@ -215,9 +215,3 @@ def _per_layer(anatomy: Anatomy, mask: Mask) -> dict[str, dict[str, int]]:
     for site in anatomy:
         layers.setdefault(str(site.block), {})[_CONFIG_NAMES[site.kind]] = len(mask.keep[site.name])
     return layers
-
-
-def _versions() -> dict[str, Any]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("optin", "torch", "transformers", "timm")}

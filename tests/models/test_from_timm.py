@@ -1,0 +1,114 @@
+"""timm models by name, from a checkpoint, from a folder in its own layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import (
+    IMAGE_FAMILIES,
+    TIMM_NAME,
+    copy_of,
+    opened,
+    same_outputs,
+    saved_model,
+    shared_model,
+)
+from safetensors.torch import load_file
+
+from optin_cli.errors import InputError, UsageError
+
+
+def timm_spec(checkpoint: Path, **args) -> str:
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 4, "mlp_ratio": 2}
+    query = "&".join(f"{key}={value}" for key, value in {**sizes, "num_classes": 5, **args}.items())
+    return f"timm:{TIMM_NAME}?checkpoint={checkpoint}&{query}"
+
+
+def test_a_timm_name_with_a_checkpoint_is_the_directory_of_the_same_weights():
+    weights = saved_model("timm-vit") / "model.safetensors"
+    assert same_outputs(opened(timm_spec(weights)), shared_model("timm-vit"))
+
+
+@pytest.mark.parametrize("wrap", [None, "model", "state_dict"])
+def test_a_timm_checkpoint_may_be_a_pickle_of_tensors(wrap, tmp_path):
+    state = load_file(saved_model("timm-vit") / "model.safetensors")
+    torch.save(state if wrap is None else {wrap: state}, tmp_path / "w.pth")
+    assert same_outputs(opened(timm_spec(tmp_path / "w.pth")), shared_model("timm-vit"))
+
+
+def test_a_timm_checkpoint_of_another_size_names_a_weight_that_does_not_fit():
+    weights = saved_model("timm-vit") / "model.safetensors"
+    with pytest.raises(InputError, match=r"head\.weight"):
+        opened(timm_spec(weights, num_classes=7))
+
+
+def test_a_timm_checkpoint_of_another_depth_names_what_is_left_over():
+    weights = saved_model("timm-vit") / "model.safetensors"
+    with pytest.raises(InputError, match=rf"{weights.name} does not fit.*blocks\.2"):
+        opened(timm_spec(weights, depth=2))
+
+
+def test_a_timm_checkpoint_without_some_weights_names_them():
+    weights = saved_model("timm-vit") / "model.safetensors"
+    with pytest.raises(InputError, match=r"missing \['blocks\.3"):
+        opened(timm_spec(weights, depth=4))
+
+
+def test_a_checkpoint_that_holds_no_weights_is_an_input_error(tmp_path):
+    path = tmp_path / "w.pth"
+    path.write_text("no weights at all")
+    with pytest.raises(InputError):
+        opened(timm_spec(path))
+
+
+def test_an_argument_that_the_timm_model_does_not_take_is_named():
+    weights = saved_model("timm-vit") / "model.safetensors"
+    with pytest.raises((InputError, UsageError), match="colour"):
+        opened(timm_spec(weights, colour="red"))
+
+
+def test_a_timm_name_without_the_network_is_an_input_error(monkeypatch):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def offline(*_, **__):
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", offline)
+    with pytest.raises(InputError, match=f"timm:{TIMM_NAME}"):
+        opened(f"timm:{TIMM_NAME}")
+
+
+def test_a_timm_directory_of_an_unknown_architecture_is_an_input_error(tmp_path):
+    folder = copy_of(saved_model("timm-vit"), tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architecture": "vit_imaginary"}))
+    with pytest.raises(InputError, match="vit_imaginary"):
+        opened(folder)
+
+
+def test_the_transform_of_a_timm_directory_normalises_as_its_config_says():
+    from PIL import Image
+
+    pixels = shared_model("timm-vit").processor(Image.new("RGB", (50, 40), (255, 0, 255)))
+    expected = (torch.tensor([1.0, 0.0, 1.0]) - torch.tensor([0.4, 0.5, 0.6])) / torch.tensor(
+        [0.2, 0.25, 0.3]
+    )
+    torch.testing.assert_close(pixels.mean(dim=(1, 2)), expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("name", IMAGE_FAMILIES)
+def test_the_processor_makes_images_of_the_size_the_model_takes(name):
+    from PIL import Image
+
+    pixels = shared_model(name).processor(Image.new("RGB", (50, 40)))
+    assert pixels.shape == (3, 32, 32)
+
+
+def test_the_transform_of_a_timm_name_follows_an_image_size_among_its_arguments():
+    from PIL import Image
+
+    model = opened(timm_spec(saved_model("timm-vit") / "model.safetensors"))
+    assert model.processor(Image.new("L", (50, 40))).shape == (3, 32, 32)
