@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optin_cli.artefacts.mask import Mask
-from optin_cli.artefacts.ranking import Ranking
+from optin_cli.artefacts.ranking import Ranking, read_ranking
+from optin_cli.errors import ArtefactError
 from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import ENGINES, Plan, Progress
-from optin_cli.selection.select import Guards, select
+from optin_cli.selection.select import Guards, check_request, select
 from optin_cli.surgery import apply as surgery
 
 
@@ -55,8 +56,10 @@ def prune(
 
     Raises what the three stages raise, before anything is scored where that can be known.
     """
-    if force:
-        surgery.check_replaceable(output, plan.model)
+    check_request(budget.flops, budget.relative_to, None, budget.guards)
+    surgery.check_output(output, plan.model)
+    if ranking.exists():
+        _check_belongs(ranking, plan)
     found = scoring.existing(ranking, plan, any_lambda=True)
     scored = found or scoring.score(plan, ranking, on_progress)
     mask = select(
@@ -69,6 +72,17 @@ def prune(
     applied = None if force else surgery.existing(output, plan.model, mask)
     applied = applied or surgery.apply(plan.model, mask, output)
     return Pruned(scored, ranking, found is not None, mask, applied)
+
+
+def _check_belongs(path: Path, plan: Plan) -> None:
+    """Raise `ArtefactError` for a ranking of another model: here it is an input, not an output in the way."""
+    ranking = read_ranking(path)
+    if ranking.model["digest"] != plan.model.digest:
+        raise ArtefactError(
+            f"{path} ranks other weights ({ranking.model['id']}, {ranking.model['digest'][:12]}) than "
+            f"{plan.model.spec} ({plan.model.digest[:12]})",
+            "leave --ranking out, or name a file to be written",
+        )
 
 
 def _slug(spec: str) -> str:

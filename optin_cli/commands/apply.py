@@ -60,11 +60,9 @@ def apply_or_reuse(model: OpenModel, mask: Mask, output: Path, rows: DataSpec | 
     from optin_cli.surgery import apply as stage
 
     stage.check_belongs(model, mask)
-    if force:
-        stage.check_replaceable(output, model)
-    elif found := stage.existing(output, model, mask):
-        return found
-    return stage.apply(model, mask, output, rows)
+    stage.check_output(output, model)
+    found = None if force else stage.existing(output, model, mask)
+    return found or stage.apply(model, mask, output, rows)
 
 
 def tell(applied: Applied) -> None:

@@ -46,12 +46,7 @@ def select(
     sequence length the budget holds for; None takes the calibration mean. Raises `UsageError` and `BudgetError`.
     """
     guards = guards or Guards()
-    if not 0 < flops <= 1:
-        raise UsageError(f"--flops {flops:g} is not a fraction", "give the share of MACs to keep, in (0, 1]")
-    if relative_to not in ("dense", "current"):
-        raise UsageError(f"--relative-to {relative_to}", "use dense or current")
-    if tokens is not None and tokens <= 0:
-        raise UsageError(f"--tokens {tokens:g}: a sequence has at least one token")
+    check_request(flops, relative_to, tokens, guards)
     _check_globs(ranking, guards)
     tokens = tokens or ranking.tokens
     reference = ranking.dense_macs(tokens) if relative_to == "dense" else ranking.macs(tokens)
@@ -102,6 +97,18 @@ def select(
     )
 
 
+def check_request(flops: float, relative_to: str, tokens: float | None, guards: Guards) -> None:
+    """Raise `UsageError` for what no ranking could serve: checked before anything expensive."""
+    if not 0 < flops <= 1:
+        raise UsageError(f"--flops {flops:g} is not a fraction", "give the share of MACs to keep, in (0, 1]")
+    if relative_to not in ("dense", "current"):
+        raise UsageError(f"--relative-to {relative_to}", "use dense or current")
+    if tokens is not None and tokens <= 0:
+        raise UsageError(f"--tokens {tokens:g}: a sequence has at least one token")
+    if guards.min_heads < 0 or guards.min_neurons < 0:
+        raise UsageError("--min-heads and --min-neurons can't be negative")
+
+
 def emptied_sites(mask: Mask) -> list[str]:
     """Sites that lost all their units."""
     return [name for name, kept in mask.keep.items() if not kept and mask.units[name]]
@@ -139,5 +146,3 @@ def _check_globs(ranking: Ranking, guards: Guards) -> None:
         if not any(fnmatchcase(site.name, glob) for site in ranking.sites):
             names = ", ".join(site.name for site in ranking.sites[:3])
             raise UsageError(f"--protect {glob!r} matches no site", f"sites are named like {names}")
-    if guards.min_heads < 0 or guards.min_neurons < 0:
-        raise UsageError("--min-heads and --min-neurons can't be negative")

@@ -51,17 +51,26 @@ class Applied:
     reused: bool = False
 
 
+def check_output(output: Path, model: OpenModel) -> None:
+    """Raise `UsageError` unless `output` is free, or a pruned model other than the one being read."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / FILE_NAME).is_file():
+        raise UsageError(
+            f"{output} exists and was not made by optin",
+            "choose another output; --force replaces pruned models only",
+        )
+    if model.source.folder is not None and output.resolve() == model.source.folder.resolve():
+        raise UsageError(f"{output} is the model being read", "choose another output")
+
+
 def existing(output: Path, model: OpenModel, mask: Mask) -> Applied | None:
     """The pruned model already at `output` if it came from this model and mask; None if nothing is there.
 
-    Raises `UsageError` when something else is there.
+    Raises `UsageError` when another pruned model is there.
     """
-    if not output.exists():
-        return None
     if not (output / FILE_NAME).is_file():
-        if output.is_dir() and not any(output.iterdir()):
-            return None
-        raise UsageError(f"{output} exists and was not made by optin", "choose another output")
+        return None
     last = read_pruned(output).history[-1]
     if (last["mask"], last["model"]["digest"]) != (mask.digest, model.digest):
         raise UsageError(
@@ -71,16 +80,6 @@ def existing(output: Path, model: OpenModel, mask: Mask) -> Applied | None:
     return Applied(
         output, last["deviation"], last["checked_on"], last["params"], model.dense["params"], reused=True
     )
-
-
-def check_replaceable(output: Path, model: OpenModel) -> None:
-    """With `--force`: raise `UsageError` unless `output` is free, or a pruned model other than the one read."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not (output / FILE_NAME).is_file():
-        raise UsageError(f"{output} exists and was not made by optin", "--force replaces pruned models only")
-    if model.source.folder is not None and output.resolve() == model.source.folder.resolve():
-        raise UsageError(f"{output} is the model being read", "choose another output")
 
 
 def apply(model: OpenModel, mask: Mask, output: Path, data: DataSpec | None = None) -> Applied:

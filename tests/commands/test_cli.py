@@ -342,6 +342,36 @@ def test_damaged_rankings(scored, tmp_path):
         bad(tmp_path, "select", tmp_path / name, "--flops", 0.5, "-o", out, code=3, says=says)
 
 
+def test_a_ranking_of_another_model(scored, tmp_path):
+    _, data, ranking = scored
+    other = tiny_model("bert", tmp_path / "other", seed=9)
+    args = [
+        "prune",
+        other,
+        "--data",
+        data,
+        "--flops",
+        0.5,
+        "--ranking",
+        ranking,
+        "-o",
+        tmp_path / "out",
+        *FAST,
+    ]
+    bad(tmp_path, *args, code=3, says="ranks other weights")
+
+
+def test_prune_refuses_before_it_scores(scored, tmp_path):
+    model, data, _ = scored
+    new = tmp_path / "new.h5"
+    args = ["prune", model, "--data", data, "--ranking", new, *FAST]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("x")
+    bad(tmp_path, *args, "--flops", 2, "-o", tmp_path / "out", code=2, says="not a fraction")
+    bad(tmp_path, *args, "--flops", 0.5, "-o", tmp_path / "mine", code=2, says="not made by optin")
+    assert not new.exists()
+
+
 def test_masks_that_do_not_fit(scored, tmp_path):
     model, _, ranking = scored
     mask, out = tmp_path / "m.json", tmp_path / "out"

@@ -155,15 +155,14 @@ def test_a_finished_output_is_recognised_and_others_are_refused(tmp_path):
         stage.existing(tmp_path / "out", model, mask)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    for check in (lambda p: stage.existing(p, model, mask), lambda p: stage.check_replaceable(p, model)):
-        with pytest.raises(UsageError, match="not made by optin"):
-            check(tmp_path / "mine")
+    with pytest.raises(UsageError, match="not made by optin"):
+        stage.check_output(tmp_path / "mine", model)
 
 
 def test_force_never_replaces_the_model_that_is_read(tmp_path):
     pruned("bert", tmp_path)
     with pytest.raises(UsageError, match="being read"):
-        stage.check_replaceable(tmp_path / "out", open_model(str(tmp_path / "out")))
+        stage.check_output(tmp_path / "out", open_model(str(tmp_path / "out")))
 
 
 def test_masks_of_other_models_are_refused(tmp_path):
