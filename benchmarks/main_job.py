@@ -1,6 +1,6 @@
 """The numbers of the main job, on real models and data. Prints Markdown for benchmarks/RESULTS.md.
 
-    python benchmarks/main_job.py [--shared ../shared] [--only accuracy,speed,agreement,exactness,latency]
+    python benchmarks/main_job.py [--shared ../shared] [--only accuracy,output_term,speed,agreement,exactness,latency]
 
 Everything runs through the functions that the commands call; nothing is read from an earlier run.
 """
@@ -105,6 +105,29 @@ def accuracy(shared: Path, folder: Path) -> None:
                 ]
             )
     table(["model", "metric", "budget", "mean (seeds 0, 1, 2)", "fidelity", "scoring"], rows)
+
+
+def output_term(shared: Path, folder: Path) -> None:
+    """What lambda, the weight of the output term, does: one ranking a seed, recombined at selection."""
+    data = shared / "data/stsb"
+    rankings = [
+        rank(open_model(MINILM), DataSpec(str(data)), ScoreSettings(seed=s), folder) for s in SEEDS[:2]
+    ]
+    dense = open_model(MINILM)
+    batches = test_batches(dense, DataSpec(str(data), "test"))
+    rows = []
+    for weight in (0.0, 0.3, 0.6, 1.0, 3.0):
+        row = [f"{weight:g}"]
+        for budget in (0.6, 0.5):
+            found = []
+            for seed, ranking in enumerate(rankings):
+                out = folder / f"{weight}-{budget}-{seed}"
+                apply(open_model(MINILM), select(ranking, budget, output_weight=weight), out)
+                found.append(evaluate(open_model(str(out)), batches, dense))
+            row.append(spread([f.metrics["spearman"] for f in found]))
+            row.append(f"{np.mean([f.fidelity['cosine'] for f in found]):.1f}")
+        rows.append(row)
+    table(["lambda", "Spearman at 0.6", "cosine", "Spearman at 0.5", "cosine"], rows)
 
 
 def speed(shared: Path, folder: Path) -> None:
@@ -243,7 +266,7 @@ def latency(shared: Path, folder: Path) -> None:
     table(["batch x tokens", "dense", "0.5", "speed-up", "ideal", "share of the ideal"], rows)
 
 
-PARTS = {f.__name__: f for f in (accuracy, speed, agreement, exactness, latency)}
+PARTS = {f.__name__: f for f in (accuracy, output_term, speed, agreement, exactness, latency)}
 
 
 def main() -> None:
