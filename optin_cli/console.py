@@ -30,7 +30,8 @@ def _stderr() -> Console:
 
 
 def configure_logging() -> None:
-    """Send the package's notes and warnings to stderr. Other libraries keep to warnings."""
+    """Send the package's notes and warnings to stderr; the hub's retries end in one error of ours."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     logger = logging.getLogger("optin")
     logger.handlers = [_NoteHandler()]
     logger.setLevel(logging.INFO)
@@ -79,14 +80,27 @@ def unexpected(problem: BaseException) -> None:
     )
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, stdout: bool = False) -> None:
-    """A table; the first column is left-aligned. On stderr unless it is the data itself."""
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numbers: bool = True,
+    stdout: bool = False,
+) -> None:
+    """A table: the first column to the left, the others to the right unless they hold words (`numbers` False).
+
+    On stderr, unless it is the data itself.
+    """
     console = Console(highlight=False) if stdout else _stderr()
     if not console.is_terminal:
         console = Console(stderr=not stdout, highlight=False, width=200)
-    grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    if title:
+        console.print(f"[bold]{escape(title)}[/]")
+    grid = Table(box=None, pad_edge=False)
     for index, column in enumerate(columns):
-        grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
+        right = numbers and index > 0
+        grid.add_column(column, justify="right" if right else "left", no_wrap=right)
     for row in rows:
         grid.add_row(*(escape(cell) for cell in row))
     console.print(grid)
@@ -122,7 +136,7 @@ def _bar() -> Iterator[ProgressCallback]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=_stderr(), transient=True) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("starting", total=None)
 
         def update(done: float, total: float, what: str) -> None:
             bar.update(task, completed=done, total=total, description=what)

@@ -28,5 +28,5 @@ def families(json: options.Json = False) -> None:
         ]
         for family in known
     ]
-    console.table("", ["family", "fits", "reads", "prunable", "note"], rows, stdout=True)
+    console.table("", ["family", "fits", "reads", "prunable", "note"], rows, numbers=False, stdout=True)
     console.note(f"anything else: describe it in about ten lines, see {DOCS}")

@@ -70,7 +70,8 @@ def score(
         output_weight=lambda_,
         seed=seed,
     )
-    opened = options.open_with(model, task, anatomy, device, dtype)
+    # half precision would drown the small changes that scores are made of: only on request
+    opened = options.open_with(model, task, anatomy, device, "float32" if dtype == "auto" else dtype)
     plan = make_plan(opened, options.data_spec(data, split, config, text, label, image), settings)
     if dry_run:
         _tell_plan(plan, json)

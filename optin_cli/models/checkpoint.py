@@ -211,6 +211,11 @@ class _clear_errors:
             ) from error
         if isinstance(error, UsageError | InputError):
             return
+        if type(error).__name__ == "LocalEntryNotFoundError":
+            raise InputError(
+                f"{self.source.spec}: its weights can't be fetched from the hub",
+                "check the network, or give a file: timm:NAME?checkpoint=FILE",
+            ) from error
         if isinstance(error, OSError | ValueError | RuntimeError | LookupError | EOFError | TypeError):
             raise InputError(f"{self.source.spec} can't be opened: {first}") from error
         if type(error).__name__ == "SafetensorError":

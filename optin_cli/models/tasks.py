@@ -70,11 +70,9 @@ class Task:
         """Weight of each output row, [batch, rows]: padding tokens of a tagger count nothing."""
         if self.name == TOKEN and "attention_mask" in inputs:
             return inputs["attention_mask"].float()
-        batch = next(iter(inputs.values())).shape[0]
-        rows = (
-            next(iter(inputs.values())).shape[1] if self.name == TOKEN else 2 if self.name == QUESTION else 1
-        )
-        return torch.ones(batch, rows, device=next(iter(inputs.values())).device)
+        first = next(iter(inputs.values()))
+        rows = {TOKEN: first.shape[1], QUESTION: 2}.get(self.name, 1)
+        return torch.ones(first.shape[0], rows, device=first.device)
 
     def _embedding(self, result: Any, attention_mask: Tensor | None) -> Tensor:
         """Unit-length sentence (or image) vectors, [batch, hidden]."""
