@@ -155,9 +155,8 @@ def _lines() -> ProgressCallback:
         last = now
         share = done / total if total else 1.0
         # the first pieces of work also pay for warming up: no estimate from them
-        left = (
-            f", about {duration((now - started) * (1 - share) / share)} left" if 0.02 < share < 0.99 else ""
-        )
+        rest = (now - started) * (1 - share) / share if share > 0.02 else 0.0
+        left = f", about {duration(rest)} left" if rest >= 1 else ""
         note(f"{100 * share:3.0f} %  {what}{left}")
 
     return update

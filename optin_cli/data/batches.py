@@ -100,10 +100,14 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)
 
+    def ids(self, index: int) -> list[int]:
+        """The example ids of a batch, without making it."""
+        return self.order[index * self.batch_size : (index + 1) * self.batch_size]
+
     def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        ids = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        ids = self.ids(index)
         if self.examples.columns.image:
             return self._images(ids)
         inputs = self.processor.pad([self._encoded[i] for i in ids])

@@ -7,7 +7,6 @@ pruned models too. Nothing is unpickled except through torch's `weights_only`.
 from __future__ import annotations
 
 import copy
-import logging
 import pickle
 import shutil
 from collections.abc import Mapping
@@ -38,7 +37,6 @@ from optin_cli.models.slicing import slice_model
 from optin_cli.models.sources import Source, resolve
 from optin_cli.models.tasks import Task
 
-log = logging.getLogger("optin")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 

@@ -22,11 +22,6 @@ def count_macs(model: OpenModel, inputs: Mapping[str, Tensor]) -> int:
     return counter.get_total_flops() // 2
 
 
-def macs_per_example(model: OpenModel, inputs: Mapping[str, Tensor]) -> float:
-    """Mean MACs of an example of the batch, its padding included."""
-    return count_macs(model, inputs) / next(iter(inputs.values())).shape[0]
-
-
 def observed_tokens(model: OpenModel, inputs: Mapping[str, Tensor]) -> int:
     """Tokens that the first site's consumer sees, class tokens included: what `Anatomy.macs` takes."""
     seen: list[int] = []

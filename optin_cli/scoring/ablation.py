@@ -18,15 +18,13 @@ from torch import Tensor, nn
 from optin_cli.models.anatomy import Site
 from optin_cli.scoring.calibration import (
     Calibration,
+    Scores,
     block_outputs,
     hidden_of,
     measured_blocks,
     with_hidden,
 )
 from optin_cli.scoring.losses import output_change, relational_change, unit_rows
-
-Scores = tuple[np.ndarray, np.ndarray]
-"""(trajectory [units, columns], output [units])"""
 
 # Tokens of all variants in one call. Beyond this a CPU gains nothing and a GPU is full.
 _TOKENS_PER_CALL = {"cpu": 4096, "cuda": 1 << 17}

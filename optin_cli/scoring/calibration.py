@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,9 @@ from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
+
+Scores = tuple[np.ndarray, np.ndarray]
+"""What an engine finds of a site on one batch: (trajectory [units, columns], output [units])."""
 
 
 def hidden_of(value: Any) -> Tensor:
@@ -64,7 +68,7 @@ class Calibration:
 
     def weight(self, index: int) -> float:
         """Share of the examples that are in a batch."""
-        return len(self.batches[index].example_ids) / self.batches.count
+        return len(self.batches.ids(index)) / self.batches.count
 
     def sampled_rows(self, index: int, batch: Batch, tokens: int) -> Tensor:
         """Indices into the flattened (batch * tokens) rows: real tokens only, drawn by seed and batch."""

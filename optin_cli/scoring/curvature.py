@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.masking import masked
-from optin_cli.scoring.ablation import Scores
-from optin_cli.scoring.calibration import Calibration, block_outputs
+from optin_cli.scoring.calibration import Calibration, Scores, block_outputs
 from optin_cli.scoring.losses import output_probe, relation_probe, unit_rows
 
 

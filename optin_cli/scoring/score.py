@@ -18,9 +18,9 @@ from optin_cli.artefacts.ranking import RankedSite, Ranking, combine, read_ranki
 from optin_cli.errors import ArtefactError, UsageError
 from optin_cli.models.anatomy import Site
 from optin_cli.models.macs import count_macs
-from optin_cli.scoring.ablation import Ablation, Scores
+from optin_cli.scoring.ablation import Ablation
 from optin_cli.scoring.baselines import magnitude, random_scores
-from optin_cli.scoring.calibration import mean_tokens, measured_blocks
+from optin_cli.scoring.calibration import Scores, mean_tokens, measured_blocks
 from optin_cli.scoring.curvature import curvature
 from optin_cli.scoring.plan import ENGINES, PROBE_WORK, Plan, Progress
 
