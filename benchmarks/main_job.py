@@ -37,6 +37,7 @@ from optin_cli.scoring.ablation import Ablation
 from optin_cli.scoring.curvature import curvature
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import score
+from optin_cli.selection.request import Request
 from optin_cli.selection.select import select
 from optin_cli.surgery.apply import apply
 
@@ -122,7 +123,8 @@ def output_term(shared: Path, folder: Path) -> None:
             found = []
             for seed, ranking in enumerate(rankings):
                 out = folder / f"{weight}-{budget}-{seed}"
-                apply(open_model(MINILM), select(ranking, budget, output_weight=weight), out)
+                mask = select(ranking, Request(flops=budget, output_weight=weight))
+                apply(open_model(MINILM), mask, out)
                 found.append(evaluate(open_model(str(out)), batches, dense))
             row.append(spread([f.metrics["spearman"] for f in found]))
             row.append(f"{np.mean([f.fidelity['cosine'] for f in found]):.1f}")

@@ -21,12 +21,21 @@ JSON_SCHEMA_VERSION = 1
 _PLAIN_INTERVAL = 5.0  # seconds between progress lines where there is no terminal
 
 
+_muted = False
+
+
 class ProgressCallback(Protocol):
     def __call__(self, done: float, total: float, what: str, /) -> None: ...
 
 
 def _stderr() -> Console:
     return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
+
+
+def mute() -> None:
+    """From now on write errors alone: for a process among several, of which one speaks."""
+    global _muted
+    _muted = True
 
 
 def configure_logging() -> None:
@@ -40,12 +49,16 @@ def configure_logging() -> None:
 
 class _NoteHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
+        if _muted:
+            return
         kind = "warning: " if record.levelno >= logging.WARNING else ""
         _stderr().print(f"[yellow]{kind}[/]{escape(record.getMessage())}")
 
 
 def data(text: str) -> None:
     """Write data to stdout, as it is."""
+    if _muted:
+        return
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
     sys.stdout.flush()
 
@@ -57,7 +70,8 @@ def emit_json(content: dict[str, Any]) -> None:
 
 def note(text: str) -> None:
     """One line for the reader, on stderr."""
-    _stderr().print(escape(text))
+    if not _muted:
+        _stderr().print(escape(text))
 
 
 def error(problem: OptinError) -> None:
@@ -115,7 +129,7 @@ def facts(title: str, rows: Sequence[Sequence[str]]) -> None:
 @contextmanager
 def progress(enabled: bool = True) -> Iterator[ProgressCallback]:
     """A callback (done, total, what): a bar with a time estimate on a terminal, a line now and then otherwise."""
-    if not enabled:
+    if _muted or not enabled:
         yield lambda done, total, what: None
     elif sys.stderr.isatty():
         with _bar() as callback:
@@ -146,10 +160,14 @@ def _bar() -> Iterator[ProgressCallback]:
 
 def _lines() -> ProgressCallback:
     started = last = time.monotonic()
+    before = 0.0
 
     def update(done: float, total: float, what: str) -> None:
-        nonlocal last
+        nonlocal started, last, before
         now = time.monotonic()
+        if done < before:  # another stage begins, with a clock of its own
+            started = now
+        before = done
         if now - last < _PLAIN_INTERVAL:
             return
         last = now

@@ -54,3 +54,11 @@ class GateError(OptinError):
     """A quality gate such as `--max-drop` failed."""
 
     exit_code = 5
+
+
+class Followed(OptinError):
+    """Another process of the team failed and has told why: this one ends with the same exit code, in silence."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process of the team has failed")
+        self.exit_code = exit_code

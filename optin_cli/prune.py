@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from optin_cli.artefacts.mask import Mask
-from optin_cli.artefacts.ranking import Ranking, read_ranking
-from optin_cli.errors import ArtefactError
+from optin_cli.artefacts.ranking import Ranking, read_ranking, read_sketch
+from optin_cli.errors import ArtefactError, UsageError
+from optin_cli.measure.latency import device_name
+from optin_cli.models.checkpoint import OpenModel
 from optin_cli.scoring import score as scoring
-from optin_cli.scoring.plan import ENGINES, Plan, Progress
-from optin_cli.selection.select import Guards, check_request, select
+from optin_cli.scoring.plan import Plan, Progress
+from optin_cli.selection.request import Request, check_table
+from optin_cli.selection.select import select
 from optin_cli.surgery import apply as surgery
+from optin_cli.surgery.plan import make_plan
+from optin_cli.surgery.settings import Compensation
 
-
-@dataclass(frozen=True)
-class Budget:
-    """What `select` is asked for."""
-
-    flops: float
-    guards: Guards
-    relative_to: str = "dense"
+NO_COMPENSATION = Compensation(method="none")
+_SKETCHING = {"curvature", "fisher", "knowledge"}
+"""Engines that keep gradients."""
 
 
 @dataclass(frozen=True)
@@ -45,33 +46,53 @@ def ranking_path(plan: Plan, folder: Path) -> Path:
 
 def prune(
     plan: Plan,
-    budget: Budget,
+    request: Request,
     output: Path,
     ranking: Path,
     *,
+    compensation: Compensation = NO_COMPENSATION,
+    at_most: bool = False,
+    teacher: OpenModel | None = None,
     force: bool = False,
     on_progress: Progress = lambda *_: None,
 ) -> Pruned:
     """Write the pruned model to `output`, scoring only if `ranking` is not the plan's ranking already.
 
-    Raises what the three stages raise, before anything is scored where that can be known.
+    `compensation` reads more rows of the plan's data (`at_most`: as many as there are, without a note).
+    It follows `teacher`, by default the plan's model. The plan's lambda replaces the request's. Raises what the
+    three stages raise, before anything is scored where that can be known.
     """
-    check_request(budget.flops, budget.relative_to, None, budget.guards)
+    request.check()
+    if request.table is not None:
+        units = {site.name: site.units for site in plan.model.anatomy}
+        device, dtype = device_name(plan.model.device), str(plan.model.dtype).removeprefix("torch.")
+        check_table(request.table, device, dtype, units, force=request.force)
+    _check_serves(plan, request)
     surgery.check_output(output, plan.model)
     if ranking.exists():
         _check_belongs(ranking, plan)
-    found = scoring.existing(ranking, plan, any_lambda=True)
+    found = scoring.existing(ranking, plan, any_lambda=plan.method.recombines)
     scored = found or scoring.score(plan, ranking, on_progress)
-    mask = select(
-        scored,
-        budget.flops,
-        guards=budget.guards,
-        output_weight=plan.settings.output_weight if plan.settings.method in ENGINES else None,
-        relative_to=budget.relative_to,
+    weight = plan.settings.output_weight if plan.method.recombines else None
+    sketch = read_sketch(ranking) if request.interactions != "none" else None
+    mask = select(scored, dataclasses.replace(request, output_weight=weight), sketch)
+    again = make_plan(plan.model, mask, compensation, plan.examples.data, at_most=at_most)
+    applied = None if force else surgery.existing(output, plan.model, mask, again)
+    applied = applied or surgery.apply(
+        plan.model, mask, output, plan=again, on_progress=on_progress, teacher=teacher
     )
-    applied = None if force else surgery.existing(output, plan.model, mask)
-    applied = applied or surgery.apply(plan.model, mask, output)
     return Pruned(scored, ranking, found is not None, mask, applied)
+
+
+def _check_serves(plan: Plan, request: Request) -> None:
+    """Raise `UsageError` for what the plan's ranking will not hold."""
+    method = plan.settings.method
+    if request.feature_weights is not None and not plan.method.recombines:
+        raise UsageError(f"a {method} ranking has no parts to recombine", "leave --feature-weights out")
+    if request.interactions != "none" and not (set(plan.method.engines.values()) & _SKETCHING):
+        raise UsageError(
+            f"--interactions needs a sketch, and --method {method} makes none", "use --method auto"
+        )
 
 
 def _check_belongs(path: Path, plan: Plan) -> None:

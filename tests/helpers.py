@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from optin_cli.artefacts.latency import LatencyTable, processor_name
 from optin_cli.artefacts.ranking import RankedSite, Ranking
-from optin_cli.models.anatomy import Anatomy
+from optin_cli.models.anatomy import Anatomy, Site
 from optin_cli.models.checkpoint import OpenModel, open_model
 from optin_cli.models.tasks import EMBEDDING, QUESTION, TOKEN
 
@@ -355,6 +356,8 @@ def tiny_ranking(blocks: int = 3, heads: int = 4, neurons: int = 6, seed: int = 
         for kind, units, width in (("heads", heads, 8), ("neurons", neurons, 1)):
             columns = list(range(block, blocks))
             trajectory, output = rng.exponential(size=(units, len(columns))), rng.exponential(size=units)
+            noise = rng.normal(0, 0.1, units)  # of the one batch against the other
+            both = np.stack([trajectory.sum(axis=1), output], axis=-1)  # (units, 2)
             sites.append(
                 RankedSite(
                     name=f"blocks.{block}.{kind}",
@@ -369,6 +372,7 @@ def tiny_ranking(blocks: int = 3, heads: int = 4, neurons: int = 6, seed: int = 
                     trajectory=trajectory,
                     output=output,
                     columns=columns,
+                    by_batch=np.stack([both + noise[:, None], both - noise[:, None]]).astype(np.float32),
                 )
             )
     facts = {
@@ -392,11 +396,42 @@ def tiny_ranking(blocks: int = 3, heads: int = 4, neurons: int = 6, seed: int = 
             "macs_per_pair": sum(s.units * s.macs_per_pair for s in sites),
             "site_params": sum(s.units * s.params_per_unit for s in sites),
         },
+        "batch_weights": [0.5, 0.5],
         "versions": {"optin": "0.1.0"},
         "created": "2025-01-31T12:00:00",
         "seconds": 1.5,
     }
     return Ranking(**{**facts, "sites": sites, **changes})
+
+
+def latency_table(sites: Iterable[RankedSite | Site], step: int = 1, **setting: Any) -> LatencyTable:
+    """A made-up table of a model with these sites; neurons cost a stair of `step` units, heads a line."""
+    curves, facts = [], {}
+    for index, site in enumerate(sites):
+        counts = np.arange(site.units + 1)
+        steps = counts if site.kind == "heads" else -(-counts // step) * step
+        curves.append(
+            {"counts": counts.tolist(), "ms": (0.001 * site.params_per_unit * steps).tolist(), "noise": 0.0}
+        )
+        facts[site.name] = {"kind": site.kind, "units": site.units, "curve": index}
+    here = {
+        "device": "cpu",
+        "processor": processor_name(),
+        "threads": 1,
+        "dtype": "float32",
+        "batch_size": 8,
+        "size": 16,
+    }
+    table = LatencyTable(
+        model={"id": "m", "digest": "d" * 64, "dense_digest": "d" * 64, "family": "made-up"},
+        setting={**here, **setting},
+        total_ms=1.0,
+        fixed_ms=1.0,
+        curves=curves,
+        sites=facts,
+    )
+    table.total_ms = table.model_ms({name: site["units"] for name, site in facts.items()})
+    return table
 
 
 def keep_sets(anatomy: Anatomy) -> st.SearchStrategy[dict[str, list[int]]]:

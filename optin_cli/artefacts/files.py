@@ -122,6 +122,16 @@ def check_output(path: Path, kind: str) -> None:
         raise UsageError(f"the folder {parent} is not writable")
 
 
+def check_space(path: Path, needed: int) -> None:
+    """Raise `InputError` unless the disk has room for `needed` bytes at `path`."""
+    free = shutil.disk_usage(path.absolute().parent).free
+    if needed > free:
+        raise InputError(
+            f"{path} needs {needed / 2**20:.0f} MiB and the disk has {free / 2**20:.0f} MiB left",
+            "free some space, or leave the sketch out (--no-sketch, or a smaller --sketch-rows)",
+        )
+
+
 def _sweep(path: Path) -> None:
     """Clear what a killed process left beside `path`: bring back an output it had moved aside, remove the rest."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):

@@ -10,7 +10,8 @@ from optin_cli.artefacts.files import atomic_file, digest_json, read_record, to_
 from optin_cli.errors import ArtefactError
 
 FORMAT = "optin-mask"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1 knew the MACs budget alone, and counted the parameters of the sites alone."""
 
 
 @dataclass
@@ -22,11 +23,18 @@ class Mask:
     ranking_digest: str
     family: str
     budget: dict[str, Any]
-    """flops: the fraction asked; relative_to: `dense` or `current`; tokens: sequence length it holds for."""
+    """What was asked: flops, params, latency (shares), memory (MiB), latency_ms, or null for each; relative_to: what
+    shares are of, `dense` or `current`; tokens: sequence length MACs are counted for; the guards; round_to;
+    output_weight and feature_weights (one a block), where scores were recombined; interactions: `none`, `layer` or
+    `global`; latency_table: the setting and digest of the table, or null."""
     reached: dict[str, float]
-    """flops (fraction), macs, dense_macs, params (of all sites)."""
-    objective: dict[str, float]
-    """kept: share of the total score that is kept; bound: the LP bound on it; gap: bound - kept."""
+    """flops (share), macs, dense_macs (of the sites); params, dense_params, memory, dense_memory (MiB; of the whole
+    model); with a latency table latency_ms, the prediction, and table_latency_ms, of the table's model."""
+    objective: dict[str, Any]
+    """kept: share of the total score that is kept; bound: the LP bound on it; gap: bound - kept; optimal: whether it
+    is proved that no mask within the budgets keeps more; interactions: what exchanging units for their interactions
+    did (units moved; dropped: whether the gain was not real; joint losses before and after, as shares of the total
+    score, on the fit and the held-out half, and the standard error of the latter's difference), or null."""
     calibration: dict[str, Any]
     """Where the ranking's data came from, so that `apply` can check itself on the same rows."""
     units: dict[str, int]

@@ -10,6 +10,7 @@ import logging
 import shutil
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -22,17 +23,17 @@ log = logging.getLogger("optin")
 class Partial:
     """Items of one unfinished artefact, in `<folder>/.<name>.partial/`."""
 
-    def __init__(self, target: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, target: Path, identity: dict[str, Any], announce: bool = True) -> None:
         """Open what an earlier run left for the same `identity`; clear anything else."""
         check_output(target, "file")
-        self.folder = target.with_name(f".{target.name}.partial")
+        self.folder = _folder(target)
         stamp = self.folder / "identity.json"
         if self.folder.exists():
             changed = _changes(stamp, identity)
             if changed:
                 log.warning("starting over: the unfinished run beside %s had another %s", target, changed)
                 shutil.rmtree(self.folder)
-            else:
+            elif announce and len(self):
                 log.info("resuming: %d parts of %s are done", len(self), target)
         self.folder.mkdir(exist_ok=True)
         if not stamp.exists():
@@ -45,18 +46,40 @@ class Partial:
     def get(self, key: str) -> dict[str, np.ndarray] | None:
         """The arrays of a finished item, or None."""
         path = self.folder / f"{key}.npz"
-        if not path.exists():
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                return dict(data)
+        except FileNotFoundError:
             return None
-        with np.load(path, allow_pickle=False) as data:
-            return dict(data)
+        except (
+            OSError,
+            ValueError,
+            EOFError,
+            BadZipFile,
+        ) as error:  # a disk that forgets: the item is done again
+            log.warning("a part of the unfinished run is damaged and done again: %s (%s)", path, error)
+            return None
 
     def put(self, key: str, arrays: dict[str, np.ndarray]) -> None:
         with atomic_file(self.folder / f"{key}.npz") as temporary, temporary.open("wb") as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
 
+    def nbytes(self) -> int:
+        """What the finished items take on disk."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.npz"))
+
     def discard(self) -> None:
         """Remove everything: the artefact itself is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def clear_parts(target: Path) -> None:
+    """Remove what an unfinished run left beside `target`."""
+    shutil.rmtree(_folder(target), ignore_errors=True)
+
+
+def _folder(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
 
 
 def _changes(stamp: Path, identity: dict[str, Any]) -> str:

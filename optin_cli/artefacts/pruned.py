@@ -31,7 +31,8 @@ class PrunedRecord:
     dense: dict[str, Any]
     """The original: id, digest, params, macs_per_token, macs_per_pair."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """One entry a pruning: model, ranking and mask digests, budget, measured deviation, versions."""
+    """One entry a pruning: model, ranking and mask digests, budget, measured deviation, versions; compensation: its
+    settings, data and a table of sites (error before and after, method kept, ridge)."""
 
 
 def write_pruned(folder: Path, record: PrunedRecord) -> None:

@@ -1,14 +1,16 @@
 """A ranking: the score of every unit of a model on a data set, with everything needed to trust and reuse it.
 
-HDF5 layout: root attributes (below), `/row_ids`, and `/sites/<name>` with attributes and the datasets `score`
-[units], `trajectory` [units, columns], `output` [units].
+HDF5 layout: root attributes (below), `/row_ids`, `/sites/<name>` with attributes and the datasets `score` [units],
+`trajectory` [units, columns], `output` [units] and `by_batch` [batches, units, 2], and optionally `/sketch` (see
+artefacts/sketch.py).
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optin_cli.artefacts.files import atomic_file, digest_bytes, digest_json
+from optin_cli.artefacts.sketch import Sketch, fill_sketch, load_sketch
 from optin_cli.errors import ArtefactError, UsageError
 
 FORMAT = "optin-ranking"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Array = NDArray[np.float64]
 
 
@@ -44,7 +47,14 @@ class RankedSite:
     output: Array
     """[units]: change of the model's output, unscaled."""
     columns: list[int]
-    """The block whose feature each trajectory column measures; [-1] when one column holds their sum."""
+    """The block whose feature each trajectory column measures."""
+    by_batch: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 2), np.float32))
+    """[batches, units, 2]: sum of the trajectory columns, and output, on each calibration batch alone; no batches
+    for methods that need no data."""
+
+    def __post_init__(self) -> None:
+        if not len(self.by_batch):
+            self.by_batch = np.zeros((0, self.units, 2), np.float32)
 
     def macs_per_unit(self, tokens: float) -> float:
         return self.macs_per_token * tokens + self.macs_per_pair * tokens * tokens
@@ -68,6 +78,8 @@ class Ranking:
     dense: dict[str, Any]
     """The original dense model: digest, macs_per_token, macs_per_pair, params; `fixed_macs` outside sites."""
     sites: list[RankedSite]
+    batch_weights: list[float] = field(default_factory=list)
+    """Share of the calibration examples in each batch: what `by_batch` is averaged with."""
     device: str = "cpu"
     dtype: str = "float32"
     versions: dict[str, str] = field(default_factory=dict)
@@ -97,39 +109,53 @@ class Ranking:
         return self.dense["macs_per_token"] * tokens + self.dense["macs_per_pair"] * tokens * tokens
 
 
-def combine(sites: Iterable[RankedSite], output_weight: float) -> dict[str, Array]:
+def combine(
+    sites: Iterable[RankedSite], output_weight: float, feature_weights: Sequence[float] | None = None
+) -> dict[str, Array]:
     """Scores from their parts: I(u) = sum of the trajectory columns + lambda * output (OPTIN equation 1).
 
     One lambda for the whole model, such that median(lambda * output) = output_weight * median(trajectory).
+    `feature_weights` weighs the feature of each block in the sum; None counts all alike.
     """
     sites = list(sites)
-    trajectory = {s.name: s.trajectory.sum(axis=1) for s in sites}
+    trajectory = {s.name: _trajectory(s, feature_weights) for s in sites}
     if output_weight == 0:
         return trajectory
-    scale = output_scale(sites)
+    scale = _median_ratio(trajectory, {s.name: s.output for s in sites})
     return {s.name: trajectory[s.name] + output_weight * scale * s.output for s in sites}
 
 
 def output_scale(sites: Iterable[RankedSite]) -> float:
     """median(trajectory) / median(output) over all units: what puts the two terms on one scale."""
-    sites = [s for s in sites if s.units]
-    if not sites:
-        return 0.0
-    outputs = float(np.median(np.concatenate([s.output for s in sites])))
-    trajectory = float(np.median(np.concatenate([s.trajectory.sum(axis=1) for s in sites])))
-    return trajectory / outputs if outputs > 0 else 0.0
+    sites = list(sites)
+    return _median_ratio({s.name: _trajectory(s, None) for s in sites}, {s.name: s.output for s in sites})
 
 
-_JSON_ATTRIBUTES = ("model", "data", "settings", "dense", "versions")
+def _trajectory(site: RankedSite, feature_weights: Sequence[float] | None) -> Array:
+    if feature_weights is None:
+        return site.trajectory.sum(axis=1)
+    return site.trajectory @ np.array([feature_weights[z] for z in site.columns])
+
+
+def _median_ratio(trajectory: dict[str, Array], output: dict[str, Array]) -> float:
+    outputs = np.concatenate([*output.values(), np.zeros(0)])
+    middle = float(np.median(outputs)) if len(outputs) else 0.0
+    return float(np.median(np.concatenate(list(trajectory.values())))) / middle if middle > 0 else 0.0
+
+
+_JSON_ATTRIBUTES = ("model", "data", "settings", "dense", "versions", "batch_weights")
+_ARRAYS = ("score", "trajectory", "output", "by_batch")
 _PLAIN_ATTRIBUTES = ("method", "tokens", "device", "dtype", "created", "seconds")
 _SITE_ATTRIBUTES = ("kind", "block", "units", "width", "macs_per_token", "macs_per_pair", "params_per_unit")
 
 
-def write_ranking(path: Path, ranking: Ranking) -> None:
+def write_ranking(path: Path, ranking: Ranking, sketch: Sketch | None = None) -> None:
     """Write atomically. The file is built in memory: on a full disk HDF5 fails late and noisily, plain bytes don't."""
     image = io.BytesIO()
     with h5py.File(image, "w") as file:
         _fill(file, ranking)
+        if sketch is not None:
+            fill_sketch(file.create_group("sketch"), sketch)
     with atomic_file(path) as temporary:
         temporary.write_bytes(image.getbuffer())
 
@@ -149,7 +175,7 @@ def _fill(file: h5py.File, ranking: Ranking) -> None:
             group.attrs[name] = getattr(site, name)
         group.attrs["macs_per_unit"] = site.macs_per_unit(ranking.tokens)
         group.attrs["columns"] = np.asarray(site.columns, dtype=np.int64)
-        for name in ("score", "trajectory", "output"):
+        for name in _ARRAYS:
             group.create_dataset(name, data=getattr(site, name), track_times=False)
     file.attrs["digest"] = ranking.digest
     file.attrs["checksum"] = _checksum(ranking)
@@ -160,7 +186,7 @@ def _checksum(ranking: Ranking) -> str:
     """SHA-256 over everything in the file; the digest leaves out what does not change the scores."""
     content = asdict(ranking)
     for site in content["sites"]:
-        site.update({name: site[name].tobytes().hex() for name in ("score", "trajectory", "output")})
+        site.update({name: digest_bytes(site[name].tobytes()) for name in _ARRAYS})
     return digest_json(content)
 
 
@@ -168,33 +194,57 @@ def read_ranking(path: Path) -> Ranking:
     """Read and check a ranking.
 
     Raises `UsageError` for a path that can't be read and `ArtefactError` for a file that is no ranking, is
-    damaged, incomplete, or of a newer schema.
+    damaged, incomplete, or of another schema.
     """
+    with _opened(path) as file:
+        ranking = _read(file)
+        if _checksum(ranking) != _text(file.attrs["checksum"]):
+            raise _damaged(path)
+        return ranking
+
+
+def read_sketch(path: Path) -> Sketch | None:
+    """The sketch in a ranking's file, None if it was left out. Raises what `read_ranking` raises."""
+    with _opened(path) as file:
+        if "sketch" not in file:
+            return None
+        sketch = load_sketch(file["sketch"])
+        if sketch is None:
+            raise _damaged(path)
+        return sketch
+
+
+def _damaged(path: Path) -> ArtefactError:
+    return ArtefactError(f"{path} is damaged: its content does not match its checksum", _AGAIN)
+
+
+_AGAIN = "score again to replace it"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """An open ranking of the right kind and version; whatever HDF5 raises becomes one message."""
     if not path.is_file():
         raise UsageError(f"no ranking at {path}", "write one with `optin score MODEL --data DATA -o FILE.h5`")
-    again = "score again to replace it"
     try:
         with h5py.File(path, "r") as file:
             if _text(file.attrs.get("format")) != FORMAT:
-                raise ArtefactError(f"{path} is an HDF5 file, but not a ranking written by optin", again)
+                raise ArtefactError(f"{path} is an HDF5 file, but not a ranking written by optin", _AGAIN)
             version = int(file.attrs["schema_version"])
-            if version > SCHEMA_VERSION:
+            if version != SCHEMA_VERSION:
+                newer = version > SCHEMA_VERSION
                 raise ArtefactError(
-                    f"{path} has schema version {version}; this optin reads up to {SCHEMA_VERSION}",
-                    "update optin",
+                    f"{path} has schema version {version}; this optin reads version {SCHEMA_VERSION}",
+                    "update optin" if newer else _AGAIN,
                 )
             if not bool(file.attrs.get("complete", False)):
-                raise ArtefactError(f"{path} is incomplete: its scoring did not finish", again)
-            ranking = _read(file)
-            if _checksum(ranking) != _text(file.attrs["checksum"]):
-                raise ArtefactError(f"{path} is damaged: its content does not match its checksum", again)
-            return ranking
+                raise ArtefactError(f"{path} is incomplete: its scoring did not finish", _AGAIN)
+            yield file
     except PermissionError as error:
         raise UsageError(f"can't read {path}: {error.strerror}") from error
     except (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        raise ArtefactError(
-            f"{path} is not a readable ranking: {str(error).splitlines()[0]}", again
-        ) from error
+        first = (str(error).splitlines() or [""])[0]
+        raise ArtefactError(f"{path} is not a readable ranking: {first}", _AGAIN) from error
 
 
 def _read(file: h5py.File) -> Ranking:
@@ -215,6 +265,7 @@ def _read_site(name: str, group: h5py.Group) -> RankedSite:
         **values,
         columns=group.attrs["columns"].tolist(),
         **{key: group[key][:].astype(np.float64) for key in ("score", "trajectory", "output")},
+        by_batch=group["by_batch"][:],
     )
     if site.score.shape != (site.units,) or site.output.shape != (site.units,):
         raise ValueError(f"{name} has {site.units} units but scores of shape {site.score.shape}")
@@ -222,7 +273,9 @@ def _read_site(name: str, group: h5py.Group) -> RankedSite:
         raise ValueError(
             f"{name} has {len(site.columns)} columns but a trajectory of {site.trajectory.shape}"
         )
-    if not all(np.isfinite(part).all() for part in (site.score, site.trajectory, site.output)):
+    if site.by_batch.shape[1:] != (site.units, 2):
+        raise ValueError(f"{name} has {site.units} units but by_batch of shape {site.by_batch.shape}")
+    if not all(np.isfinite(getattr(site, part)).all() for part in _ARRAYS):
         raise ValueError(f"{name} has scores that are not finite")
     return site
 

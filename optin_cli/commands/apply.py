@@ -2,51 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from optin_cli import console
-from optin_cli.artefacts.mask import Mask, read_mask
+from optin_cli.artefacts.mask import read_mask
 from optin_cli.commands import options
+from optin_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from optin_cli.data.sources import DataSpec
-    from optin_cli.models.checkpoint import OpenModel
     from optin_cli.surgery.apply import Applied
+    from optin_cli.surgery.settings import Compensation
 
 
 def apply(
     model: options.Model,
     mask: Annotated[Path, typer.Argument(metavar="MASK", help="Written by `optin select`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Model directory to write.")],
+    compensate: options.Compensate = "auto",
     data: options.OptionalData = None,
     split: options.Split = "train",
     config: options.Config = None,
     text: options.Text = None,
     image: options.Image = None,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", help="Examples to compensate on (default: 2048, or what there is)."),
+    ] = None,
+    batch_size: options.BatchSize = 32,
+    max_length: options.MaxLength = None,
+    memory: Annotated[
+        str, typer.Option("--memory", help="Activations to hold in main memory; the rest goes to disk.")
+    ] = "4GiB",
     task: options.Task = None,
     anatomy: options.Anatomy = None,
     device: options.Device = "auto",
+    seed: options.Seed = 0,
     force: options.Force = False,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
-    """Slice the weights: write a smaller model directory that loads again.
+    """Slice the weights, refit what is left, and write a smaller model directory that loads again.
 
-    The written model is loaded back and compared with the masked one on calibration rows first.
+    Compensation is least squares toward the dense model on unlabelled rows, block by block; `auto` keeps at each
+    site what has the smallest error on held-out rows. The written model is loaded back and compared with the
+    masked one on calibration rows first.
 
     Examples:
 
       optin apply demo:minilm m-60.mask.json -o m-60/
 
+      optin apply demo:minilm m-60.mask.json -o m-60-plain/ --compensate none
+
       python -c "import optin_cli; model = optin_cli.load('m-60/')"
     """
+    from optin_cli.surgery import apply as stage
+    from optin_cli.surgery.plan import make_plan
+
+    settings = compensation(compensate, samples, batch_size, max_length, seed, memory)
     chosen = read_mask(mask)
     opened = options.open_with(model, task, anatomy, device, "float32")
     rows = options.data_spec(data, split, config, text, None, image) if data else None
-    applied = apply_or_reuse(opened, chosen, output, rows, force)
+    stage.check_belongs(opened, chosen)
+    stage.check_output(output, opened)
+    plan = make_plan(opened, chosen, settings, rows, at_most=samples is None)
+    applied = None if force else stage.existing(output, opened, chosen, plan)
+    if applied is None:
+        with console.progress(not quiet) as on_progress:
+            applied = stage.apply(opened, chosen, output, rows, plan, on_progress)
     if not quiet:
         tell(applied)
     if json:
@@ -55,20 +82,33 @@ def apply(
         console.data(str(output))
 
 
-def apply_or_reuse(model: OpenModel, mask: Mask, output: Path, rows: DataSpec | None, force: bool) -> Applied:
-    """Apply, unless `output` is the result already."""
-    from optin_cli.surgery import apply as stage
+def compensation(
+    method: str,
+    samples: int | None,
+    batch_size: int,
+    max_length: int | None,
+    seed: int,
+    memory: str,
+    prefix: str = "--",
+) -> Compensation:
+    """The options of compensation as one value; `samples` None is the default. `prefix` is of their names in errors."""
+    from optin_cli.surgery.settings import Compensation
 
-    stage.check_belongs(model, mask)
-    stage.check_output(output, model)
-    found = None if force else stage.existing(output, model, mask)
-    return found or stage.apply(model, mask, output, rows)
+    if samples is not None and samples < 1:
+        raise UsageError(f"{prefix}samples {samples}: at least 1 is needed")
+    bytes_held = options.byte_count(memory, f"{prefix}memory")
+    chosen = Compensation(
+        method=method, batch_size=batch_size, max_length=max_length, seed=seed, memory=bytes_held
+    )
+    return chosen if samples is None else replace(chosen, samples=samples)
 
 
 def tell(applied: Applied) -> None:
     if applied.reused:
         console.note(f"{applied.path} is already this model under this mask")
         return
+    if applied.fits:
+        console.table("compensation", FIT_COLUMNS, fit_rows([asdict(fit) for fit in applied.fits]))
     console.note(
         f"{console.count(applied.params)} of {console.count(applied.dense_params)} parameters left; sliced equals "
         f"masked to {applied.deviation:.1e} on {applied.checked_on}"
@@ -82,4 +122,24 @@ def describe(applied: Applied) -> dict[str, object]:
         "checked_on": applied.checked_on,
         "params": applied.params,
         "dense_params": applied.dense_params,
+        "compensation": [asdict(fit) for fit in applied.fits],
     }
+
+
+FIT_COLUMNS = ("site", "error before", "after", "kept", "ridge", "rows", "")
+
+
+def fit_rows(fits: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Rows of a table under `FIT_COLUMNS` from what `optin.json` records of each site."""
+    return [
+        [
+            fit["site"],
+            f"{100 * fit['before']:.2f} %",
+            f"{100 * fit['after']:.2f} %",
+            fit["method"],
+            "" if fit["ridge"] is None else f"{fit['ridge']:.0e}",
+            str(fit["rows"]),
+            fit["note"],
+        ]
+        for fit in fits
+    ]

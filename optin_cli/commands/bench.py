@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from optin_cli import console
 from optin_cli.commands import options
+from optin_cli.errors import ArtefactError, UsageError
 
 if TYPE_CHECKING:
     from optin_cli.measure.latency import Timing
     from optin_cli.models.checkpoint import OpenModel
+
+log = logging.getLogger("optin")
+
+_BATCH_SIZES, _TABLE_BATCH_SIZE = "1,32", "32"
+_NOISY = 0.03
+"""Error of a site's time, as a share of it, beyond which predictions are not worth much."""
 
 
 def bench(
@@ -20,7 +29,20 @@ def bench(
     baseline: Annotated[
         str | None, typer.Option("--baseline", metavar="MODEL", help="Dense model to compare with.")
     ] = None,
-    batch_size: Annotated[str, typer.Option("--batch-size", help="Batch sizes, e.g. 1,32.")] = "1,32",
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            "--table",
+            metavar="FILE.json",
+            help="Write a latency table for `optin select --latency` instead: one batch size, one length.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        str | None,
+        typer.Option(
+            "--batch-size", help=f"Batch sizes (default: {_BATCH_SIZES}; {_TABLE_BATCH_SIZE} for a table)."
+        ),
+    ] = None,
     seq_len: Annotated[
         str | None, typer.Option("--seq-len", help="Sequence lengths, e.g. 64,128 (text models).")
     ] = None,
@@ -34,6 +56,7 @@ def bench(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     seed: options.Seed = 0,
+    force: options.Force = False,
     json: options.Json = False,
 ) -> None:
     """Measure latency, throughput, memory and MACs, dense and pruned interleaved in one process.
@@ -43,10 +66,13 @@ def bench(
       optin bench m-60/ --baseline demo:minilm
 
       optin bench m-60/ --baseline demo:minilm --batch-size 1,8,32 --seq-len 64,128 --json
+
+      optin bench demo:minilm --table cpu.latency.json --batch-size 32 --seq-len 64
     """
-    from optin_cli.errors import UsageError
     from optin_cli.measure import latency
 
+    if table is not None and baseline:
+        raise UsageError("--table times one model, --baseline compares two", "leave one of them out")
     opened = options.open_with(model, task, anatomy, device, dtype)
     wrong = image_size if opened.family.modality == "text" else seq_len
     if wrong is not None:
@@ -56,32 +82,85 @@ def bench(
         )
     asked = seq_len or image_size
     sizes = options.whole_numbers(asked, "--seq-len or --image-size") if asked else None
+    batch_sizes = options.whole_numbers(
+        batch_size or (_BATCH_SIZES if table is None else _TABLE_BATCH_SIZE), "--batch-size"
+    )
+    effort: dict[str, Any] = {"repeats": repeats, "seconds": seconds, "seed": seed}
+    if table is not None:
+        if len(batch_sizes) > 1 or len(sizes or []) > 1:
+            raise UsageError("a table is for one batch size and one length", "make a table for each")
+        _tabulate(
+            opened, table, batch_sizes[0], (sizes or [latency.default_size(opened)])[0], effort, force, json
+        )
+        return
     models = [opened]
     if baseline:
         models.insert(0, options.open_with(baseline, task, anatomy, device, str(opened.dtype)[6:]))
     with console.progress(not json) as on_progress:
-        timings = latency.bench(
-            models,
-            options.whole_numbers(batch_size, "--batch-size"),
-            sizes,
-            repeats=repeats,
-            seconds=seconds,
-            seed=seed,
-            on_progress=on_progress,
-        )
+        timings = latency.bench(models, batch_sizes, sizes, **effort, on_progress=on_progress)
     rows = compare(models, timings)
     if json:
         console.emit_json({"timings": rows})
     else:
         show(rows)
+        for other in _unmet(models, rows):
+            console.note(other)
+
+
+def _tabulate(
+    model: OpenModel, path: Path, batch_size: int, size: int, effort: dict[str, Any], force: bool, json: bool
+) -> None:
+    """Make a latency table, unless `path` is one of this model and setting already."""
+    from optin_cli.artefacts.files import check_output
+    from optin_cli.artefacts.latency import read_latency_table, write_latency_table
+    from optin_cli.measure import latency
+    from optin_cli.measure.latency_table import make_table, table_setting
+
+    latency.check_setting(model, batch_size, size)
+    check_output(path, "latency table")
+    reused = False
+    if path.exists() and not force:
+        redo = "choose another name, or --force to replace it"
+        try:
+            there = read_latency_table(path)
+        except ArtefactError as error:
+            raise UsageError(f"{path} exists and is no latency table ({error.what})", redo) from error
+        wanted = {"model": model.digest, **table_setting(model, batch_size, size)}
+        have = {"model": there.model["digest"], **there.setting}
+        if differs := [key for key in wanted if wanted[key] != have[key]]:
+            raise UsageError(f"{path} exists, made for another {', '.join(differs)}", redo)
+        reused = True
+        console.note(f"{path} is already the table of this model and setting; --force times it again")
+    else:
+        with console.progress(not json) as on_progress:
+            there = make_table(model, batch_size, size, **effort, on_progress=on_progress)
+        write_latency_table(path, there)
+        console.note(
+            f"{there.total_ms:.2f} ms, {there.fixed_ms:.2f} ms of it outside heads and neurons; "
+            f"{sum(len(curve['counts']) for curve in there.curves)} sizes timed"
+        )
+        doubt = max(curve["noise"] / max(*curve["ms"], 1e-9) for curve in there.curves)
+        if doubt > _NOISY:
+            log.warning(
+                "the times are known to about %.0f %% only: let nothing else run on the device, or give more --seconds",
+                100 * doubt,
+            )
+    if json:
+        facts = {"setting": there.setting, "total_ms": there.total_ms, "fixed_ms": there.fixed_ms}
+        console.emit_json({"table": str(path), "reused": reused, "digest": there.digest, **facts})
+    else:
+        console.data(str(path))
 
 
 def compare(models: list[OpenModel], timings: list[Timing]) -> list[dict[str, Any]]:
-    """Timings as plain data, the pruned ones with their speed-up over the dense one of the same setting."""
+    """Timings as plain data, the pruned ones with their speed-up over the dense one of the same setting.
+
+    Where a latency table predicted the pruned model under the very setting, its prediction stands beside.
+    """
     from optin_cli.measure import latency
     from optin_cli.measure.memory import disk_bytes
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for index, timing in enumerate(timings):
         which = models[index % len(models)]
         row = {**asdict(timing), "disk_bytes": disk_bytes(which)}
@@ -91,29 +170,52 @@ def compare(models: list[OpenModel], timings: list[Timing]) -> list[dict[str, An
             row["speedup"] = latency.speedup(dense, timing)
             row["ideal_speedup"] = ideal
             row["efficiency"] = latency.efficiency(row["speedup"], ideal)
+        if (foretold := _prediction(which)) and _same_setting(foretold, timing):
+            row["predicted_ms"] = foretold["latency_ms"]
+            if which is not models[0] and foretold["of"] == models[0].digest:
+                rows[-1]["predicted_ms"] = foretold["table_latency_ms"]
+                row["predicted_speedup"] = foretold["table_latency_ms"] / foretold["latency_ms"]
         rows.append(row)
     return rows
+
+
+def _prediction(model: OpenModel) -> dict[str, Any] | None:
+    """What a latency table said of a pruned model: milliseconds, and the table's setting."""
+    step = model.record.history[-1] if model.record else {}
+    table = step.get("budget", {}).get("latency_table")
+    return {**step["reached"], **table} if table else None
+
+
+def _same_setting(foretold: dict[str, Any], timing: Timing) -> bool:
+    threads = timing.threads if timing.device == "cpu" else 0
+    here = (timing.device, timing.dtype, threads, timing.setting.batch_size, timing.setting.size)
+    return here == tuple(foretold[key] for key in ("device", "dtype", "threads", "batch_size", "size"))
+
+
+def _unmet(models: list[OpenModel], rows: list[dict[str, Any]]) -> list[str]:
+    """Where to look for predictions that none of the settings could be compared with."""
+    notes = []
+    for model in models:
+        if (foretold := _prediction(model)) and not any("predicted_ms" in row for row in rows):
+            notes.append(
+                f"{foretold['latency_ms']:.2f} ms were predicted for {model.spec} at --batch-size "
+                f"{foretold['batch_size']}, size {foretold['size']}, {foretold['dtype']} on {foretold['device']}"
+                + (f" with {foretold['threads']} threads" if foretold["threads"] else "")
+            )
+    return notes
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     """One line a model and setting, on stderr."""
     first = rows[0]
     where = first["device"] + (f", {first['threads']} threads" if first["device"] == "cpu" else "")
-    columns = [
-        "model",
-        "batch",
-        "size",
-        "median ms",
-        "p10..p90",
-        "per s",
-        "MACs",
-        "params",
-        "disk",
-        "peak mem",
-    ]
-    columns += ["speed-up", "of ideal"]
+    foretold = any("predicted_ms" in row for row in rows)
+    columns = ["model", "batch", "size", "median ms", "p10..p90"]
+    columns += ["predicted ms"] if foretold else []
+    columns += ["per s", "MACs", "params", "disk", "peak mem", "speed-up", "of ideal"]
     table = []
     for row in rows:
+        predicted = f"{row['predicted_ms']:.2f}" if "predicted_ms" in row else ""
         table.append(
             [
                 row["model"],
@@ -121,6 +223,7 @@ def show(rows: list[dict[str, Any]]) -> None:
                 str(row["setting"]["size"]),
                 f"{row['median_ms']:.2f}",
                 f"{row['p10_ms']:.2f}..{row['p90_ms']:.2f}",
+                *([predicted] if foretold else []),
                 f"{row['throughput']:.0f}",
                 console.count(row["macs"]),
                 console.count(row["params"]),
@@ -131,6 +234,12 @@ def show(rows: list[dict[str, Any]]) -> None:
             ]
         )
     console.table(f"{where}, {first['dtype']}", columns, table)
+    for row in rows:
+        if "predicted_speedup" in row:
+            console.note(
+                f"{row['model']}: predicted {row['predicted_speedup']:.2f}x, measured {row['speedup']:.2f}x "
+                f"at batch {row['setting']['batch_size']}, size {row['setting']['size']}"
+            )
     idle = sorted({row["setting"]["batch_size"] for row in rows if not row["saturated"]})
     if idle:
         console.note(

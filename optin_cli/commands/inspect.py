@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,16 +11,38 @@ import numpy as np
 import typer
 
 from optin_cli import console
+from optin_cli.artefacts import latency
+from optin_cli.artefacts.files import read_json
+from optin_cli.artefacts.latency import LatencyTable, read_latency_table
 from optin_cli.artefacts.mask import Mask, read_mask
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned
 from optin_cli.artefacts.ranking import Ranking, output_scale, read_ranking
+from optin_cli.commands.apply import FIT_COLUMNS, fit_rows
 from optin_cli.commands.score import summary
-from optin_cli.commands.select import describe
+from optin_cli.commands.select import describe, exchanged
 from optin_cli.errors import UsageError
+from optin_cli.selection.stability import (
+    ALL,
+    BUDGETS,
+    FEWEST_BATCHES,
+    TARGET,
+    Stability,
+    calibration_examples,
+)
+from optin_cli.selection.stability import stability as measure_stability
+
+log = logging.getLogger("optin")
 
 
 def inspect(
     artefact: Annotated[str, typer.Argument(metavar="FILE_OR_DIR", help="Ranking, mask or model.")],
+    stability: Annotated[
+        bool,
+        typer.Option("--stability", help="How much a ranking's scores owe to which examples were drawn."),
+    ] = False,
+    target: Annotated[
+        float, typer.Option("--target", help="Rank agreement that --stability counts the samples for.")
+    ] = TARGET,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Show what any artefact holds and where it came from.
@@ -27,19 +51,23 @@ def inspect(
 
       optin inspect rankings/minilm.h5
 
+      optin inspect rankings/minilm.h5 --stability
+
       optin inspect m-60.mask.json
 
       optin inspect m-60/
     """
     path = Path(artefact).expanduser()
-    if (path / FILE_NAME).is_file():
+    if stability:
+        _show_stability(path, read_ranking(path), target, json)
+    elif (path / FILE_NAME).is_file():
         _show_pruned(path, read_pruned(path), json)
     elif path.is_dir() or artefact.startswith(("demo:", "timm:")):
         _show_model(artefact, json)
     elif not path.exists():
         raise UsageError(f"nothing at {artefact}")
     elif path.suffix == ".json":
-        _show_mask(path, read_mask(path), json)
+        _show_json(path, json)
     else:
         _show_ranking(path, read_ranking(path), json)
 
@@ -69,23 +97,138 @@ def _show_ranking(path: Path, ranking: Ranking, json: bool) -> None:
     console.table("", ["site", "units", "MACs a unit", "p10", "median", "p90"], rows, stdout=True)
 
 
+def _show_stability(path: Path, ranking: Ranking, target: float, json: bool) -> None:
+    if not 0 < target < 1:
+        raise UsageError(f"--target {target:g} is no rank agreement", "give more than 0 and less than 1")
+    found = measure_stability(ranking, target)
+    told = _stability_note(ranking, found)
+    if json:
+        content = asdict(found) | {"needed": found.needed} if found else {"agreement": None}
+        console.emit_json({"kind": "stability", "path": str(path), **content, "note": told})
+        return
+    facts = [
+        [
+            "data",
+            f"{ranking.data['spec']} ({ranking.data['split']}), {calibration_examples(ranking)} examples",
+        ],
+        ["batches", str(len(ranking.batch_weights))],
+        ["verdict", told],
+    ]
+    console.facts(f"{path}: stability", facts)
+    if found is None:
+        return
+    rows = []
+    for name, of in found.agreement.items():
+        needed = str(of.needed) if of.needed is not None else "?"
+        rows.append([name, str(of.units), f"{of.halves:.3f}", f"{of.full:.3f}", needed])
+        rows[-1] += [f"{100 * of.error:.1f} %", *(f"{100 * share:.1f} %" for share in of.undecided.values())]
+    cuts = [f"undecided at {budget:g}" for budget in BUDGETS]
+    columns = ["units", "", "half : half", "all : all", f"samples for {target:g}", "error of a score", *cuts]
+    console.table("", columns, rows, stdout=True)
+    if found.low:
+        log.warning("%s", told)
+
+
+def _stability_note(ranking: Ranking, found: Stability | None) -> str:
+    """One sentence: how far another draw of examples would agree, and what would make it agree more."""
+    batches = len(ranking.batch_weights)
+    if found is None:
+        if batches < FEWEST_BATCHES and any(len(site.by_batch) for site in ranking.sites):
+            return f"can't be told from {batches} batch{'es' * (batches > 1)}: score {FEWEST_BATCHES} or more"
+        return f"can't be told: a {ranking.method} ranking holds no scores by batch"
+    agreement = found.agreement[ALL].full
+    told = f"another draw of {found.examples} examples would rank units with Spearman {agreement:.3f}"
+    if not found.low:
+        return told
+    if found.needed is None:
+        return f"{told}: too little to tell how many samples would do"
+    return f"{told}: score with --samples {found.needed} for {found.target:g}"
+
+
+def _show_json(path: Path, json: bool) -> None:
+    if read_json(path, "a mask or a latency table").get("format") == latency.FORMAT:
+        _show_latency_table(path, read_latency_table(path), json)
+    else:
+        _show_mask(path, read_mask(path), json)
+
+
 def _show_mask(path: Path, mask: Mask, json: bool) -> None:
     if json:
         console.emit_json({"kind": "mask", "path": str(path), **describe(mask)})
         return
     facts = [
-        ["budget", f"{mask.budget['flops']:g} of the {mask.budget['relative_to']} MACs"],
+        ["budget", _asked(mask.budget)],
         [
             "reached",
             f"{mask.reached['flops']:.6f} ({console.count(mask.reached['macs'])} at "
             f"{mask.budget['tokens']:.1f} tokens)",
         ],
+        *_predicted(mask),
         ["score kept", f"{100 * mask.objective['kept']:.3f} %, gap {100 * mask.objective['gap']:.5f} %"],
+        *([["interactions", exchanged(mask)]] if exchanged(mask) else []),
         ["ranking", mask.ranking_digest[:16]],
         ["weights", mask.model_digest[:16]],
     ]
     console.facts(f"{path}: mask", facts)
     _show_sizes({n: len(k) for n, k in mask.keep.items()}, mask.units)
+
+
+def _asked(budget: dict[str, Any]) -> str:
+    """`0.6 of the dense MACs, 12.5 ms`: every budget that a mask was asked to meet."""
+    forms = {
+        "flops": f"{{:g}} of the {budget['relative_to']} MACs",
+        "params": f"{{:g}} of the {budget['relative_to']} parameters",
+        "memory": "{:g} MiB of weights",
+        "latency": f"{{:g}} of the {budget['relative_to']} latency",
+        "latency_ms": "{:g} ms",
+    }
+    return ", ".join(form.format(budget[key]) for key, form in forms.items() if budget.get(key) is not None)
+
+
+def _predicted(mask: Mask) -> list[list[str]]:
+    if not (table := mask.budget.get("latency_table")):
+        return []
+    where = f"batch {table['batch_size']} at size {table['size']}, {table['device']}, {table['dtype']}"
+    reached = mask.reached
+    return [
+        ["latency", f"{reached['latency_ms']:.2f} of {reached['table_latency_ms']:.2f} ms predicted, {where}"]
+    ]
+
+
+def _show_latency_table(path: Path, table: LatencyTable, json: bool) -> None:
+    sites = table.sites.items()
+    whole = {name: float(table.site_ms(name, [site["units"]])[0]) for name, site in sites}
+    if json:
+        console.emit_json(
+            {
+                "kind": "latency table",
+                "path": str(path),
+                **asdict(table),
+                "digest": table.digest,
+                "whole_ms": whole,
+            }
+        )
+        return
+    setting = table.setting
+    threads = f", {setting['processor']}, {setting['threads']} threads" if setting["processor"] else ""
+    facts = [
+        ["model", f"{table.model['id']} ({table.model['digest'][:16]})"],
+        ["setting", f"batch {setting['batch_size']} at size {setting['size']}, {setting['dtype']}"],
+        ["device", f"{setting['device']}{threads}"],
+        ["latency", f"{table.total_ms:.2f} ms, {table.fixed_ms:.2f} ms of it outside the sites"],
+        ["made", table.created],
+        ["digest", table.digest[:16]],
+    ]
+    console.facts(f"{path}: latency table", facts)
+    rows = [
+        [name, str(site["units"]), f"{whole[name]:.3f}", *_at(table, name, site["units"])]
+        for name, site in sites
+    ]
+    console.table("", ["site", "units", "ms", "at 3/4", "at 1/2", "at 1/4"], rows, stdout=True)
+
+
+def _at(table: LatencyTable, name: str, units: int) -> list[str]:
+    return [f"{ms:.3f}" for ms in table.site_ms(name, [units * 3 // 4, units // 2, units // 4])]
 
 
 def _show_pruned(path: Path, record: PrunedRecord, json: bool) -> None:
@@ -119,6 +262,12 @@ def _show_pruned(path: Path, record: PrunedRecord, json: bool) -> None:
         )
     console.facts(f"{path}: pruned model", facts)
     _show_sizes(sizes)
+    for number, step in enumerate(record.history, 1):
+        done = step.get("compensation", {})
+        if done.get("sites"):
+            where = f"{done['rows']} rows of {done['data']['spec']}"
+            title = f"compensation of pruning {number} ({done['method']}) on {where}"
+            console.table(title, FIT_COLUMNS, fit_rows(done["sites"]), stdout=True)
 
 
 def _show_model(spec: str, json: bool) -> None:

@@ -32,7 +32,9 @@ Data = Annotated[
 ]
 OptionalData = Annotated[
     str | None,
-    typer.Option("--data", metavar="DATA", help="Rows to check on, instead of the calibration rows."),
+    typer.Option(
+        "--data", metavar="DATA", help="Rows to compensate and check on, instead of the calibration data."
+    ),
 ]
 Split = Annotated[str, typer.Option("--split", help="Split of the data.")]
 Config = Annotated[str | None, typer.Option("--config", help="Configuration of a hub data set.")]
@@ -46,6 +48,24 @@ Anatomy = Annotated[
     Path | None,
     typer.Option("--anatomy", metavar="FILE.yaml", help="Family table of an unlisted architecture."),
 ]
+Stream = Annotated[
+    bool,
+    typer.Option("--stream", help="Sample from the first rows, reading no more: data larger than the disk."),
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map", metavar="auto", help="Spread a model over all GPUs, for one larger than a GPU."
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="What activations may take, e.g. 4GiB (default: most of what is free).",
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything drawn.")]
@@ -57,47 +77,87 @@ Method = Annotated[
     str,
     typer.Option(
         "--method",
-        help="auto (heads by ablation, neurons by curvature), ablation, curvature, magnitude or random.",
+        help="auto (heads by ablation, neurons by curvature), ablation, curvature; fisher (PTF; needs labels), "
+        "knowledge (K-prune), reference (OPTIN's released code, for comparison), magnitude, random.",
     ),
 ]
 Samples = Annotated[int, typer.Option("--samples", help="Calibration examples.")]
 Probes = Annotated[int, typer.Option("--probes", help="Curvature probes for each batch.")]
+RelError = Annotated[
+    float | None,
+    typer.Option("--rel-error", help="Probe until the scores' relative error from probing is this (0.1)."),
+]
+ExactBand = Annotated[
+    float | None,
+    typer.Option("--exact-band", help="Share of the units on either side of the cut to score by ablation."),
+]
+BandFlops = Annotated[
+    float | None, typer.Option("--band-flops", help="Budget whose cut --exact-band is around.")
+]
+Precision = Annotated[
+    str,
+    typer.Option("--precision", help="full, or reduced: ablation multiplies changes in TF32 or bfloat16."),
+]
+SketchRows = Annotated[
+    int, typer.Option("--sketch-rows", help="Gradients kept for interactions between units.")
+]
+KeepSketch = Annotated[bool, typer.Option("--sketch/--no-sketch", help="Keep the sketch in the ranking.")]
 Rows = Annotated[int, typer.Option("--rows", help="Tokens of a batch that enter the relations.")]
-Temperature = Annotated[float, typer.Option("--temperature", help="Of the output term.")]
+PerBatch = Annotated[
+    bool,
+    typer.Option("--per-batch", help="fisher: square the mean gradient of each batch, as PTF's code does."),
+]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", help="Of the output term (default: 4; knowledge: 2).")
+]
 ScoreLambda = Annotated[
-    float, typer.Option("--lambda", help="Weight of the output term against the trajectory.")
+    float | None,
+    typer.Option(
+        "--lambda",
+        help="Weight of the output term against the trajectory (default: 1; knowledge: 0.00025 of the "
+        "representations; reference: 0.1).",
+    ),
 ]
-Flops = Annotated[
-    float, typer.Option("--flops", metavar="FRACTION", help="Share of the MACs to keep.", show_default=False)
-]
-MinHeads = Annotated[int, typer.Option("--min-heads", help="Heads every layer keeps at least.")]
-MinNeurons = Annotated[int, typer.Option("--min-neurons", help="Neurons every layer keeps at least.")]
-Protect = Annotated[
-    list[str] | None,
-    typer.Option("--protect", metavar="GLOB", help="Keep matching sites whole, e.g. 'blocks.0.*'."),
-]
-RelativeTo = Annotated[
-    str, typer.Option("--relative-to", help="Budget of the original `dense` or of the `current` model.")
+
+Compensate = Annotated[
+    str,
+    typer.Option(
+        "--compensate",
+        help="Refit what is left to the dense model, without training: auto, none, bias, scale or full.",
+    ),
 ]
 
 
 def data_spec(
-    data: str, split: str, config: str | None, text: str | None, label: str | None, image: str | None
+    data: str,
+    split: str,
+    config: str | None,
+    text: str | None,
+    label: str | None,
+    image: str | None,
+    stream: bool = False,
 ) -> DataSpec:
     """The data options as one value."""
     from optin_cli.data.sources import DataSpec
 
     columns = tuple(part.strip() for part in text.split(",")) if text else ()
-    return DataSpec(data, split, config, columns, label, image)
+    return DataSpec(data, split, config, columns, label, image, stream)
 
 
-def open_with(model: str, task: str | None, anatomy: Path | None, device: str, dtype: str) -> OpenModel:
+def open_with(
+    model: str,
+    task: str | None,
+    anatomy: Path | None,
+    device: str,
+    dtype: str,
+    device_map: str | None = None,
+) -> OpenModel:
     """Open MODEL with the options that say how."""
     from optin_cli.models.checkpoint import open_model
     from optin_cli.models.families import read_family
 
     family = read_family(anatomy) if anatomy else None
-    return open_model(model, task=task, device=device, dtype=dtype, family=family)
+    return open_model(model, task=task, device=device, dtype=dtype, family=family, device_map=device_map)
 
 
 def whole_numbers(text: str, option: str) -> list[int]:
@@ -106,3 +166,21 @@ def whole_numbers(text: str, option: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(f"{option} {text!r} is no list of whole numbers", f"write {option} 1,32") from error
+
+
+def byte_count(text: str, option: str) -> int:
+    """`4GiB`, `500MB`, `1e9` -> bytes."""
+    return int(size(text, option, "", f"write {option} 4GiB or {option} 500MB"))
+
+
+def size(text: str, option: str, unit: str, way_out: str) -> float:
+    """Bytes of a size that is counted in `unit` where it names none itself."""
+    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    number = text.strip().rstrip("BbGgIiKkMm")
+    try:
+        count = float(number) * units[(text.strip()[len(number) :] or unit).lower()]
+    except (ValueError, KeyError) as error:
+        raise UsageError(f"{option} {text!r} is no size", way_out) from error
+    if not 0 <= count < float("inf"):
+        raise UsageError(f"{option} {text!r} is no size", way_out)
+    return count

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from optin_cli import console
-from optin_cli.commands import options
+from optin_cli.commands import budgets, options
+from optin_cli.commands.apply import compensation, tell
 from optin_cli.commands.apply import describe as describe_applied
-from optin_cli.commands.apply import tell
 from optin_cli.commands.select import describe as describe_mask
 from optin_cli.commands.select import report
 
@@ -18,8 +18,12 @@ from optin_cli.commands.select import report
 def prune(
     model: options.Model,
     data: options.Data,
-    flops: options.Flops,
     output: Annotated[Path, typer.Option("--output", "-o", help="Model directory to write.")],
+    flops: budgets.Flops = None,
+    params: budgets.Params = None,
+    memory: budgets.Memory = None,
+    latency: budgets.Latency = None,
+    latency_table: budgets.Table = None,
     ranking: Annotated[
         Path | None,
         typer.Option(
@@ -29,12 +33,34 @@ def prune(
     split: options.Split = "train",
     samples: options.Samples = 512,
     method: options.Method = "auto",
-    probes: options.Probes = 4,
+    probes: options.Probes = 2,
     lambda_: options.ScoreLambda = 1.0,
-    min_heads: options.MinHeads = 0,
-    min_neurons: options.MinNeurons = 0,
-    protect: options.Protect = None,
-    relative_to: options.RelativeTo = "dense",
+    feature_weights: budgets.FeatureWeights = None,
+    interactions: budgets.Interactions = "none",
+    min_heads: budgets.MinHeads = 0,
+    min_neurons: budgets.MinNeurons = 0,
+    max_prune: budgets.MaxPrune = 1.0,
+    protect: budgets.Protect = None,
+    only: budgets.Only = None,
+    round_to: budgets.RoundTo = "1",
+    relative_to: budgets.RelativeTo = "dense",
+    tokens: budgets.Tokens = None,
+    compensate: options.Compensate = "auto",
+    compensate_samples: Annotated[
+        int | None,
+        typer.Option(
+            "--compensate-samples", help="Examples to compensate on (default: 2048, or what there is)."
+        ),
+    ] = None,
+    compensate_memory: Annotated[
+        str,
+        typer.Option(
+            "--compensate-memory", help="Activations to hold in main memory; the rest goes to disk."
+        ),
+    ] = "4GiB",
+    steps: Annotated[
+        int, typer.Option("--steps", help="Reach the budget in so many steps, scoring anew at each.")
+    ] = 1,
     batch_size: options.BatchSize = 32,
     max_length: options.MaxLength = None,
     config: options.Config = None,
@@ -49,18 +75,29 @@ def prune(
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
-    """Score, select and apply in one. The ranking is kept: the next budget takes seconds.
+    """Score, select, apply and compensate in one. The ranking is kept: the next budget takes seconds.
 
     Examples:
 
       optin prune demo:minilm --data builtin:docs --flops 0.6 -o m-60/
 
       optin prune ./my-bert --data glue/sst2 --flops 0.5 --min-heads 1 -o my-bert-50/
+
+      optin prune ./my-bert --data glue/sst2 --flops 0.3 --steps 4 -o my-bert-30/
     """
     from optin_cli import prune as pipeline
     from optin_cli.scoring.plan import ScoreSettings, make_plan
-    from optin_cli.selection.select import Guards
+    from optin_cli.scoring.team import refuse_team
+    from optin_cli.steps import prune_in_steps
 
+    refuse_team("prune")
+    asked = budgets.requests(
+        flops=flops, params=params, memory=memory, latency=latency, table=latency_table,
+        relative_to=relative_to, tokens=tokens, min_heads=min_heads, min_neurons=min_neurons,
+        max_prune=max_prune, protect=protect, only=only, round_to=round_to, output_weight=None,
+        feature_weights=feature_weights, interactions=interactions, force=force,
+    )  # fmt: skip
+    request = budgets.single(asked)
     settings = ScoreSettings(
         method=method,
         samples=samples,
@@ -70,12 +107,17 @@ def prune(
         output_weight=lambda_,
         seed=seed,
     )
+    refit = compensation(
+        compensate, compensate_samples, batch_size, max_length, seed, compensate_memory, "--compensate-"
+    )
     opened = options.open_with(model, task, anatomy, device, "float32")
     plan = make_plan(opened, options.data_spec(data, split, config, text, label, image), settings)
     path = ranking or pipeline.ranking_path(plan, Path("rankings"))
-    budget = pipeline.Budget(flops, Guards(min_heads, min_neurons, tuple(protect or ())), relative_to)
     with console.progress(not quiet) as on_progress:
-        pruned = pipeline.prune(plan, budget, output, path, force=force, on_progress=on_progress)
+        *_, pruned = prune_in_steps(
+            plan, request, output, path, steps, rankings=path.parent, compensation=refit,
+            at_most=compensate_samples is None, force=force, on_progress=on_progress,
+        )  # fmt: skip
     if not quiet:
         console.note(f"{'reused' if pruned.ranking_reused else 'wrote'} the ranking {path}")
         report(pruned.mask)

@@ -10,9 +10,11 @@ import typer
 from optin_cli import console
 from optin_cli.artefacts.ranking import Ranking
 from optin_cli.commands import options
+from optin_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from optin_cli.scoring.plan import Plan
+    from optin_cli.scoring.plan import Plan, ScoreSettings
+    from optin_cli.scoring.team import Team
 
 
 def score(
@@ -22,19 +24,29 @@ def score(
     split: options.Split = "train",
     samples: options.Samples = 512,
     method: options.Method = "auto",
-    probes: options.Probes = 4,
+    probes: options.Probes = 2,
+    rel_error: options.RelError = None,
+    exact_band: options.ExactBand = None,
+    band_flops: options.BandFlops = None,
+    precision: options.Precision = "full",
+    sketch_rows: options.SketchRows = 512,
+    sketch: options.KeepSketch = True,
     rows: options.Rows = 768,
-    temperature: options.Temperature = 4.0,
-    lambda_: options.ScoreLambda = 1.0,
+    per_batch: options.PerBatch = False,
+    temperature: options.Temperature = None,
+    lambda_: options.ScoreLambda = None,
     batch_size: options.BatchSize = 32,
     max_length: options.MaxLength = None,
     config: options.Config = None,
     text: options.Text = None,
     label: options.Label = None,
     image: options.Image = None,
+    stream: options.Stream = False,
     task: options.Task = None,
     anatomy: options.Anatomy = None,
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
+    memory: options.Memory = None,
     dtype: options.Dtype = "auto",
     seed: options.Seed = 0,
     dry_run: Annotated[
@@ -46,7 +58,8 @@ def score(
 ) -> None:
     """Score every head and neuron of MODEL by how much the model's trajectory changes without it.
 
-    The ranking is paid once and reused for any budget. No labels, no training. A killed run resumes.
+    The ranking is paid once and reused for any budget. No labels (fisher alone takes them), no training. A killed
+    run resumes. Started by torchrun, several processes share the work.
 
     Examples:
 
@@ -55,43 +68,78 @@ def score(
       optin score ./my-bert --data glue/sst2 --samples 1024 -o rankings/sst2.h5
 
       optin score timm:vit_small_patch16_224 --data ./images -o rankings/vit.h5
+
+      torchrun --nproc-per-node 4 -m optin_cli score ./my-bert --data glue/sst2 -o rankings/sst2.h5
     """
     from optin_cli.scoring import score as stage
     from optin_cli.scoring.plan import ScoreSettings, make_plan
+    from optin_cli.scoring.team import joined
 
-    settings = ScoreSettings(
-        method=method,
-        samples=samples,
-        batch_size=batch_size,
-        max_length=max_length,
-        rows=rows,
-        probes=probes,
-        temperature=temperature,
-        output_weight=lambda_,
-        seed=seed,
-    )
-    # half precision would drown the small changes that scores are made of: only on request
-    opened = options.open_with(model, task, anatomy, device, "float32" if dtype == "auto" else dtype)
-    plan = make_plan(opened, options.data_spec(data, split, config, text, label, image), settings)
-    if dry_run:
-        _tell_plan(plan, json)
-        return
-    ranking = None if force else stage.existing(output, plan)
-    reused = ranking is not None
-    if ranking is None:
-        with console.progress(not quiet) as on_progress:
-            ranking = stage.score(plan, output, on_progress)
-    elif not quiet:
-        console.note(f"{output} is already the ranking of these inputs")
-    if json:
-        console.emit_json({"ranking": str(output), "reused": reused, **summary(ranking)})
-        return
-    if not quiet and not reused:
-        console.note(
-            f"scored {sum(s.units for s in ranking.sites)} units of {ranking.model['id']} on "
-            f"{len(ranking.row_ids)} rows of {ranking.data['spec']} in {console.duration(ranking.seconds)}"
+    with joined() as team:
+        if not team.leads:
+            console.mute()
+        settings = ScoreSettings(
+            method=method,
+            samples=samples,
+            batch_size=batch_size,
+            max_length=max_length,
+            rows=rows,
+            probes=probes,
+            rel_error=rel_error,
+            exact_band=exact_band,
+            band_flops=band_flops,
+            precision=precision,
+            sketch_rows=sketch_rows if sketch else 0,
+            temperature=temperature,
+            output_weight=lambda_,
+            per_batch=per_batch,
+            seed=seed,
         )
-    console.data(str(output))
+        room = options.byte_count(memory, "--memory") if memory else None
+        if device_map:
+            _check_device_map(settings, team)
+        # half precision would drown the small changes that scores are made of: only on request
+        compute = "float32" if dtype == "auto" else dtype
+        opened = options.open_with(model, task, anatomy, device, compute, device_map)
+        rows_of = options.data_spec(data, split, config, text, label, image, stream)
+        plan = make_plan(opened, rows_of, settings, room)
+        if dry_run:
+            if team.leads:
+                _tell_plan(plan, json)
+            return
+        ranking = None if force else team.first(lambda: stage.existing(output, plan))
+        reused = ranking is not None
+        if ranking is None:
+            with console.progress(not quiet) as on_progress:
+                ranking = stage.score(plan, output, on_progress, team)
+        elif not quiet:
+            console.note(f"{output} is already the ranking of these inputs")
+        if json:
+            console.emit_json({"ranking": str(output), "reused": reused, **summary(ranking)})
+            return
+        if not quiet and not reused:
+            console.note(
+                f"scored {sum(s.units for s in ranking.sites)} units of {ranking.model['id']} on "
+                f"{len(ranking.row_ids)} rows of {ranking.data['spec']} in {console.duration(ranking.seconds)}"
+            )
+        console.data(str(output))
+
+
+def _check_device_map(settings: ScoreSettings, team: Team) -> None:
+    """Raise `UsageError` for what a model that is spread over devices can't do."""
+    from optin_cli.scoring.methods import METHODS
+
+    if team.size > 1:
+        raise UsageError(
+            "--device-map spreads one model over all GPUs; several processes want one each",
+            "start one process with --device-map, or several without",
+        )
+    engines = set(METHODS[settings.method].engines.values())
+    if engines != {"curvature"} or settings.exact_band is not None:
+        raise UsageError(
+            "a model spread with --device-map is scored by gradients alone, not by ablation",
+            "use --method curvature, without --exact-band",
+        )
 
 
 def summary(ranking: Ranking) -> dict[str, object]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,12 +49,64 @@ class Batch:
         }
         return Batch(inputs, None if self.valid is None else self.valid.to(device), self.example_ids)
 
+    @property
+    def slots(self) -> int:
+        """Places for tokens, padding included; an image counts as one."""
+        return len(self) if self.valid is None else self.valid.numel()
+
+    def split(self, overhead: int, most: int | None = None) -> list[Batch]:
+        """The batch as runs of consecutive examples, each cut to its longest: the split with the fewest token slots.
+
+        A run counts `overhead` slots more: what a call costs before it computes anything. It has at most `most`
+        slots, or one example. Images, and text that is padded on the left, where a cut would move the positions,
+        stay whole within that bound.
+        """
+        if self.valid is None:
+            lengths = [1] * len(self)
+        elif not bool(self.valid[:, 0].all()):
+            lengths = [self.valid.shape[1]] * len(self)
+        else:
+            slots = torch.arange(1, self.valid.shape[1] + 1, device=self.valid.device)
+            lengths = (self.valid * slots).amax(1).tolist()
+        return [self._run(start, stop, lengths) for start, stop in _runs(lengths, overhead, most)]
+
+    def _run(self, start: int, stop: int, lengths: Sequence[int]) -> Batch:
+        ids = self.example_ids[start:stop]
+        if self.valid is None:
+            return Batch({k: v[start:stop] for k, v in self.inputs.items()}, None, ids)
+        longest = max(lengths[start:stop])
+        inputs = {k: v[start:stop, :longest] for k, v in self.inputs.items()}
+        return Batch(inputs, self.valid[start:stop, :longest], ids)
+
+
+def _runs(lengths: Sequence[int], overhead: int, most: int | None) -> list[tuple[int, int]]:
+    """Cut points of the cheapest split into runs, a run costing (its longest) * (its examples) + overhead."""
+    best, cut = [0.0], [0]
+    for stop in range(1, len(lengths) + 1):
+        longest = 0
+        options: list[tuple[float, int]] = []
+        for start in range(stop - 1, -1, -1):
+            longest = max(longest, lengths[start])
+            slots = longest * (stop - start)
+            if most is not None and slots > most and options:
+                break
+            options.append((best[start] + slots + overhead, start))
+        cost, start = min(options)
+        best.append(cost)
+        cut.append(start)
+    runs, stop = [], len(lengths)
+    while stop:
+        runs.append((cut[stop], stop))
+        stop = cut[stop]
+    return runs[::-1]
+
 
 class Batches:
     """A fixed sequence of batches: item i is the same at every pass.
 
     `separate` makes each of two text columns an example of its own (sentence pairs for an embedding model):
-    example 2 * row + side.
+    example 2 * row + side. `together` keeps the sides of a row in one batch. `shuffle` is a seed that draws which
+    examples share a batch; without it those of one length do.
     """
 
     def __init__(
@@ -64,12 +117,16 @@ class Batches:
         *,
         max_length: int | None = None,
         separate: bool = False,
+        together: bool = False,
+        shuffle: int | None = None,
     ) -> None:
         self.examples = examples
         self.processor = processor
         self.batch_size = batch_size
         self.max_length = max_length
         self.separate = separate and len(examples.columns.text) == 2
+        self.together = together and self.separate
+        self.shuffle = shuffle
 
     @cached_property
     def _encoded(self) -> list[dict[str, list[int]]]:
@@ -85,24 +142,38 @@ class Batches:
         return self.processor.tokenize(texts[0], texts[1] if len(texts) == 2 else None, self.max_length)
 
     @cached_property
-    def order(self) -> list[int]:
-        """Example ids in batch order: shortest text first; images as they come."""
+    def _ids(self) -> list[list[int]]:
+        """The example ids of every batch, the shortest text of each first; images as they come."""
         if self.examples.columns.image:
-            return list(range(len(self.examples.rows)))
-        lengths = [len(row["input_ids"]) for row in self._encoded]
-        return sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+            lengths = [0] * len(self.examples.rows)
+        else:
+            lengths = [len(row["input_ids"]) for row in self._encoded]
+        size = 2 if self.together else 1
+        groups = [list(range(first, first + size)) for first in range(0, len(lengths), size)]
+        if self.shuffle is None:
+            groups.sort(key=lambda group: max(lengths[i] for i in group))
+        else:
+            groups = [groups[i] for i in np.random.default_rng(self.shuffle).permutation(len(groups))]
+        step = max(1, self.batch_size // size)
+        batches = [groups[start : start + step] for start in range(0, len(groups), step)]
+        return [sorted((i for group in batch for i in group), key=lengths.__getitem__) for batch in batches]
+
+    @property
+    def order(self) -> list[int]:
+        """Example ids in batch order: shortest text first, unless drawn; images as they come."""
+        return [i for ids in self._ids for i in ids]
 
     @property
     def count(self) -> int:
         """Number of examples."""
-        return len(self.order)
+        return sum(map(len, self._ids))
 
     def __len__(self) -> int:
-        return -(-len(self.order) // self.batch_size)
+        return len(self._ids)
 
     def ids(self, index: int) -> list[int]:
         """The example ids of a batch, without making it."""
-        return self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        return self._ids[index]
 
     def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < len(self):
@@ -155,11 +226,12 @@ class Batches:
         if names and set(names) == set(label2id):
             return lambda value: label2id[names[value]] if value >= 0 else value
         flat = [v for value in values for v in (value if isinstance(value, list) else [value])]
+        flat = [v for v in flat if v is not None and v != ""]
         if not any(isinstance(v, str) for v in flat):
             return lambda value: value
         unknown = sorted({str(v) for v in flat if v not in label2id})
         if not unknown:
-            return lambda value: label2id[value]
+            return label2id.get
         try:
             for v in flat:
                 float(v)
@@ -168,7 +240,7 @@ class Batches:
                 f"labels {', '.join(map(repr, unknown[:3]))} of {self.examples.data.spec} are not among the "
                 f"model's: {', '.join(label2id) or 'none named'}"
             ) from None
-        return float
+        return lambda value: None if value is None or value == "" else float(value)
 
     def _align(self, words: list[str], tags: list[Any], row: int) -> list[Any]:
         """The tag of each token: its word's at the first sub-word, `IGNORE` elsewhere."""

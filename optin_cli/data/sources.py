@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,7 @@ from optin_cli.data import docs
 from optin_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 BUILTIN_DOCS = "builtin:docs"
 _READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -30,6 +32,8 @@ class DataSpec:
     text: tuple[str, ...] = ()
     label: str | None = None
     image: str | None = None
+    stream: bool = False
+    """Read the rows one after the other, without copying the data to disk first."""
 
 
 def open_split(data: DataSpec) -> Dataset:
@@ -38,25 +42,30 @@ def open_split(data: DataSpec) -> Dataset:
 
     Raises `UsageError` for what does not exist and `InputError` for what can't be read.
     """
+    with reading(data):
+        return _open(data)
+
+
+def open_stream(data: DataSpec) -> IterableDataset:
+    """The same for data too large to be copied: rows come one after the other, images undecoded.
+
+    Whatever iterates over it does so within `reading`: files are opened on the way.
+    """
     import datasets
 
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    if data.spec == BUILTIN_DOCS:
-        if data.split not in docs.SPLITS:
-            raise UsageError(f"{BUILTIN_DOCS} has no split {data.split!r}", f"use {' or '.join(docs.SPLITS)}")
-        return datasets.Dataset.from_dict({"text": docs.split_sentences(data.split)})
-    if data.spec.startswith("builtin:"):
-        raise UsageError(f"unknown built-in data {data.spec!r}", f"there is: {BUILTIN_DOCS}")
-    path = Path(data.spec).expanduser()
+    with reading(data):
+        opened = _open(data)
+        stream = opened if isinstance(opened, datasets.IterableDataset) else opened.to_iterable_dataset()
+        return stream.decode(False) if stream.features else stream
+
+
+@contextmanager
+def reading(data: DataSpec) -> Iterator[None]:
+    """Turn what the libraries raise for unusable data into one sentence."""
+    import datasets
+
     try:
-        if path.is_file():
-            return _load_files([path], data.split)
-        if path.is_dir():
-            return _open_folder(path, data)
-        if data.spec.startswith((".", "/", "~")) or path.suffix in _READERS or data.spec.count("/") > 1:
-            raise UsageError(f"no data at {data.spec}")
-        return _load_hub(data)
+        yield
     except (UsageError, InputError):
         raise
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, IndexError) as error:
@@ -73,9 +82,35 @@ def open_split(data: DataSpec) -> Dataset:
         raise InputError(f"{data.spec} can't be read as data: {first}") from error
 
 
-def _load_files(files: list[Path], split: str) -> Dataset:
+def _open(data: DataSpec) -> Any:
+    """A `datasets.Dataset`, or with `data.stream` an `IterableDataset` where there is a choice."""
     import datasets
 
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    if data.spec == BUILTIN_DOCS:
+        if data.split not in docs.SPLITS:
+            raise UsageError(f"{BUILTIN_DOCS} has no split {data.split!r}", f"use {' or '.join(docs.SPLITS)}")
+        return datasets.Dataset.from_dict({"text": docs.split_sentences(data.split)})
+    if data.spec.startswith("builtin:"):
+        raise UsageError(f"unknown built-in data {data.spec!r}", f"there is: {BUILTIN_DOCS}")
+    path = Path(data.spec).expanduser()
+    if path.is_file():
+        return _load_files([path], data)
+    if path.is_dir():
+        return _open_folder(path, data)
+    if data.spec.startswith((".", "/", "~")) or path.suffix in _READERS or data.spec.count("/") > 1:
+        raise UsageError(f"no data at {data.spec}")
+    return _load_hub(data)
+
+
+def _load(reader: str, *config: str | None, stream: bool, **options: Any) -> Any:
+    import datasets
+
+    return datasets.load_dataset(reader, *config, **options, **({"streaming": True} if stream else {}))
+
+
+def _load_files(files: list[Path], data: DataSpec) -> Any:
     suffixes = {file.suffix for file in files}
     reader = _READERS.get(files[0].suffix)
     if reader is None or len(suffixes) > 1:
@@ -89,9 +124,8 @@ def _load_files(files: list[Path], split: str) -> Dataset:
             options["sep"] = "\t"
     if any(file.stat().st_size == 0 for file in files):
         raise InputError(f"{files[0]} is empty")
-    return datasets.load_dataset(
-        reader, data_files={split: [str(f) for f in files]}, split=_slice_safe(split), **options
-    )
+    paths = {data.split: [str(f) for f in files]}
+    return _load(reader, data_files=paths, split=_slice_safe(data.split), stream=data.stream, **options)
 
 
 def _slice_safe(split: str) -> str:
@@ -102,7 +136,7 @@ def _slice_safe(split: str) -> str:
     return split
 
 
-def _open_folder(path: Path, data: DataSpec) -> Dataset:
+def _open_folder(path: Path, data: DataSpec) -> Any:
     """`datasets` folders by their own reader; `<split>*.csv|jsonl|parquet`; else images by class folder."""
     import datasets
 
@@ -120,19 +154,19 @@ def _open_folder(path: Path, data: DataSpec) -> Dataset:
         if not chosen:
             have = sorted({f.stem.split("-")[0] for f in tables})
             raise UsageError(f"{path} has no file for the split {data.split!r}", f"it has {', '.join(have)}")
-        return _load_files(chosen, data.split)
+        return _load_files(chosen, data)
     splits = [d.name for d in sorted(path.iterdir()) if d.is_dir() and any(d.name in g for g in _ALIASES)]
     if splits and not _names(data.split) & set(splits):
         raise UsageError(f"{path} has no folder for the split {data.split!r}", f"it has {', '.join(splits)}")
     folder = next((path / name for name in sorted(_names(data.split)) if (path / name).is_dir()), path)
-    return datasets.load_dataset("imagefolder", data_dir=str(folder), split="train")
+    return _load("imagefolder", data_dir=str(folder), split="train", stream=data.stream)
 
 
 def _names(split: str) -> set[str]:
     return next((group for group in _ALIASES if split in group), {split})
 
 
-def _load_hub(data: DataSpec) -> Dataset:
+def _load_hub(data: DataSpec) -> Any:
     """`glue/sst2` is config sst2 of the data set glue; any other `a/b` is organisation and name."""
     import datasets
 
@@ -141,7 +175,7 @@ def _load_hub(data: DataSpec) -> Dataset:
     if first in _HUB_HOMES:
         name, config = _HUB_HOMES[first], rest or data.config
     try:
-        return datasets.load_dataset(name, config, split=_slice_safe(data.split))
+        return _load(name, config, split=_slice_safe(data.split), stream=data.stream)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise InputError(
             f"{data.spec} is no local path and can't be fetched from the hub: {str(error).splitlines()[0]}",

@@ -215,7 +215,7 @@ def _bench_setting(
     except torch.OutOfMemoryError as error:
         raise UsageError(
             f"a batch of {setting.batch_size} at size {setting.size} does not fit in the memory of "
-            f"{_device_name(models[0].device)}",
+            f"{device_name(models[0].device)}",
             "use a smaller --batch-size",
         ) from error
     doubled = _doubled_ms(models, setting, seed)
@@ -241,7 +241,7 @@ def _timing(
         peak_memory=peak,
         macs=macs,
         params=sum(p.numel() for p in model.module.parameters()),
-        device=_device_name(model.device),
+        device=device_name(model.device),
         threads=torch.get_num_threads(),
         dtype=str(model.dtype).removeprefix("torch."),
         doubling=doubling,
@@ -279,18 +279,24 @@ def _doubled_ms(models: Sequence[OpenModel], setting: Setting, seed: int) -> lis
 
 
 def _forward_ms(model: OpenModel, inputs: Inputs) -> float:
-    if model.device.type == "cuda":
-        with torch.cuda.device(model.device):
+    return call_ms(lambda: model.module(**inputs), model.device)
+
+
+def call_ms(call: Callable[[], object], device: torch.device) -> float:
+    """Milliseconds of one call, its kernels included."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
-            model.module(**inputs)
+            call()
             end.record()
             end.synchronize()
             return start.elapsed_time(end)
     begin = time.perf_counter()
-    model.module(**inputs)
+    call()
     return (time.perf_counter() - begin) * 1000
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the type of any other device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

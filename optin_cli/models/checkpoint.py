@@ -39,6 +39,8 @@ from optin_cli.models.tasks import Task
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
 
 @dataclass
 class OpenModel:
@@ -58,7 +60,16 @@ class OpenModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.module.parameters()).device
+        """Where inputs go: the device of the first parameter that is on one."""
+        found = (p.device for p in self.module.parameters() if p.device.type != "meta")
+        return next(found, torch.device("cpu"))
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """Where its parameters are: several devices for a model opened with a device map, without those that
+        accelerate has moved out of the way until they are needed."""
+        found = dict.fromkeys(parameter.device for parameter in self.module.parameters())
+        return [device for device in found if device.type != "meta"]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -99,6 +110,7 @@ class OpenModel:
             "id": self.spec,
             "digest": self.digest,
             "params": sum(p.numel() for p in self.module.parameters()),
+            "dtype": str(self.stored_dtype).removeprefix("torch."),
             "macs_per_token": sum(s.units * s.macs_per_token for s in self.anatomy),
             "macs_per_pair": sum(s.units * s.macs_per_pair for s in self.anatomy),
             "site_params": sum(s.units * s.params_per_unit for s in self.anatomy),
@@ -129,12 +141,16 @@ def open_model(
     device: str = "auto",
     dtype: str = "auto",
     family: Family | None = None,
+    device_map: str | dict[str, Any] | None = None,
 ) -> OpenModel:
     """Open any MODEL argument.
 
     `dtype` `auto` computes in float32 on CPU and in the stored dtype on a GPU. `family` overrides the table that
-    the architecture's name would pick. Raises `UsageError`, `InputError` or `UnknownArchitecture`.
+    the architecture's name would pick. `device_map` spreads a transformers model over devices (see accelerate).
+    Raises `UsageError`, `InputError` or `UnknownArchitecture`.
     """
+    if device_map is not None:
+        _check_device_map(device_map, device)
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}", f"use auto, {', '.join(DTYPES)}")
     where = pick_device(device)
@@ -148,17 +164,31 @@ def open_model(
             assert family is not None
             slice_model(module, dissect(module, family), record.kept)
 
+    if device_map is not None and source.library == "timm":
+        raise UsageError(f"{spec} is a timm model, and --device-map spreads transformers models alone")
     with _clear_errors(source):
-        opened = open_timm if source.library == "timm" else open_transformers
-        module, found_task, stored = opened(source, task, reshape)
+        if source.library == "timm":
+            module, found_task, stored = open_timm(source, task, reshape)
+        else:
+            compute = DTYPES.get(dtype) if device_map else None
+            module, found_task, stored = open_transformers(source, task, reshape, device_map, compute)
     family = family or family_of(module)
     anatomy = dissect(module, family)
-    if dtype == "auto":
-        compute = torch.float32 if where.type == "cpu" else stored
-    else:
-        compute = DTYPES[dtype]
-    module.to(device=where, dtype=compute).eval().requires_grad_(False)
+    if device_map is None:
+        if dtype == "auto":
+            compute = torch.float32 if where.type == "cpu" else stored
+        else:
+            compute = DTYPES[dtype]
+        module.to(device=where, dtype=compute)
+    module.eval().requires_grad_(False)
     return OpenModel(source, module, family, anatomy, found_task, stored)
+
+
+def _check_device_map(device_map: str | dict[str, Any], device: str) -> None:
+    if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
+        raise UsageError(f"unknown --device-map {device_map!r}", f"use {', '.join(DEVICE_MAPS)}")
+    if device != "auto":
+        raise UsageError(f"--device {device} and --device-map both say where the model goes", "leave one out")
 
 
 def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,19 @@ from optin_cli.errors import InputError, UsageError
 from optin_cli.models.sources import Source
 from optin_cli.models.tasks import AUTO_CLASSES, EMBEDDING, Task, task_from_config
 
+log = logging.getLogger("optin")
+
 Reshape = Callable[[nn.Module], None]
 
 
 def open_transformers(
-    source: Source, task_name: str | None, reshape: Reshape
+    source: Source,
+    task_name: str | None,
+    reshape: Reshape,
+    device_map: str | dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[nn.Module, Task, torch.dtype]:
+    """(module, task, dtype of the stored weights). In `dtype`, or as stored; over the devices of `device_map`."""
     import transformers
 
     assert source.folder is not None
@@ -38,7 +46,14 @@ def open_transformers(
             raise UsageError(f"a {config.model_type} model can't do {task.name}", "choose another --task")
     with _quiet():
         module, info = _reshaped(cls, reshape).from_pretrained(
-            source.folder, config=config, dtype="auto", output_loading_info=True, weights_only=True
+            source.folder, config=config, dtype=dtype or "auto", output_loading_info=True, weights_only=True,
+            device_map=device_map,
+        )  # fmt: skip
+    if any(parameter.device.type == "meta" for parameter in module.parameters()):
+        log.warning(
+            "%s does not fit on the devices: layers wait in main memory or on disk, and are copied at every pass; "
+            "gradients keep the copies of a pass until it ends",
+            source.spec,
         )
     module.__class__ = cls
     # an embedding takes no notice of the pooler, so a checkpoint without one will do
@@ -51,7 +66,7 @@ def open_transformers(
         )
     for key in idle:  # the same at every open, not freshly drawn
         torch.nn.init.zeros_(module.get_parameter(key))
-    return module, task, module.dtype
+    return module, task, module.dtype if dtype is None else getattr(config, "dtype", None) or dtype
 
 
 def _reshaped(cls: type[nn.Module], reshape: Reshape) -> type[Any]:

@@ -1,106 +1,193 @@
-"""Curvature: all units from a few random probes, each one backward pass through the activations.
+"""Curvature: all units from a few random probes, each a backward pass through the activations alone.
 
 At the full mask the loss and its gradient are zero, so the leading term of I(u) is the second one, and there
-Gauss-Newton is exact: I(u) ~ sum_z ||dR_z/dm_u||^2 + lambda (dy/dm_u)^T H (dy/dm_u). A random sign probe V gives
-E[(d<V, R>/dm_u)^2] = ||dR/dm_u||^2 for every unit at once (METHOD section 3). Parameters are frozen: the only
-leaves that ask for a gradient are the masks.
+Gauss-Newton is exact: I(u) ~ sum_z ||dR_z/dm_u||^2 + lambda (dy/dm_u)^T H (dy/dm_u). For a random sign matrix V
+E[(d<V, R>/dm_u)^2] = ||dR/dm_u||^2, for every unit at once (METHOD section 3).
+
+A probe is one backward pass from every feature and one from the output. Each starts at its own block, so that a
+unit's own block stays out of its trajectory and every deeper block has a column of its own. The gradient splits
+into one part an example, because examples meet in no activation; squares are taken of the parts. That drops what
+two examples share, but also the products of their unrelated signs, which are most of the scatter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import pad
 
+from optin_cli.data.batches import Batch
 from optin_cli.models.anatomy import Site
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.masking import masked
-from optin_cli.scoring.calibration import Calibration, Scores, block_outputs
-from optin_cli.scoring.losses import output_probe, relation_probe, unit_rows
+from optin_cli.scoring.calibration import Calibration, block_outputs, gather_rows, measured_blocks
+from optin_cli.scoring.graphs import in_pieces, record_graph
+from optin_cli.scoring.losses import output_probe, relation_probe
+
+_PROBES_AT_ONCE = 8  # seeds of so many are held; the graph is recorded once for all of them
+_IMPOSSIBLE = -1e4  # a logit: what question answering gives to padding
+
+
+@dataclass
+class Probed:
+    """Sums over the probes of one batch, site name -> array."""
+
+    trajectory: dict[str, np.ndarray]
+    """(units, columns): squares summed over the examples; columns as `measured_blocks` says."""
+    output: dict[str, np.ndarray]
+    """(units,)"""
+    trajectory_rows: dict[str, np.ndarray]
+    """(sketched probes * examples, units): gradients, summed over the features."""
+    output_rows: dict[str, np.ndarray]
+    """(sketched probes * examples, units)"""
 
 
 def curvature(
     calibration: Calibration,
     index: int,
-    probes: int,
     sites: Sequence[Site],
+    probes: range,
+    sketched: int = 0,
     on_probe: Callable[[int], None] = lambda _: None,
-) -> dict[str, Scores]:
-    """Scores of the units of `sites` on batch `index`: site -> (trajectory [units, 1], output [units]).
+) -> Probed:
+    """Probe batch `index` with every number of `probes`, which also seeds its signs.
 
-    The trajectory column is the sum over all blocks deeper than the unit's.
+    Gradients of the probes with a number below `sketched` are kept as rows.
     """
+    sites = [site for site in sites if site.units]
+    told = 0
+
+    def tell(done: int) -> None:
+        nonlocal told
+        if done > told:  # a second try tells nothing twice
+            on_probe(done - told)
+            told = done
+
+    return in_pieces(
+        calibration,
+        index,
+        sites,
+        lambda pieces: _probed(calibration, index, pieces, sites, probes, sketched, tell),
+        beside=1 + min(len(probes), _PROBES_AT_ONCE),
+    )
+
+
+def _probed(
+    calibration: Calibration,
+    index: int,
+    pieces: list[Batch],
+    sites: Sequence[Site],
+    probes: range,
+    sketched: int,
+    tell: Callable[[int], None],
+) -> Probed:
     model = calibration.model
-    batch = calibration.batch(index)
-    masks = {s.name: torch.ones(s.units, device=model.device, requires_grad=True) for s in sites if s.units}
-    empty: Scores = (np.zeros((0, 1)), np.zeros(0))
-    if not masks:
-        return {site.name: empty for site in sites}
-    leaves = list(masks.values())
-    features: dict[int, Tensor] = {}
-    own: dict[int, Tensor] = {}
-    with torch.enable_grad(), masked(model.module, model.anatomy, masks):
-        with block_outputs(model, features):
-            output = model.output(batch.inputs)
-        with _cut_between_blocks(model), block_outputs(model, own):
-            model.output(batch.inputs)
-    calibration.check_finite({z: f.detach() for z, f in features.items()}, index)
-    rows = calibration.sampled_rows(index, batch, features[0].shape[1])
+    depth = len(model.anatomy.blocks)
+    tally = _Tally(
+        sites, len(calibration.batches.ids(index)), depth, len(probes[: max(0, sketched - probes.start)])
+    )
+    dense = _DensePass(calibration, index, pieces, sorted(tally.concerned))
+    for start in range(0, len(probes), _PROBES_AT_ONCE):
+        chunk = probes[start : start + _PROBES_AT_ONCE]
+        seeds = [dense.seeds(calibration.generator(index, stream=probe + 1)) for probe in chunk]
+        first = 0  # example
+        for number, piece in enumerate(pieces):
+            graph = record_graph(model, piece, sites)  # one piece at a time: that bounds the memory
+            with torch.enable_grad():
+                unit = {z: gather_rows(graph.features[z], dense.rows[number]) for z in tally.concerned}
+            for probe, (feature_seeds, output_seeds) in zip(chunk, seeds, strict=True):
+                row = (probe - probes.start) * tally.examples + first
+                for z, concerned in tally.concerned.items():
+                    found = graph.gradients(unit[z], feature_seeds[z][number], concerned)
+                    tally.add_feature(z, concerned, found, row)
+                tally.add_output(sites, graph.gradients(graph.output, output_seeds[number], sites), row)
+            first += len(piece)
+            del graph, unit  # before the next piece's graph is made
+        tell(start + len(chunk))
+    return tally.result
 
-    def sampled(found: dict[int, Tensor], blocks: int) -> list[Tensor]:
-        return [unit_rows(found[z].flatten(0, 1).index_select(0, rows)) for z in range(blocks)]
 
-    depth = len(features)
-    deep = sampled(features, depth)
-    # The gradient of every feature reaches the units of its own block too. Seen through the graph that is cut
-    # between blocks it reaches nothing else, so subtracting that leaves the deeper features alone; the last
-    # block has none and keeps its own.
-    shallow = sampled(own, depth - 1)
-    weights = model.task.row_weights(batch.inputs)
-    trajectory = [torch.zeros_like(leaf, dtype=torch.float64) for leaf in leaves]
-    change = [torch.zeros_like(leaf, dtype=torch.float64) for leaf in leaves]
-    for probe in range(probes):
-        again = probe + 1 < probes
-        generator = calibration.generator(index, stream=probe + 1)
-        seeds = [relation_probe(feature.detach(), generator) for feature in deep]
-        seeds += [-seed for seed in seeds[: depth - 1]]
-        _add_squares(trajectory, torch.autograd.grad(deep + shallow, leaves, seeds, retain_graph=True))
-        value = output_probe(
-            output,
-            weights,
+class _DensePass:
+    """Features and outputs without a graph: what the probes of a batch are drawn for."""
+
+    def __init__(
+        self, calibration: Calibration, index: int, pieces: list[Batch], measured: list[int]
+    ) -> None:
+        self.calibration = calibration
+        self.rows: list[Tensor] = []
+        found: dict[int, list[Tensor]] = {z: [] for z in measured}
+        self.outputs = []
+        for number, piece in enumerate(pieces):
+            features: dict[int, Tensor] = {}
+            with torch.no_grad(), block_outputs(calibration.model, features):
+                self.outputs.append(calibration.model.output(piece.inputs))
+            calibration.check_finite(features, index)
+            if not self.rows:
+                # images are all of one length; text is of its own
+                self.rows = calibration.sampled_rows(index, pieces, [features[0].shape[1]] * len(pieces))
+            for z in measured:  # rows alone are kept: whole features of a batch can be large
+                found[z].append(gather_rows(features[z], self.rows[number]))
+        self.features = {z: torch.cat(parts) for z, parts in found.items()}
+        self.weights = [calibration.model.task.row_weights(piece.inputs) for piece in pieces]
+
+    def seeds(self, generator: torch.Generator) -> tuple[dict[int, tuple[Tensor, ...]], list[Tensor]]:
+        """One probe's gradients: block -> one (rows, d) a piece, and one (examples, rows, classes) a piece."""
+        sizes = [len(rows) for rows in self.rows]
+        features = {z: relation_probe(f, generator).split(sizes) for z, f in self.features.items()}
+        # all pieces at once, as long as the longest: the same draws however the batch is cut
+        rows = max(output.shape[1] for output in self.outputs)
+        classes = max(output.shape[2] for output in self.outputs)
+        output, weight = [], []
+        for o, w in zip(self.outputs, self.weights, strict=True):
+            output.append(pad(o, (0, classes - o.shape[2], 0, rows - o.shape[1]), value=_IMPOSSIBLE))
+            weight.append(pad(w, (0, rows - w.shape[1])))
+        joined = torch.cat(weight)
+        probed = output_probe(
+            torch.cat(output),
+            joined / joined.sum(),
             generator,
-            temperature=calibration.temperature,
-            regression=model.task.regression,
+            temperature=self.calibration.temperature,
+            regression=self.calibration.model.task.regression,
+        ).split([len(o) for o in self.outputs])
+        cut = [p[:, : o.shape[1], : o.shape[2]] for p, o in zip(probed, self.outputs, strict=True)]
+        return features, cut
+
+
+class _Tally:
+    """Collects the gradients of a batch."""
+
+    def __init__(self, sites: Sequence[Site], examples: int, depth: int, sketched: int) -> None:
+        self.examples = examples
+        self.columns = {site.name: measured_blocks(site, depth) for site in sites}
+        self.concerned: dict[int, list[Site]] = {}
+        """Block -> the sites whose trajectory its feature is in."""
+        for site in sites:
+            for z in self.columns[site.name]:
+                self.concerned.setdefault(z, []).append(site)
+        rows = sketched * examples
+        self.result = Probed(
+            trajectory={s.name: np.zeros((s.units, len(self.columns[s.name]))) for s in sites},
+            output={s.name: np.zeros(s.units) for s in sites},
+            trajectory_rows={s.name: np.zeros((rows, s.units), np.float32) for s in sites},
+            output_rows={s.name: np.zeros((rows, s.units), np.float32) for s in sites},
         )
-        _add_squares(change, torch.autograd.grad(value, leaves, retain_graph=again))
-        on_probe(1)
-    found = {
-        name: ((t / probes).cpu().numpy()[:, None], (c / probes).cpu().numpy())
-        for name, t, c in zip(masks, trajectory, change, strict=True)
-    }
-    return {site.name: found.get(site.name, empty) for site in sites}
 
+    def add_feature(self, z: int, sites: Sequence[Site], gradients: Sequence[Tensor], row: int) -> None:
+        """Add gradients (examples, units) of the examples whose first has row number `row`."""
+        for site, gradient in zip(sites, gradients, strict=True):
+            values = gradient.cpu().numpy()
+            column = self.columns[site.name].index(z)
+            self.result.trajectory[site.name][:, column] += np.square(values, dtype=np.float64).sum(0)
+            rows = self.result.trajectory_rows[site.name]
+            if row < len(rows):
+                rows[row : row + len(values)] += values
 
-@contextmanager
-def _cut_between_blocks(model: OpenModel) -> Iterator[None]:
-    """Detach what every block receives, so that a gradient stays inside the block it starts in."""
-
-    def cut(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        if args:
-            return (args[0].detach(), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach()}
-
-    with ExitStack() as stack:
-        for path in model.anatomy.blocks:
-            block = model.module.get_submodule(path)
-            stack.callback(block.register_forward_pre_hook(cut, with_kwargs=True).remove)
-        yield
-
-
-def _add_squares(totals: list[Tensor], gradients: tuple[Tensor, ...]) -> None:
-    for total, gradient in zip(totals, gradients, strict=True):
-        total += gradient.double().square()
+    def add_output(self, sites: Sequence[Site], gradients: Sequence[Tensor], row: int) -> None:
+        for site, gradient in zip(sites, gradients, strict=True):
+            values = gradient.cpu().numpy()
+            self.result.output[site.name] += np.square(values, dtype=np.float64).sum(0)
+            rows = self.result.output_rows[site.name]
+            if row < len(rows):
+                rows[row : row + len(values)] = values

@@ -5,6 +5,8 @@ I(u) = sum over deeper blocks z of L_MD(F_z, F_z without u) + lambda * L_KD(y, y
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,7 +29,7 @@ def relational_change(dense: Tensor, variants: Tensor) -> Tensor:
     middle = dense + change / 2
     if rows < 2 * width:
         product = middle @ change.transpose(1, 2)  # (v, K, K)
-        total = 2 * (product.square().sum((1, 2)) + (product * product.transpose(1, 2)).sum((1, 2)))
+        total = _squares(product + product.transpose(1, 2))
     else:
         gram = middle.transpose(1, 2) @ middle  # (v, d, d)
         change_gram = change.transpose(1, 2) @ change
@@ -36,13 +38,18 @@ def relational_change(dense: Tensor, variants: Tensor) -> Tensor:
     return total / rows**2
 
 
+def _squares(matrices: Tensor) -> Tensor:
+    """Squared Frobenius norm of each matrix, without a squared copy."""
+    return torch.linalg.vector_norm(matrices, dim=(1, 2)).square()
+
+
 def output_change(
     dense: Tensor, variants: Tensor, weights: Tensor, *, temperature: float, regression: bool
 ) -> Tensor:
     """L_KD of each variant: KL(dense || variant) of logits at a temperature, or the squared error of values.
 
     `dense` is (batch, rows, classes), `variants` (v, batch, rows, classes), `weights` (batch, rows); returns
-    (v,): the weighted mean over rows.
+    (v,): the weighted sum over rows.
     """
     if regression:
         change = (variants - dense).square().sum(-1)  # (v, batch, rows)
@@ -51,7 +58,7 @@ def output_change(
         teacher = F.log_softmax(dense.double() / temperature, dim=-1)
         student = F.log_softmax(variants.double() / temperature, dim=-1)
         change = (teacher.exp() * (teacher - student)).sum(-1)
-    return (change * weights).sum((1, 2)) / weights.sum()
+    return (change * weights).sum((1, 2))
 
 
 def relation_probe(features: Tensor, generator: torch.Generator) -> Tensor:
@@ -61,29 +68,28 @@ def relation_probe(features: Tensor, generator: torch.Generator) -> Tensor:
     estimate of ||d(F F^T)/dm||_F^2 / K^2 (METHOD section 3).
     """
     rows = len(features)
-    signs = torch.empty(rows, rows).bernoulli_(0.5, generator=generator).mul_(2).sub_(1).to(features.device)
+    signs = _signs((rows, rows), generator, features.device)
     return (signs + signs.t()) @ features / rows
 
 
 def output_probe(
-    output: Tensor,
-    weights: Tensor,
-    generator: torch.Generator,
-    *,
-    temperature: float,
-    regression: bool,
+    output: Tensor, weights: Tensor, generator: torch.Generator, *, temperature: float, regression: bool
 ) -> Tensor:
-    """A scalar whose squared derivative is an unbiased estimate of the second-order term of `output_change`.
+    """A random gradient with respect to `output` whose square, pulled back to a mask, is an unbiased estimate of
+    the second-order term of `output_change` (a weighted sum over rows).
 
-    Logits: the log-probability of classes drawn from the model itself (the true Fisher, no labels), over
-    sqrt(2) because KL is half a squared Fisher norm. Values: random signs.
+    Values: signs. Logits: with H = diag(p) - p p^T = sum_c p_c (e_c - p)(e_c - p)^T, the true Fisher that needs no
+    labels, sum_c s_c sqrt(p_c) (e_c - p) / T for signs s, over sqrt(2) because KL is half a squared Fisher norm.
     """
-    scale = (weights / weights.sum()).sqrt()  # (batch, rows)
+    scale = weights.sqrt()[..., None]  # (batch, rows, 1)
+    signs = _signs(output.shape, generator, output.device)
     if regression:
-        signs = torch.empty(output.shape).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
-        return ((signs.to(output.device) * output).sum(-1) * scale).sum()
-    log_p = F.log_softmax(output / temperature, dim=-1)
-    flat = log_p.detach().exp().flatten(0, -2).cpu()
-    drawn = torch.multinomial(flat, 1, generator=generator).view(output.shape[:-1]).to(output.device)
-    chosen = log_p.gather(-1, drawn[..., None])[..., 0]  # (batch, rows)
-    return (chosen * scale).sum() / 2**0.5
+        return signs * scale
+    p = F.softmax(output / temperature, dim=-1)
+    roots = signs * p.sqrt()
+    return (roots - p * roots.sum(-1, keepdim=True)) * scale / (temperature * 2**0.5)
+
+
+def _signs(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Random +-1, drawn on the CPU so that they are the same on every device."""
+    return torch.randint(0, 2, tuple(shape), generator=generator).to(device, torch.float32).mul_(2).sub_(1)

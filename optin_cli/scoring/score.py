@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+import logging
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,17 +11,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from optin_cli.artefacts.partial import Partial
+from optin_cli.artefacts.files import check_space
+from optin_cli.artefacts.partial import Partial, clear_parts
 from optin_cli.artefacts.provenance import library_versions
-from optin_cli.artefacts.ranking import RankedSite, Ranking, combine, read_ranking, write_ranking
+from optin_cli.artefacts.ranking import RankedSite, Ranking, read_ranking, write_ranking
 from optin_cli.errors import ArtefactError, UsageError
 from optin_cli.models.anatomy import Site
 from optin_cli.models.macs import count_macs
-from optin_cli.scoring.ablation import Ablation
+from optin_cli.scoring.band import near_the_cut
 from optin_cli.scoring.baselines import magnitude, random_scores
-from optin_cli.scoring.calibration import Scores, mean_tokens, measured_blocks
-from optin_cli.scoring.curvature import curvature
-from optin_cli.scoring.plan import ENGINES, PROBE_WORK, Plan, Progress
+from optin_cli.scoring.calibration import mean_tokens
+from optin_cli.scoring.plan import ENGINES, MOST_PROBES, Item, Plan, Progress
+from optin_cli.scoring.team import Team
+from optin_cli.scoring.work import Arrays, Totals, Worker
+
+log = logging.getLogger("optin")
 
 
 def existing(path: Path, plan: Plan, *, any_lambda: bool = False) -> Ranking | None:
@@ -45,26 +48,44 @@ def existing(path: Path, plan: Plan, *, any_lambda: bool = False) -> Ranking | N
     if not any_lambda and ranking.settings["output_weight"] != plan.settings.output_weight:
         raise UsageError(
             f"{path} holds these scores, combined with lambda {ranking.settings['output_weight']:g}",
-            "`optin select --lambda` recombines them without scoring; or choose another name, or --force",
+            "`optin select --lambda` recombines them without scoring; or choose another name, or --force"
+            if plan.method.recombines
+            else redo,
         )
+    clear_parts(path)  # left by a run that was killed just after it wrote the ranking
     return ranking
 
 
-def score(plan: Plan, output: Path, on_progress: Progress = lambda *_: None) -> Ranking:
+def score(
+    plan: Plan,
+    output: Path,
+    on_progress: Progress = lambda *_: None,
+    team: Team | None = None,
+) -> Ranking:
     """Score every unit of the plan's model and write the ranking to `output`, atomically.
 
-    Finished batches are kept beside `output` until then: a killed run resumes when called again.
+    Finished items are kept beside `output` until then: a killed run resumes when called again. With a `team` every
+    process calls this and the first one writes; all return the same ranking. Raises `ArtefactError` when the
+    processes don't agree on what they do.
     """
+    team = team or Team()
+    team.check_same(plan.identity())
     started = time.perf_counter()
     tokens = mean_tokens(plan.calibration)
-    partial = Partial(output, plan.identity())
+    run, sketch = None, None
     if plan.settings.method in ENGINES:
-        parts, columns = _trajectories(plan, partial, on_progress)
-        sites = [_ranked(site, *parts[site.name], columns[site.name]) for site in plan.model.anatomy]
-        for name, scores in combine(sites, plan.settings.output_weight).items():
-            next(s for s in sites if s.name == name).score = scores
+        run = _Run(plan, output, team, on_progress)
+        totals = run.finish(tokens)
+        sites = [
+            _ranked(site, *totals.parts(site.name), totals.columns[site.name]) for site in plan.model.anatomy
+        ]
+        scores = plan.method.combine(sites, plan.settings)
+        for site in sites:
+            site.score = scores[site.name]
+        sketch = totals.sketch()
+        probes = totals.probes
     else:
-        sites = _baseline(plan, tokens)
+        sites, probes = _baseline(plan, tokens), 0
     ranking = Ranking(
         model={
             "id": plan.model.spec,
@@ -78,100 +99,136 @@ def score(plan: Plan, output: Path, on_progress: Progress = lambda *_: None) -> 
         method=plan.settings.method,
         settings={
             **asdict(plan.settings),
-            "engines": ENGINES.get(plan.settings.method, {}),
+            "engines": plan.method.engines,
+            "recombines": plan.method.recombines,
+            "probed": probes,
             "identity": plan.identity(),
         },
         tokens=tokens,
         dense={**plan.model.dense, "fixed_macs": _fixed_macs(plan)},
         sites=sites,
+        batch_weights=[plan.calibration.weight(b) for b in range(len(plan.calibration))],
         device=_device_name(plan.model.device),
         dtype=str(plan.model.dtype).removeprefix("torch."),
         versions=library_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - started, 3),
     )
-    write_ranking(output, ranking)
-    partial.discard()
+    if team.leads:
+        if sketch is not None:
+            check_space(output, sketch.nbytes)
+        write_ranking(output, ranking, sketch)
+    ranking = team.told(ranking)
+    if run is not None:  # only now: whoever failed before this finds the finished items again
+        run.partial.discard()
     return ranking
 
 
-def _trajectories(
-    plan: Plan, partial: Partial, on_progress: Progress
-) -> tuple[dict[str, Scores], dict[str, list[int]]]:
-    """Parts of the scores of every site, averaged over the batches, and what their columns mean."""
-    engines = ENGINES[plan.settings.method]
-    total, done = plan.work(), 0.0
-    sums: dict[str, list[np.ndarray]] = {}
+class _Run:
+    """All items of a plan, done by a team, resumable."""
 
-    def advance(amount: float, what: str) -> None:
-        nonlocal done
-        done += amount
-        on_progress(done, total, what)
+    def __init__(self, plan: Plan, output: Path, team: Team, on_progress: Progress) -> None:
+        self.plan = plan
+        self.team = team
+        self.on_progress = on_progress
+        self.worker = Worker(plan)
+        self.totals = Totals(plan)
+        if team.leads:  # it clears what another plan left, before anyone adds to it
+            self.partial = Partial(output, plan.identity())
+            # once in the parts, once in the ranking: better told now than after hours of work
+            check_space(output, 2 * _sketch_bytes(plan) - self.partial.nbytes())
+        team.told(None)
+        if not team.leads:
+            self.partial = Partial(output, plan.identity(), announce=False)
+        self.done = self.total = 0.0
 
-    for index in range(len(plan.calibration)):
-        parts = _batch_parts(plan, index, engines, partial, advance)
-        weight = plan.calibration.weight(index)
-        for name, (trajectory, output) in parts.items():
-            old = sums.setdefault(name, [np.zeros_like(trajectory), np.zeros_like(output)])
-            old[0] += weight * trajectory
-            old[1] += weight * output
-    depth = len(plan.model.anatomy.blocks)
-    columns = {
-        s.name: [-1] if engines[s.kind] == "curvature" else measured_blocks(s, depth)
-        for s in plan.model.anatomy
-    }
-    return {name: (t, o) for name, (t, o) in sums.items()}, columns
+    def finish(self, tokens: float) -> Totals:
+        self._do(self.plan.items())
+        self._probe_on()
+        self._do(self._band(tokens))
+        return self.totals
+
+    def _do(self, items: list[Item]) -> None:
+        """Do the items; the leader's totals have all of them, in their order, whoever did them and when."""
+        self.total += sum(item.work for item in items)
+        found: dict[str, Arrays] = {}
+        if self.team.leads:
+            for item in items:
+                if (stored := self.partial.get(item.key)) is not None:
+                    found[item.key] = stored
+                    self._advance(item.work, "parts of an earlier run")
+        # what is left is shared, not all: one process may have done the whole first half
+        left = self.team.told([item for item in items if item.key not in found])
+        for item in self.team.share(left):
+            self.team.check_others()
+            found[item.key] = self._one(item)
+        if self.team.leads and self.team.size > 1:
+            self.on_progress(self.done, self.total, "waiting for the other processes")
+        everything = {key: arrays for part in self.team.gather(found) for key, arrays in part.items()}
+        if self.team.leads:
+            for item in items:
+                self.totals.add(item, everything[item.key])
+            self._advance(self.total - self.done, "done")
+
+    def _one(self, item: Item) -> Arrays:
+        label = f"batch {item.batch + 1}/{len(self.plan.calibration)}, {item.site or item.engine}"
+        told = 0.0
+
+        def tell(work: float) -> None:
+            nonlocal told
+            told += work
+            self._advance(work * self.team.size, label)  # the others do as much in the meantime
+
+        found = self.worker.run(item, tell)
+        self.partial.put(item.key, found)
+        self._advance((item.work - told) * self.team.size, label)
+        return found
+
+    def _advance(self, work: float, label: str) -> None:
+        self.done = min(self.done + work, self.total)
+        if self.team.leads:
+            self.on_progress(self.done, self.total, label)
+
+    def _probe_on(self) -> None:
+        """Probe until the relative error is reached: it falls with the root of the number of probes."""
+        target = self.plan.settings.rel_error
+        if target is None or not self.plan.scored_by("curvature"):
+            return
+        done, wanted = 0, 2  # the scatter of one probe can't be told
+        while done < wanted:
+            for probe in range(done, wanted):
+                self._do(self.plan.probe_items(probe, probe + 1))
+            done = wanted
+            error = self.team.told(self.totals.probing_error() if self.team.leads else None)
+            if error > target:
+                wanted = min(max(done + 1, round(0.8 * done * (error / target) ** 2)), 2 * done, MOST_PROBES)
+        log.info("%d probes a batch: the scores' relative error from probing is %.3f", done, error)
+
+    def _band(self, tokens: float) -> list[Item]:
+        """Ablation items of the units near the cut."""
+        settings, anatomy = self.plan.settings, list(self.plan.model.anatomy)
+        if settings.exact_band is None or settings.band_flops is None:
+            return []
+        near: dict[str, np.ndarray] | None = None
+        if self.team.leads:
+            sites = [_ranked(s, *self.totals.parts(s.name), self.totals.columns[s.name]) for s in anatomy]
+            scores = self.plan.method.combine(sites, settings)
+            near = near_the_cut(anatomy, scores, settings.band_flops, settings.exact_band, tokens)
+        near = self.team.told(near)
+        return [
+            item
+            for batch in range(len(self.plan.calibration))
+            for site in self.plan.scored_by("curvature")
+            for item in self.plan.ablation_items(batch, site, near[site.name])
+        ]
 
 
-def _batch_parts(
-    plan: Plan,
-    index: int,
-    engines: dict[str, str],
-    partial: Partial,
-    advance: Callable[[float, str], None],
-) -> dict[str, Scores]:
-    """Parts of the scores on one batch; finished items come from `partial`."""
-    label = f"batch {index + 1}/{len(plan.calibration)}"
-    parts: dict[str, Scores] = {}
-    if "curvature" in engines.values():
-        key = f"curvature-{index}"
-        stored = partial.get(key)
-        if stored is None:
-            found = curvature(
-                plan.calibration,
-                index,
-                plan.settings.probes,
-                [s for s in plan.model.anatomy if plan.engine(s) == "curvature"],
-                on_probe=lambda n: advance(n * PROBE_WORK, f"{label}, curvature"),
-            )
-            stored = {f"{n}/{p}": a for n, pair in found.items() for p, a in zip("to", pair, strict=True)}
-            partial.put(key, stored)
-        else:
-            advance(plan.settings.probes * PROBE_WORK, label)
-        for name in {key.rpartition("/")[0] for key in stored}:
-            parts[name] = stored[f"{name}/t"], stored[f"{name}/o"]
-    ablation: Ablation | None = None
-    for site in plan.model.anatomy:
-        if engines[site.kind] != "ablation":
-            continue
-        key = f"ablation-{index}-{site.name}"
-        stored = partial.get(key)
-        if stored is None:
-            ablation = ablation or Ablation(plan.calibration, index)
-            what = f"{label}, {site.name}"
-            trajectory, output = ablation.score(
-                site, functools.partial(_tell, advance, what, plan.unit_work(site))
-            )
-            stored = {"t": trajectory, "o": output}
-            partial.put(key, stored)
-        else:
-            advance(site.units * plan.unit_work(site), label)
-        parts[site.name] = stored["t"], stored["o"]
-    return parts
-
-
-def _tell(advance: Callable[[float, str], None], what: str, each: float, units: int) -> None:
-    advance(units * each, what)
+def _sketch_bytes(plan: Plan) -> int:
+    """Size of the sketch to be kept."""
+    engines = set(plan.method.engines.values())
+    parts = 2 if "curvature" in engines else len(engines & {"fisher", "knowledge"})
+    rows = plan.sketched_probes() * plan.calibration.batches.count
+    return rows * sum(site.units for site in plan.model.anatomy) * parts * np.float32().nbytes
 
 
 def _baseline(plan: Plan, tokens: float) -> list[RankedSite]:
@@ -180,13 +237,16 @@ def _baseline(plan: Plan, tokens: float) -> list[RankedSite]:
         scores = magnitude(plan.model.module, anatomy)
     else:
         scores = random_scores(anatomy, tokens, plan.settings.seed)
-    sites = [_ranked(s, np.zeros((s.units, 0)), np.zeros(s.units), []) for s in anatomy]
+    nothing = np.zeros((0, 0, 2), np.float32)
+    sites = [_ranked(s, np.zeros((s.units, 0)), np.zeros(s.units), nothing, []) for s in anatomy]
     for site in sites:
         site.score = scores[site.name]
     return sites
 
 
-def _ranked(site: Site, trajectory: np.ndarray, output: np.ndarray, columns: list[int]) -> RankedSite:
+def _ranked(
+    site: Site, trajectory: np.ndarray, output: np.ndarray, by_batch: np.ndarray, columns: list[int]
+) -> RankedSite:
     return RankedSite(
         name=site.name,
         kind=site.kind,
@@ -200,6 +260,7 @@ def _ranked(site: Site, trajectory: np.ndarray, output: np.ndarray, columns: lis
         trajectory=trajectory,
         output=output,
         columns=columns,
+        by_batch=by_batch,
     )
 
 

@@ -1,112 +1,109 @@
-"""`select`: solve the FLOP-constrained mask from a ranking."""
+"""`select`: the mask with the largest kept score that meets every budget and guard of a request."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from optin_cli.artefacts.mask import Mask
-from optin_cli.artefacts.ranking import RankedSite, Ranking, combine
-from optin_cli.errors import BudgetError, UsageError
-from optin_cli.selection.solver import Bools, Floats, solve
+from optin_cli.artefacts.ranking import Ranking
+from optin_cli.artefacts.sketch import Sketch
+from optin_cli.errors import UsageError
+from optin_cli.selection.interactions import Rearranged, halves, rearrange, told
+from optin_cli.selection.problem import MIB, Problem, fixed_params, out_of_reach, pose, stored_bytes
+from optin_cli.selection.request import Request, feature_weights
+from optin_cli.selection.solver import Solution, solve
 
 
-@dataclass(frozen=True)
-class Guards:
-    """What the mask must leave alone."""
+def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = None) -> Mask:
+    """The best mask within the budgets of `request`; a bare number is a share of the MACs.
 
-    min_heads: int = 0
-    min_neurons: int = 0
-    protect: tuple[str, ...] = ()
-    """Globs over site names; a matching site is kept whole."""
-
-    def minimum(self, site: RankedSite) -> int:
-        """Units of `site` that must stay."""
-        if any(fnmatchcase(site.name, glob) for glob in self.protect):
-            return site.units
-        least = {"heads": self.min_heads, "neurons": self.min_neurons}.get(site.kind, 0)
-        return min(least, site.units)
-
-
-def select(
-    ranking: Ranking,
-    flops: float,
-    *,
-    guards: Guards | None = None,
-    output_weight: float | None = None,
-    relative_to: str = "dense",
-    tokens: float | None = None,
-) -> Mask:
-    """The best mask that keeps at most the fraction `flops` of the MACs.
-
-    `output_weight` recombines the scores' parts (lambda of OPTIN equation 1); None takes the stored scores.
-    `relative_to` `dense` counts from the original dense model, `current` from the ranked one. `tokens` is the
-    sequence length the budget holds for; None takes the calibration mean. Raises `UsageError` and `BudgetError`.
+    `sketch` is the ranking's: what the request's interactions are told by.
+    Raises `UsageError` for a request no ranking could serve, `ArtefactError` for a latency table that does not
+    belong and `BudgetError` naming the smallest budget that can be reached.
     """
-    guards = guards or Guards()
-    check_request(flops, relative_to, tokens, guards)
-    _check_globs(ranking, guards)
-    tokens = tokens or ranking.tokens
-    reference = ranking.dense_macs(tokens) if relative_to == "dense" else ranking.macs(tokens)
-    sites = sorted(ranking.sites, key=lambda s: (s.block, s.kind))
-    scores = _scores(ranking, sites, output_weight)
-    costs = np.concatenate([np.full(s.units, s.macs_per_unit(tokens)) for s in sites])
-    forced = np.concatenate([_forced(s, part, guards) for s, part in zip(sites, scores, strict=True)])
-    everything = np.concatenate(scores)
-    solution = solve(everything, costs, flops * reference, forced)
+    if not isinstance(request, Request):
+        request = Request(flops=request)
+    problem = pose(ranking, request)
+    solution = solve(problem.ladders, problem.capacities)
     if solution is None:
-        least = costs[forced].sum() / reference
-        raise BudgetError(
-            f"--flops {flops:g} can't be met: what the guards keep is already {least:.4f} of the MACs",
-            f"the smallest budget that can be reached is --flops {np.ceil(least * 1e4) / 1e4:.4f}; "
-            "relax --min-heads, --min-neurons or --protect to go lower",
+        raise out_of_reach(problem)
+    keep = problem.keep(solution.counts)
+    if request.interactions == "none":
+        return mask_of(problem, solution, keep)
+    if sketch is None or not len(sketch):
+        raise UsageError(
+            "the ranking holds no sketch: nothing tells how its units interact",
+            "leave --interactions out, or score again without --no-sketch",
         )
-    keep = _split(sites, solution.keep)
-    total = float(everything.sum()) or 1.0
+    found = _rearranged(problem, keep, sketch)
+    return mask_of(problem, solution, found.keep, found)
+
+
+def _rearranged(problem: Problem, keep: dict[str, list[int]], sketch: Sketch) -> Rearranged:
+    weights = feature_weights(problem.request, problem.ranking)
+    fit, check = halves(problem.sites, problem.scores, sketch, weights)
+    return rearrange(
+        keep, problem.scores, problem.ladders, problem.capacities, fit, check, problem.request.interactions
+    )
+
+
+def mask_of(
+    problem: Problem,
+    solution: Solution,
+    keep: Mapping[str, Sequence[int]],
+    rearranged: Rearranged | None = None,
+) -> Mask:
+    """The mask that keeps `keep`, site name -> ascending units: the solution's own, or others within its budgets.
+
+    `rearranged` says how `keep` came from the solution, where interactions were asked for.
+    """
+    ranking = problem.ranking
+    total = sum(float(scores.sum()) for scores in problem.scores) or 1.0
+    kept = sum(
+        float(scores[keep[site.name]].sum())
+        for site, scores in zip(problem.sites, problem.scores, strict=True)
+    )
+    bound = max(solution.bound, kept)  # sums in another order differ in the last digit
+    units = {site.name: site.units for site in problem.sites}
     return Mask(
         model_digest=ranking.model["digest"],
         ranking_digest=ranking.digest,
         family=ranking.model["family"],
-        budget={
-            "flops": flops,
-            "relative_to": relative_to,
-            "tokens": tokens,
-            "output_weight": output_weight,
-            "min_heads": guards.min_heads,
-            "min_neurons": guards.min_neurons,
-            "protect": list(guards.protect),
-        },
-        reached={
-            "flops": solution.cost / reference,
-            "macs": solution.cost,
-            "dense_macs": ranking.dense_macs(tokens),
-            "params": float(sum(len(keep[s.name]) * s.params_per_unit for s in sites)),
-            "dense_params": float(ranking.dense["site_params"]),
-        },
+        budget=_asked(problem),
+        reached=reached(problem, {name: len(indices) for name, indices in keep.items()}),
         objective={
-            "kept": solution.score / total,
-            "bound": solution.bound / total,
-            "gap": solution.gap / total,
+            "kept": kept / total,
+            "bound": bound / total,
+            "gap": (bound - kept) / total,
+            "optimal": solution.optimal and not (rearranged and rearranged.moved),
+            "interactions": told(rearranged) if rearranged else None,
         },
         calibration={**ranking.data, "row_ids": ranking.row_ids[:64]},
-        units={s.name: s.units for s in sites},
-        keep=keep,
-        summary={s.name: f"{len(keep[s.name])}/{s.units}" for s in sites},
+        units=units,
+        keep={name: list(indices) for name, indices in keep.items()},
+        summary={name: f"{len(keep[name])}/{count}" for name, count in units.items()},
     )
 
 
-def check_request(flops: float, relative_to: str, tokens: float | None, guards: Guards) -> None:
-    """Raise `UsageError` for what no ranking could serve: checked before anything expensive."""
-    if not 0 < flops <= 1:
-        raise UsageError(f"--flops {flops:g} is not a fraction", "give the share of MACs to keep, in (0, 1]")
-    if relative_to not in ("dense", "current"):
-        raise UsageError(f"--relative-to {relative_to}", "use dense or current")
-    if tokens is not None and tokens <= 0:
-        raise UsageError(f"--tokens {tokens:g}: a sequence has at least one token")
-    if guards.min_heads < 0 or guards.min_neurons < 0:
-        raise UsageError("--min-heads and --min-neurons can't be negative")
+def reached(problem: Problem, kept: Mapping[str, int]) -> dict[str, float]:
+    """What a model with `kept` units in each site costs, and the dense one: MACs of the sites, the rest of all."""
+    ranking, tokens, table = problem.ranking, problem.tokens, problem.request.table
+    macs = sum(kept[s.name] * s.macs_per_unit(tokens) for s in problem.sites)
+    params = fixed_params(ranking) + sum(kept[s.name] * s.params_per_unit for s in problem.sites)
+    dense = ranking.dense_macs(tokens)
+    found = {
+        "flops": macs / (dense if problem.request.relative_to == "dense" else ranking.macs(tokens)),
+        "macs": macs,
+        "dense_macs": dense,
+        "params": params,
+        "dense_params": ranking.dense["params"],
+        "memory": params * stored_bytes(ranking) / MIB,
+        "dense_memory": ranking.dense["params"] * stored_bytes(ranking) / MIB,
+    }
+    if table is not None:
+        found |= {"latency_ms": table.model_ms(kept), "table_latency_ms": table.total_ms}
+    return found
 
 
 def emptied_sites(mask: Mask) -> list[str]:
@@ -114,35 +111,24 @@ def emptied_sites(mask: Mask) -> list[str]:
     return [name for name, kept in mask.keep.items() if not kept and mask.units[name]]
 
 
-def _scores(ranking: Ranking, sites: list[RankedSite], output_weight: float | None) -> list[Floats]:
-    if output_weight is None:
-        return [site.score for site in sites]
-    if output_weight < 0:
-        raise UsageError(f"--lambda {output_weight:g} is negative")
-    if not all(site.columns for site in sites):
-        raise UsageError(
-            f"a {ranking.method} ranking has no parts to recombine", "leave --lambda out, or score with auto"
-        )
-    combined = combine(sites, output_weight)
-    return [combined[site.name] for site in sites]
-
-
-def _forced(site: RankedSite, scores: Floats, guards: Guards) -> Bools:
-    """The best units of a site, as many as the guards demand."""
-    forced = np.zeros(site.units, dtype=bool)
-    forced[np.argsort(-scores, kind="stable")[: guards.minimum(site)]] = True
-    return forced
-
-
-def _split(sites: list[RankedSite], keep: Bools) -> dict[str, list[int]]:
-    bounds = np.cumsum([s.units for s in sites])[:-1]
+def _asked(problem: Problem) -> dict[str, Any]:
+    request = problem.request
     return {
-        s.name: np.flatnonzero(part).tolist() for s, part in zip(sites, np.split(keep, bounds), strict=True)
+        "flops": request.flops,
+        "params": request.params,
+        "memory": request.memory,
+        "latency": request.latency,
+        "latency_ms": request.latency_ms,
+        "relative_to": request.relative_to,
+        "tokens": problem.tokens,
+        "output_weight": request.output_weight,
+        "feature_weights": feature_weights(request, problem.ranking),
+        "interactions": request.interactions,
+        "min_heads": request.min_heads,
+        "min_neurons": request.min_neurons,
+        "max_prune": request.max_prune,
+        "protect": list(request.protect),
+        "only": request.only,
+        "round_to": problem.round_size,
+        "latency_table": request.table.describe() if request.table else None,
     }
-
-
-def _check_globs(ranking: Ranking, guards: Guards) -> None:
-    for glob in guards.protect:
-        if not any(fnmatchcase(site.name, glob) for site in ranking.sites):
-            names = ", ".join(site.name for site in ranking.sites[:3])
-            raise UsageError(f"--protect {glob!r} matches no site", f"sites are named like {names}")

@@ -1,160 +1,133 @@
-"""The constrained mask: keep the units with the largest total score whose cost fits the budget.
+"""The constrained mask: a size for each site such that the kept score is largest and every budget holds.
 
-Units of one cost form a class, and inside a class the best n units are always its n top-scored: what is left to
-choose is how many of each class. For two classes (heads and neurons of a uniform transformer) every split is
-tried, which is exact (METHOD section 4). For more, the Lagrangian relaxation gives the counts up to a few units,
-and all counts near it are tried; the distance to the relaxation's upper bound is reported either way.
+A multiple-choice knapsack (METHOD section 4): choose a rung of each ladder. Ladders of one cost per unit melt into
+a class, so a uniform transformer has two classes whatever its depth, and then every split is tried, which is exact
+for any number of budgets. Otherwise (several widths, measured latency) the Lagrangian relaxation gives prices, and
+the choices around it are listed until the best one is proved or there are too many. The distance to the
+relaxation's upper bound is reported either way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+from optin_cli.selection.ladder import Class, Floats, Ladder, classes_of
+from optin_cli.selection.relaxation import relax, value
+from optin_cli.selection.search import Found, search
+
+_TOLERANCE = 1e-12
+"""Of a budget: what sums of floats may differ by."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Which units are kept, what they score and cost, and the best any mask could score."""
+    """How many units each site keeps, what that scores and costs, and the best that any choice could score."""
 
-    keep: Bools
+    counts: list[int]
     score: float
-    cost: float
+    costs: Floats
+    """[budgets]"""
     bound: float
-    """Value of the LP relaxation: no mask within the budget scores more."""
+    """Value of the LP relaxation: no choice within the budgets scores more."""
+    optimal: bool
+    """Whether it is proved that no choice scores more. Then a larger budget never scores less, either."""
 
     @property
     def gap(self) -> float:
         return max(0.0, self.bound - self.score)
 
 
-def solve(scores: Floats, costs: Floats, budget: float, forced: Bools) -> Solution | None:
-    """Maximise the kept score subject to total cost <= budget, with the `forced` units kept.
+def solve(ladders: Sequence[Ladder], budgets: Floats) -> Solution | None:
+    """Maximise the total gain such that the total costs stay within `budgets`, shape (budgets,).
 
-    All arrays have shape (units,), scores >= 0, costs > 0. Ties go to the lower index. Returns None when the forced
-    units alone exceed the budget.
+    Returns None when the lowest rungs alone exceed a budget. Ties go to the earlier ladder.
     """
-    left = budget - costs[forced].sum()
-    if left < -1e-9 * max(budget, 1.0):
+    least = np.sum([ladder.costs[:, 0] for ladder in ladders], axis=0)  # [budgets]
+    most = np.sum([ladder.costs[:, -1] for ladder in ladders], axis=0)
+    slack = _TOLERANCE * np.maximum(most, np.abs(budgets))
+    if (least > budgets + slack).any():
         return None
-    left = max(left, 0.0) * (1 + 1e-12)
-    free = np.flatnonzero(~forced)
-    classes = _classes(scores, costs, free)
-    counts = _exact(classes, left) if len(classes) <= 2 else _near_relaxation(classes, left)
-    keep = forced.copy()
-    for members, count in zip(classes, counts, strict=True):
-        keep[members.units[:count]] = True
-    return Solution(
-        keep,
-        float(scores[keep].sum()),
-        float(costs[keep].sum()),
-        float(scores[forced].sum()) + _bound(classes, left),
-    )
+    heights = [len(ladder.counts) - 1 for ladder in ladders]
+    binding = most > budgets + slack
+    if not binding.any():
+        return _solution(ladders, heights, None, True)
+    # solve for what there is to choose within what can bind, in units in which a budget is at most one
+    free = [i for i, height in enumerate(heights) if height]
+    taken = sum((ladder.costs[:, 0] for ladder in ladders if len(ladder.counts) == 1), np.zeros(len(budgets)))
+    room = (np.maximum(budgets, least) + slack - taken)[binding] / most[binding]
+    classes = [_scaled(c, binding, most[binding]) for c in classes_of([ladders[i] for i in free])]
+    found, bound = _best(classes, room)
+    for members, pick in zip(classes, found.picks, strict=True):
+        for member, height in zip(members.members, members.rungs(pick), strict=True):
+            heights[free[member]] = height
+    fixed = sum(float(ladder.gains[0]) for ladder in ladders if len(ladder.counts) == 1)
+    return _solution(ladders, heights, bound + fixed, found.optimal)
 
 
-@dataclass(frozen=True)
-class _Class:
-    """Free units of one cost, best first, with the score of the n best for every n."""
-
-    cost: float
-    units: NDArray[np.intp]
-    sums: Floats
-    """[n + 1] prefix sums."""
-
-
-def _classes(scores: Floats, costs: Floats, free: NDArray[np.intp]) -> list[_Class]:
-    classes = []
-    for cost in np.unique(costs[free]):
-        members = free[costs[free] == cost]
-        order = members[np.argsort(-scores[members], kind="stable")]
-        classes.append(_Class(float(cost), order, np.concatenate([[0.0], np.cumsum(scores[order])])))
-    return sorted(classes, key=lambda c: -c.cost)
+def _best(classes: Sequence[Class], room: Floats) -> tuple[Found, float]:
+    """The best rungs that fit, and the relaxation's bound on what any could gain."""
+    relaxed = relax(classes, room)
+    if len(classes) <= 2:
+        return Found(_every_split(classes, room), 0.0, True), relaxed.bound
+    picks = _filled(classes, relaxed.picks, room, relaxed.prices)
+    short = max(0.0, relaxed.bound - value(classes, picks)[0])
+    start = Found(picks, short, short <= _TOLERANCE * relaxed.bound)
+    return start if start.optimal else search(classes, relaxed.prices, room, start), relaxed.bound
 
 
-def _fitting(members: _Class, budget: NDArray[np.floating] | float) -> NDArray[np.intp]:
-    """How many units of a class fit into each budget."""
-    return np.clip(np.floor(np.asarray(budget) / members.cost), 0, len(members.units)).astype(np.intp)
+def _scaled(members: Class, binding: np.ndarray, scale: Floats) -> Class:
+    step = None if members.step is None else members.step[binding] / scale
+    costs = members.costs[binding] / scale[:, None]
+    return Class(members.members, members.gains, costs, members.owner, members.falling, step)
 
 
-def _exact(classes: list[_Class], budget: float) -> list[int]:
-    """One or two classes: every count of the dearer one, the rest filled with the cheaper."""
-    if not classes:
-        return []
+def _every_split(classes: Sequence[Class], room: Floats) -> list[int]:
+    """One or two classes: every rung of the shorter one, the rest of the budgets filled with the other."""
     if len(classes) == 1:
-        return [int(_fitting(classes[0], budget))]
-    dear, cheap = classes
-    counts = np.arange(int(_fitting(dear, budget)) + 1)
-    filled = _fitting(cheap, budget - counts * dear.cost)
-    best = int(np.argmax(dear.sums[counts] + cheap.sums[filled]))
-    return [int(counts[best]), int(filled[best])]
+        return [int(classes[0].fitting(room[:, None])[0])]
+    swapped = len(classes[0].gains) > len(classes[1].gains)
+    short, long = classes[::-1] if swapped else classes
+    filled = long.fitting(room[:, None] - short.costs)  # [rungs of the shorter]
+    scores = np.where(filled < 0, -np.inf, short.gains + long.gains[filled])
+    best = int(np.argmax(scores))
+    picks = [best, int(filled[best])]
+    return picks[::-1] if swapped else picks
 
 
-def _near_relaxation(classes: list[_Class], budget: float, window: int = 3) -> list[int]:
-    """More than two classes: counts around the relaxed optimum, the cheapest class filling what is left."""
-    centre = [int(np.floor(n)) for n in _relaxed_counts(classes, budget)]
-    *others, last = classes
-    if len(others) > 4:  # (2 w + 1)^classes combinations: keep them countable
-        window = 1 if len(others) <= 7 else 0
-    ranges = [
-        range(max(0, n - window), min(len(c.units), n + window) + 1)
-        for n, c in zip(centre, others, strict=False)
-    ]
-    best, best_score = [0] * len(classes), -1.0
-    for counts in product(*ranges):
-        rest = budget - sum(n * c.cost for n, c in zip(counts, others, strict=True))
-        if rest < 0:
-            continue
-        fill = int(_fitting(last, rest))
-        score = sum(c.sums[n] for n, c in zip(counts, others, strict=True)) + last.sums[fill]
-        if score > best_score:
-            best, best_score = [*counts, fill], float(score)
-    return _filled(classes, best, budget)
-
-
-def _filled(classes: list[_Class], counts: list[int], budget: float) -> list[int]:
-    """Add whatever still fits, best score for its cost first."""
-    counts = list(counts)
-    rest = budget - sum(n * c.cost for n, c in zip(counts, classes, strict=True))
+def _filled(classes: Sequence[Class], picks: Sequence[int], room: Floats, prices: Floats) -> list[int]:
+    """Climb wherever that still fits, the class that loses least at the prices first."""
+    picks = list(picks)
+    usage = value(classes, picks)[1]
     while True:
-        gains = [
-            ((c.sums[n + 1] - c.sums[n]) / c.cost, i)
-            for i, (n, c) in enumerate(zip(counts, classes, strict=True))
-            if n < len(c.units) and c.cost <= rest
-        ]
-        if not gains:
-            return counts
-        _, i = max(gains)
-        counts[i] += 1
-        rest -= classes[i].cost
+        best, step = -np.inf, None
+        for index, (members, pick) in enumerate(zip(classes, picks, strict=True)):
+            left = room - usage + members.costs[:, pick]
+            top = int(members.fitting(left[:, None])[0])
+            if top > pick:
+                worth = members.gains[pick + 1 : top + 1] - prices @ members.costs[:, pick + 1 : top + 1]
+                rung = int(np.argmax(worth))
+                gain = float(worth[rung] - members.gains[pick] + prices @ members.costs[:, pick])
+                if gain > best:
+                    best, step = gain, (index, pick + 1 + rung)
+        if step is None:
+            return picks
+        index, rung = step
+        usage = usage + classes[index].costs[:, rung] - classes[index].costs[:, picks[index]]
+        picks[index] = rung
 
 
-def _densities(classes: list[_Class]) -> tuple[Floats, Floats, NDArray[np.intp]]:
-    """(score per cost, cost, class) of all free units, densest first."""
-    density = np.concatenate([np.diff(c.sums) / c.cost for c in classes] or [np.zeros(0)])
-    cost = np.concatenate([np.full(len(c.units), c.cost) for c in classes] or [np.zeros(0)])
-    owner = np.concatenate(
-        [np.full(len(c.units), i, dtype=np.intp) for i, c in enumerate(classes)]
-        or [np.zeros(0, dtype=np.intp)]
+def _solution(
+    ladders: Sequence[Ladder], heights: Sequence[int], bound: float | None, optimal: bool
+) -> Solution:
+    pairs = list(zip(ladders, heights, strict=True))
+    score = float(sum(ladder.gains[height] for ladder, height in pairs))
+    return Solution(
+        [int(ladder.counts[height]) for ladder, height in pairs],
+        score,
+        np.sum([ladder.costs[:, height] for ladder, height in pairs], axis=0),
+        score if bound is None else max(bound, score),
+        optimal,
     )
-    order = np.argsort(-density, kind="stable")
-    return density[order], cost[order], owner[order]
-
-
-def _relaxed_counts(classes: list[_Class], budget: float) -> Floats:
-    """Counts of the LP optimum: units in order of score per cost until the budget is full."""
-    _, cost, owner = _densities(classes)
-    whole = np.cumsum(cost) <= budget
-    return np.bincount(owner[whole], minlength=len(classes)).astype(float)
-
-
-def _bound(classes: list[_Class], budget: float) -> float:
-    """Value of the LP relaxation over the free units."""
-    density, cost, _ = _densities(classes)
-    spent = np.cumsum(cost)
-    fraction = np.clip((budget - (spent - cost)) / np.where(cost > 0, cost, 1), 0, 1)
-    return float((density * cost * fraction).sum())

@@ -1,14 +1,16 @@
 """`apply`: physically remove what a mask leaves out and write a model directory that loads again.
 
 The written folder is loaded back and compared with the masked dense model on real calibration rows before it
-gets its final name: what is on disk is what was checked.
+gets its final name: what is on disk is what was checked. Compensation comes before both: the masked model
+with the new weights is what the sliced one is compared with.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +31,10 @@ from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.processors import ImageProcessor
 from optin_cli.models.slicing import slice_model
 from optin_cli.models.tasks import EMBEDDING
+from optin_cli.surgery.compensate import compensate
+from optin_cli.surgery.plan import CompensationPlan, own_data
+from optin_cli.surgery.refit import NONE
+from optin_cli.surgery.settings import Progress, SiteFit
 
 log = logging.getLogger("optin")
 
@@ -48,6 +54,8 @@ class Applied:
     checked_on: str
     params: int
     dense_params: int
+    fits: tuple[SiteFit, ...] = ()
+    """What compensation did at each site; empty without compensation."""
     reused: bool = False
 
 
@@ -64,34 +72,58 @@ def check_output(output: Path, model: OpenModel) -> None:
         raise UsageError(f"{output} is the model being read", "choose another output")
 
 
-def existing(output: Path, model: OpenModel, mask: Mask) -> Applied | None:
-    """The pruned model already at `output` if it came from this model and mask; None if nothing is there.
+def existing(
+    output: Path, model: OpenModel, mask: Mask, plan: CompensationPlan | None = None
+) -> Applied | None:
+    """The pruned model already at `output` if it came from this model, mask and compensation; None if nothing is there.
 
     Raises `UsageError` when another pruned model is there.
     """
     if not (output / FILE_NAME).is_file():
         return None
     last = read_pruned(output).history[-1]
-    if (last["mask"], last["model"]["digest"]) != (mask.digest, model.digest):
+    recorded = last.get("compensation", {"method": NONE})  # models of optin 0.1 have no such entry
+    asked = plan.identity() if plan else {"method": NONE}
+    same = (last["mask"], last["model"]["digest"]) == (mask.digest, model.digest)
+    if not same or any(recorded.get(key) != value for key, value in asked.items()):
+        what = "compensation" if same else "mask or model"
         raise UsageError(
-            f"{output} exists, made with another mask or model",
+            f"{output} exists, made with another {what}",
             "choose another name, or --force to replace it",
         )
+    fits = tuple(SiteFit(**fit) for fit in recorded.get("sites", ()))
     return Applied(
-        output, last["deviation"], last["checked_on"], last["params"], model.dense["params"], reused=True
+        output,
+        last["deviation"],
+        last["checked_on"],
+        last["params"],
+        model.dense["params"],
+        fits,
+        reused=True,
     )
 
 
-def apply(model: OpenModel, mask: Mask, output: Path, data: DataSpec | None = None) -> Applied:
-    """Slice `model` by `mask` and write it to `output`. The model in memory is consumed.
+def apply(
+    model: OpenModel,
+    mask: Mask,
+    output: Path,
+    data: DataSpec | None = None,
+    plan: CompensationPlan | None = None,
+    on_progress: Progress = lambda *_: None,
+    teacher: OpenModel | None = None,
+) -> Applied:
+    """Slice `model` by `mask` and write it to `output`, compensated by `plan`. The model in memory is consumed.
 
+    `teacher` is what compensation follows: by default the model itself.
     `data` is where the check takes its rows from; by default the mask's own calibration data. Raises
     `ArtefactError` when mask and model don't belong together and `OptinError` when the check fails.
     """
     check_belongs(model, mask)
     batches, checked_on = _check_batches(model, mask, data)
+    fits = compensate(model, mask.keep, plan.batches, plan.settings, on_progress, teacher) if plan else []
     expected = _outputs_masked(model, mask, batches)
     record = _record(model, mask)
+    record.history[-1]["compensation"] = _compensation(plan, fits)
     slice_model(model.module, model.anatomy, mask.keep)
     params = sum(p.numel() for p in model.module.parameters())
     with atomic_dir(output) as folder:
@@ -106,7 +138,14 @@ def apply(model: OpenModel, mask: Mask, output: Path, data: DataSpec | None = No
             )
         record.history[-1] |= {"deviation": deviation, "checked_on": checked_on, "params": params}
         write_pruned(folder, record)
-    return Applied(output, deviation, checked_on, params, model.dense["params"])
+    return Applied(output, deviation, checked_on, params, model.dense["params"], tuple(fits))
+
+
+def _compensation(plan: CompensationPlan | None, fits: list[SiteFit]) -> dict[str, Any]:
+    """What the record says of a compensation."""
+    if plan is None:
+        return {"method": NONE}
+    return {**plan.describe(), "sites": [asdict(fit) for fit in fits]}
 
 
 def check_belongs(model: OpenModel, mask: Mask) -> None:
@@ -130,13 +169,10 @@ def _check_batches(
     model: OpenModel, mask: Mask, data: DataSpec | None
 ) -> tuple[list[dict[str, Tensor]], str]:
     """Inputs to compare on, and where they come from: real rows wherever they can still be had."""
-    told = mask.calibration
-    own = DataSpec(
-        told["spec"], told["split"], told["config"], tuple(told["text"]), told["label"], told["image"]
-    )
-    row_ids = None if data else told["row_ids"][:_CHECK_ROWS]
+    row_ids = None if data else mask.calibration["row_ids"][:_CHECK_ROWS]
+    rows = data or own_data(mask)
     try:
-        return _inputs(model, data or own, row_ids), (data or own).spec
+        return _inputs(model, rows, row_ids), rows.spec
     except OptinError as error:
         if data is not None:
             raise

@@ -23,9 +23,9 @@ def a_mask(**changes: Any) -> Mask:
         model_digest="m" * 64,
         ranking_digest="r" * 64,
         family="bert",
-        budget={"flops": 0.6, "relative_to": "dense", "tokens": 11.5},
-        reached={"flops": 0.598, "macs": 598.0, "dense_macs": 1000.0, "params": 420.0},
-        objective={"kept": 0.97, "bound": 0.971, "gap": 0.001},
+        budget={"flops": 0.6, "memory": None, "relative_to": "dense", "tokens": 11.5, "latency_table": None},
+        reached={"flops": 0.598, "macs": 598.0, "dense_macs": 1000.0, "params": 420, "memory": 0.0016},
+        objective={"kept": 0.97, "bound": 0.971, "gap": 0.001, "optimal": True},
         calibration={"spec": "data.csv", "split": "train", "row_ids": [1, 4]},
         units={"blocks.0.heads": 4, "blocks.0.neurons": 6},
         keep={"blocks.0.heads": [0, 3], "blocks.0.neurons": []},
@@ -113,6 +113,10 @@ def test_a_mask_without_its_summary_is_whole(path):
 
 def test_keys_of_a_later_program_are_passed_over(path):
     assert read_mask(change(path, lambda data: data.update(colour="red"))) == a_mask()
+
+
+def test_masks_of_the_first_schema_still_read(path):
+    assert read_mask(change(path, lambda data: data.update(schema_version=1))) == a_mask()
 
 
 def test_a_failing_write_leaves_nothing(tmp_path):
@@ -231,7 +235,7 @@ def test_json_of_something_else_says_what_writes_masks(tmp_path):
     assert "optin select" in refused(tmp_path / "m.json")
 
 
-@pytest.mark.parametrize("version", [2, 99, "1", None, 1.0])
+@pytest.mark.parametrize("version", [3, 99, "1", None, 1.0])
 def test_a_schema_that_is_newer_or_no_number_is_refused(path, version):
     message = refused(change(path, lambda data: data.update(schema_version=version)))
     assert f"schema version {version}" in message and "update optin" in message

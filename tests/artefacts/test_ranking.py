@@ -21,11 +21,13 @@ from optin_cli.artefacts.ranking import (
     combine,
     output_scale,
     read_ranking,
+    read_sketch,
     write_ranking,
 )
+from optin_cli.artefacts.sketch import Sketch
 from optin_cli.errors import ArtefactError, UsageError
 
-ARRAYS = ("score", "trajectory", "output")
+ARRAYS = ("score", "trajectory", "output", "by_batch")
 
 
 def as_plain(ranking: Ranking) -> dict:
@@ -74,7 +76,12 @@ def ranked_sites(draw, block: int) -> RankedSite:
         score=draw(arrays.arrays(np.float64, units, elements=finite)),
         trajectory=draw(arrays.arrays(np.float64, (units, columns), elements=finite)),
         output=draw(arrays.arrays(np.float64, units, elements=finite)),
-        columns=draw(st.lists(st.integers(-1, 40), min_size=columns, max_size=columns)),
+        columns=draw(st.lists(st.integers(0, 40), min_size=columns, max_size=columns)),
+        by_batch=draw(
+            arrays.arrays(
+                np.float32, (draw(st.integers(0, 3)), units, 2), elements=st.floats(0, 1e6, width=32)
+            )
+        ),
     )
 
 
@@ -89,6 +96,7 @@ def rankings(draw) -> Ranking:
         tokens=draw(st.floats(1, 512)),
         dense=draw(facts),
         sites=[draw(ranked_sites(block)) for block in range(draw(st.integers(0, 3)))],
+        batch_weights=draw(st.lists(st.floats(0, 1), max_size=3)),
         device=draw(words),
         dtype=draw(words),
         versions=draw(st.dictionaries(words, words, max_size=2)),
@@ -118,6 +126,59 @@ def test_the_same_ranking_gives_the_same_bytes(tmp_path):
     time.sleep(1.1)  # HDF5 can keep the second at which it wrote
     write_ranking(tmp_path / "b.h5", tiny_ranking())
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+@st.composite
+def sketches(draw) -> Sketch:
+    rows, sites = draw(st.integers(0, 4)), draw(st.integers(0, 2))
+    values = st.floats(-1e9, 1e9, width=32)
+    parts = [
+        {
+            f"blocks.{i}.heads": draw(
+                arrays.arrays(np.float32, (rows, draw(st.integers(0, 4))), elements=values)
+            )
+            for i in range(count)
+        }
+        for count in (draw(st.sampled_from([0, sites])), sites)
+    ]
+    return Sketch(np.arange(rows, dtype=np.int64), *parts)
+
+
+@examples(60)
+@given(sketch=sketches())
+def test_a_sketch_reads_back_to_half_precision(tmp_path_factory, sketch):
+    path = tmp_path_factory.mktemp("sketch") / "r.h5"
+    write_ranking(path, tiny_ranking(), sketch)
+    found = read_sketch(path)
+    np.testing.assert_array_equal(found.examples, sketch.examples)
+    for part in ("trajectory", "output"):
+        one, two = getattr(sketch, part), getattr(found, part)
+        assert set(one) == set(two)
+        for name, array in one.items():
+            scale = np.abs(array).max(initial=0)
+            np.testing.assert_allclose(two[name], array, rtol=1e-3, atol=1e-7 * scale)
+    assert as_plain(read_ranking(path)) == as_plain(tiny_ranking())
+
+
+def test_a_ranking_may_have_no_sketch(path):
+    assert read_sketch(path) is None
+
+
+def test_a_damaged_sketch_is_refused(path):
+    values = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    write_ranking(path, tiny_ranking(), Sketch(np.arange(8), {}, {"blocks.0.heads": values}))
+    with h5py.File(path, "r+") as file:
+        file["sketch/output/blocks.0.heads"][0, 0] = 0.25
+    assert read_ranking(path).sites  # the scores are as they were
+    with pytest.raises(ArtefactError, match="damaged"):
+        read_sketch(path)
+
+
+@pytest.mark.parametrize("version", [1, 99])
+def test_another_schema_is_refused(path, version):
+    with h5py.File(path, "r+") as file:
+        file.attrs["schema_version"] = version
+    assert "schema version" in refused(path)
 
 
 def test_the_digest_is_of_what_the_scores_are_and_came_from():
@@ -326,7 +387,7 @@ def test_a_number_of_columns_that_is_not_that_of_the_features_is_refused(path, c
 @pytest.mark.parametrize("name", ARRAYS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_scores_that_are_not_finite_are_refused(path, name, bad):
-    shape = (4, 3) if name == "trajectory" else (4,)
+    shape = {"trajectory": (4, 3), "by_batch": (2, 4, 2)}.get(name, (4,))
     value = np.ones(shape)
     value[1] = bad
     message = refused(consistent(path, "blocks.0.heads", name, value))

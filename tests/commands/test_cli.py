@@ -80,7 +80,7 @@ def test_prune_does_the_same_and_keeps_the_ranking(scored, tmp_path, monkeypatch
     model, data, ranking = scored
     monkeypatch.chdir(tmp_path)
     run("select", ranking, "--flops", "0.5", "-o", "m.json")
-    run("apply", model, "m.json", "-o", "steps")
+    run("apply", model, "m.json", "-o", "steps", "--batch-size", 6)
     first = json.loads(
         run("prune", model, "--data", data, "--flops", 0.5, "-o", "once", *FAST, "--json").stdout
     )

@@ -51,18 +51,18 @@ def test_output_change_is_kl_at_the_temperature():
         rows = F.kl_div(
             (value / 3).log_softmax(-1), (dense / 3).log_softmax(-1), reduction="none", log_target=True
         ).sum(-1)
-        assert found[v] == pytest.approx(float((rows * weights).sum() / 5), rel=1e-5)
+        assert found[v] == pytest.approx(float((rows * weights).sum()), rel=1e-5)
 
 
 def test_output_change_of_values_is_squared_error():
     dense, variants = torch.randn(4, 1, 5), torch.randn(2, 4, 1, 5)
     found = output_change(dense, variants, torch.ones(4, 1), temperature=4.0, regression=True)
-    torch.testing.assert_close(found, (variants - dense).square().sum((-1, -2)).mean(1))
+    torch.testing.assert_close(found, (variants - dense).square().sum((-1, -2)).sum(1))
 
 
 def test_relation_probe_is_the_gradient_of_the_probed_relations():
     features = unit_rows(torch.randn(9, 4)).requires_grad_()
-    signs = torch.empty(9, 9).bernoulli_(0.5, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    signs = torch.randint(0, 2, (9, 9), generator=torch.Generator().manual_seed(5)) * 2.0 - 1
     ((signs * (features @ features.t())).sum() / 9).backward()
     found = relation_probe(features.detach(), torch.Generator().manual_seed(5))
     torch.testing.assert_close(found, features.grad)
@@ -90,7 +90,6 @@ def test_output_probes_estimate_the_second_order_change(regression):
     exact = float(output_change(dense, moved, weights, **settings)) / step**2
     total = 0.0
     for _ in range(3000):
-        leaf = dense.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(output_probe(leaf, weights, generator, **settings), leaf)
+        gradient = output_probe(dense, weights, generator, **settings)
         total += float((gradient * direction).sum()) ** 2
     assert total / 3000 == pytest.approx(exact, rel=0.12)

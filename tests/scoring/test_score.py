@@ -8,14 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers import saved_model, shared_model, tiny_text_csv
 
-from optin_cli.artefacts.ranking import combine, output_scale, read_ranking
+from optin_cli.artefacts.ranking import combine, output_scale, read_ranking, read_sketch
 from optin_cli.data.sources import DataSpec
-from optin_cli.errors import UsageError
+from optin_cli.errors import InputError, UsageError
 from optin_cli.models.checkpoint import open_model
 from optin_cli.scoring import score as stage
 from optin_cli.scoring.plan import ScoreSettings, estimate_seconds, make_plan
@@ -57,6 +58,86 @@ def test_columns_say_which_block_they_measure(tmp_path):
     assert columns["blocks.1.neurons"] == [2]
     assert columns["blocks.2.heads"] == [2]  # the last block has no deeper feature
     assert all(s.trajectory.shape == (s.units, len(s.columns)) for s in ranking.sites)
+
+
+def test_a_batch_alone_is_kept_and_the_batches_average_to_the_scores(tmp_path):
+    ranking = stage.score(plan_for(tmp_path), tmp_path / "r.h5")
+    weights = np.array(ranking.batch_weights)
+    assert weights.sum() == pytest.approx(1)
+    for site in read_ranking(tmp_path / "r.h5").sites:
+        assert site.by_batch.shape == (3, site.units, 2)
+        mean = np.tensordot(weights, site.by_batch, 1)
+        np.testing.assert_allclose(mean[:, 0], site.trajectory.sum(1), rtol=1e-5)
+        np.testing.assert_allclose(mean[:, 1], site.output, rtol=1e-5)
+
+
+@pytest.mark.parametrize("probes", [1, 3])
+def test_the_sketch_squares_to_the_scores(probes, tmp_path):
+    settings = dataclasses.replace(SMALL, method="curvature", probes=probes, sketch_rows=30)
+    ranking = stage.score(plan_for(tmp_path, settings=settings), tmp_path / "r.h5")
+    sketch = read_sketch(tmp_path / "r.h5")
+    kept = min(probes, 3)  # of 12 examples, 30 rows are three probes
+    assert sorted(sketch.examples) == sorted(list(range(12)) * kept)
+    for site in ranking.sites:
+        squares = np.square(sketch.output[site.name]).sum(0)
+        np.testing.assert_allclose(squares, site.output, rtol=0.02)  # float16
+        assert sketch.trajectory[site.name].shape == (12 * kept, site.units)
+
+
+def test_no_sketch_is_kept_unless_asked_for(tmp_path):
+    plan = plan_for(tmp_path, settings=dataclasses.replace(SMALL, sketch_rows=0))
+    stage.score(plan, tmp_path / "r.h5")
+    assert read_sketch(tmp_path / "r.h5") is None
+
+
+def test_a_sketch_larger_than_the_disk_is_refused_and_nothing_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(InputError, match=r"no-sketch"):
+        stage.score(plan_for(tmp_path), tmp_path / "r.h5")
+    assert not (tmp_path / "r.h5").exists()
+    assert list((tmp_path / ".r.h5.partial").glob("*.npz"))
+    monkeypatch.undo()
+    steps = []
+    stage.score(plan_for(tmp_path), tmp_path / "r.h5", lambda done, total, what: steps.append(what))
+    assert read_ranking(tmp_path / "r.h5").sites
+
+
+def test_probing_goes_on_until_the_error_is_reached(tmp_path):
+    counts, scatter = [], []
+    exact = stage.score(
+        plan_for(
+            tmp_path, settings=dataclasses.replace(SMALL, method="curvature", probes=300, sketch_rows=0)
+        ),
+        tmp_path / "exact.h5",
+    )
+    for target in (0.3, 0.1):
+        settings = dataclasses.replace(SMALL, method="curvature", rel_error=target, sketch_rows=0)
+        found = stage.score(plan_for(tmp_path, settings=settings), tmp_path / f"{target}.h5")
+        counts.append(found.settings["probed"])
+        errors = [
+            np.abs(a.trajectory.sum(1) / b.trajectory.sum(1) - 1)
+            for a, b in zip(found.sites, exact.sites, strict=True)
+        ]
+        scatter.append(float(np.median(np.concatenate(errors))))
+    assert 2 <= counts[0] < counts[1] / 4  # the error falls with the root
+    assert scatter[0] < 0.3
+    assert scatter[1] < 0.1
+
+
+def test_the_band_is_scored_exactly_and_the_rest_by_probes(tmp_path):
+    settings = dataclasses.replace(SMALL, exact_band=0.1, band_flops=0.5)
+    found = stage.score(plan_for(tmp_path, settings=settings), tmp_path / "band.h5")
+    exact = stage.score(
+        plan_for(tmp_path, settings=dataclasses.replace(SMALL, method="ablation")), tmp_path / "a.h5"
+    )
+    probed = stage.score(plan_for(tmp_path), tmp_path / "p.h5")
+    near = 0
+    for a, b, c in zip(found.sites, exact.sites, probed.sites, strict=True):
+        same = np.isclose(a.output, b.output, rtol=1e-4)
+        np.testing.assert_array_equal(a.output[~same], c.output[~same])
+        near += int(same.sum()) if a.kind == "neurons" else 0
+    units = sum(s.units for s in found.sites)
+    assert 0.1 * units < near <= 0.2 * units + 1
 
 
 def test_score_is_trajectory_plus_scaled_output(tmp_path):
@@ -182,6 +263,13 @@ def test_progress_ends_at_its_total(tmp_path):
         ({"probes": 0}, "probes"),
         ({"temperature": 0.0}, "temperature"),
         ({"output_weight": -1.0}, "lambda"),
+        ({"precision": "half"}, "precision"),
+        ({"rel_error": 1.5}, "rel-error"),
+        ({"sketch_rows": -1}, "sketch-rows"),
+        ({"exact_band": 0.1}, "band-flops"),
+        ({"band_flops": 0.1}, "band-flops"),
+        ({"exact_band": 2.0, "band_flops": 0.5}, "exact-band 2"),
+        ({"exact_band": 0.1, "band_flops": 0.5, "method": "ablation"}, "ablation has nothing"),
     ],
 )
 def test_settings_that_make_no_sense(change, word):

@@ -1,7 +1,8 @@
-"""The solver against brute force over all masks."""
+"""The solver against enumeration of all choices, and its bound against a linear program."""
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -9,93 +10,205 @@ import pytest
 from helpers import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
+from optin_cli.selection import solver
+from optin_cli.selection.ladder import Ladder, classes_of
+from optin_cli.selection.relaxation import relax
+from optin_cli.selection.search import search
 from optin_cli.selection.solver import solve
 
 
+def straight(scores, unit, low: int = 0, multiple: int = 1) -> Ladder:
+    """A site whose units all cost `unit`, [budgets]."""
+    best = np.sort(np.asarray(scores, dtype=float))[::-1]
+    counts = np.arange(low, len(best) + 1, multiple)
+    unit = np.asarray(unit, dtype=float)
+    step = tuple((unit * multiple).tolist()) if len(counts) > 1 else None
+    return Ladder(counts, np.append(0, np.cumsum(best))[counts], unit[:, None] * counts, step)
+
+
+def curved(scores, costs) -> Ladder:
+    """A site with any rising costs, [budgets, units + 1]."""
+    best = np.sort(np.asarray(scores, dtype=float))[::-1]
+    counts = np.arange(len(best) + 1)
+    return Ladder(counts, np.append(0, np.cumsum(best)), np.asarray(costs, dtype=float))
+
+
 @st.composite
-def instances(draw, max_classes: int, max_units: int = 11):
-    """(scores, costs, budget, forced) small enough to enumerate."""
-    prices = draw(st.lists(st.integers(1, 9), min_size=1, max_size=max_classes, unique=True))
-    units = draw(st.integers(1, max_units))
-    costs = np.array(draw(st.lists(st.sampled_from(prices), min_size=units, max_size=units)), dtype=float)
-    scores = np.array(draw(st.lists(st.integers(0, 50), min_size=units, max_size=units)), dtype=float)
-    forced = np.array(draw(st.lists(st.booleans(), min_size=units, max_size=units))) & draw(st.booleans())
-    budget = draw(st.floats(0, 1)) * costs.sum()
-    return scores, costs, budget, forced
+def uniform(draw, costs: int = 4, budgets: int = 3):
+    """(ladders, budgets): sites that share up to `costs` unit costs, small enough to enumerate."""
+    rows = draw(st.integers(1, budgets))
+    units = draw(st.lists(st.tuples(*[st.integers(1, 9)] * rows), min_size=1, max_size=costs, unique=True))
+    ladders = []
+    for _ in range(draw(st.integers(1, 5))):
+        scores = draw(st.lists(st.integers(0, 50), min_size=0, max_size=4))
+        low = draw(st.integers(0, len(scores))) if draw(st.booleans()) else 0
+        ladders.append(straight(scores, draw(st.sampled_from(units)), low))
+    return ladders, _some(draw, ladders)
 
 
-def best_by_enumeration(scores, costs, budget, forced):
+@st.composite
+def stairs(draw, budgets: int = 2):
+    """(ladders, budgets): every site has costs of its own, flat in places and steep in others."""
+    rows = draw(st.integers(1, budgets))
+    ladders = []
+    for _ in range(draw(st.integers(1, 4))):
+        scores = draw(st.lists(st.integers(0, 50), min_size=0, max_size=4))
+        rises = [
+            draw(st.lists(st.integers(0, 9), min_size=len(scores), max_size=len(scores))) for _ in range(rows)
+        ]
+        ladders.append(curved(scores, [np.append(0, np.cumsum(row)) for row in rises]))
+    return ladders, _some(draw, ladders)
+
+
+def _some(draw, ladders):
+    most = np.sum([ladder.costs[:, -1] for ladder in ladders], axis=0)
+    return np.array([draw(st.floats(0, 1.1)) for _ in most]) * most
+
+
+instances = st.one_of(uniform(), stairs())
+
+
+def by_enumeration(ladders, budgets) -> float | None:
     best = None
-    for mask in product([False, True], repeat=len(scores)):
-        mask = np.array(mask)
-        if (mask | ~forced).all() and costs[mask].sum() <= budget * (1 + 1e-9):
-            value = scores[mask].sum()
-            best = value if best is None else max(best, value)
+    for heights in product(*(range(len(ladder.counts)) for ladder in ladders)):
+        pairs = list(zip(ladders, heights, strict=True))
+        if (np.sum([ladder.costs[:, h] for ladder, h in pairs], axis=0) <= budgets * (1 + 1e-12)).all():
+            score = sum(ladder.gains[h] for ladder, h in pairs)
+            best = score if best is None else max(best, score)
     return best
 
 
-def check_valid(solution, scores, costs, budget, forced):
-    assert costs[solution.keep].sum() <= budget * (1 + 1e-9)
-    assert solution.keep[forced].all()
-    assert solution.score == pytest.approx(scores[solution.keep].sum())
-    assert solution.cost == pytest.approx(costs[solution.keep].sum())
+def check_valid(solution, ladders, budgets):
+    heights = [ladder.counts.tolist().index(n) for ladder, n in zip(ladders, solution.counts, strict=True)]
+    pairs = list(zip(ladders, heights, strict=True))
+    assert solution.costs == pytest.approx(np.sum([ladder.costs[:, h] for ladder, h in pairs], axis=0))
+    assert solution.score == pytest.approx(sum(ladder.gains[h] for ladder, h in pairs))
+    assert (solution.costs <= budgets * (1 + 1e-9)).all()
 
 
-@examples(300)
-@given(instances(max_classes=2))
-def test_two_costs_are_solved_exactly(instance):
-    scores, costs, budget, forced = instance
-    best = best_by_enumeration(*instance)
-    solution = solve(scores, costs, budget, forced)
+@examples(500)
+@given(instances)
+def test_the_solver_finds_what_enumeration_finds(instance):
+    best, solution = by_enumeration(*instance), solve(*instance)
     if best is None:
         assert solution is None
         return
     check_valid(solution, *instance)
     assert solution.score == pytest.approx(best)
-    assert solution.bound >= best - 1e-6
+    assert solution.optimal
+    assert solution.bound >= best - 1e-9
 
 
 @examples(200)
-@given(instances(max_classes=4, max_units=10))
-def test_more_costs_stay_within_the_reported_gap(instance):
-    best = best_by_enumeration(*instance)
-    solution = solve(*instance)
+@given(instances)
+def test_a_search_cut_short_still_keeps_the_budgets_and_an_honest_gap(instance):
+    best = by_enumeration(*instance)
     if best is None:
-        assert solution is None
         return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solver, "search", partial(search, most_states=1))
+        solution = solve(*instance)
     check_valid(solution, *instance)
-    assert solution.score <= best + 1e-6
-    assert solution.score >= best - solution.gap - 1e-6
-    assert solution.bound >= best - 1e-6
+    assert best - solution.gap - 1e-9 <= solution.score <= best + 1e-9
+    assert solution.bound >= best - 1e-9
+    if solution.optimal:
+        assert solution.score == pytest.approx(best)
 
 
-@examples(60)
-@given(instances(max_classes=2), st.floats(0, 1))
-def test_a_larger_budget_never_scores_less(instance, share):
-    scores, costs, budget, forced = instance
-    small, large = solve(scores, costs, budget * share, forced), solve(scores, costs, budget, forced)
+def test_a_search_cut_short_says_so():
+    rng = np.random.default_rng(1)
+    ladders = [straight(rng.random(40), [rng.uniform(1, 2), rng.uniform(1, 2)]) for _ in range(8)]
+    budgets = 0.5 * np.sum([ladder.costs[:, -1] for ladder in ladders], axis=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solver, "search", partial(search, most_states=1))
+        solution = solve(ladders, budgets)
+    assert not solution.optimal
+    check_valid(solution, ladders, budgets)
+
+
+@examples(300)
+@given(instances, st.lists(st.floats(0, 1), min_size=3, max_size=3))
+def test_a_larger_budget_never_scores_less(instance, shares):
+    ladders, budgets = instance
+    small, large = solve(ladders, budgets * shares[: len(budgets)]), solve(ladders, budgets)
     if small is not None:
         assert large.score >= small.score - 1e-9
 
 
-def test_all_units_fit_at_the_full_budget():
-    costs = np.array([3.0, 3, 1, 1, 1])
-    solution = solve(np.ones(5), costs, costs.sum(), np.zeros(5, bool))
-    assert solution.keep.all()
-    assert solution.gap == pytest.approx(0)
-
-
-def test_ties_go_to_the_lower_index():
-    solution = solve(np.ones(6), np.ones(6), 3.0, np.zeros(6, bool))
-    assert solution.keep.tolist() == [True] * 3 + [False] * 3
-
-
-def test_a_model_of_bert_base_size_is_within_one_head_of_the_bound():
+def test_many_budgets_of_a_middling_model_rise_and_are_proved():
+    """What enumeration can't reach: 24 sites with stairs of their own, 60 budgets one after the other."""
     rng = np.random.default_rng(0)
-    scores = np.concatenate([rng.lognormal(4, 1, 144), rng.lognormal(0, 1, 36_864)])
-    costs = np.concatenate([np.full(144, 64.0), np.full(36_864, 1.0)])
-    for share in (0.02, 0.3, 0.6, 0.9):
-        solution = solve(scores, costs, share * costs.sum(), np.zeros(len(costs), bool))
-        assert solution.cost <= share * costs.sum()
-        assert solution.gap < 1e-3 * solution.bound
+    ladders = [
+        curved(rng.lognormal(0, 1, n), [np.append(0, np.cumsum(rng.random(n) * (np.arange(n) % 8 == 0)))])
+        for n in [12, 256] * 12
+    ]
+    most = sum(ladder.costs[:, -1] for ladder in ladders)
+    solutions = [solve(ladders, share * most) for share in np.linspace(0.05, 1, 60)]
+    assert all(solution.optimal for solution in solutions)
+    assert (np.diff([solution.score for solution in solutions]) >= 0).all()
+
+
+@examples(150)
+@given(instances)
+def test_the_bound_is_the_linear_programs(instance):
+    """The relaxation mixes the rungs of each site: one weight a rung."""
+    ladders, budgets = instance
+    if by_enumeration(ladders, budgets) is None:
+        return
+    rungs = [len(ladder.counts) for ladder in ladders]
+    program = linprog(
+        -np.concatenate([ladder.gains for ladder in ladders]),
+        A_ub=np.concatenate([ladder.costs for ladder in ladders], axis=1),
+        b_ub=budgets * (1 + 1e-12),
+        A_eq=np.repeat(np.eye(len(ladders)), rungs, axis=1),
+        b_eq=np.ones(len(ladders)),
+    )
+    assert solve(ladders, budgets).bound == pytest.approx(-program.fun, rel=1e-7, abs=1e-7)
+
+
+@examples(100)
+@given(uniform())
+def test_any_prices_the_relaxation_ends_with_bound_every_choice(instance):
+    ladders, budgets = instance
+    best = by_enumeration(ladders, budgets)
+    if best is not None:
+        found = relax(classes_of(ladders), budgets)
+        assert found.bound >= best - 1e-9
+        assert (found.prices >= 0).all()
+
+
+def test_everything_fits_at_the_full_budget():
+    ladders = [straight([1, 1], [3.0]), straight([1, 1, 1], [1.0])]
+    solution = solve(ladders, np.array([9.0]))
+    assert solution.counts == [2, 3]
+    assert solution.gap == 0
+    assert solution.optimal
+
+
+def test_ties_go_to_the_earlier_site():
+    assert solve([straight([1] * 3, [1.0]) for _ in range(3)], np.array([4.0])).counts == [3, 1, 0]
+
+
+def test_sites_of_one_cost_are_one_class():
+    ladders = [straight([3, 1], [1.0]), straight([5, 4], [2.0]), straight([2], [1.0]), curved([1], [[0, 1]])]
+    classes = classes_of(ladders)
+    assert [c.members for c in classes] == [(0, 2), (1,), (3,)]
+    assert classes[0].gains.tolist() == [0, 3, 5, 6]
+    assert [classes[0].rungs(n) for n in range(4)] == [[0, 0], [1, 0], [1, 1], [2, 1]]
+
+
+@pytest.mark.parametrize("budgets", [1, 2])
+@pytest.mark.parametrize("costs", [2, 4, 12])
+def test_a_model_of_bert_base_size_is_within_a_hair_of_the_bound(costs, budgets):
+    rng = np.random.default_rng(0)
+    units = rng.uniform(1, 60, (costs, budgets))
+    ladders = [
+        straight(rng.lognormal(0, 1, 37_008 // 24) * units[i % costs, 0], units[i % costs]) for i in range(24)
+    ]
+    most = np.sum([ladder.costs[:, -1] for ladder in ladders], axis=0)
+    for share in (0.02, 0.3, 0.9):
+        solution = solve(ladders, share * most)
+        check_valid(solution, ladders, share * most)
+        assert solution.gap < 1e-4 * solution.bound

@@ -1,0 +1,308 @@
+"""Accuracy against MACs kept: every method on the same model, data, budgets and calibration seeds.
+
+    python benchmarks/accuracy.py [--shared ../shared] [--cells benchmarks/accuracy.json] [--only ours,optin]
+                                  [--models minilm-stsb,minilm-sst2] [--budgets 0.5,0.4] [--seeds 0,1,2]
+    python benchmarks/accuracy.py --report      # tables and plots from the cells that are there
+
+Cells go into a JSON file one by one, so a run that is stopped goes on where it was. Nothing is compared across
+machines: a cell knows where it was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from optin_cli.artefacts.files import atomic_file
+from optin_cli.artefacts.ranking import read_sketch
+from optin_cli.data.batches import Batches
+from optin_cli.data.examples import sample
+from optin_cli.data.sources import DataSpec
+from optin_cli.measure.evaluate import evaluate
+from optin_cli.models.checkpoint import open_model
+from optin_cli.models.tasks import EMBEDDING
+from optin_cli.scoring.plan import ScoreSettings, make_plan
+from optin_cli.scoring.score import existing, score
+from optin_cli.selection.request import Request
+from optin_cli.selection.select import select
+from optin_cli.steps import prune_in_steps
+from optin_cli.surgery.apply import apply
+from optin_cli.surgery.plan import make_plan as plan_compensation
+from optin_cli.surgery.settings import Compensation
+
+BUDGETS = (0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and the task it is measured on."""
+
+    name: str
+    spec: str
+    data: str
+    test: str
+    metric: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a model is pruned."""
+
+    name: str
+    title: str
+    scoring: dict[str, Any] = field(default_factory=dict)
+    request: dict[str, Any] = field(default_factory=dict)
+    compensation: str = "none"
+    steps: int = 1
+
+
+CASES = (
+    Case(
+        "minilm-stsb", "demo:minilm", "data/stsb", "test", "spearman", "all-MiniLM-L6-v2, stsb test, Spearman"
+    ),
+    Case(
+        "minilm-sst2",
+        "models/minilm-l6-sst2",
+        "data/sst2",
+        "validation",
+        "accuracy",
+        "minilm-l6-sst2, sst2 validation, accuracy",
+    ),
+    Case(
+        "vit-cifar10", "models/vit-cifar10", "data/cifar10", "test", "accuracy", "ViT, CIFAR-10 test, top-1"
+    ),
+)
+METHODS = (
+    Method("random", "random", {"method": "random"}),
+    Method("magnitude", "magnitude", {"method": "magnitude"}),
+    Method("reference", "OPTIN as released", {"method": "reference"}),
+    Method("optin", "OPTIN, the paper", {"method": "auto"}),
+    Method("ptf-search", "PTF search", {"method": "fisher", "per_batch": True}),
+    Method("ptf-full", "PTF full", {"method": "fisher"}, {"interactions": "layer"}, "scale"),
+    Method("k-prune", "K-prune (knowledge + refit)", {"method": "knowledge"}, {}, "full"),
+    Method("ours", "ours", {}, {}, "auto"),
+    Method("ours-4", "ours, --steps 4", {}, {}, "auto", steps=4),
+)
+
+
+class Cells:
+    """What was measured, in a JSON file that is rewritten after every cell."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+
+    def put(self, key: str, cell: dict[str, Any]) -> None:
+        self.found[key] = cell
+        with atomic_file(self.path) as temporary:
+            temporary.write_text(json.dumps(self.found, indent=1, sort_keys=True) + "\n")
+
+    def series(self, case: Case, method: Method, budget: float, metric: str) -> list[float]:
+        cells = (self.found.get(f"{case.name}/{method.name}/{budget}/{seed}") for seed in SEEDS)
+        return [cell["metrics"][metric] for cell in cells if cell is not None]
+
+
+class Runner:
+    """Runs the cells of one case; dense outputs and rankings are made once."""
+
+    def __init__(self, case: Case, shared: Path, work: Path) -> None:
+        self.case, self.work = case, work
+        local = shared / case.spec
+        self.spec = str(local) if local.exists() else case.spec
+        self.data = str(shared / case.data)
+        self.dense = open_model(self.spec)
+        separate = self.dense.task.name == EMBEDDING
+        rows = sample(DataSpec(self.data, case.test), self.dense.family.modality, None, 0, separate=separate)
+        self.batches = Batches(rows, self.dense.processor, 64, separate=separate)
+
+    def run(self, method: Method, budget: float, seed: int) -> dict[str, Any]:
+        """Prune and measure one cell."""
+        plan = make_plan(
+            open_model(self.spec), DataSpec(self.data), ScoreSettings(seed=seed, **method.scoring)
+        )
+        path = self.work / f"{self.case.name}-{method.scoring.get('method', 'default')}-{seed}.h5"
+        if method.scoring.get("per_batch"):
+            path = path.with_stem(f"{path.stem}-per-batch")
+        output = self.work / f"{self.case.name}-{method.name}-{budget}-{seed}"
+        seconds = {}
+        ranking = existing(path, plan, any_lambda=True)
+        if ranking is None:
+            ranking = score(plan, path)
+        seconds["score"] = ranking.seconds
+        request = Request(flops=budget, **method.request)
+        compensation = Compensation(method=method.compensation, seed=seed)
+        started = time.perf_counter()
+        if method.steps > 1:
+            prune_in_steps(
+                plan,
+                request,
+                output,
+                path,
+                method.steps,
+                compensation=compensation,
+                rankings=self.work,
+                force=True,
+            )
+        else:
+            mask = select(ranking, request, read_sketch(path) if method.request else None)
+            again = plan_compensation(plan.model, mask, compensation, plan.examples.data, at_most=True)
+            apply(plan.model, mask, output, plan=again)
+        seconds["prune"] = time.perf_counter() - started
+        found = evaluate(open_model(str(output)), self.batches, self.dense)
+        return {
+            "metrics": found.metrics | found.fidelity,
+            "dense": found.baseline_metrics,
+            "seconds": {name: round(value, 1) for name, value in seconds.items()},
+            "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+            "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
+        }
+
+
+def wanted(options: argparse.Namespace, shared: Path) -> Iterator[tuple[Case, Method, float, int]]:
+    """Seed by seed, so that a stopped run has whole tables of the first ones."""
+
+    def chosen(given: str, items: Any) -> list[Any]:
+        names = given.split(",") if given else [item.name for item in items]
+        unknown = set(names) - {item.name for item in items}
+        if unknown:
+            sys.exit(f"no {', '.join(sorted(unknown))}; there is {', '.join(item.name for item in items)}")
+        return [item for item in items if item.name in names]
+
+    cases = []
+    for case in chosen(options.models, CASES):
+        there = case.spec.startswith("demo:") or (shared / case.spec).exists()
+        cases += [case] if there else []
+        if not there:
+            print(f"left out: {case.title} (no model there)", file=sys.stderr)
+    budgets = [float(b) for b in options.budgets.split(",")] if options.budgets else BUDGETS
+    seeds = [int(s) for s in options.seeds.split(",")] if options.seeds else SEEDS
+    methods = chosen(options.only, METHODS)
+    return (
+        (case, method, budget, seed)
+        for seed in seeds
+        for case in cases
+        for method in methods
+        for budget in budgets
+    )
+
+
+def measure(options: argparse.Namespace, cells: Cells) -> None:
+    shared = options.shared.resolve()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        runners: dict[str, Runner] = {}
+        for case, method, budget, seed in wanted(options, shared):
+            key = f"{case.name}/{method.name}/{budget}/{seed}"
+            if key in cells.found:
+                continue
+            if case.name not in runners:
+                runners[case.name] = Runner(case, shared, work)
+            cell = runners[case.name].run(method, budget, seed)
+            cells.put(key, cell)
+            print(
+                f"{key}: {cell['metrics'][case.metric]:.2f}  {cell['seconds']}", file=sys.stderr, flush=True
+            )
+
+
+def report(cells: Cells, folder: Path) -> None:
+    """A Markdown table for each model, metric and fidelity, and a plot."""
+    for case in CASES:
+        measured = [key for key in cells.found if key.startswith(f"{case.name}/")]
+        if not measured:
+            continue
+        dense = cells.found[measured[0]]["dense"][case.metric]
+        print(f"### {case.title} (dense {dense:.2f})\n")
+        print("| method | " + " | ".join(f"{b:g}" for b in BUDGETS) + " | seeds | score + prune |")
+        print("|---" * (len(BUDGETS) + 3) + "|")
+        for method in METHODS:
+            print(row_of(cells, case, method))
+        print()
+        plot(cells, case, dense, folder / f"accuracy-{case.name}.png")
+
+
+def row_of(cells: Cells, case: Case, method: Method) -> str:
+    values = {b: cells.series(case, method, b, case.metric) for b in BUDGETS}
+    texts = []
+    for budget, found in values.items():
+        best = max(
+            (float(np.mean(s)) for m in METHODS if (s := cells.series(case, m, budget, case.metric))),
+            default=0.0,
+        )
+        text = f"{np.mean(found):.2f}" if found else ""
+        text = f"**{text}**" if found and np.mean(found) >= best - 1e-9 else text
+        texts.append(text + (f" ± {np.std(found, ddof=1):.2f}" if len(found) > 1 else ""))
+    counts = {len(found) for found in values.values() if found}
+    spent = [
+        sum(cell["seconds"].values())
+        for key, cell in cells.found.items()
+        if key.startswith(f"{case.name}/{method.name}/")
+    ]
+    seeds = "-".join(map(str, sorted({min(counts), max(counts)}))) if counts else "0"
+    time_text = f"{np.median(spent):.0f} s" if spent else ""
+    return f"| {method.title} | " + " | ".join(texts) + f" | {seeds} | {time_text} |"
+
+
+def plot(cells: Cells, case: Case, dense: float, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    axes.axhline(dense, color="0.6", linewidth=1)
+    axes.annotate(
+        "dense", (max(BUDGETS), dense), textcoords="offset points", xytext=(0, 4), ha="left", color="0.4"
+    )
+    for method in METHODS:
+        points = [(b, np.mean(s)) for b in BUDGETS if (s := cells.series(case, method, b, case.metric))]
+        if points:
+            ours = method.name.startswith("ours")
+            axes.plot(
+                *zip(*points, strict=True), marker="o", ms=4, lw=2.5 if ours else 1.2, label=method.title
+            )
+    axes.invert_xaxis()
+    axes.set(xlabel="share of the MACs kept", ylabel=case.metric, title=case.title)
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--cells", type=Path, default=Path("benchmarks/accuracy.json"))
+    parser.add_argument(
+        "--work", type=Path, help="keep rankings and models here (default: a temporary folder)"
+    )
+    parser.add_argument("--only", default="", help=f"methods: {','.join(m.name for m in METHODS)}")
+    parser.add_argument("--models", default="", help=f"models: {','.join(c.name for c in CASES)}")
+    parser.add_argument("--budgets", default="")
+    parser.add_argument("--seeds", default="")
+    parser.add_argument("--report", action="store_true")
+    options = parser.parse_args()
+    cells = Cells(options.cells)
+    if not options.report:
+        measure(options, cells)
+    report(cells, options.cells.parent)
+
+
+if __name__ == "__main__":
+    main()

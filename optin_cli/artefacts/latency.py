@@ -1,0 +1,127 @@
+"""A latency table: what the units of each site cost in milliseconds on one device, batch and length. JSON."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optin_cli.artefacts.files import atomic_file, digest_json, read_record, to_json
+from optin_cli.errors import ArtefactError
+
+FORMAT = "optin-latency-table"
+SCHEMA_VERSION = 1
+MAKER = "optin bench MODEL --table"
+
+
+@dataclass
+class LatencyTable:
+    """See the module's docstring. A model's latency is `fixed_ms` plus its sites' milliseconds."""
+
+    model: dict[str, Any]
+    """id, digest (weights), dense_digest (weights of the dense original), family."""
+    setting: dict[str, Any]
+    """device, processor (of a CPU), threads, dtype, batch_size, size (tokens, or pixels a side)."""
+    total_ms: float
+    """Median forward of the whole model."""
+    fixed_ms: float
+    """What is left of it without any unit: embeddings, norms, the task head."""
+    curves: list[dict[str, Any]]
+    """counts (ascending, from 0) and ms: median time that so many units add; noise: the typical error of one ms."""
+    sites: dict[str, dict[str, Any]]
+    """Site name -> kind, units, and curve, an index: alike sites share one."""
+    created: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        return digest_json(asdict(self))
+
+    def site_ms(self, name: str, counts: NDArray[Any] | list[int]) -> NDArray[np.float64]:
+        """Milliseconds that `counts` units of a site take: linear between the measured ones."""
+        curve = self.curves[self.sites[name]["curve"]]
+        return np.interp(counts, curve["counts"], curve["ms"])
+
+    def model_ms(self, kept: Mapping[str, int]) -> float:
+        """Predicted milliseconds of a model with `kept` units in each site."""
+        return self.fixed_ms + sum(float(self.site_ms(name, [units])[0]) for name, units in kept.items())
+
+    def describe(self) -> dict[str, Any]:
+        """The setting and where the table is from, for the record of what it was used for."""
+        return {**self.setting, "model": self.model["id"], "of": self.model["digest"], "digest": self.digest}
+
+
+def processor_name() -> str:
+    """The CPU's model as the system names it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def write_latency_table(path: Path, table: LatencyTable) -> None:
+    with atomic_file(path) as temporary:
+        data = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **asdict(table)}
+        temporary.write_text(to_json(data) + "\n")
+
+
+def read_latency_table(path: Path) -> LatencyTable:
+    """Read and check a table.
+
+    Raises `UsageError` for a path that can't be read, `ArtefactError` for anything that is not a valid table.
+    """
+    table = read_record(
+        path, LatencyTable, "a latency table", FORMAT, SCHEMA_VERSION, maker=MAKER,
+        optional=("created", "versions"),
+    )  # fmt: skip
+    problems = [problem for check in (_facts, _curves, _sites) for problem in check(table)]
+    if problems:
+        raise ArtefactError(
+            f"{path} is a damaged latency table: {'; '.join(problems)}", f"run `{MAKER}` again"
+        )
+    return table
+
+
+def _facts(table: LatencyTable) -> list[str]:
+    wanted = {
+        "model": ("id", "digest", "dense_digest", "family"),
+        "setting": ("device", "processor", "threads", "dtype", "batch_size", "size"),
+    }
+    return [
+        f"{part} lacks {key}"
+        for part, keys in wanted.items()
+        for key in keys
+        if key not in getattr(table, part)
+    ]
+
+
+def _curves(table: LatencyTable) -> list[str]:
+    problems = [] if np.isfinite([table.total_ms, table.fixed_ms]).all() else ["times that are not finite"]
+    for index, curve in enumerate(table.curves):
+        counts, ms = (curve.get(key) if isinstance(curve, dict) else None for key in ("counts", "ms"))
+        if not isinstance(counts, list) or not isinstance(ms, list) or len(counts) != len(ms) or not counts:
+            problems.append(f"curve {index} lacks a time for each count")
+        elif not all(type(n) is int for n in counts) or counts[0] != 0 or np.any(np.diff(counts) <= 0):
+            problems.append(f"curve {index}: counts must be whole numbers that ascend from 0")
+        elif not all(isinstance(t, int | float) for t in ms) or not np.isfinite(ms).all():
+            problems.append(f"curve {index}: times must be finite numbers")
+    return problems
+
+
+def _sites(table: LatencyTable) -> list[str]:
+    problems = []
+    for name, site in table.sites.items():
+        index = site.get("curve") if isinstance(site, dict) else None
+        if type(index) is not int or not 0 <= index < len(table.curves):
+            problems.append(f"{name} has no curve")
+        elif type(site.get("units")) is not int or site["units"] < 0:
+            problems.append(f"{name} has no number of units")
+    return problems

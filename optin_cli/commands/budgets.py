@@ -1,0 +1,203 @@
+"""Options that say what a mask must meet, and the requests they make: the same in `select` and `prune`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from optin_cli.artefacts.latency import read_latency_table
+from optin_cli.commands import options
+from optin_cli.errors import UsageError
+from optin_cli.selection.request import Request
+
+Flops = Annotated[
+    str | None,
+    typer.Option("--flops", metavar="FRACTION", help="Share of the MACs of all layers to keep."),
+]
+Params = Annotated[
+    str | None,
+    typer.Option(
+        "--params", metavar="FRACTION", help="Share of the model's parameters to keep, embeddings included."
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option("--memory", metavar="MIB", help="MiB that the stored weights may take."),
+]
+Latency = Annotated[
+    str | None,
+    typer.Option(
+        "--latency",
+        metavar="FRACTION|MS",
+        help="Share of the latency, or milliseconds (12.5ms); needs --latency-table.",
+    ),
+]
+Table = Annotated[
+    Path | None,
+    typer.Option(
+        "--latency-table",
+        metavar="FILE.json",
+        help="Made by `optin bench MODEL --table`; also predicts the latency under other budgets.",
+    ),
+]
+RelativeTo = Annotated[
+    str,
+    typer.Option("--relative-to", help="Shares of the original `dense` or of the `current` model."),
+]
+Tokens = Annotated[
+    float | None,
+    typer.Option("--tokens", help="Sequence length that MACs are counted for (default: calibration mean)."),
+]
+MinHeads = Annotated[int, typer.Option("--min-heads", help="Heads every layer keeps at least.")]
+MinNeurons = Annotated[int, typer.Option("--min-neurons", help="Neurons every layer keeps at least.")]
+MaxPrune = Annotated[
+    float,
+    typer.Option(
+        "--max-prune-per-layer",
+        metavar="FRACTION",
+        help="Largest share of a layer's heads, and of its neurons, that may go.",
+    ),
+]
+Protect = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--protect", metavar="GLOB", help="Keep matching sites whole, e.g. 'blocks.0.*'; may be repeated."
+    ),
+]
+Only = Annotated[
+    str | None,
+    typer.Option("--only", metavar="KIND", help="Prune heads or neurons alone."),
+]
+RoundTo = Annotated[
+    str,
+    typer.Option(
+        "--round-to",
+        metavar="N|auto",
+        help="Keep neurons of a layer in multiples of 8, 16, 32 or 64; auto picks by device.",
+    ),
+]
+FeatureWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--feature-weights",
+        metavar="NAME|W,W,...",
+        help="Weigh the blocks' features in the scores: uniform, deep, last, or a weight for each block.",
+    ),
+]
+Interactions = Annotated[
+    str,
+    typer.Option(
+        "--interactions",
+        metavar="SCOPE",
+        help="Then exchange units so that they cost less together: within a layer, global, or none.",
+    ),
+]
+
+
+def requests(
+    *,
+    flops: str | None,
+    params: str | None,
+    memory: str | None,
+    latency: str | None,
+    table: Path | None,
+    relative_to: str,
+    tokens: float | None,
+    min_heads: int,
+    min_neurons: int,
+    max_prune: float,
+    protect: Sequence[str] | None,
+    only: str | None,
+    round_to: str,
+    output_weight: float | None,
+    feature_weights: str | None,
+    interactions: str,
+    force: bool,
+) -> dict[str, Request]:
+    """One request for each budget of the one option that may hold a list (`0.9,0.8`), by the budget as written.
+
+    Raises `UsageError` for what is no number or no budget, and `ArtefactError` for a table that can't be read.
+    """
+    given = {"--flops": flops, "--params": params, "--memory": memory, "--latency": latency}
+    lists = {option: _parts(option, text) for option, text in given.items() if text is not None}
+    several = [option for option, parts in lists.items() if len(parts) > 1]
+    if len(several) > 1:
+        raise UsageError(
+            f"{' and '.join(several)} are both lists", "give one list, the others one value each"
+        )
+    base = Request(
+        table=read_latency_table(table) if table else None,
+        min_heads=min_heads,
+        min_neurons=min_neurons,
+        max_prune=max_prune,
+        protect=tuple(protect or ()),
+        only=only,
+        round_to=_round_to(round_to),
+        output_weight=output_weight,
+        feature_weights=_feature_weights(feature_weights),
+        interactions=interactions,
+        relative_to=relative_to,
+        tokens=tokens,
+        force=force,
+    )
+    found = {}
+    for part in lists[several[0]] if several else [next(iter(lists.values()), [""])[0]]:
+        chosen = {option: part if option in several else parts[0] for option, parts in lists.items()}
+        amounts: dict[str, Any] = dict(_amount(option, text) for option, text in chosen.items())
+        found[part] = dataclasses.replace(base, **amounts)
+        found[part].check()
+    return found
+
+
+def single(found: dict[str, Request]) -> Request:
+    """The one request; raises `UsageError` for a list."""
+    if len(found) > 1:
+        raise UsageError(
+            f"one model has one budget, not {', '.join(found)}",
+            "`optin select` writes a mask for each budget of a list in one call",
+        )
+    return next(iter(found.values()))
+
+
+def _parts(option: str, text: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",")]
+    twice = [part for index, part in enumerate(parts) if part in parts[:index]]
+    if twice:
+        raise UsageError(f"{option} {text} holds {twice[0]} twice")
+    return parts
+
+
+def _amount(option: str, text: str) -> tuple[str, float]:
+    """Field of the request and its value: `--latency 9ms` -> (latency_ms, 9)."""
+    name = option.removeprefix("--")
+    number, way_out = text, f"write {option} 0.6, or several as 0.9,0.8"
+    if option == "--memory":
+        return name, options.size(text, option, "MiB", "write --memory 60 for 60 MiB, or 1.5GiB") / 2**20
+    if option == "--latency":
+        way_out = "write --latency 0.6 for a share, or 12.5ms for milliseconds"
+        if text.endswith("ms"):
+            name, number = "latency_ms", text.removesuffix("ms")
+    try:
+        return name, float(number)
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r} is no number", way_out) from error
+
+
+def _feature_weights(text: str | None) -> str | tuple[float, ...] | None:
+    """A name, or numbers; `Request.check` knows the names."""
+    if text is None or not any(letter.isdigit() for letter in text):
+        return text
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(
+            f"--feature-weights {text!r} is no list of numbers", "write a weight for each block as 0,0.5,1"
+        ) from error
+
+
+def _round_to(text: str) -> int | str:
+    return int(text) if text.isascii() and text.isdigit() else text

@@ -1,0 +1,309 @@
+"""Make a latency table: time a block of each shape with ever fewer units of one site.
+
+A site's milliseconds at n units are the block's time with n of them less its time with none, the block's other
+sites being whole. What the blocks' sites do not explain of the whole model's time is its fixed rest, so the dense
+model is predicted exactly and a pruned one as far as sub-layers add up.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from optin_cli.artefacts.latency import LatencyTable, processor_name
+from optin_cli.artefacts.provenance import library_versions
+from optin_cli.errors import UsageError
+from optin_cli.measure.latency import Progress, call_ms, device_name, dummy_inputs
+from optin_cli.models.anatomy import HEADS, Anatomy, Producer, Site, UnitInput
+from optin_cli.models.checkpoint import OpenModel
+from optin_cli.models.slicing import slice_model
+
+_INTERVALS = 24
+"""Of the first grid, at most: 25 sizes show where a curve bends; what bends is looked at more closely."""
+_FINEST = {HEADS: 1}
+"""Units between two sizes, at least: kernels change at multiples of 8 and up, whole heads anywhere."""
+_FINEST_OTHER = 8
+_BEND = 0.02
+"""Part of a block's time by which a size may miss the line through its neighbours before the gap is halved."""
+_MOST_SIZES = 96
+_QUANTILE = 0.2
+_MOST_ROUNDS = 60
+_WARMUP = 2
+_SHORTEST_MS = 1.0
+"""A timed call lasts at least this long: shorter ones are repeated back to back."""
+
+Call = Callable[[], object]
+
+
+def table_setting(model: OpenModel, batch_size: int, size: int) -> dict[str, Any]:
+    """What a table is made for: times hold for nothing else."""
+    cpu = model.device.type == "cpu"
+    return {
+        "device": device_name(model.device),
+        "processor": processor_name() if cpu else "",
+        "threads": torch.get_num_threads() if cpu else 0,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "batch_size": batch_size,
+        "size": size,
+    }
+
+
+def make_table(
+    model: OpenModel,
+    batch_size: int,
+    size: int,
+    *,
+    repeats: int = 10,
+    seconds: float = 5.0,
+    seed: int = 0,
+    on_progress: Progress = lambda *_: None,
+) -> LatencyTable:
+    """Time every kind of site of `model` for a batch of `batch_size` at `size` (see `latency.Setting`).
+
+    Blocks of one shape share their measurements. Each pass over the sizes of a curve takes at least `repeats` rounds
+    and about `seconds`. Raises `UsageError` for a setting that the model can't run.
+    """
+    inputs = dummy_inputs(model, batch_size, size, seed)
+    with torch.inference_mode():
+        try:
+            calls = _block_calls(model, inputs)
+            shapes = _shapes(model, calls)
+            benches = []
+            for done, (site, *others) in enumerate(shapes):
+                on_progress(done, len(shapes) + 1, f"timing {site.kind} of {1 + len(others)} blocks")
+                benches.append(_Bench(model, site, calls[site.block], repeats, seconds))
+                benches[-1].run()
+            on_progress(len(shapes), len(shapes) + 1, "timing the whole model")
+            total, blocks = _whole(model, inputs, [bench.call for bench in benches], repeats, seconds)
+        except torch.OutOfMemoryError as error:
+            raise UsageError(
+                f"a batch of {batch_size} at size {size} does not fit in the memory of {device_name(model.device)}",
+                "use a smaller --batch-size",
+            ) from error
+    curves = [bench.curve(ms) for bench, ms in zip(benches, blocks, strict=True)]
+    sites = {
+        site.name: {"kind": site.kind, "units": site.units, "curve": index}
+        for site in model.anatomy
+        for index, alike in enumerate(shapes)
+        if site in alike
+    }
+    table = LatencyTable(
+        _model_facts(model), table_setting(model, batch_size, size), total, 0.0, curves, sites
+    )
+    explained = table.model_ms({site.name: site.units for site in model.anatomy})
+    if explained > total:  # by chance, where little else is in the model
+        for curve in curves:
+            curve["ms"] = [ms * total / explained for ms in curve["ms"]]
+    table.fixed_ms = max(total - explained, 0.0)
+    table.created, table.versions = datetime.now(UTC).isoformat(timespec="seconds"), library_versions()
+    return table
+
+
+def _model_facts(model: OpenModel) -> dict[str, Any]:
+    return {
+        "id": model.spec,
+        "digest": model.digest,
+        "dense_digest": model.dense["digest"],
+        "family": model.family.name,
+    }
+
+
+@dataclass
+class _BlockCall:
+    """How the model calls one block."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        given = (*self.args, *self.kwargs.values())
+        return tuple(tuple(value.shape) for value in given if isinstance(value, Tensor))
+
+    def on(self, module: nn.Module) -> Call:
+        return lambda: module(*self.args, **self.kwargs)
+
+
+def _block_calls(model: OpenModel, inputs: Mapping[str, Tensor]) -> list[_BlockCall]:
+    """One forward, looking at what each block is given."""
+    found: dict[int, _BlockCall] = {}
+
+    def look(index: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # a cache grows at every call
+            plain = {k: None if k.startswith("past_key_value") else v for k, v in kwargs.items()}
+            found[index] = _BlockCall(module, args, plain)
+
+        return hook
+
+    handles = [
+        model.module.get_submodule(path).register_forward_pre_hook(look(index), with_kwargs=True)
+        for index, path in enumerate(model.anatomy.blocks)
+    ]
+    try:
+        model.module(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [found[index] for index in range(len(handles))]
+
+
+def _shapes(model: OpenModel, calls: Sequence[_BlockCall]) -> list[list[Site]]:
+    """Sites whose units cost the same, the largest first: one of them is measured for all."""
+    alike: dict[Any, list[Site]] = {}
+    for site in model.anatomy:
+        call = calls[site.block]
+        key = (site.kind, site.width, site.macs_per_token, site.macs_per_pair, type(call.module), call.shapes)
+        alike.setdefault(key, []).append(site)
+    return [sorted(sites, key=lambda s: -s.units) for sites in alike.values()]
+
+
+@dataclass
+class _Bench:
+    """Times one site's block at chosen numbers of units."""
+
+    model: OpenModel
+    site: Site
+    call: _BlockCall
+    repeats: int
+    seconds: float
+    times: dict[int, float] = field(default_factory=dict)
+    """Units -> the block's time, as a share of the whole block's."""
+    noise: float = 0.0
+    """Typical error of a share."""
+
+    def run(self) -> None:
+        """Time an even grid of sizes first, then closer wherever the curve bends."""
+        finest = _FINEST.get(self.site.kind, _FINEST_OTHER)
+        step = max(finest, math.ceil(self.site.units / _INTERVALS / finest) * finest)
+        sizes = {*range(0, self.site.units, step), self.site.units}
+        while sizes and len(self.times) + len(sizes) <= _MOST_SIZES:
+            self._measure(sorted(sizes))
+            sizes = self._bends(finest)
+
+    def curve(self, block_ms: float) -> dict[str, Any]:
+        """The curve of a `LatencyTable`; `block_ms` is what the whole block takes."""
+        counts = sorted(self.times)
+        times = settled([self.times[n] for n in counts], 3 * self.noise)
+        return {
+            "counts": counts,
+            "ms": [(t - times[0]) * block_ms for t in times],
+            "noise": self.noise * block_ms,
+        }
+
+    def _bends(self, finest: int) -> set[int]:
+        """Middles of the gaps beside sizes that are off the line through their neighbours."""
+        counts = sorted(self.times)
+        allowed = max(_BEND, 4 * self.noise)
+        found = set()
+        for low, middle, high in zip(counts, counts[1:], counts[2:], strict=False):
+            share = (middle - low) / (high - low)
+            line = self.times[low] + share * (self.times[high] - self.times[low])
+            if abs(self.times[middle] - line) > allowed:
+                found |= {(a + b) // 2 // finest * finest for a, b in ((low, middle), (middle, high))}
+        return found - set(counts)
+
+    def _measure(self, sizes: Sequence[int]) -> None:
+        """Add sizes, each timed in every round beside the whole block, so that drift hits all alike."""
+        block = self.call.on(self.call.module)
+        calls = [block, *(self.call.on(self._sliced(units)) for units in sizes)]
+        rounds = _rounds(calls, self.model.device, self.repeats, self.seconds)  # [rounds, 1 + sizes]
+        first, second, all_of_them = (_shares(part) for part in (rounds[::2], rounds[1::2], rounds))
+        # two halves differ by about twice the error of the whole
+        self.noise = max(self.noise, float(np.median(np.abs(first - second))) / 2)
+        self.times |= {n: float(share) for n, share in zip(sizes, all_of_them, strict=True)}
+
+    def _sliced(self, units: int) -> nn.Module:
+        """The block with the first `units` of the site; what is not sliced shares the model's memory."""
+        shared = {id(p): p for p in (*self.call.module.parameters(), *self.call.module.buffers())}
+        block = copy.deepcopy(self.call.module, shared)
+        inner = _inside(self.site, self.model.anatomy.blocks[self.site.block])
+        slice_model(block, Anatomy(self.model.anatomy.family, ("",), (inner,)), {inner.name: range(units)})
+        return block
+
+
+def settled(times: Sequence[float], noise: float) -> list[float]:
+    """Average neighbours that fall by no more than `noise`, until none do: more units are not faster by chance.
+
+    A larger fall stays: kernels may well be faster at a larger, rounder size.
+    """
+    pools: list[list[float]] = []  # [sum, count]
+    for value in times:
+        pools.append([value, 1.0])
+        while len(pools) > 1 and 0 < pools[-2][0] / pools[-2][1] - pools[-1][0] / pools[-1][1] <= noise:
+            total, count = pools.pop()
+            pools[-1] = [pools[-1][0] + total, pools[-1][1] + count]
+    return [total / count for total, count in pools for _ in range(int(count))]
+
+
+def _inside(site: Site, block: str) -> Site:
+    """`site` with its paths counted from the block."""
+
+    def cut(path: str) -> str:
+        return path.removeprefix(f"{block}.")
+
+    return replace(
+        site,
+        producers=tuple(Producer(cut(p.path), p.parts) for p in site.producers),
+        consumer=cut(site.consumer),
+        counts=tuple((cut(path), kind) for path, kind in site.counts),
+        unit_inputs=tuple(UnitInput(cut(u.module), u.argument, u.axis) for u in site.unit_inputs),
+    )
+
+
+def _whole(
+    model: OpenModel,
+    inputs: Mapping[str, Tensor],
+    blocks: Sequence[_BlockCall],
+    repeats: int,
+    seconds: float,
+) -> tuple[float, list[float]]:
+    """Median milliseconds of the whole model, and what each block takes of them."""
+    calls = [lambda: model.module(**inputs), *(block.on(block.module) for block in blocks)]
+    rounds = _rounds(calls, model.device, repeats, seconds)
+    total = float(np.median(rounds[:, 0]))
+    return total, (_shares(rounds) * total).tolist()
+
+
+def _shares(rounds: np.ndarray) -> np.ndarray:
+    """Times of all calls but the first, as shares of the first one's: [rounds, calls] -> [calls - 1].
+
+    By a low quantile: other work on the device makes calls longer, never shorter, and hits them unevenly.
+    """
+    quick = np.quantile(rounds, _QUANTILE, axis=0)
+    return quick[1:] / quick[0]
+
+
+def _rounds(calls: Sequence[Call], device: torch.device, repeats: int, seconds: float) -> np.ndarray:
+    """Milliseconds of a call, [rounds, calls]; every round starts with another one."""
+    for call in calls:
+        for _ in range(_WARMUP):
+            call_ms(call, device)
+    often = max(1, math.ceil(_SHORTEST_MS / max(call_ms(calls[0], device), 1e-3)))
+    rounds: list[list[float]] = []
+    end = time.perf_counter() + seconds
+    while len(rounds) < max(repeats, 2) or (len(rounds) < _MOST_ROUNDS and time.perf_counter() < end):
+        row = [0.0] * len(calls)
+        for step in range(len(calls)):
+            index = (step + len(rounds)) % len(calls)
+            row[index] = call_ms(_repeated(calls[index], often), device) / often
+        rounds.append(row)
+    return np.array(rounds)
+
+
+def _repeated(call: Call, often: int) -> Call:
+    def run() -> None:
+        for _ in range(often):
+            call()
+
+    return run

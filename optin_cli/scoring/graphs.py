@@ -1,0 +1,112 @@
+"""The graph of a batch, recorded piece by piece, each small enough for the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from optin_cli.data.batches import Batch
+from optin_cli.models.anatomy import Site
+from optin_cli.models.checkpoint import OpenModel
+from optin_cli.scoring.calibration import Calibration, block_outputs
+from optin_cli.scoring.precision import reduced_products
+from optin_cli.scoring.room import ran_out
+
+T = TypeVar("T")
+
+
+@dataclass
+class Graph:
+    """One piece of a batch with its autograd graph: consumers' inputs are the leaves of interest."""
+
+    piece: Batch
+    inputs: dict[str, Tensor]
+    """Site name -> input of its consumer, (examples * windows, tokens, features)."""
+    features: dict[int, Tensor]
+    output: Tensor
+
+    def gradients(
+        self, source: Tensor, seed: Tensor, sites: Sequence[Site], reduced: bool = True
+    ) -> list[Tensor]:
+        """d<seed, source>/dm_u for each example, site after site: (examples, units).
+
+        `reduced` products round more where that is faster: a random seed hides it.
+        """
+        leaves = [self.inputs[site.name] for site in sites]
+        with reduced_products(source.device, reduced):
+            found = torch.autograd.grad(source, leaves, seed, retain_graph=True)
+        return [self._of_units(g, h, s) for g, h, s in zip(found, leaves, sites, strict=True)]
+
+    def _of_units(self, gradient: Tensor, value: Tensor, site: Site) -> Tensor:
+        """Masking multiplies the consumer's input h: dq/dm_u = sum of (dq/dh * h) over tokens and features."""
+        product = (gradient * value.detach()).reshape(len(self.piece), -1, site.units, site.width)
+        return product.sum((1, 3), dtype=torch.float32)  # (examples, units)
+
+
+def record_graph(model: OpenModel, piece: Batch, sites: Sequence[Site]) -> Graph:
+    """Run a piece so that gradients reach the consumers' inputs. Weights stay frozen."""
+    features: dict[int, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
+    with torch.enable_grad(), _tapped(model, sites, inputs), block_outputs(model, features):
+        output = model.output(piece.inputs)
+    return Graph(piece, inputs, features, output)
+
+
+@contextmanager
+def _tapped(model: OpenModel, sites: Sequence[Site], inputs: dict[str, Tensor]) -> Iterator[None]:
+    """Start the graph at the first block's input and collect the inputs of the sites' consumers."""
+
+    def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        if args:
+            return (args[0].detach().requires_grad_(), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach().requires_grad_()}
+
+    with ExitStack() as stack:
+        first = model.module.get_submodule(model.anatomy.blocks[0])
+        stack.callback(first.register_forward_pre_hook(begin, with_kwargs=True).remove)
+        for site in sites:
+
+            def tap(_: nn.Module, args: tuple[Tensor, ...], name: str = site.name) -> None:
+                inputs[name] = args[0]
+
+            consumer = model.module.get_submodule(site.consumer)
+            stack.callback(consumer.register_forward_pre_hook(tap).remove)
+        yield
+
+
+def in_pieces(
+    calibration: Calibration,
+    index: int,
+    sites: Sequence[Site],
+    run: Callable[[list[Batch]], T],
+    *,
+    beside: int = 0,
+) -> T:
+    """`run` of the pieces of batch `index`; again, of smaller ones, when it runs out of memory.
+
+    Pieces leave room for `beside` copies of the sampled rows of all features. Raises `InputError` when not even one
+    example fits.
+    """
+    row = 0  # bytes of one row of all features
+
+    def work(one: Batch) -> None:
+        nonlocal row
+        graph = record_graph(calibration.model, one, sites)
+        row = sum(4 * feature.shape[-1] for feature in graph.features.values())
+        graph.gradients(graph.output, torch.ones_like(graph.output), sites)
+
+    calibration.measure_graph(work, lambda: row * calibration.rows * beside)
+    while True:
+        try:
+            return run(calibration.pieces(index, calibration.graph_slots))
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
+            calibration.halve_graph(index, error)
+        if torch.cuda.is_available():  # here nothing of the failed try is held any more
+            torch.cuda.empty_cache()

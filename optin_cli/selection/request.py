@@ -1,0 +1,195 @@
+"""What a mask is asked for: budgets, what the guards hold back, and how scores and costs are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from optin_cli.artefacts.latency import LatencyTable, processor_name
+from optin_cli.artefacts.ranking import RankedSite, Ranking
+from optin_cli.errors import ArtefactError, UsageError
+
+ROUND_AUTO = "auto"
+SCOPES = ("none", "layer", "global")
+NAMED_WEIGHTS = ("uniform", "deep", "last")
+_LEFT_ALONE = ("heads",)
+"""Kinds that `round_to` does not round: their units are wide already."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """At least one budget; all of them hold together. The defaults hold nothing back."""
+
+    flops: float | None = None
+    """Share of the MACs of all sites to keep."""
+    params: float | None = None
+    """Share of the model's parameters to keep, embeddings and all."""
+    memory: float | None = None
+    """MiB of weights, as stored."""
+    latency: float | None = None
+    """Share of the latency that `table` gives the whole model."""
+    latency_ms: float | None = None
+    table: LatencyTable | None = None
+    """What latency budgets are counted with; without such a budget it only predicts."""
+    min_heads: int = 0
+    min_neurons: int = 0
+    max_prune: float = 1.0
+    """Largest share of a site's units that may go."""
+    protect: tuple[str, ...] = ()
+    """Globs over site names; a matching site is kept whole."""
+    only: str | None = None
+    """The one kind of unit to prune."""
+    round_to: int | str = 1
+    """Neurons and channels are kept in multiples of this, or a site is kept whole; `auto` picks by device."""
+    output_weight: float | None = None
+    """Recombine the scores' parts (lambda of OPTIN equation 1); None takes the stored scores."""
+    feature_weights: str | tuple[float, ...] | None = None
+    """Weight of each block's feature in the trajectory, or `uniform`, `deep` (linear in depth) or `last`."""
+    interactions: str = "none"
+    """Exchange units afterwards so that they cost less together: within a `layer`, `global`, or `none`."""
+    relative_to: str = "dense"
+    """What shares are of: the original `dense` model, or the `current`, ranked one."""
+    tokens: float | None = None
+    """Sequence length that MACs are counted for; None is the calibration mean."""
+    force: bool = False
+    """Take a latency table of another device or dtype."""
+
+    def check(self) -> None:
+        """Raise `UsageError` for what no ranking could serve: to be called before anything expensive."""
+        for option, share in self._shares().items():
+            if share is not None and not 0 < share <= 1:
+                absolute = f"; milliseconds are written {share:g}ms" if option == "--latency" else ""
+                way_out = f"give the share to keep, in (0, 1]{absolute}"
+                raise UsageError(f"{option} {share:g} is not a fraction", way_out)
+        for option, amount in (("--memory", self.memory), ("--latency", self.latency_ms)):
+            if amount is not None and not 0 < amount < math.inf:
+                raise UsageError(f"{option} {amount:g} is no amount", "give more than 0")
+        if all(b is None for b in (*self._shares().values(), self.memory, self.latency_ms)):
+            raise UsageError("no budget is given", "use --flops, --params, --latency or --memory")
+        if self._wants_latency() and self.table is None:
+            raise UsageError(
+                "--latency needs to know what units cost on the device",
+                "measure it once with `optin bench MODEL --table FILE.json`, then give --latency-table FILE.json",
+            )
+        if self.min_heads < 0 or self.min_neurons < 0:
+            raise UsageError("--min-heads and --min-neurons can't be negative")
+        if not 0 <= self.max_prune <= 1:
+            raise UsageError(f"--max-prune-per-layer {self.max_prune:g} is no share", "give one in [0, 1]")
+        if self.round_to != ROUND_AUTO and (isinstance(self.round_to, str) or self.round_to < 1):
+            raise UsageError(f"--round-to {self.round_to}", "give 8, 16, 32, 64 or auto")
+        if self.relative_to not in ("dense", "current"):
+            raise UsageError(f"--relative-to {self.relative_to}", "use dense or current")
+        if self.tokens is not None and not 0 < self.tokens < math.inf:
+            raise UsageError(f"--tokens {self.tokens:g}: a sequence has at least one token")
+        if self.output_weight is not None and not 0 <= self.output_weight < math.inf:
+            raise UsageError(f"--lambda {self.output_weight:g} is no weight", "give 0 or more")
+        if self.interactions not in SCOPES:
+            raise UsageError(f"--interactions {self.interactions}", f"use {', '.join(SCOPES)}")
+        self._check_feature_weights()
+
+    def _check_feature_weights(self) -> None:
+        weights = self.feature_weights
+        if isinstance(weights, str) and weights not in NAMED_WEIGHTS:
+            way_out = f"use {', '.join(NAMED_WEIGHTS)}, or a weight for each block as 0,0.5,1"
+            raise UsageError(f"--feature-weights {weights}", way_out)
+        if isinstance(weights, tuple) and not (all(0 <= w < math.inf for w in weights) and sum(weights) > 0):
+            raise UsageError(
+                f"--feature-weights {','.join(f'{w:g}' for w in weights)}",
+                "give weights of 0 or more, not all 0",
+            )
+
+    def _shares(self) -> dict[str, float | None]:
+        return {"--flops": self.flops, "--params": self.params, "--latency": self.latency}
+
+    def _wants_latency(self) -> bool:
+        return self.latency is not None or self.latency_ms is not None
+
+    def check_sites(self, sites: Collection[RankedSite]) -> None:
+        """Raise `UsageError` for a glob or a kind that no site has."""
+        for glob in self.protect:
+            if not any(fnmatchcase(site.name, glob) for site in sites):
+                names = ", ".join([site.name for site in sites][:3])
+                raise UsageError(f"--protect {glob!r} matches no site", f"sites are named like {names}")
+        kinds = sorted({site.kind for site in sites})
+        if self.only is not None and self.only not in kinds:
+            raise UsageError(
+                f"--only {self.only}: the ranking has no such units", f"it has {', '.join(kinds)}"
+            )
+
+    def minimum(self, site: RankedSite) -> int:
+        """Units of `site` that must stay."""
+        if self.only not in (None, site.kind) or any(fnmatchcase(site.name, glob) for glob in self.protect):
+            return site.units
+        least = {"heads": self.min_heads, "neurons": self.min_neurons}.get(site.kind, 0)
+        # a share such as 0.9 is not exact: 10 units may lose 9, whatever 10 * (1 - 0.9) is in floats
+        share = math.ceil(site.units * (1 - self.max_prune) - 1e-9)
+        return min(max(least, share), site.units)
+
+    def multiple(self, site: RankedSite, size: int) -> int:
+        """What the units of `site` are kept in multiples of; `size` is `round_size`'s."""
+        return 1 if site.kind in _LEFT_ALONE else size
+
+
+def feature_weights(request: Request, ranking: Ranking) -> list[float] | None:
+    """`feature_weights` with names resolved; None counts all blocks alike. Raises `UsageError` for a wrong number."""
+    depth = max((block for site in ranking.sites for block in site.columns), default=-1) + 1
+    weights = request.feature_weights
+    if weights is None or weights == "uniform":
+        return None
+    if weights == "deep":
+        return [(block + 1) / depth for block in range(depth)]
+    if weights == "last":
+        return [float(block == depth - 1) for block in range(depth)]
+    if len(weights) != depth:
+        raise UsageError(
+            f"--feature-weights has {len(weights)} weights for {depth} blocks", "give one for each"
+        )
+    return [float(weight) for weight in weights]
+
+
+def round_size(request: Request, ranking: Ranking) -> int:
+    """`round_to` with `auto` resolved for the table's device, or else the ranking's.
+
+    Tensor cores take 16-bit numbers in multiples of 8 and 32-bit ones (as TF32) of 4, tiles of 16 rows: 8 and 16
+    are what NVIDIA asks for. A CPU's vector units fill up with odd sizes too, so there nothing is rounded.
+    """
+    if request.round_to != ROUND_AUTO:
+        return int(request.round_to)
+    setting = request.table.setting if request.table else {"device": ranking.device, "dtype": ranking.dtype}
+    if setting["device"].startswith("cpu"):
+        return 1
+    return 8 if setting["dtype"] in ("float16", "bfloat16") else 16
+
+
+def check_table(
+    table: LatencyTable, device: str, dtype: str, units: Mapping[str, int], *, force: bool = False
+) -> None:
+    """Raise `ArtefactError` unless `table` was made for this device, dtype and these sites (name -> units).
+
+    `force` accepts another device or dtype, never other sites: there is nothing to count those with. A table of
+    the dense model serves what was pruned from it: its curves start at no unit.
+    """
+    again = "make one with `optin bench MODEL --table FILE.json`"
+    missing = [name for name, count in units.items() if table.sites.get(name, {"units": -1})["units"] < count]
+    if missing or set(table.sites) - set(units):
+        odd = [*missing, *sorted(set(table.sites) - set(units))][0]
+        raise ArtefactError(
+            f"the latency table is of a model of another shape ({table.model['id']}): {odd} has "
+            f"{table.sites.get(odd, {}).get('units', 0)} units there, {units.get(odd, 0)} here",
+            again,
+        )
+    here = device.partition(" (")[0]
+    processor = processor_name() if here == "cpu" else ""
+    found = table.setting
+    for what, wanted, have in (
+        ("device", here, found["device"]),
+        ("dtype", dtype, found["dtype"]),
+        ("processor", processor, found["processor"]),
+    ):
+        if wanted != have and not force:
+            raise ArtefactError(
+                f"the latency table is of another {what}: measured on {have}, and this is {wanted}",
+                f"{again}; or --force, if the pruned model is to run there",
+            )

@@ -1,0 +1,284 @@
+"""Compensation without training: refit what is left, so that the pruned stream follows the dense one.
+
+Block by block, and in a block the sites in the order they run. The target of a site is what the dense model has
+where the consumer's output joins the residual; what there is to work with is the pruned model's own stream, all
+earlier sites refitted. So a site makes up for what it lost itself and for what is still wrong before it
+(METHOD section 6). No labels, no gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from optin_cli.data.batches import Batches
+from optin_cli.errors import InputError
+from optin_cli.models.anatomy import Site
+from optin_cli.models.checkpoint import OpenModel
+from optin_cli.models.slicing import slice_model
+from optin_cli.surgery.readout import read_positions
+from optin_cli.surgery.refit import NONE, Change, Consumer, Moments, refit
+from optin_cli.surgery.settings import Compensation, Progress, SiteFit
+from optin_cli.surgery.streams import Arguments, BlockCalls, Store
+from optin_cli.surgery.sumpoint import OUTPUT, Place, SumPoint, find_sum_point, order_of, run_block
+
+log = logging.getLogger("optin")
+
+
+def compensate(
+    model: OpenModel,
+    keep: Mapping[str, list[int]],
+    batches: Batches,
+    settings: Compensation,
+    on_progress: Progress = lambda *_: None,
+    teacher: OpenModel | None = None,
+) -> list[SiteFit]:
+    """Refit, in place, the consumers' columns of the units that `keep` lists, and the consumers' biases.
+
+    The dense stream is that of `teacher`: the model before it was pruned at all, where this is not the first time;
+    by default the model itself. The model stays whole, and the columns of units to be removed keep their weights.
+    New weights are rounded to the dtype they will be stored in. Raises `InputError` when activations are not finite,
+    and for a model whose modules can't be copied.
+    """
+    if settings.method == NONE:
+        return []
+    if any("forward" in vars(module) for module in model.module.modules()):
+        raise InputError(  # a copy of such a module would run the original
+            f"{model.spec} has modules whose forward is replaced (spread over devices?): it can't be compensated",
+            "open it on one device, or leave the compensation out: --compensate none",
+        )
+    pruned = _sliced_twin(model, keep)
+    with torch.no_grad(), Store(settings.memory) as store:
+        fits = _Streams(model, pruned, teacher or model, batches, settings, store, on_progress).run()
+    for site in model.anatomy:
+        _write_back(model, site, keep.get(site.name), pruned)
+    return fits
+
+
+def _sliced_twin(model: OpenModel, keep: Mapping[str, list[int]]) -> nn.Module:
+    """A sliced copy of the model that shares every tensor it does not change."""
+    tensors = (*model.module.parameters(), *model.module.buffers())
+    twin = copy.deepcopy(model.module, {id(tensor): tensor for tensor in tensors})
+    slice_model(twin, model.anatomy, keep)
+    return twin
+
+
+def _write_back(model: OpenModel, site: Site, kept: list[int] | None, pruned: nn.Module) -> None:
+    whole, fitted = (_linear(module, site.consumer) for module in (model.module, pruned))
+    if fitted.weight is whole.weight:  # neither sliced nor refitted
+        return
+    units = torch.as_tensor(range(site.units) if kept is None else kept, dtype=torch.long)
+    features = (units[:, None] * site.width + torch.arange(site.width)).reshape(
+        -1
+    )  # (units, width) -> (features,)
+    whole.weight.data[:, features.to(whole.weight.device)] = fitted.weight.data
+    if whole.bias is not None:
+        whole.bias.data.copy_(fitted.bias.data)
+
+
+def _linear(module: nn.Module, path: str) -> nn.Linear:
+    layer = module.get_submodule(path)
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+class _Streams:
+    """The dense and the pruned stream on their way through the blocks."""
+
+    def __init__(
+        self,
+        model: OpenModel,
+        pruned: nn.Module,
+        teacher: OpenModel,
+        batches: Batches,
+        settings: Compensation,
+        store: Store,
+        on_progress: Progress,
+    ) -> None:
+        self.model = model
+        self.pruned = pruned
+        self.teacher = teacher
+        self.batches = batches
+        self.settings = settings
+        self.store = store
+        self.on_progress = on_progress
+        self.calls = BlockCalls(model, store)
+        # a pruned model calls its blocks as the dense one does, but for what it computes outside them
+        self.dense_calls = self.calls if teacher is model else BlockCalls(teacher, store)
+        self.depth = len(model.anatomy.blocks)
+        self.steps = len(batches) * (2 * self.depth + len(model.anatomy.sites))
+        self.done = 0
+        self.valid: list[Tensor | None] = []
+        self.read: list[int] | None = None
+
+    def run(self) -> list[SiteFit]:
+        """Fit every site; returns what was done at each, in the order of the network."""
+        for index, batch in enumerate(self.batches):
+            batch = batch.to(self.model.device, self.model.dtype)
+            if index == 0:
+                self.read = read_positions(self.teacher, batch)
+            self.store["pruned", index] = self.calls.record(index, batch)
+            if self.dense_calls is not self.calls:
+                self.store["dense", index] = self.dense_calls.record(index, batch)
+            else:
+                self.store["dense", index] = self.store["pruned", index]
+            self.valid.append(batch.valid)
+            self._step("reading the data")
+        fits = []
+        for block in range(self.depth):
+            points = self._sum_points(block)
+            self._dense_pass(block, points)
+            fits += [self._fit(site, points.get(site.name)) for site in self._ordered(block, points)]
+            if block + 1 < self.depth:
+                self._pruned_pass(block)
+        return fits
+
+    # ---- passes over all batches ----
+
+    def _sum_points(self, block: int) -> dict[str, SumPoint]:
+        """Where each site of a block meets the residual, in the order the sites run."""
+        module, arguments = self._block(self.teacher.module, block), self._arguments("dense", block, 0)
+        paths = {self._within(site): site.name for site in self.model.anatomy.in_block(block)}
+        order = order_of(module, list(paths), arguments)
+        once = [path for path in order if order.count(path) == 1]
+        points = {paths[path]: find_sum_point(module, path, arguments) for path in once}
+        for name, point in points.items():
+            if not point.found:
+                log.warning("%s: no sum with a residual found; its own output is the target", name)
+        return points
+
+    def _ordered(self, block: int, points: dict[str, SumPoint]) -> list[Site]:
+        """The sites of a block as they run; then those that can't be fitted."""
+        sites = self.model.anatomy.in_block(block)
+        return sorted(sites, key=lambda s: list(points).index(s.name) if s.name in points else len(points))
+
+    def _dense_pass(self, block: int, points: dict[str, SumPoint]) -> None:
+        """Bring the dense stream behind a block, and keep what it has at the sum points."""
+        module = self._block(self.teacher.module, block)
+        places = {point.place for point in points.values()}
+        for index in range(len(self.batches)):
+            found = run_block(module, self._arguments("dense", block, index), {*places, OUTPUT})
+            for name, point in points.items():
+                self.store[name, index] = found[point.place]
+            self.store["dense", index] = found[OUTPUT]
+            self._step(f"block {block}, dense")
+
+    def _pruned_pass(self, block: int) -> None:
+        module = self._block(self.pruned, block)
+        for index in range(len(self.batches)):
+            self.store["pruned", index] = run_block(module, self._arguments("pruned", block, index))[OUTPUT]
+            self._step(f"block {block}, pruned")
+
+    def _fit(self, site: Site, point: SumPoint | None) -> SiteFit:
+        """Gather a site's equations from the pruned stream, solve them and change its consumer."""
+        if point is None:
+            self.done += len(self.batches)
+            note = "its consumer does not run exactly once"
+            return SiteFit(site.name, NONE, None, 0.0, 0.0, 0, note)
+        layer = _linear(self.pruned, site.consumer)
+        shape = layer.in_features, layer.out_features
+        fit, held = (Moments.zeros(*shape, self.model.device) for _ in range(2))
+        variance = 0.0
+        for index in range(len(self.batches)):
+            x, error, weight, spread = self._rows(site, point, index)
+            choosing = self._held_out(index, like=weight)
+            for moments, chosen in ((fit, ~choosing), (held, choosing)):
+                rows = ((weight != 0) & chosen).nonzero(as_tuple=True)  # padding has no weight
+                moments.add(x[rows], error[rows], weight[rows])
+            variance += float((weight * spread)[choosing].sum())
+            self._step(site.name)
+        if not all(bool(torch.isfinite(sums).all()) for m in (fit, held) for sums in (m.gram, m.ee)):
+            raise InputError(
+                f"block {site.block} gives NaN or infinite values on the calibration data",
+                "check the checkpoint, or leave the compensation out: --compensate none",
+            )
+        consumer = Consumer(layer.weight.data, layer.bias is not None, point.gain, site.width)
+        found = refit(fit, held, consumer, self.settings.method, self.settings.ridges)
+        self._change(layer, found.change)
+        share = 1 / variance if variance else 0.0
+        notes = [] if point.found else ["no residual found"]
+        return SiteFit(
+            site=site.name,
+            method=found.change.method,
+            ridge=found.change.ridge,
+            before=found.before * share,
+            after=found.after * share,
+            rows=int(fit.effective_rows),
+            note="; ".join([*notes, found.note] if found.note else notes),
+        )
+
+    # ---- one batch ----
+
+    def _rows(self, site: Site, point: SumPoint, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(x, what the output lacks, weight, dense variance) of a batch: [examples, tokens, ...].
+
+        The error counts relative to the token's own spread, as the norms that read the stream see it.
+        """
+        into = Place(self._within(site), 0, 0)
+        module, arguments = self._block(self.pruned, site.block), self._arguments("pruned", site.block, index)
+        found = run_block(module, arguments, {into, point.place}, stop=True)
+        dense = self.store.pop((site.name, index)).to(self.model.device).double()
+        gain = point.gain
+        inverse = torch.where(
+            gain.abs() > 1e-6 * gain.abs().max(), 1 / gain, 0.0
+        )  # a closed channel lacks nothing
+        error = (dense - found[point.place].double()) * inverse
+        variance = dense.var(-1, correction=0)  # (examples, tokens)
+        weight = self._token_weights(site.block, index, like=variance)
+        floor = 1e-6 * float(variance[weight > 0].mean()) or 1.0
+        weight = weight / variance.clamp(min=floor)
+        return found[into], error, weight, variance * dense.shape[-1]
+
+    def _token_weights(self, block: int, index: int, like: Tensor) -> Tensor:
+        """One for a real token; in the last block the tokens that the head reads share `read_share` of an example."""
+        valid = self.valid[index]
+        weight = torch.ones_like(like) if valid is None else valid.to(like)
+        if self.read is None or block + 1 < self.depth:
+            return weight
+        read = torch.zeros_like(weight)
+        read[:, self.read] = weight[:, self.read]
+        rest = weight - read
+        share = self.settings.read_share
+        tokens = weight.sum(1, keepdim=True)
+        # (examples, 1): an example keeps the sum of its weights
+        read_weight = share * tokens / read.sum(1, keepdim=True).clamp(min=1)
+        rest_weight = (1 - share) * tokens / rest.sum(1, keepdim=True).clamp(min=1)
+        return read * read_weight + rest * rest_weight
+
+    def _held_out(self, index: int, like: Tensor) -> Tensor:
+        """True for all tokens of every `held_out`-th row, [examples, tokens]; the two sides of a pair go together."""
+        sides = 2 if self.batches.separate else 1
+        rows = torch.tensor([example // sides for example in self.batches.ids(index)], device=like.device)
+        every = self.settings.held_out
+        return (rows % every == every - 1)[:, None].expand(like.shape)
+
+    def _change(self, layer: nn.Linear, change: Change) -> None:
+        """Add to a Linear of the pruned twin, rounded to what will be stored; its old tensors may be shared."""
+        if change.method == NONE:
+            return
+        for name, step in (("weight", change.weight), ("bias", change.bias)):
+            old = getattr(layer, name)
+            if old is not None:
+                new = (old.data.double() + step).to(self.model.stored_dtype).to(old.dtype)
+                setattr(layer, name, nn.Parameter(new, requires_grad=False))
+
+    # ---- plumbing ----
+
+    def _block(self, module: nn.Module, block: int) -> nn.Module:
+        return module.get_submodule(self.model.anatomy.blocks[block])
+
+    def _within(self, site: Site) -> str:
+        """Path of a site's consumer within its block."""
+        return site.consumer.removeprefix(f"{self.model.anatomy.blocks[site.block]}.")
+
+    def _arguments(self, stream: str, block: int, index: int) -> Arguments:
+        calls = self.dense_calls if stream == "dense" else self.calls
+        return calls.arguments(block, index, self.store[stream, index])
+
+    def _step(self, what: str) -> None:
+        self.done += 1
+        self.on_progress(self.done, self.steps, what)

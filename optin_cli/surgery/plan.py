@@ -1,0 +1,87 @@
+"""What a model would be compensated on: the settings, the rows, and what makes two compensations the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from optin_cli.artefacts.files import digest_json
+from optin_cli.artefacts.mask import Mask
+from optin_cli.data.batches import Batches
+from optin_cli.data.examples import sample
+from optin_cli.data.sources import DataSpec
+from optin_cli.errors import InputError, OptinError
+from optin_cli.models.checkpoint import OpenModel
+from optin_cli.models.tasks import EMBEDDING
+from optin_cli.surgery.refit import NONE
+from optin_cli.surgery.settings import Compensation
+
+
+@dataclass
+class CompensationPlan:
+    """Everything `compensate` needs besides the model."""
+
+    settings: Compensation
+    batches: Batches
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two compensations of one model and mask the same work."""
+        examples = self.batches.examples
+        return {
+            **self.settings.identity(),
+            "fingerprint": examples.fingerprint,
+            "row_ids": digest_json(examples.row_ids),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What `optin.json` records."""
+        examples = self.batches.examples
+        data = {"spec": examples.data.spec, "config": examples.data.config, "split": examples.data.split}
+        return {**self.identity(), "data": data, "rows": len(examples.row_ids)}
+
+
+def own_data(mask: Mask) -> DataSpec:
+    """The data that the mask's ranking was made on."""
+    told = mask.calibration
+    return DataSpec(
+        told["spec"], told["split"], told["config"], tuple(told["text"]), told["label"], told["image"],
+        told.get("stream", False),
+    )  # fmt: skip
+
+
+def make_plan(
+    model: OpenModel,
+    mask: Mask,
+    settings: Compensation,
+    data: DataSpec | None = None,
+    *,
+    at_most: bool = False,
+) -> CompensationPlan | None:
+    """Open the rows to compensate on: of `data`, or more of the mask's own. None if nothing is to be compensated.
+
+    With `at_most`, fewer rows than the settings ask for are no cause for a note. Raises what the data raises;
+    `InputError` when the mask's own data is gone.
+    """
+    if settings.method == NONE:
+        return None
+    separate = model.task.name == EMBEDDING
+    try:
+        examples = sample(
+            data or own_data(mask),
+            model.family.modality,
+            settings.samples,
+            settings.seed,
+            separate=separate,
+            at_most=at_most,
+        )
+    except OptinError as error:
+        if data is not None:
+            raise
+        raise InputError(
+            f"the calibration data of the mask can't be read again to compensate on it ({error.what})",
+            "give other rows with --data DATA, or leave it out with --compensate none",
+        ) from error
+    batches = Batches(
+        examples, model.processor, settings.batch_size, max_length=settings.max_length, separate=separate
+    )
+    return CompensationPlan(settings, batches)

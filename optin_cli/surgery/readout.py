@@ -1,0 +1,39 @@
+"""Which tokens of the last block the model's output is made from, found by gradient instead of by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optin_cli.data.batches import Batch
+from optin_cli.models.checkpoint import OpenModel
+from optin_cli.surgery.streams import hidden_of
+
+
+def read_positions(model: OpenModel, batch: Batch, seed: int = 0) -> list[int] | None:
+    """Positions that alone are read in every example (a class token: [0]); None where they all are, or it varies."""
+    leaves: list[Tensor] = []
+
+    def cut(_: nn.Module, __: Any, output: Any) -> Any:
+        hidden = hidden_of(output).detach().requires_grad_()
+        leaves.append(hidden)
+        return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+
+    last = model.module.get_submodule(model.anatomy.blocks[-1])
+    handle = last.register_forward_hook(cut)
+    try:
+        with torch.enable_grad():
+            output = model.output(batch.inputs)  # (examples, rows, classes)
+            generator = torch.Generator().manual_seed(seed)
+            direction = torch.randn(output.shape, generator=generator).to(output.device)
+            (gradient,) = torch.autograd.grad((output * direction).sum(), leaves)
+    finally:
+        handle.remove()
+    read = gradient.abs().amax(-1) > 0  # (examples, tokens)
+    valid = torch.ones_like(read) if batch.valid is None else batch.valid
+    always = (read | ~valid).all(0) & read.any(0)
+    if bool((read & ~always).any()) or bool((always | ~valid.any(0)).all()):
+        return None
+    return always.nonzero()[:, 0].tolist()

@@ -1,0 +1,257 @@
+"""The numerics of compensation: least squares on sums over calibration rows (METHOD section 6).
+
+A site's consumer gives y = W x + b. Let e be what its output lacks to bring the pruned stream to the dense one.
+The best change (D, d) of (W, b) is a regression of e on x, and a ridge on D is a pull toward the original
+weight. Everything follows from sums over rows, kept apart for the rows that are fitted and those held out, so
+that the held-out error of any change comes in closed form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+NONE, BIAS, SCALE, FULL = "none", "bias", "scale", "full"
+LADDER = (FULL, SCALE, BIAS)
+METHODS = ("auto", NONE, BIAS, SCALE, FULL)
+
+RIDGES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Tried at each site, relative to the mean diagonal of its Gram matrix."""
+SCALE_LIMITS = (-10.0, 10.0)
+"""`scale` is rejected for a site with a factor outside of these (PTF)."""
+
+
+@dataclass
+class Moments:
+    """Weighted sums over rows of inputs x [rows, features] and errors e [rows, outputs], float64.
+
+    x gets a last feature that is always one: its sums are the plain sums.
+    """
+
+    gram: Tensor
+    """[features + 1, features + 1]: sums of x x^T."""
+    cross: Tensor
+    """[features + 1, outputs]: sums of x e^T."""
+    ee: Tensor
+    """[outputs]: sums of e^2."""
+    squares: float = 0.0
+    """Sum of the squared weights."""
+
+    @classmethod
+    def zeros(cls, features: int, outputs: int, device: torch.device | str = "cpu") -> Moments:
+        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
+        return cls(zeros(features + 1, features + 1), zeros(features + 1, outputs), zeros(outputs))
+
+    def add(self, x: Tensor, e: Tensor, weight: Tensor) -> None:
+        """Add rows x [rows, features] and e [rows, outputs], each with its weight [rows]."""
+        x, e, weight = torch.nn.functional.pad(x.double(), (0, 1), value=1.0), e.double(), weight.double()
+        weighted = x * weight[:, None]
+        self.gram.addmm_(weighted.T, x)
+        self.cross.addmm_(weighted.T, e)
+        self.ee.addmv_(e.square().T, weight)
+        self.squares += float(weight.square().sum())
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.gram + other.gram,
+            self.cross + other.cross,
+            self.ee + other.ee,
+            self.squares + other.squares,
+        )
+
+    @property
+    def rows(self) -> float:
+        """Sum of the weights."""
+        return float(self.gram[-1, -1])
+
+    @property
+    def effective_rows(self) -> float:
+        """How many rows of one weight tell as much: (sum w)^2 / sum w^2 (Kish)."""
+        return self.rows**2 / self.squares if self.squares else 0.0
+
+    def error(self, change: Change | None = None) -> Tensor:
+        """Sum of squared errors of each output, [outputs], after a change."""
+        if change is None:
+            return self.ee
+        solution = torch.cat([change.weight, change.bias[:, None]], 1)  # (outputs, features + 1)
+        return (self.ee + ((solution @ self.gram - 2 * self.cross.T) * solution).sum(1)).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """What a fit needs to know of a site's consumer."""
+
+    weight: Tensor
+    """[outputs, features]: the columns of the kept units."""
+    has_bias: bool
+    gain: Tensor
+    """[outputs]: what each output is multiplied by before it joins the residual stream."""
+    width: int = 1
+    """Features of a unit."""
+
+    @property
+    def features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def units(self) -> int:
+        return self.features // self.width
+
+
+@dataclass(frozen=True)
+class Change:
+    """What to add to a consumer: weight [outputs, features] and bias [outputs], float64."""
+
+    method: str
+    ridge: float | None
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class Refit:
+    """The change that a site gets, and its sum of squared held-out errors before and after."""
+
+    change: Change
+    before: float
+    after: float
+    note: str = ""
+
+
+def refit(
+    fit: Moments,
+    held: Moments,
+    consumer: Consumer,
+    method: str = "auto",
+    ridges: Sequence[float] = RIDGES,
+) -> Refit:
+    """Choose a change of `consumer` on `held` rows among those fitted to `fit`; return it fitted to both.
+
+    `auto` takes whatever has the smallest held-out error: full or scale with one of `ridges`, bias, or nothing.
+    Another `method` is taken with its best ridge, whatever its error; where it can't be fitted the next below
+    takes its place. The note says what could not be fitted, and why.
+    """
+    before = _loss(held, consumer)
+    best, after = _nothing(consumer), before
+    if method == NONE or not held.rows:
+        return Refit(best, before, after, "" if method == NONE else "too few rows to hold any out")
+    notes = {}
+    for step in LADDER if method == "auto" else LADDER[LADDER.index(method) :]:
+        reason = _reason_against(step, fit, consumer)
+        tried = [] if reason else _fits(step, fit, consumer, ridges if step != BIAS else (0.0,))
+        if not tried:
+            notes[step] = reason or f"no factors of `{step}` within limits"
+            continue
+        errors = [_loss(held, consumer, change) for change in tried]
+        lowest = min(range(len(tried)), key=errors.__getitem__)
+        if method != "auto" or errors[lowest] < after:
+            best, after = tried[lowest], errors[lowest]
+        if method != "auto":
+            break
+    if best.method != NONE:
+        everything = _fits(best.method, fit + held, consumer, (best.ridge or 0.0,))
+        best = everything[0] if everything else best
+    # what stands below the method taken is nobody's loss
+    above = LADDER[: LADDER.index(best.method)] if best.method in LADDER else LADDER
+    told = dict.fromkeys(notes[step] for step in above if step in notes)
+    return Refit(best, before, after, "; ".join(told))
+
+
+def _loss(moments: Moments, consumer: Consumer, change: Change | None = None) -> float:
+    """Sum of squared errors in the residual stream."""
+    return float((moments.error(change) * consumer.gain.double().square()).sum())
+
+
+def _nothing(consumer: Consumer) -> Change:
+    weight = torch.zeros_like(consumer.weight, dtype=torch.float64)
+    return Change(NONE, None, weight, weight.new_zeros(weight.shape[0]))
+
+
+def _reason_against(method: str, fit: Moments, consumer: Consumer) -> str | None:
+    """Why a method can't be fitted to these rows; None if it can."""
+    if method == BIAS:
+        return None if consumer.has_bias else "no bias"
+    if not consumer.units:
+        return "no units left"
+    wanted = consumer.features if method == FULL else consumer.units
+    if fit.effective_rows > wanted:
+        return None
+    what = "features" if method == FULL else "factors"
+    return f"{fit.effective_rows:.0f} rows are too few for {wanted} {what}"
+
+
+def _fits(method: str, moments: Moments, consumer: Consumer, ridges: Sequence[float]) -> list[Change]:
+    """The change that `method` fits to `moments` with each of the ridges; without those that are unusable."""
+    if method == BIAS:
+        return [_with_bias(BIAS, None, _nothing(consumer).weight, moments, consumer)]
+    xx, xe = _centred(moments, consumer)
+    if method == FULL:
+        matrix, target = xx, xe
+    else:
+        matrix, target = _scale_equations(xx, xe, consumer)
+    found = []
+    for ridge, solution in zip(ridges, _ridge_solutions(matrix, target, ridges), strict=True):
+        if method == FULL:
+            weight = solution.T  # (features, outputs) -> (outputs, features)
+        else:
+            factors = 1 + solution[:, 0]
+            if not bool(((factors >= SCALE_LIMITS[0]) & (factors <= SCALE_LIMITS[1])).all()):
+                continue
+            weight = consumer.weight.double() * solution[:, 0].repeat_interleave(consumer.width)
+        if bool(torch.isfinite(weight).all()):
+            found.append(_with_bias(method, ridge, weight, moments, consumer))
+    return found
+
+
+def _with_bias(
+    method: str, ridge: float | None, weight: Tensor, moments: Moments, consumer: Consumer
+) -> Change:
+    """Complete a change of the weight by the bias that leaves no mean error."""
+    bias = (moments.cross[-1] - weight @ moments.gram[-1, :-1]) / moments.rows
+    return Change(method, ridge, weight, bias if consumer.has_bias else torch.zeros_like(bias))
+
+
+def _centred(moments: Moments, consumer: Consumer) -> tuple[Tensor, Tensor]:
+    """Sums of x x^T and x e^T: around the means where a bias takes those up."""
+    gram, cross = moments.gram[:-1, :-1], moments.cross[:-1]
+    if not consumer.has_bias:
+        return gram, cross
+    mean = moments.gram[-1, :-1] / moments.rows
+    return gram - torch.outer(mean, moments.gram[-1, :-1]), cross - torch.outer(mean, moments.cross[-1])
+
+
+def _scale_equations(xx: Tensor, xe: Tensor, consumer: Consumer) -> tuple[Tensor, Tensor]:
+    """Normal equations of one factor a unit, less 1: matrix [units, units], target [units, 1].
+
+    A unit's part of the output is W_u x_u, so matrix_uv = sum over their features of (W^T W) o xx.
+    """
+    weight = consumer.weight.double() * consumer.gain.double()[:, None]
+    units, width = consumer.units, consumer.width
+    products = (weight.T @ weight) * xx
+    matrix = products.view(units, width, units, width).sum((1, 3))
+    target = (weight.T * xe * consumer.gain.double()).sum(1).view(units, width).sum(1)
+    return matrix, target[:, None]
+
+
+def _ridge_solutions(matrix: Tensor, target: Tensor, ridges: Sequence[float]) -> list[Tensor]:
+    """(matrix + ridge * its mean diagonal)^-1 target: by Cholesky, by eigh where that breaks down."""
+    unit = float(matrix.diagonal().mean())
+    solutions, spectrum = [], None
+    for ridge in ridges:
+        shifted = matrix.clone()
+        shifted.diagonal().add_(ridge * unit)
+        factor, failed = torch.linalg.cholesky_ex(shifted)
+        if not failed:
+            solutions.append(torch.cholesky_solve(target, factor))
+            continue
+        spectrum = spectrum or torch.linalg.eigh(matrix)
+        values, vectors = spectrum
+        shifted_values = values.clamp(min=0) + ridge * unit
+        usable = shifted_values > 1e-12 * shifted_values.max().clamp(min=1e-300)
+        inverse = torch.where(usable, 1 / shifted_values.clamp(min=1e-300), 0.0)
+        solutions.append(vectors @ (inverse[:, None] * (vectors.T @ target)))
+    return solutions

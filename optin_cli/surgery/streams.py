@@ -1,0 +1,190 @@
+"""Run one block at a time on all calibration batches, holding little: what feeds a block is kept, spilled, replaced.
+
+Blocks are called with the arguments the model itself gave them (masks, position biases), recorded once, and
+with hidden states of our own.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Hashable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from optin_cli.artefacts.files import disk_is_full
+from optin_cli.data.batches import Batch
+from optin_cli.errors import InputError
+from optin_cli.models.checkpoint import OpenModel
+
+HIDDEN = "hidden_states"
+
+
+class Store:
+    """Tensors by key: in main memory up to `memory` bytes, the rest on disk. A context: the disk part is removed."""
+
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+        self.held: dict[Hashable, Tensor] = {}
+        self.spilled: dict[Hashable, Path] = {}
+        self.used = 0
+        self.folder: Path | None = None
+        self.written = 0
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.held.clear()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __setitem__(self, key: Hashable, tensor: Tensor) -> None:
+        self.drop(key)
+        size = tensor.numel() * tensor.element_size()
+        if self.used + size <= self.memory:
+            self.held[key] = tensor.cpu()
+            self.used += size
+            return
+        if self.folder is None:
+            self.folder = Path(tempfile.mkdtemp(prefix="optin-"))
+        path = self.folder / str(self.written)
+        self.written += 1
+        try:
+            save_file({"tensor": tensor.cpu().contiguous()}, path)
+        except Exception as error:
+            if disk_is_full(error):
+                raise InputError(
+                    f"the disk is full: activations could not be spilled to {self.folder}",
+                    "free some space there, point TMPDIR elsewhere, or raise --memory",
+                ) from error
+            raise
+        self.spilled[key] = path
+
+    def __getitem__(self, key: Hashable) -> Tensor:
+        return self.held[key] if key in self.held else load_file(self.spilled[key])["tensor"]
+
+    def drop(self, key: Hashable) -> None:
+        """Forget a tensor, if it is there."""
+        tensor = self.held.pop(key, None)
+        if tensor is not None:
+            self.used -= tensor.numel() * tensor.element_size()
+        path = self.spilled.pop(key, None)
+        if path is not None:
+            path.unlink()
+
+    def pop(self, key: Hashable) -> Tensor:
+        tensor = self[key]
+        self.drop(key)
+        return tensor
+
+
+class _Stored:
+    """Stands for a tensor argument that the store holds."""
+
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
+
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def hidden_of(value: Any) -> Tensor:
+    """The hidden states in a block's output: the tensor itself or the first element of a tuple."""
+    return value if isinstance(value, Tensor) else value[0]
+
+
+def hidden_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs[HIDDEN]
+
+
+def with_hidden(arguments: Arguments, hidden: Tensor) -> Arguments:
+    """A block's arguments with other hidden states."""
+    args, kwargs = arguments
+    return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, HIDDEN: hidden})
+
+
+class BlockCalls:
+    """How the model calls each of its blocks on each batch, apart from the hidden states."""
+
+    def __init__(self, model: OpenModel, store: Store) -> None:
+        self.model = model
+        self.store = store
+        self.calls: dict[tuple[int, int], Arguments] = {}
+        self.tail: tuple[Any, ...] | None = None
+        """What a block's output holds beside the hidden states; None if it is a plain tensor."""
+
+    @torch.no_grad()
+    def record(self, index: int, batch: Batch) -> Tensor:
+        """Remember the calls of batch `index`; returns the hidden states that the first block receives.
+
+        The blocks themselves do not run: each passes on what it receives.
+        """
+        if not self.calls:
+            self.tail = self._output_tail(batch)
+        first: list[Tensor] = []
+        held: dict[int, Tensor] = {}  # one tensor is often given to all blocks: stored once
+
+        def keep(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            key = ("argument", id(self), index, id(value))
+            if id(value) not in held:
+                held[id(value)] = value
+                self.store[key] = value
+            return _Stored(key)
+
+        def passing(block: int) -> Any:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                hidden = hidden_argument(args, kwargs)
+                first.append(hidden)
+                kept_args = tuple(keep(value) for value in args[1:])
+                kept_kwargs = {name: keep(value) for name, value in kwargs.items() if name != HIDDEN}
+                self.calls[block, index] = ((None, *kept_args) if args else ()), kept_kwargs
+                return hidden if self.tail is None else (hidden, *self.tail)
+
+            return forward
+
+        with ExitStack() as stack:
+            for block, path in enumerate(self.model.anatomy.blocks):
+                stack.enter_context(_replaced(self.model.module.get_submodule(path), passing(block)))
+            self.model.output(batch.inputs)
+        return first[0]
+
+    def _output_tail(self, batch: Batch) -> tuple[Any, ...] | None:
+        outputs: list[Any] = []
+        block = self.model.module.get_submodule(self.model.anatomy.blocks[0])
+        handle = block.register_forward_hook(lambda _, __, output: outputs.append(output))
+        try:
+            self.model.output(batch.inputs)
+        finally:
+            handle.remove()
+        return None if isinstance(outputs[0], Tensor) else tuple(outputs[0][1:])
+
+    def arguments(self, block: int, index: int, hidden: Tensor) -> Arguments:
+        """The arguments of a block on a batch, with `hidden` (anywhere) moved to the model's device."""
+        device = self.model.device
+
+        def fetch(value: Any) -> Any:
+            return self.store[value.key].to(device) if isinstance(value, _Stored) else value
+
+        args, kwargs = self.calls[block, index]
+        found = tuple(fetch(value) for value in args), {name: fetch(v) for name, v in kwargs.items()}
+        return with_hidden(found, hidden.to(device))
+
+
+@contextmanager
+def _replaced(module: nn.Module, forward: Any) -> Iterator[None]:
+    earlier = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if earlier is not None:
+            module.forward = earlier

@@ -1,0 +1,186 @@
+"""Where a consumer's output meets the residual stream, found by trying instead of by a table.
+
+The consumer's output c is replaced by zeros and by noise. The first tensor downstream that is t = r + gain * c,
+with a gain for each channel (1, or a layer scale) and r not zero, is the sum with the residual.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optin_cli.surgery.streams import Arguments, hidden_argument, hidden_of
+
+_TOLERANCE = 1e-4  # some blocks compute their norms or softmax in float32 whatever they are given
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor inside a block: an argument that a module gets at its `call`-th call, or (argument None) its output."""
+
+    module: str
+    """Path within the block; '' is the block itself."""
+    call: int
+    argument: int | str | None
+
+
+OUTPUT = Place("", 0, None)
+"""The block's own output."""
+
+
+@dataclass(frozen=True)
+class SumPoint:
+    """Where the residual is added. Without one (`found` False) it is the consumer's own output."""
+
+    place: Place
+    gain: Tensor
+    """[outputs], float64."""
+    found: bool
+
+
+class _Reached(Exception):
+    """Everything asked for was seen: the rest of the block need not run."""
+
+
+def run_block(
+    block: nn.Module, arguments: Arguments, places: Collection[Place] = (OUTPUT,), *, stop: bool = False
+) -> dict[Place, Tensor]:
+    """Run a block and collect the tensors at `places`. With `stop`, run it only as far as the last of them."""
+    found: dict[Place, Tensor] = {}
+
+    def see(place: Place, tensor: Tensor) -> None:
+        found[place] = tensor
+        if stop and len(found) == len(places):
+            raise _Reached
+
+    with ExitStack() as stack:
+        for place in places:
+            if place != OUTPUT:
+                stack.enter_context(_watched(block, place, see))
+        args, kwargs = arguments
+        with suppress(_Reached):
+            found[OUTPUT] = hidden_of(block(*args, **kwargs))
+    return found
+
+
+@contextmanager
+def _watched(block: nn.Module, place: Place, see: Callable[[Place, Tensor], None]) -> Iterator[None]:
+    module = block.get_submodule(place.module)
+    calls = 0
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == place.call + 1:
+            see(place, _by_name(args, kwargs)[place.argument])
+
+    def after(_: nn.Module, __: Any, output: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == place.call + 1:
+            see(place, hidden_of(output))
+
+    if place.argument is None:
+        handle = module.register_forward_hook(after)
+    else:
+        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int | str | None, Any]:
+    """Arguments by position or name."""
+    named: dict[int | str | None, Any] = dict(enumerate(args))
+    return named | dict(kwargs)
+
+
+def order_of(block: nn.Module, paths: Sequence[str], arguments: Arguments) -> list[str]:
+    """`paths` of modules within a block in the order they run; one that runs twice is there twice."""
+    order: list[str] = []
+    with ExitStack() as stack:
+        for path in paths:
+
+            def note(_: nn.Module, __: Any, ___: Any, path: str = path) -> None:
+                order.append(path)
+
+            stack.callback(block.get_submodule(path).register_forward_hook(note).remove)
+        run_block(block, arguments)
+    return order
+
+
+def find_sum_point(block: nn.Module, consumer: str, arguments: Arguments, seed: int = 0) -> SumPoint:
+    """The sum point behind `consumer`, the path within `block` of a Linear that runs once.
+
+    `arguments` are those of one batch. It is looked for in a float64 copy of the block, where what is linear
+    is linear to many digits.
+    """
+    block = copy.deepcopy(block).double()
+    args, kwargs = arguments
+    arguments = tuple(_as_double(v) for v in args), {name: _as_double(v) for name, v in kwargs.items()}
+    with torch.no_grad():
+        own = Place(consumer, 0, None)
+        output = run_block(block, arguments, {own}, stop=True)[own]
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(output.shape, dtype=torch.float64, generator=generator).to(output.device)
+        noise = noise * hidden_argument(*arguments).std()
+        still = _downstream(block, consumer, torch.zeros_like(noise), arguments)
+        moved = _downstream(block, consumer, noise, arguments)
+    for place, rest in still.items():
+        if rest.shape == noise.shape and place in moved:
+            gain = _gain(rest, moved[place] - rest, noise)
+            if gain is not None:
+                return SumPoint(place, gain, True)
+    return SumPoint(own, noise.new_ones(noise.shape[-1]), False)
+
+
+def _as_double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _downstream(block: nn.Module, consumer: str, output: Tensor, arguments: Arguments) -> dict[Place, Tensor]:
+    """All tensors that modules receive after the consumer, in order, and the block's output, if it gave `output`."""
+    found: dict[Place, Tensor] = {}
+    calls: Counter[str] = Counter()
+    passed = False
+
+    def replace(_: nn.Module, __: Any, ___: Any) -> Tensor:
+        nonlocal passed
+        passed = True
+        return output
+
+    def watch(path: str) -> Any:
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            for name, value in _by_name(args, kwargs).items():
+                if passed and isinstance(value, Tensor):
+                    found[Place(path, calls[path], name)] = value
+            calls[path] += 1
+
+        return before
+
+    with ExitStack() as stack:
+        stack.callback(block.get_submodule(consumer).register_forward_hook(replace).remove)
+        for path, module in block.named_modules():
+            if path:
+                stack.callback(module.register_forward_pre_hook(watch(path), with_kwargs=True).remove)
+        args, kwargs = arguments
+        found[OUTPUT] = hidden_of(block(*args, **kwargs))
+    return found
+
+
+def _gain(rest: Tensor, change: Tensor, noise: Tensor) -> Tensor | None:
+    """The gain of each channel if `rest` is a residual that gain * noise was added to."""
+    flat, given = change.flatten(0, -2), noise.flatten(0, -2)  # (tokens, outputs)
+    if not bool(flat.any()) or float(rest.abs().max()) <= _TOLERANCE * float(flat.abs().max()):
+        return None
+    gain = (flat * given).sum(0) / given.square().sum(0)
+    left = (flat - gain * given).norm()
+    return gain if float(left) <= _TOLERANCE * float(flat.norm()) else None

@@ -1,0 +1,163 @@
+"""Compensation on the command line: options, the table of sites, reuse, refusals."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from helpers import saved_model, tiny_text_csv
+from typer.testing import CliRunner
+
+from optin_cli import console
+from optin_cli.commands.options import byte_count
+from optin_cli.errors import UsageError
+from optin_cli.main import app
+
+SITES = [f"blocks.{block}.{kind}" for block in range(3) for kind in ("heads", "neurons")]
+
+
+def run(*args, code: int = 0):
+    """Run a command in this process and check its exit code; lines are joined again where rich wraps them."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert result.exit_code == code, f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
+    return result
+
+
+@pytest.fixture
+def masked(tmp_path):
+    """(model, data, mask) of a tiny BERT classifier."""
+    model, data = saved_model("bert"), tiny_text_csv(tmp_path)
+    run("score", model, "--data", data, "-o", tmp_path / "r.h5", "--method", "magnitude", "-q")
+    run("select", tmp_path / "r.h5", "--flops", 0.5, "-o", tmp_path / "m.json", "-q")
+    return model, data, tmp_path / "m.json"
+
+
+def table(text: str) -> dict[str, list[str]]:
+    """The printed table of sites: name -> the other cells."""
+    rows = [line.split() for line in text.splitlines() if re.match(r"\s*blocks\.\d+\.\w+ .*%", line)]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_apply_compensates_on_the_masks_own_data_and_tells_each_site(masked, tmp_path):
+    model, _, mask = masked
+    result = run("apply", model, mask, "-o", tmp_path / "out")
+    assert result.stdout == f"{tmp_path / 'out'}\n"
+    assert list(table(result.stderr)) == SITES
+    assert list(table(run("inspect", tmp_path / "out").stdout)) == SITES
+    told = json.loads(run("apply", model, mask, "-o", tmp_path / "out", "--json").stdout)
+    assert told["reused"]
+    record = json.loads(run("inspect", tmp_path / "out", "--json").stdout)["history"][0]["compensation"]
+    assert told["compensation"] == record["sites"]
+    assert [site["site"] for site in record["sites"]] == SITES
+    assert record["rows"] == 60
+    for site in record["sites"]:
+        before, _, after, _, method = table(result.stderr)[site["site"]][:5]
+        assert float(before) == pytest.approx(100 * site["before"], abs=0.006)
+        assert float(after) == pytest.approx(100 * site["after"], abs=0.006)
+        assert method == site["method"]
+
+
+def test_none_leaves_the_weights_alone(masked, tmp_path):
+    model, _, mask = masked
+    result = run("apply", model, mask, "-o", tmp_path / "plain", "--compensate", "none")
+    assert not table(result.stderr)
+    assert not table(run("inspect", tmp_path / "plain").stdout)
+    run("apply", model, mask, "-o", tmp_path / "plain", "--compensate", "none")  # reused
+    refused = run("apply", model, mask, "-o", tmp_path / "plain", code=2)
+    assert "another compensation" in " ".join(refused.stderr.split())
+    run("apply", model, mask, "-o", tmp_path / "plain", "--force", "-q")
+    assert table(run("inspect", tmp_path / "plain").stdout)
+
+
+def test_other_rows_can_be_given(masked, tmp_path):
+    model, _, mask = masked
+    other = tiny_text_csv(tmp_path / "other", rows=50, labels=None, pairs=False, seed=4)
+    run(
+        "apply", model, mask, "-o", tmp_path / "out", "--data", other, "--text", "sentence",
+        "--samples", 40, "--seed", 3, "--memory", "0", "--max-length", 12, "--compensate", "scale",
+    )  # fmt: skip
+    record = json.loads(run("inspect", tmp_path / "out", "--json").stdout)["history"][0]["compensation"]
+    assert record["rows"] == 40
+    assert record["data"]["spec"] == str(other)
+    assert (record["seed"], record["max_length"]) == (3, 12)
+    assert {site["method"] for site in record["sites"]} <= {"scale", "bias"}
+
+
+def test_more_samples_than_rows_are_told_only_when_asked_for(masked, tmp_path):
+    model, _, mask = masked
+    assert "fewer" not in run("apply", model, mask, "-o", tmp_path / "a").stderr
+    told = run("apply", model, mask, "-o", tmp_path / "b", "--samples", 100).stderr
+    assert "fewer than the 100 asked for" in " ".join(told.split())
+
+
+def test_prune_compensates_too(tmp_path):
+    model, data = saved_model("bert"), tiny_text_csv(tmp_path)
+    arguments = ["prune", model, "--data", data, "--flops", 0.5, "--method", "magnitude"]
+    arguments += ["--ranking", tmp_path / "r.h5"]
+    told = json.loads(run(*arguments, "-o", tmp_path / "out", "--compensate-samples", 40, "--json").stdout)
+    assert [site["site"] for site in told["compensation"]] == SITES
+    plain = json.loads(run(*arguments, "-o", tmp_path / "plain", "--compensate", "none", "--json").stdout)
+    assert plain["compensation"] == []
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "plain"))
+    assert one != other
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--compensate", "magic"], "unknown compensation 'magic'"),
+        (["--samples", "0"], "--samples 0: at least 1"),
+        (["--memory", "much"], "--memory 'much' is no size"),
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--data", "no.csv"], "no data at no.csv"),
+    ],
+)
+def test_wrong_options(masked, tmp_path, options, says):
+    model, _, mask = masked
+    text = " ".join(run("apply", model, mask, "-o", tmp_path / "out", *options, code=2).stderr.split())
+    assert says in text
+    assert text.count("error:") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_prune_names_its_own_options_in_errors(tmp_path):
+    data = tiny_text_csv(tmp_path)
+    arguments = ["prune", saved_model("bert"), "--data", data, "--flops", 0.5, "-o", tmp_path / "out"]
+    for option, value in (("--compensate-samples", 0), ("--compensate-memory", "x")):
+        assert option in run(*arguments, option, value, code=2).stderr
+
+
+def test_data_that_is_gone_is_no_reason_to_skip_it(masked, tmp_path):
+    model, data, mask = masked
+    data.unlink()
+    text = " ".join(run("apply", model, mask, "-o", tmp_path / "out", code=1).stderr.split())
+    assert "can't be read again" in text
+    assert "--compensate none" in text
+    run("apply", model, mask, "-o", tmp_path / "out", "--compensate", "none")
+
+
+def test_the_time_left_counts_from_the_start_of_a_stage(monkeypatch, capsys):
+    """`prune` scores, then compensates: the first stage's time says nothing about the second's."""
+    clock = iter([0.0, 100.0, 200.0, 200.0, 210.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.progress() as update:
+        for done in (50, 100):
+            update(done, 100, "scoring")
+        for done in (0, 10):
+            update(done, 100, "compensating")
+    assert "10 %  compensating, about 1 min 30 s left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("4GiB", 4 << 30), ("500 MB", 500_000_000), ("1.5kib", 1536), ("0", 0), ("1e6", 10**6)],
+)
+def test_sizes(text, count):
+    assert byte_count(text, "--memory") == count
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "nan", "inf", "4 apples", "1TiBB"])
+def test_no_sizes(text):
+    with pytest.raises(UsageError, match="is no size"):
+        byte_count(text, "--memory")

@@ -1,0 +1,89 @@
+"""`--feature-weights`: which blocks' features count in a score, recombined without scoring."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import tiny_ranking
+
+from optin_cli.artefacts.ranking import Ranking, combine
+from optin_cli.errors import UsageError
+from optin_cli.selection.problem import pose
+from optin_cli.selection.request import Request
+from optin_cli.selection.select import select
+
+
+def ranking(**changes) -> Ranking:
+    made = tiny_ranking(blocks=4, neurons=20)
+    made.settings = {"output_weight": 0.5, "recombines": True, **changes}
+    for site in made.sites:
+        site.score = combine(made.sites, 0.5)[site.name]
+    return made
+
+
+def scores_with(weights, **request) -> list[np.ndarray]:
+    return pose(ranking(), Request(flops=0.5, feature_weights=weights, **request)).scores
+
+
+def test_a_weight_counts_its_blocks_column():
+    found = scores_with((0.0, 0.0, 3.0, 0.0), output_weight=0.0)
+    for site, scores in zip(ranking().sites, found, strict=True):
+        if 2 in site.columns:
+            assert scores == pytest.approx(3 * site.trajectory[:, site.columns.index(2)])
+        else:
+            assert not scores.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [("uniform", (1, 1, 1, 1)), ("deep", (0.25, 0.5, 0.75, 1)), ("last", (0, 0, 0, 1))],
+)
+def test_names_stand_for_weights(name, weights):
+    for named, listed in zip(scores_with(name), scores_with(weights), strict=True):
+        assert named == pytest.approx(listed)
+
+
+def test_the_rankings_own_lambda_is_used_unless_another_is_asked_for():
+    made = ranking()
+    expected = combine(made.sites, 0.5, [0, 0, 0, 1])
+    for site, scores in zip(made.sites, scores_with("last"), strict=True):
+        assert scores == pytest.approx(expected[site.name])
+    assert scores_with("uniform")[0] == pytest.approx(made.sites[0].score)
+    expected = combine(made.sites, 2.0, [0, 0, 0, 1])
+    for site, scores in zip(made.sites, scores_with("last", output_weight=2.0), strict=True):
+        assert scores == pytest.approx(expected[site.name])
+
+
+def test_the_mask_records_them_and_changes():
+    plain = select(ranking(), Request(flops=0.5))
+    mask = select(ranking(), Request(flops=0.5, feature_weights="last"))
+    assert mask.keep != plain.keep
+    assert (plain.budget["feature_weights"], mask.budget["feature_weights"]) == (None, [0, 0, 0, 1])
+    assert select(ranking(), Request(flops=0.5, feature_weights="uniform")).budget["feature_weights"] is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ((1.0, 1.0), "2 weights for 4 blocks"),
+        ((1.0, -1.0, 1.0, 1.0), "0 or more"),
+        ((0.0, 0.0, 0.0, 0.0), "not all 0"),
+        ((float("nan"), 1.0, 1.0, 1.0), "0 or more"),
+        ("shallow", "uniform, deep, last"),
+    ],
+)
+def test_wrong_weights(weights, words):
+    with pytest.raises(UsageError, match=words):
+        select(ranking(), Request(flops=0.5, feature_weights=weights))
+
+
+def test_rankings_without_parts_are_refused():
+    bare = ranking()
+    for site in bare.sites:
+        site.columns, site.trajectory = [], np.zeros((site.units, 0))
+    for made in (bare, ranking(recombines=False)):
+        for weights in ("uniform", (1.0, 1.0, 1.0, 1.0)):
+            with pytest.raises(UsageError, match="leave --feature-weights out"):
+                select(made, Request(flops=0.5, feature_weights=weights))
+        with pytest.raises(UsageError, match="leave --lambda out"):
+            select(made, Request(flops=0.5, output_weight=1.0))
