@@ -53,7 +53,7 @@ class Method:
 
 
 def _optin(heads: str, neurons: str) -> Method:
-    return Method({HEADS: heads, NEURONS: neurons}, recombines=True, output_weight=1.0)
+    return Method({HEADS: heads, NEURONS: neurons}, recombines=True, output_weight=0.3)
 
 
 def _same(engine: str) -> dict[str, str]:

@@ -45,7 +45,7 @@ class ScoreSettings:
     rel_error: float | None = None
     """Probe until the median relative error of the scores that comes from probing is this; overrides `probes`."""
     precision: str = "full"
-    """`reduced` lets ablation multiply changes in TF32 or bfloat16."""
+    """`reduced` lets ablation (and `reference`) multiply changes in TF32 or bfloat16."""
     exact_band: float | None = None
     """Share of the units on either side of the cut at `band_flops` that are scored again by ablation."""
     band_flops: float | None = None

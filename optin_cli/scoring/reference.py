@@ -54,8 +54,9 @@ def scored_sites(model: OpenModel) -> list[Site]:
 class Reference:
     """Scores units on one batch, kept whole. `Replay` gives what full masked forwards give."""
 
-    def __init__(self, calibration: Calibration, index: int) -> None:
+    def __init__(self, calibration: Calibration, index: int, reduced: bool = False) -> None:
         self.calibration = calibration
+        self.reduced = reduced
         self.model = calibration.model
         self.index = index
         self.batch = calibration.batch(index)
@@ -117,7 +118,7 @@ class Reference:
                 if s.kind == HEADS and s.block < depth
             }
             with masked(self.model.module, self.model.anatomy, left):
-                self._replay = depth, Replay(self.model, self.batch)
+                self._replay = depth, Replay(self.model, self.batch, self.reduced)
         return self._replay[1]
 
     def _relations(self, variant: dict[int, Tensor], number: int) -> list[float]:

@@ -91,7 +91,8 @@ class Worker:
 
     def _reference(self, item: Item, tell: Told) -> Arrays:
         if self.reference is None or self.reference[0] != item.batch:
-            self.reference = item.batch, Reference(self.plan.calibration, item.batch)
+            reduced = self.plan.settings.precision == "reduced"
+            self.reference = item.batch, Reference(self.plan.calibration, item.batch, reduced)
         site, each = self.plan.model.anatomy[item.site], item.work / len(item.units)
         trajectory, output = self.reference[1].score(site, np.array(item.units), lambda n: tell(n * each))
         return {f"{item.site}/t": trajectory, f"{item.site}/o": output}

@@ -147,6 +147,18 @@ def test_units_score_alike_in_any_company(tmp_path):
         np.testing.assert_allclose(one[5:6], two, rtol=1e-4)
 
 
+def test_reduced_products_change_little(tmp_path):
+    plan = plan_for("bert", tmp_path)
+    for name, batch in (("blocks.0.neurons", 1), ("blocks.1.heads", 0)):
+        site = plan.model.anatomy[name]
+        full, reduced = (
+            reference.Reference(plan.calibration, batch, flag).score(site, np.arange(4))
+            for flag in (False, True)
+        )
+        for one, two in zip(full, reduced, strict=True):
+            np.testing.assert_allclose(one, two, rtol=0.03)
+
+
 def test_out_of_memory_takes_fewer_variants(tmp_path, monkeypatch):
     plan = plan_for("bert", tmp_path)
     site, sizes = plan.model.anatomy["blocks.1.neurons"], []

@@ -209,10 +209,9 @@ def test_a_dear_unit_is_traded_for_as_many_cheap_ones_as_it_pays_for(seed, price
     """Three dear units against cheap ones: whatever is traded stays within the budget and lowers the loss."""
     rng = np.random.default_rng(seed)
     dear, cheap, rows = 3, 16, 6
-    g = rng.normal(size=(dear + cheap, rows)).astype(np.float32)
-    g[:dear] = (
-        3 * price * np.eye(rows)[:dear] * (1 if seed % 2 else 0.01)
-    )  # worth more, or less, than the price
+    # dear units are worth more, or less, than their price in cheap ones
+    g = (0.3 + rng.random((dear + cheap, rows))).astype(np.float32) * (0.2 if seed % 2 else 1)
+    g[:dear] = 3 * price * np.eye(rows)[:dear] * (1 if seed % 2 else 0.01)
     diagonal = 1.1 * (g.astype(float) ** 2).sum(1)
     site = np.array([0] * dear + [1] * cheap)
     cost = np.where(site == 0, price, 1.0)
