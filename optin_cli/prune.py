@@ -58,9 +58,9 @@ def prune(
 ) -> Pruned:
     """Write the pruned model to `output`, scoring only if `ranking` is not the plan's ranking already.
 
-    `compensation` reads more rows of the plan's data (`at_most`: as many as there are, without a note).
-    It follows `teacher`, by default the plan's model. The plan's lambda replaces the request's. Raises what the
-    three stages raise, before anything is scored where that can be known.
+    `compensation` reads more rows of the plan's data (`at_most`: as many as there are, without a note) and follows
+    `teacher`, by default the plan's model, which is consumed in memory. The plan's lambda replaces the request's.
+    Raises what the three stages raise, before anything is scored where that can be known.
     """
     request.check()
     if request.table is not None:

@@ -25,7 +25,7 @@ def apply(
     output: Annotated[Path, typer.Option("--output", "-o", help="Model directory to write.")],
     compensate: options.Compensate = "auto",
     data: options.OptionalData = None,
-    split: options.Split = "train",
+    split: Annotated[str | None, typer.Option("--split", help="Split of the data (default: train).")] = None,
     config: options.Config = None,
     text: options.Text = None,
     image: options.Image = None,
@@ -66,7 +66,9 @@ def apply(
     settings = compensation(compensate, samples, batch_size, max_length, seed, memory)
     chosen = read_mask(mask)
     opened = options.open_with(model, task, anatomy, device, "float32")
-    rows = options.data_spec(data, split, config, text, None, image) if data else None
+    if not data and any(given is not None for given in (split, config, text, image)):
+        raise UsageError("--split, --config, --text and --image say how to read --data, which is not given")
+    rows = options.data_spec(data, split or "train", config, text, None, image) if data else None
     stage.check_belongs(opened, chosen)
     stage.check_output(output, opened)
     plan = make_plan(opened, chosen, settings, rows, at_most=samples is None)

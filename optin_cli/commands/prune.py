@@ -34,7 +34,7 @@ def prune(
     samples: options.Samples = 512,
     method: options.Method = "auto",
     probes: options.Probes = 2,
-    lambda_: options.ScoreLambda = 1.0,
+    lambda_: options.ScoreLambda = None,
     feature_weights: budgets.FeatureWeights = None,
     interactions: budgets.Interactions = "none",
     min_heads: budgets.MinHeads = 0,

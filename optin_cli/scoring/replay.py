@@ -21,6 +21,7 @@ from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.scoring.calibration import block_outputs, hidden_of, with_hidden
 from optin_cli.scoring.precision import reduced_products
+from optin_cli.scoring.room import ran_out
 
 Call = tuple[tuple[Any, ...], dict[str, Any], Any]
 """Arguments, keyword arguments and result of a block."""
@@ -67,7 +68,9 @@ class Replay:
         one = torch.zeros(1, dtype=torch.long, device=self.model.device)
         try:
             fast = self._own_block(site, one)
-        except (RuntimeError, ValueError, IndexError):
+        except (RuntimeError, ValueError, IndexError) as error:
+            if ran_out(error):
+                raise
             return False  # the block looks at the number of dimensions; the expanded run does not mind
         if fast.dim() != self.features[site.block].dim() + 1:
             return False

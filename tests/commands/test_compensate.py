@@ -111,6 +111,8 @@ def test_prune_compensates_too(tmp_path):
         (["--memory", "much"], "--memory 'much' is no size"),
         (["--batch-size", "0"], "--batch-size 0"),
         (["--data", "no.csv"], "no data at no.csv"),
+        (["--split", "test"], "say how to read --data, which is not given"),
+        (["--text", "sentence"], "say how to read --data, which is not given"),
     ],
 )
 def test_wrong_options(masked, tmp_path, options, says):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from contextlib import ExitStack
 
 import numpy as np
@@ -188,6 +189,21 @@ def test_it_brings_outputs_of_unseen_rows_closer_to_the_dense_ones(name, folder)
     assert after < 0.7 * before
     assert all(fit.after <= fit.before for fit in fits)
     assert {fit.method for fit in fits} >= {"full"}
+
+
+@pytest.mark.parametrize("name", ["bert", "mpnet", "distilbert", "timm-vit"])
+def test_a_pruned_model_is_brought_back_to_its_teacher(name, folder):
+    """Slicing first and following the dense model later is compensating while slicing."""
+    dense, fitted, sliced = (copied(shared_model(name)) for _ in range(3))
+    keep, batches = half(dense), batches_for(dense, folder, rows=160)
+    compensate(fitted, keep, batches, FULL)
+    slice_model(sliced.module, sliced.anatomy, keep)
+    sliced = dataclasses.replace(sliced, anatomy=dissect(sliced.module, sliced.family))
+    compensate(sliced, {}, batches, FULL, teacher=dense)
+    unseen = batches_for(dense, folder, rows=40, seed=9)
+    one, other = outputs(fitted, keep, unseen), outputs(sliced, {}, unseen)
+    assert torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.std()))
+    assert not torch.allclose(other, outputs(dense, keep, unseen), rtol=1e-2, atol=1e-2)
 
 
 def duplicated(name, site_of, folder):
