@@ -1,11 +1,11 @@
 """Accuracy against MACs kept: every method on the same model, data, budgets and calibration seeds.
 
-    python benchmarks/accuracy.py [--shared ../shared] [--cells benchmarks/accuracy.json] [--only ours,optin]
+    python benchmarks/accuracy.py [--shared ../shared] [--cells benchmarks/accuracy] [--only ours,optin]
                                   [--models minilm-stsb,minilm-sst2] [--budgets 0.5,0.4] [--seeds 0,1,2]
     python benchmarks/accuracy.py --report      # tables and plots from the cells that are there
 
-Cells go into a JSON file one by one, so a run that is stopped goes on where it was. Nothing is compared across
-machines: a cell knows where it was measured.
+Cells go into a JSON file for each model one by one, so a run that is stopped goes on where it was, and models may be
+measured side by side. Nothing is compared across machines: a cell knows where it was measured.
 """
 
 from __future__ import annotations
@@ -44,6 +44,12 @@ from optin_cli.surgery.settings import Compensation
 
 BUDGETS = (0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 SEEDS = (0, 1, 2)
+FIDELITY = {
+    "agreement": "Same class as the dense model, %",
+    "kl": "Mean KL from the dense model",
+    "cosine": "Cosine with the dense embeddings, %",
+}
+FIDELITY_DIGITS = {"agreement": 1, "kl": 3, "cosine": 1}
 
 
 @dataclass(frozen=True)
@@ -90,30 +96,39 @@ METHODS = (
     Method("random", "random", {"method": "random"}),
     Method("magnitude", "magnitude", {"method": "magnitude"}),
     Method("reference", "OPTIN as released", {"method": "reference"}),
-    Method("optin", "OPTIN, the paper", {"method": "auto"}),
+    Method("optin", "OPTIN, the paper", {}, {"output_weight": 1.0}),  # its best without compensation
     Method("ptf-search", "PTF search", {"method": "fisher", "per_batch": True}),
     Method("ptf-full", "PTF full", {"method": "fisher"}, {"interactions": "layer"}, "scale"),
-    Method("k-prune", "K-prune (knowledge + refit)", {"method": "knowledge"}, {}, "full"),
+    # lambda 0 is the best of the three that K-prune's own search tries
+    Method(
+        "k-prune", "K-prune (knowledge + refit)", {"method": "knowledge", "output_weight": 0.0}, {}, "full"
+    ),
     Method("ours", "ours", {}, {}, "auto"),
     Method("ours-4", "ours, --steps 4", {}, {}, "auto", steps=4),
 )
 
 
 class Cells:
-    """What was measured, in a JSON file that is rewritten after every cell."""
+    """What was measured of a model, `method/budget/seed` -> cell; its JSON file is rewritten after every cell."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.found: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+    def __init__(self, folder: Path, case: Case) -> None:
+        self.path = folder / f"{case.name}.json"
+        self.found: dict[str, dict[str, Any]] = (
+            json.loads(self.path.read_text()) if self.path.exists() else {}
+        )
 
     def put(self, key: str, cell: dict[str, Any]) -> None:
         self.found[key] = cell
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(self.path) as temporary:
             temporary.write_text(json.dumps(self.found, indent=1, sort_keys=True) + "\n")
 
-    def series(self, case: Case, method: Method, budget: float, metric: str) -> list[float]:
-        cells = (self.found.get(f"{case.name}/{method.name}/{budget}/{seed}") for seed in SEEDS)
-        return [cell["metrics"][metric] for cell in cells if cell is not None]
+    def of(self, method: Method, budget: float) -> list[dict[str, Any]]:
+        cells = (self.found.get(f"{method.name}/{budget}/{seed}") for seed in SEEDS)
+        return [cell for cell in cells if cell is not None]
+
+    def series(self, method: Method, budget: float, metric: str) -> list[float]:
+        return [cell["metrics"][metric] for cell in self.of(method, budget)]
 
 
 class Runner:
@@ -134,7 +149,7 @@ class Runner:
         plan = make_plan(
             open_model(self.spec), DataSpec(self.data), ScoreSettings(seed=seed, **method.scoring)
         )
-        path = self.work / f"{self.case.name}-{method.scoring.get('method', 'default')}-{seed}.h5"
+        path = self.work / f"{self.case.name}-{plan.settings.method}-{seed}.h5"
         if method.scoring.get("per_batch"):
             path = path.with_stem(f"{path.stem}-per-batch")
         output = self.work / f"{self.case.name}-{method.name}-{budget}-{seed}"
@@ -158,7 +173,7 @@ class Runner:
                 force=True,
             )
         else:
-            mask = select(ranking, request, read_sketch(path) if method.request else None)
+            mask = select(ranking, request, read_sketch(path) if "interactions" in method.request else None)
             again = plan_compensation(plan.model, mask, compensation, plan.examples.data, at_most=True)
             apply(plan.model, mask, output, plan=again)
         seconds["prune"] = time.perf_counter() - started
@@ -200,58 +215,65 @@ def wanted(options: argparse.Namespace, shared: Path) -> Iterator[tuple[Case, Me
     )
 
 
-def measure(options: argparse.Namespace, cells: Cells) -> None:
+def measure(options: argparse.Namespace) -> None:
     shared = options.shared.resolve()
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         runners: dict[str, Runner] = {}
         for case, method, budget, seed in wanted(options, shared):
-            key = f"{case.name}/{method.name}/{budget}/{seed}"
+            cells, key = Cells(options.cells, case), f"{method.name}/{budget}/{seed}"
             if key in cells.found:
                 continue
             if case.name not in runners:
                 runners[case.name] = Runner(case, shared, work)
             cell = runners[case.name].run(method, budget, seed)
             cells.put(key, cell)
-            print(
-                f"{key}: {cell['metrics'][case.metric]:.2f}  {cell['seconds']}", file=sys.stderr, flush=True
-            )
+            value = cell["metrics"][case.metric]
+            print(f"{case.name}/{key}: {value:.2f}  {cell['seconds']}", file=sys.stderr, flush=True)
 
 
-def report(cells: Cells, folder: Path) -> None:
-    """A Markdown table for each model, metric and fidelity, and a plot."""
+def report(folder: Path) -> None:
+    """A Markdown table and a plot for each model: the metric, and how near the outputs stay to the dense ones."""
     for case in CASES:
-        measured = [key for key in cells.found if key.startswith(f"{case.name}/")]
-        if not measured:
+        cells = Cells(folder, case)
+        if not cells.found:
             continue
-        dense = cells.found[measured[0]]["dense"][case.metric]
+        any_cell = next(iter(cells.found.values()))
+        dense = any_cell["dense"][case.metric]
         print(f"### {case.title} (dense {dense:.2f})\n")
         print("| method | " + " | ".join(f"{b:g}" for b in BUDGETS) + " | seeds | score + prune |")
         print("|---" * (len(BUDGETS) + 3) + "|")
         for method in METHODS:
-            print(row_of(cells, case, method))
+            print(row_of(cells, method, case.metric))
         print()
-        plot(cells, case, dense, folder / f"accuracy-{case.name}.png")
+        for metric, title in FIDELITY.items():
+            if metric in any_cell["metrics"]:
+                print(f"{title}\n")
+                print("| method | " + " | ".join(f"{b:g}" for b in BUDGETS) + " |")
+                print("|---" * (len(BUDGETS) + 1) + "|")
+                for method in METHODS:
+                    means = (cells.series(method, b, metric) for b in BUDGETS)
+                    texts = (f"{np.mean(m):.{FIDELITY_DIGITS[metric]}f}" if m else "" for m in means)
+                    print(f"| {method.title} | " + " | ".join(texts) + " |")
+                print()
+        plot(cells, case, dense, folder / f"{case.name}.png")
 
 
-def row_of(cells: Cells, case: Case, method: Method) -> str:
-    values = {b: cells.series(case, method, b, case.metric) for b in BUDGETS}
+def row_of(cells: Cells, method: Method, metric: str) -> str:
+    """Mean and deviation of a method at each budget; the best mean of a column is bold."""
     texts = []
-    for budget, found in values.items():
+    for budget in BUDGETS:
+        found = cells.series(method, budget, metric)
         best = max(
-            (float(np.mean(s)) for m in METHODS if (s := cells.series(case, m, budget, case.metric))),
-            default=0.0,
+            (float(np.mean(s)) for m in METHODS if (s := cells.series(m, budget, metric))), default=0.0
         )
         text = f"{np.mean(found):.2f}" if found else ""
         text = f"**{text}**" if found and np.mean(found) >= best - 1e-9 else text
         texts.append(text + (f" ± {np.std(found, ddof=1):.2f}" if len(found) > 1 else ""))
-    counts = {len(found) for found in values.values() if found}
-    spent = [
-        sum(cell["seconds"].values())
-        for key, cell in cells.found.items()
-        if key.startswith(f"{case.name}/{method.name}/")
-    ]
+    measured = [cells.of(method, budget) for budget in BUDGETS]
+    counts = {len(found) for found in measured if found}
+    spent = [sum(cell["seconds"].values()) for found in measured for cell in found]
     seeds = "-".join(map(str, sorted({min(counts), max(counts)}))) if counts else "0"
     time_text = f"{np.median(spent):.0f} s" if spent else ""
     return f"| {method.title} | " + " | ".join(texts) + f" | {seeds} | {time_text} |"
@@ -265,16 +287,12 @@ def plot(cells: Cells, case: Case, dense: float, path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     axes.axhline(dense, color="0.6", linewidth=1)
-    axes.annotate(
-        "dense", (max(BUDGETS), dense), textcoords="offset points", xytext=(0, 4), ha="left", color="0.4"
-    )
+    axes.annotate("dense", (max(BUDGETS), dense), textcoords="offset points", xytext=(0, 4), color="0.4")
     for method in METHODS:
-        points = [(b, np.mean(s)) for b in BUDGETS if (s := cells.series(case, method, b, case.metric))]
+        points = [(b, np.mean(s)) for b in BUDGETS if (s := cells.series(method, b, case.metric))]
         if points:
-            ours = method.name.startswith("ours")
-            axes.plot(
-                *zip(*points, strict=True), marker="o", ms=4, lw=2.5 if ours else 1.2, label=method.title
-            )
+            width = 2.5 if method.name.startswith("ours") else 1.2
+            axes.plot(*zip(*points, strict=True), marker="o", ms=4, lw=width, label=method.title)
     axes.invert_xaxis()
     axes.set(xlabel="share of the MACs kept", ylabel=case.metric, title=case.title)
     axes.legend(frameon=False, fontsize=9)
@@ -288,7 +306,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--cells", type=Path, default=Path("benchmarks/accuracy.json"))
+    parser.add_argument("--cells", type=Path, default=Path("benchmarks/accuracy"))
     parser.add_argument(
         "--work", type=Path, help="keep rankings and models here (default: a temporary folder)"
     )
@@ -298,10 +316,9 @@ def main() -> None:
     parser.add_argument("--seeds", default="")
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
-    cells = Cells(options.cells)
     if not options.report:
-        measure(options, cells)
-    report(cells, options.cells.parent)
+        measure(options)
+    report(options.cells)
 
 
 if __name__ == "__main__":
