@@ -58,10 +58,18 @@ class Case:
 
     name: str
     spec: str
+    """Of the model: a folder in the shared one, or of this name in zoo/."""
     data: str
     test: str
     metric: str
     title: str
+
+    def model(self, shared: Path) -> str | None:
+        """The model as commands take it; None where it is absent."""
+        if self.spec.startswith("demo:"):
+            return self.spec
+        places = shared / self.spec, Path(__file__).parent / "zoo" / Path(self.spec).name
+        return next((str(place) for place in places if place.is_dir()), None)
 
 
 @dataclass(frozen=True)
@@ -136,8 +144,9 @@ class Runner:
 
     def __init__(self, case: Case, shared: Path, work: Path) -> None:
         self.case, self.work = case, work
-        local = shared / case.spec
-        self.spec = str(local) if local.exists() else case.spec
+        spec = case.model(shared)
+        assert spec is not None
+        self.spec = spec
         self.data = str(shared / case.data)
         self.dense = open_model(self.spec)
         separate = self.dense.task.name == EMBEDDING
@@ -199,9 +208,9 @@ def wanted(options: argparse.Namespace, shared: Path) -> Iterator[tuple[Case, Me
 
     cases = []
     for case in chosen(options.models, CASES):
-        there = case.spec.startswith("demo:") or (shared / case.spec).exists()
-        cases += [case] if there else []
-        if not there:
+        if case.model(shared):
+            cases.append(case)
+        else:
             print(f"left out: {case.title} (no model there)", file=sys.stderr)
     budgets = [float(b) for b in options.budgets.split(",")] if options.budgets else BUDGETS
     seeds = [int(s) for s in options.seeds.split(",")] if options.seeds else SEEDS

@@ -33,8 +33,6 @@ from optin_cli.models.dissect import dissect, family_of
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.slicing import slice_model
 from optin_cli.models.tasks import EMBEDDING
-from optin_cli.scoring.ablation import Ablation
-from optin_cli.scoring.curvature import curvature
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import score
 from optin_cli.selection.request import Request
@@ -143,32 +141,31 @@ def speed(shared: Path, folder: Path) -> None:
 
 def agreement(shared: Path, folder: Path) -> None:
     """Number 3, second half: rank agreement of curvature with ablation on the same 32 sentences."""
-    model = open_model(MINILM)
-    plan = make_plan(model, DataSpec(str(shared / "data/stsb")), ScoreSettings(samples=32))
-    started = time.perf_counter()
-    ablation = Ablation(plan.calibration, 0)
-    exact = {site.name: ablation.score(site) for site in model.anatomy}
-    print(f"ablation of all 9,288 units on 32 sentences: {time.perf_counter() - started:.0f} s\n")
+    model, data = open_model(MINILM), DataSpec(str(shared / "data/stsb"))
+
+    def scored(method: str, probes: int) -> Ranking:
+        settings = ScoreSettings(method=method, probes=probes, samples=32, batch_size=32, sketch_rows=0)
+        return rank(model, data, settings, folder)
+
+    exact = scored("ablation", 1)
+    print(f"ablation of all 9,288 units on 32 sentences: {exact.seconds:.0f} s\n")
     rows = []
     for probes in (8, 32, 128, 512):
-        started = time.perf_counter()
-        found = curvature(plan.calibration, 0, probes, list(model.anatomy))
-        seconds = time.perf_counter() - started
+        found = scored("curvature", probes)
         for kind in ("neurons", "heads"):
-            sites = [s.name for s in model.anatomy if s.kind == kind]
-            pairs = {n: (found[n][0].sum(1), exact[n][0].sum(1)) for n in sites}
-            ours, theirs = (np.concatenate([pair[i] for pair in pairs.values()]) for i in (0, 1))
-            by_block = [f"{spearmanr(*pair)[0]:.2f}" for pair in pairs.values()]
-            output = spearmanr(*(np.concatenate([p[n][1] for n in sites]) for p in (found, exact)))[0]
+            pairs = [(f, e) for f, e in zip(found.sites, exact.sites, strict=True) if f.kind == kind]
+            trajectory = [(f.trajectory.sum(1), e.trajectory.sum(1)) for f, e in pairs]
+            ours, theirs = (np.concatenate(side) for side in zip(*trajectory, strict=True))
+            output = [np.concatenate([pair[i].output for pair in pairs]) for i in (0, 1)]
             rows.append(
                 [
                     str(probes),
                     kind,
                     f"{spearmanr(ours, theirs)[0]:.3f}",
-                    " ".join(by_block),
-                    f"{output:.3f}",
+                    " ".join(f"{spearmanr(*pair)[0]:.2f}" for pair in trajectory),
+                    f"{spearmanr(*output)[0]:.3f}",
                     f"{np.median(ours / theirs):.2f}",
-                    f"{seconds:.1f} s",
+                    f"{found.seconds:.1f} s",
                 ]
             )
     table(
