@@ -112,6 +112,7 @@ METHODS = (
         "k-prune", "K-prune (knowledge + refit)", {"method": "knowledge", "output_weight": 0.0}, {}, "full"
     ),
     Method("ours", "ours", {}, {}, "auto"),
+    Method("ours-trajectory", "ours, lambda 0", {}, {"output_weight": 0.0}, "auto"),
     Method("ours-4", "ours, --steps 4", {}, {}, "auto", steps=4),
 )
 
