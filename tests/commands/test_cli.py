@@ -130,6 +130,7 @@ def test_families_lists_them_all():
     out = run("families").stdout
     for name in ("bert", "roberta", "distilbert", "electra", "mpnet", "vit", "timm-vit"):
         assert re.search(rf"^{name} ", out, re.MULTILINE)
+    assert re.search(r"^timm-eva .* image +heads, neurons +\S", out, re.MULTILINE)  # each kind once
 
 
 def test_a_family_from_a_file_prunes_a_model_nobody_listed(tmp_path):

@@ -56,10 +56,8 @@ from optin_cli.surgery.sumpoint import find_sum_point
 
 NEURONS_ALONE = {"timm-eva02", "timm-dinov3", "timm-beit"}
 TIMM_WIDTH = 48
-# neurons of a block where they are not INNER: mlp_ratio times the width, two thirds of it for SwiGLU
-NEURON_COUNTS = {"timm-dinov3": 96, "timm-swiglu": 48, "timm-eva02": 96} | dict.fromkeys(
-    set(MORE_TIMM) - {"timm-dinov3", "timm-swiglu", "timm-eva02"}, 96
-)
+# a SwiGLU keeps two thirds of mlp_ratio * width, or splits it into gates and values
+NEURON_COUNTS = {**dict.fromkeys(MORE_TIMM, 2 * TIMM_WIDTH), "timm-swiglu": TIMM_WIDTH}
 LAYER_SCALES = {
     "beit": ("lambda_1", "lambda_2"),
     "dinov2": ("layer_scale1.lambda1", "layer_scale2.lambda1"),
@@ -222,7 +220,7 @@ def test_all_stages_run_and_compensation_helps(name, tmp_path):
     applied = stage.apply(model, mask, tmp_path / "out", plan=plan)
     assert applied.deviation <= 1e-5
     assert all(fit.after <= fit.before for fit in applied.fits)
-    assert any(fit.after < 0.9 * fit.before for fit in applied.fits)
+    assert any(fit.after < 0.95 * fit.before for fit in applied.fits)
     lost = {fit.site for fit in applied.fits if "no residual" in fit.note}
     assert lost == ({site.name for site in model.anatomy} if name == "timm-post-norm" else set())
 
@@ -255,6 +253,21 @@ def flops(call, device=None) -> float:
     with FlopCounterMode(display=False) as counter:
         call()
     return float(counter.get_total_flops())
+
+
+# ---- position biases and rotations of each head ----
+
+
+@pytest.mark.parametrize("name", ["beit", "beit-shared", "timm-eva-mixed"])
+def test_what_a_head_adds_to_its_scores_stays_its_own(name):
+    """Sliced twice to one head, by way of two, each head must still find its own bias or rotation."""
+    model = shared_model(name)
+    for head in range(1, HEADS):
+        keep = {"blocks.1.heads": [head]}
+        module = sliced(model, {"blocks.1.heads": [0, head]})
+        slice_model(module, dissect(module, model.family), {"blocks.1.heads": [1]})
+        found = outputs(model, module, random_inputs(model))
+        torch.testing.assert_close(found, masked_outputs(model, keep), rtol=0, atol=1e-5)
 
 
 # ---- layer scales ----
@@ -330,13 +343,39 @@ def test_ablation_equals_a_full_forward(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_curvature_estimates_the_output_change_of_a_small_step(name, tmp_path):
+def test_curvature_estimates_the_change_of_a_small_step(name, tmp_path):
+    """Oracle: full forwards with a small part of a unit gone, where the second-order term is all there is."""
     calibration = calibrate(shared_model(name), tmp_path)
     count, step = 100, 0.02
     found = curvature(calibration, 0, list(calibration.model.anatomy), range(count))
-    estimated, exact = [], []
+    examples = sampled_examples(calibration)
+    dense, _ = forward(calibration, {})
     for site in calibration.model.anatomy:
         for unit in np.arange(site.units)[:: max(1, site.units // 4)]:
-            estimated.append(found.output[site.name][unit] / count)
-            exact.append(change(calibration, site, unit, 1 - step)[1] / step**2)
-    np.testing.assert_allclose(estimated, exact, rtol=0.35)
+            mask = torch.ones(site.units)
+            mask[unit] = 1 - step
+            variant, _ = forward(calibration, {site.name: mask})
+            columns = measured_blocks(site, len(calibration.model.anatomy.blocks))
+            exact = [across_examples(dense[z], variant[z], examples) / step**2 for z in columns]
+            np.testing.assert_allclose(found.trajectory[site.name][unit] / count, exact, rtol=0.35)
+            output = change(calibration, site, unit, 1 - step)[1] / step**2
+            assert found.output[site.name][unit] / count == pytest.approx(output, rel=0.35)
+
+
+def sampled_examples(calibration: Calibration) -> torch.Tensor:
+    """Which example each sampled row of batch 0 is a token of."""
+    batch = calibration.batch(0)
+    features: dict[int, torch.Tensor] = {}
+    with torch.inference_mode(), block_outputs(calibration.model, features):
+        calibration.model.output(batch.inputs)
+    tokens = features[0].shape[1]
+    (rows,) = calibration.sampled_rows(0, [batch], [tokens])
+    return rows // tokens
+
+
+def across_examples(dense: torch.Tensor, variant: torch.Tensor, examples: torch.Tensor) -> float:
+    """||E F^T + F E^T||^2 / K^2 less the products that two rows of one example share: what probes estimate."""
+    product = (variant - dense) @ dense.t()  # (K, K)
+    same = examples[:, None] == examples[None, :]
+    total = 2 * product.square().sum() + 2 * (product * product.t())[same].sum()
+    return float(total) / len(dense) ** 2
