@@ -181,6 +181,19 @@ def test_a_skeleton_without_weights_gets_the_same_shapes(name):
     assert {key: value.shape for key, value in skeleton.state_dict().items()} == expected
 
 
+@pytest.mark.parametrize(
+    "name", ["beit", "dinov2", "dinov2-registers", "timm-deit-distilled", "timm-eva-rope"]
+)
+def test_bare_encoders_have_the_same_sites(name):
+    whole = shared_model(name)
+    bare = open_model(str(saved_model(name)), task="embedding", device="cpu")
+    facts = [(s.name, s.units, s.macs_per_token, s.params_per_unit) for s in whole.anatomy]
+    assert [(s.name, s.units, s.macs_per_token, s.params_per_unit) for s in bare.anatomy] == facts
+    keep = {site.name: list(range(1, site.units, 2)) for site in bare.anatomy}
+    found = outputs(bare, sliced(bare, keep), random_inputs(bare))
+    torch.testing.assert_close(found, masked_outputs(bare, keep), rtol=0, atol=1e-5)
+
+
 # ---- on disk, and again ----
 
 
