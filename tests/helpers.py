@@ -37,6 +37,58 @@ IMAGE_SIZE, PATCH_SIZE = 32, 8
 MAX_LENGTH = 64
 TIMM_NAME = "vit_tiny_patch16_224"
 
+_LAYERS = {"num_hidden_layers": BLOCKS, "num_attention_heads": HEADS, "hidden_size": WIDTH}
+_IMAGE = {**_LAYERS, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
+_TOWER = {**_IMAGE, "intermediate_size": INNER, "projection_dim": 16}
+# a CLIP text model reads its embedding at the highest id when `eos_token_id` is 2
+_TEXT_TOWER = {
+    **_LAYERS, "intermediate_size": INNER, "projection_dim": 16, "max_position_embeddings": MAX_LENGTH,
+    "vocab_size": 80, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 2,
+}  # fmt: skip
+MORE_TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "beit": (
+        "BeitForImageClassification",
+        {**_IMAGE, "intermediate_size": INNER, "num_labels": 5, "use_relative_position_bias": True},
+    ),
+    "beit-shared": (
+        "BeitForImageClassification",
+        {
+            **_IMAGE, "intermediate_size": INNER, "num_labels": 5, "use_relative_position_bias": True,
+            "use_shared_relative_position_bias": True, "use_mean_pooling": False, "layer_scale_init_value": 0.0,
+        },
+    ),
+    "dinov2": ("Dinov2ForImageClassification", {**_IMAGE, "mlp_ratio": 2, "num_labels": 5}),
+    "dinov2-swiglu": (
+        "Dinov2ForImageClassification", {**_IMAGE, "mlp_ratio": 3, "num_labels": 5, "use_swiglu_ffn": True}
+    ),
+    "dinov2-registers": (
+        "Dinov2WithRegistersForImageClassification", {**_IMAGE, "mlp_ratio": 2, "num_labels": 5}
+    ),
+    "clip-vision": ("CLIPVisionModel", _TOWER),
+    "clip-vision-projected": ("CLIPVisionModelWithProjection", _TOWER),
+    "clip-image-classifier": (
+        "CLIPForImageClassification",
+        {"vision_config": _TOWER, "text_config": _TEXT_TOWER, "num_labels": 5},
+    ),
+    "clip-text": ("CLIPTextModel", _TEXT_TOWER),
+    "clip-text-projected": ("CLIPTextModelWithProjection", _TEXT_TOWER),
+}  # fmt: skip
+MORE_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
+    "timm-deit-distilled": ("deit_tiny_distilled_patch16_224", {}),
+    "timm-deit3": ("deit3_small_patch16_224", {}),  # layer scale
+    "timm-clip": ("vit_base_patch32_clip_224", {}),  # norm_pre
+    "timm-post-norm": ("vit_base_patch16_rpn_224", {}),  # ResPostBlock, no class token, average pooling
+    "timm-registers": ("vit_medium_patch16_reg4_gap_256", {"qk_norm": True}),
+    "timm-swiglu": ("vit_giant_patch14_reg4_dinov2", {}),  # gate and value packed
+    "timm-eva-rope": ("vit_small_patch16_rope_224", {}),
+    "timm-eva-mixed": ("vit_small_patch16_rope_mixed_224", {"qkv_fused": False}),  # a rotation for each head
+    "timm-eva02": ("eva02_tiny_patch14_224", {}),
+    "timm-dinov3": ("vit_small_plus_patch16_dinov3", {}),  # gate and value apart
+    "timm-beit": ("beit_base_patch16_224", {}),
+}
+MORE_FAMILIES = [*MORE_TRANSFORMERS, *MORE_TIMM]
+"""Further families and variants; tests/models/test_all_families.py checks the promises for each."""
+
 _WORDS = (
     "the a cat dog bird house tree river sits runs sings falls on under near with red small old quiet very "
     "never always good bad fine dull"
@@ -83,15 +135,16 @@ def tiny_model(name: str, folder: Path, head: str = "classifier", seed: int = 0,
     """Save a tiny random model with its tokenizer or image processor into `folder`; returns `folder`.
 
     `head`: `encoder` (bare), `classifier`, and for text also `tagger` and `reader`. `overrides` go to the config
-    (for timm: to `model_args`).
+    (for timm: to `model_args`). Of `MORE_TRANSFORMERS` each has one head, the one its table names.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if name == "timm-vit":
-        _save_timm_vit(folder, 0 if head == "encoder" else 5, seed, overrides)
+    if name == "timm-vit" or name in MORE_TIMM:
+        architecture, args = MORE_TIMM.get(name, (TIMM_NAME, {}))
+        _save_timm(architecture, folder, 0 if head == "encoder" else 5, seed, {**args, **overrides})
         return folder
     model = new_model(name, head, seed, **overrides)
     model.save_pretrained(folder)
-    if name in TEXT_FAMILIES:
+    if name in TEXT_FAMILIES or name.startswith("clip-text"):
         save_tokenizer(name, folder)
     else:
         _save_image_processor(folder)
@@ -102,6 +155,10 @@ def new_model(name: str, head: str = "classifier", seed: int = 0, **overrides: A
     """A tiny transformers model in memory."""
     import transformers
 
+    if name in MORE_TRANSFORMERS:
+        class_name, settings = MORE_TRANSFORMERS[name]
+        cls = getattr(transformers, class_name)
+        return randomise(cls(cls.config_class(**{**settings, **overrides})), seed).eval()
     image = name in IMAGE_FAMILIES
     suffix = "ForImageClassification" if image and head == "classifier" else _HEADS[head]
     cls = getattr(transformers, _PREFIX[name] + suffix)
@@ -180,16 +237,23 @@ def timm_args(**overrides: Any) -> dict[str, Any]:
 
 def new_timm_vit(num_classes: int = 5, seed: int = 0, **overrides: Any) -> nn.Module:
     """A tiny timm VisionTransformer in memory."""
+    return new_timm(TIMM_NAME, num_classes, seed, **overrides)
+
+
+def new_timm(architecture: str, num_classes: int = 5, seed: int = 0, **overrides: Any) -> nn.Module:
+    """A tiny timm model of any architecture that takes the arguments of a VisionTransformer."""
     import timm
 
-    model = timm.create_model(TIMM_NAME, num_classes=num_classes, **timm_args(**overrides))
+    model = timm.create_model(architecture, num_classes=num_classes, **timm_args(**overrides))
     return randomise(model, seed).eval()
 
 
-def _save_timm_vit(folder: Path, num_classes: int, seed: int, overrides: dict[str, Any]) -> None:
-    model = new_timm_vit(num_classes, seed, **overrides)
+def _save_timm(
+    architecture: str, folder: Path, num_classes: int, seed: int, overrides: dict[str, Any]
+) -> None:
+    model = new_timm(architecture, num_classes, seed, **overrides)
     config = {
-        "architecture": TIMM_NAME,
+        "architecture": architecture,
         "num_classes": num_classes,
         "model_args": timm_args(**overrides),
         "pretrained_cfg": {

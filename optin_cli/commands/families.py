@@ -23,7 +23,7 @@ def families(json: options.Json = False) -> None:
             family.name,
             ", ".join(family.matches),
             family.modality,
-            ", ".join(site.kind for site in family.sites),
+            ", ".join(dict.fromkeys(site.kind for site in family.sites)),  # a kind may have several tables
             family.note,
         ]
         for family in known

@@ -191,7 +191,8 @@ def _draw(model: OpenModel, batch_size: int, size: int, seed: int) -> dict[str, 
 def _image_size(model: OpenModel) -> tuple[int, int]:
     """(height, width) of the images a model was made for: as configured (transformers) or built (timm)."""
     module: Any = model.module
-    size = getattr(getattr(module, "config", None), "image_size", None)
+    config = getattr(module, "config", None)
+    size = getattr(getattr(config, "vision_config", config), "image_size", None)
     size = size or getattr(getattr(module, "patch_embed", None), "img_size", None)
     if size is None:
         settings = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None) or {}

@@ -27,7 +27,8 @@ class Producer:
 class UnitInput:
     """A forward argument of `module` that carries one slice for each unit along `axis`.
 
-    MPNet adds a position bias of shape (batch, heads, s, s) that the encoder computes for all dense heads.
+    MPNet adds a position bias of shape (batch, heads, s, s) that the encoder computes for all dense heads. A tensor
+    without that axis, or of size 1 there, is the same for all units.
     """
 
     module: str

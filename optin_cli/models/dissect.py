@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from optin_cli.errors import InputError, UnknownArchitecture
 from optin_cli.models.anatomy import HEADS, Anatomy, Producer, Site, UnitInput
-from optin_cli.models.families import DOCS, Family, SiteTable, find_family, known_families
+from optin_cli.models.families import DOCS, TOWERS, Family, SiteTable, find_family, known_families
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +22,11 @@ def family_of(model: nn.Module) -> Family:
     candidates = ([model_type] if model_type else []) + [cls.__name__ for cls in type(model).__mro__]
     family = find_family(candidates)
     if family is None:
+        if towers := next((TOWERS[name] for name in candidates if name in TOWERS), None):
+            raise UnknownArchitecture(
+                f"a {type(model).__name__} has two towers, and a family describes one list of blocks",
+                f"open a tower of it with {' or '.join(towers)}, save that with save_pretrained, and prune it",
+            )
         names = ", ".join(f"{f.name} ({', '.join(f.matches)})" for f in known_families())
         raise UnknownArchitecture(
             f"no family table for {type(model).__name__}"
@@ -45,16 +50,33 @@ def dissect(model: nn.Module, family: Family) -> Anatomy:
         raise InputError(f"family {family.name!r}: {type(model).__name__}.{root} holds no blocks")
     sites: list[Site] = []
     for index, block in enumerate(blocks):
-        for table in family.sites:
+        for table in _tables_of(model.get_submodule(block), family):
             if not any(_mixes_units(model, f"{block}.{path}", family) for path in table.must_be_identity):
                 sites.append(_site(model, family, table, index, block))
     if not sites:
         raise InputError(
             f"nothing is prunable in {type(model).__name__}: every site of family {family.name!r} has a module "
-            "that mixes its units",
-            f"{DOCS} explains `must_be_identity`",
+            "that mixes its units, or lacks what its tables require",
+            f"{DOCS} explains `must_be_identity` and `requires`",
         )
     return Anatomy(family.name, tuple(blocks), tuple(sites))
+
+
+def _tables_of(block: nn.Module, family: Family) -> list[SiteTable]:
+    """The first table of each kind that fits a block."""
+    fitting: dict[str, SiteTable] = {}
+    for table in family.sites:
+        if all(_has(block, path) for path in table.requires):
+            fitting.setdefault(table.kind, table)
+    return list(fitting.values())
+
+
+def _has(block: nn.Module, path: str) -> bool:
+    """True if there is a module or an attribute at `path`; None is none."""
+    found: Any = block
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found is not None
 
 
 def _site(model: nn.Module, family: Family, table: SiteTable, index: int, block: str) -> Site:

@@ -1,4 +1,4 @@
-"""What is prunable in each architecture: one table of module paths a family, and nothing else.
+"""Which families are known: the shipped tables, those registered, and those read from files.
 
 A table is data. `register_family` adds one from Python, `--anatomy FILE.yaml` from the command line, and a
 pruned directory carries its own, so that it loads on a machine that never saw the registration.
@@ -8,111 +8,28 @@ See docs/families.md for how to write one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from optin_cli.errors import UsageError
 from optin_cli.models.anatomy import HEADS, NEURONS, Producer, UnitInput
+from optin_cli.models.tables import SHIPPED, TOWERS, Family, SiteTable
+
+__all__ = [
+    "DOCS",
+    "TOWERS",
+    "Family",
+    "SiteTable",
+    "family_from_dict",
+    "family_to_dict",
+    "find_family",
+    "known_families",
+    "read_family",
+    "register_family",
+]
 
 DOCS = "docs/families.md"
-
-
-@dataclass(frozen=True)
-class SiteTable:
-    """Where a site stands inside a block. All paths are relative to the block."""
-
-    kind: str
-    """`heads` or `neurons`."""
-    producers: tuple[Producer, ...]
-    """The Linears whose output rows are the units."""
-    consumer: str
-    """The Linear whose input columns are the units."""
-    unit_width: str | int = 1
-    """Features of one unit: a number, or the attribute that holds it (`attn.head_dim`)."""
-    counts: dict[str, str] = field(default_factory=dict)
-    """Attributes to rewrite after slicing: path -> 'units' (a count) or 'features' (units * width)."""
-    unit_inputs: tuple[UnitInput, ...] = ()
-    """Forward arguments with one slice a unit, computed outside the block."""
-    must_be_identity: tuple[str, ...] = ()
-    """Modules that mix units when present (a norm over all heads): the site is left out if one is there."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """One architecture: which models it fits, where the blocks are, and the sites of a block."""
-
-    name: str
-    matches: tuple[str, ...]
-    """`config.model_type` of transformers models, or the class name of any other module."""
-    blocks: str
-    """Path of the list of blocks, from the base model (without the task head)."""
-    sites: tuple[SiteTable, ...]
-    modality: str = "text"
-    """`text` or `image`: which kind of data the model reads."""
-    note: str = ""
-
-
-def _linears(*paths: str) -> tuple[Producer, ...]:
-    return tuple(Producer(path) for path in paths)
-
-
-_BERT_SITES = (
-    SiteTable(
-        HEADS,
-        producers=_linears("attention.self.query", "attention.self.key", "attention.self.value"),
-        consumer="attention.output.dense",
-        unit_width="attention.self.attention_head_size",
-        counts={"attention.self.num_attention_heads": "units", "attention.self.all_head_size": "features"},
-    ),
-    SiteTable(NEURONS, producers=_linears("intermediate.dense"), consumer="output.dense"),
-)
-
-_DISTILBERT_SITES = (
-    SiteTable(
-        HEADS,
-        producers=_linears("attention.q_lin", "attention.k_lin", "attention.v_lin"),
-        consumer="attention.out_lin",
-        unit_width="attention.attention_head_size",
-        counts={"attention.n_heads": "units", "attention.dim": "features"},
-    ),
-    SiteTable(NEURONS, producers=_linears("ffn.lin1"), consumer="ffn.lin2"),
-)
-
-_MPNET_SITES = (
-    SiteTable(
-        HEADS,
-        producers=_linears("attention.attn.q", "attention.attn.k", "attention.attn.v"),
-        consumer="attention.attn.o",
-        unit_width="attention.attn.attention_head_size",
-        counts={"attention.attn.num_attention_heads": "units", "attention.attn.all_head_size": "features"},
-        unit_inputs=(UnitInput("attention.attn", "position_bias", axis=1),),
-    ),
-    _BERT_SITES[1],
-)
-
-_VIT_SITES = (
-    SiteTable(
-        HEADS,
-        producers=_linears("attention.q_proj", "attention.k_proj", "attention.v_proj"),
-        consumer="attention.o_proj",
-        unit_width="attention.head_dim",
-        counts={"attention.num_attention_heads": "units"},
-    ),
-    SiteTable(NEURONS, producers=_linears("mlp.fc1"), consumer="mlp.fc2"),
-)
-
-_TIMM_VIT_SITES = (
-    SiteTable(
-        HEADS,
-        producers=(Producer("attn.qkv", parts=3),),
-        consumer="attn.proj",
-        unit_width="attn.head_dim",
-        counts={"attn.num_heads": "units", "attn.attn_dim": "features"},
-        must_be_identity=("attn.norm", "attn.gate"),
-    ),
-    SiteTable(NEURONS, producers=_linears("mlp.fc1"), consumer="mlp.fc2", must_be_identity=("mlp.norm",)),
-)
 
 _REGISTRY: dict[str, Family] = {}
 
@@ -170,6 +87,7 @@ def family_from_dict(data: dict[str, Any], where: str = "family table") -> Famil
                 ),
                 "unit_inputs": tuple(UnitInput(**u) for u in site.get("unit_inputs", ())),
                 "must_be_identity": tuple(site.get("must_be_identity", ())),
+                "requires": tuple(site.get("requires", ())),
             }
         )
         for site in data["sites"]
@@ -233,6 +151,7 @@ _SITE_FIELDS: _Fields = {
     "counts": (False, "attribute: units or features", _is_counts),
     "unit_inputs": (False, "a list of {module, argument, axis}", _list_of(_is_unit_input)),
     "must_be_identity": (False, "a list of paths", _list_of(_is_text)),
+    "requires": (False, "a list of paths", _list_of(_is_text)),
 }
 
 
@@ -263,20 +182,5 @@ def read_family(path: Path) -> Family:
     return family_from_dict(data, str(path))
 
 
-for _family in (
-    Family("bert", ("bert",), "encoder.layer", _BERT_SITES),
-    Family("roberta", ("roberta", "xlm-roberta", "camembert"), "encoder.layer", _BERT_SITES),
-    Family("electra", ("electra",), "encoder.layer", _BERT_SITES),
-    Family("distilbert", ("distilbert",), "transformer.layer", _DISTILBERT_SITES),
-    Family("mpnet", ("mpnet",), "encoder.layer", _MPNET_SITES, note="position bias sliced with the heads"),
-    Family("vit", ("vit", "deit"), "layers", _VIT_SITES, modality="image"),
-    Family(
-        "timm-vit",
-        ("VisionTransformer", "VisionTransformerDistilled"),
-        "blocks",
-        _TIMM_VIT_SITES,
-        modality="image",
-        note="fused qkv",
-    ),
-):
+for _family in SHIPPED:
     register_family(_family)

@@ -12,7 +12,7 @@ from torch import nn
 
 from optin_cli.errors import InputError, UsageError
 from optin_cli.models.sources import Source
-from optin_cli.models.tasks import AUTO_CLASSES, EMBEDDING, Task, task_from_config
+from optin_cli.models.tasks import AUTO_CLASSES, EMBEDDING, PROJECTED, Task, task_from_config
 
 log = logging.getLogger("optin")
 
@@ -38,7 +38,7 @@ def open_transformers(
     if (
         cls is None
         or task_from_config(config, source.folder, None).name != task.name
-        or task.name == EMBEDDING
+        or (task.name == EMBEDDING and not architecture.endswith(PROJECTED))
     ):
         auto = getattr(transformers, AUTO_CLASSES[task.name])
         cls = auto._model_mapping.get(type(config), None)

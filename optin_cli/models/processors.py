@@ -100,7 +100,7 @@ def transformers_image_processor(folder: Path, config: Any) -> ImageProcessor:
     try:
         processor = AutoImageProcessor.from_pretrained(folder)
     except (OSError, ValueError):
-        size = _pair(getattr(config, "image_size", 224))
+        size = _pair(getattr(getattr(config, "vision_config", config), "image_size", 224))
         processor = ViTImageProcessor(size={"height": size[0], "width": size[1]})
 
     def transform(image: Image) -> Tensor:

@@ -78,10 +78,15 @@ class _UnitInputSelector:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
         value = bound.arguments.get(self.unit_input.argument)
-        if value is not None:
+        if value is not None and _has_slices(value, self.unit_input.axis):
             index = torch.as_tensor(self.units, dtype=torch.long, device=value.device)
             bound.arguments[self.unit_input.argument] = value.index_select(self.unit_input.axis, index)
         return bound.args, bound.kwargs
+
+
+def _has_slices(value: Tensor, axis: int) -> bool:
+    """False for a tensor that all units share: without the axis, or with one slice that is broadcast along it."""
+    return -value.dim() <= axis < value.dim() and value.shape[axis] != 1
 
 
 def select_unit_input(module: nn.Module, unit_input: UnitInput, units: list[int]) -> None:

@@ -39,6 +39,10 @@ _SUFFIXES = {
     "ForImageClassificationWithTeacher": IMAGE,
 }
 
+PROJECTED = "WithProjection"
+"""Ends the names of classes whose embedding is a projection into a space that two towers share."""
+_PROJECTIONS = ("image_embeds", "text_embeds")
+
 Inputs = Mapping[str, Tensor]
 Forward = Callable[..., Any]
 
@@ -76,8 +80,7 @@ class Task:
 
     def _embedding(self, result: Any, attention_mask: Tensor | None) -> Tensor:
         """Unit-length sentence (or image) vectors, [batch, hidden]."""
-        hidden = result if isinstance(result, Tensor) else result.last_hidden_state
-        hidden = hidden.float()
+        hidden = (result if isinstance(result, Tensor) else _hidden_or_projection(result)).float()
         if hidden.dim() == 2 or self.pooling == "none":
             pooled = hidden
         elif self.pooling == "cls":
@@ -88,6 +91,12 @@ class Task:
             weight = attention_mask[..., None].float()  # (b, s, 1)
             pooled = (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
         return nn.functional.normalize(pooled, dim=-1)
+
+
+def _hidden_or_projection(result: Any) -> Tensor:
+    """Hidden states [batch, tokens, hidden], or [batch, dim] where the model projects them itself."""
+    projections = (getattr(result, name, None) for name in _PROJECTIONS)
+    return next((p for p in projections if p is not None), result.last_hidden_state)
 
 
 def task_from_config(config: Any, folder: Path | None, override: str | None) -> Task:

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import ALL, BLOCKS, HEADS, new_model, new_timm_vit, shared_model
+from helpers import ALL, BLOCKS, HEADS, new_model, new_timm, new_timm_vit, shared_model
 from torch import nn
 
 from optin_cli.errors import InputError
@@ -158,14 +158,20 @@ def test_differential_attention_is_refused():
         dissected(new_timm_vit(attn_layer="diff"))
 
 
-def test_a_gated_mlp_is_refused_naming_both_layers():
+def test_a_packed_gate_belongs_to_its_neuron():
     from timm.layers import GluMlp
 
-    with pytest.raises(InputError) as caught:
-        dissected(new_timm_vit(mlp_layer=GluMlp))
-    message = str(caught.value)
-    assert "blocks.0.mlp.fc1" in message and "blocks.0.mlp.fc2" in message
-    assert DOCS in message
+    anatomy = dissected(new_timm_vit(mlp_layer=GluMlp))
+    assert [(s.units, s.producers[0].parts) for s in anatomy if s.kind == "neurons"] == [(48, 2)] * BLOCKS
+
+
+def test_a_response_norm_over_all_neurons_leaves_the_neurons_out():
+    from timm.layers import GlobalResponseNormMlp
+
+    module = new_timm_vit()
+    for block in module.blocks:
+        block.mlp = GlobalResponseNormMlp(48, 96)
+    assert kinds(dissected(module)) == {"heads"}
 
 
 def test_parallel_blocks_are_refused_naming_the_missing_path():
@@ -174,6 +180,56 @@ def test_parallel_blocks_are_refused_naming_the_missing_path():
     with pytest.raises(InputError, match=r"blocks\.0\.attn\b") as caught:
         dissected(new_timm_vit(block_fn=ParallelThingsBlock))
     assert DOCS in str(caught.value)
+
+
+def test_a_block_with_one_input_projection_is_refused_naming_the_missing_path():
+    from timm.models.vision_transformer import ParallelScalingBlock
+
+    with pytest.raises(InputError, match=r"blocks\.0\.attn\b"):
+        dissected(new_timm_vit(block_fn=ParallelScalingBlock))
+
+
+def test_heads_that_share_keys_are_refused_naming_the_projection():
+    shared = {"attn_type": "rope", "qkv_fused": False, "num_kv_heads": 2}
+    with pytest.raises(InputError, match=r"blocks\.0\.attn\.k_proj gives 24 features"):
+        dissected(new_timm("eva02_tiny_patch14_224", **shared))
+
+
+def test_an_eva_with_nothing_to_remove_says_why():
+    """Its attention has a fixed width, and a norm runs over all neurons."""
+    with pytest.raises(InputError, match=r"nothing is prunable in Eva") as caught:
+        dissected(new_timm("eva02_base_patch14_224"))
+    assert "requires" in str(caught.value)
+
+
+# several tables of one kind
+
+
+class Variants(nn.Module):
+    """Three blocks: one with a gate, one whose gate is None, one without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.ModuleDict({"up": nn.Linear(4, 6), "down": nn.Linear(6, 4)}) for _ in range(BLOCKS)]
+        layers[0]["gate"] = nn.Linear(4, 6)
+        layers[1].register_module("gate", None)
+        self.layers = nn.ModuleList(layers)
+
+
+GATED = SiteTable("neurons", (Producer("gate"), Producer("up")), "down", requires=("gate",))
+PLAIN = SiteTable("neurons", (Producer("up"),), "down")
+
+
+def test_a_block_takes_the_first_table_whose_requirements_it_meets():
+    anatomy = dissect(Variants(), Family("variants", ("Variants",), "layers", (GATED, PLAIN)))
+    assert [len(site.producers) for site in anatomy] == [2, 1, 1]
+    swapped = dissect(Variants(), Family("variants", ("Variants",), "layers", (PLAIN, GATED)))
+    assert [len(site.producers) for site in swapped] == [1, 1, 1]
+
+
+def test_a_kind_without_a_fitting_table_is_left_out():
+    anatomy = dissect(Variants(), Family("variants", ("Variants",), "layers", (GATED,)))
+    assert [site.name for site in anatomy] == ["blocks.0.neurons"]
 
 
 # tables that don't describe the model

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from helpers import ALL, examples, new_model, saved_model
+from helpers import ALL, MORE_TRANSFORMERS, examples, new_model, random_inputs, saved_model
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -16,6 +17,7 @@ from torch import nn
 from optin_cli.errors import UnknownArchitecture, UsageError
 from optin_cli.models import families
 from optin_cli.models.anatomy import HEADS, NEURONS, Producer, UnitInput
+from optin_cli.models.checkpoint import open_model
 from optin_cli.models.dissect import dissect, family_of
 from optin_cli.models.families import (
     DOCS,
@@ -89,6 +91,7 @@ def test_known_families_are_sorted_and_cover_what_is_promised():
     names = [family.name for family in known_families()]
     assert names == sorted(names)
     assert {"bert", "roberta", "distilbert", "electra", "mpnet", "vit", "timm-vit"} <= set(names)
+    assert {"beit", "dinov2", "clip-vision", "clip-text", "timm-eva", "timm-beit"} <= set(names)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -115,6 +118,27 @@ def test_an_unknown_model_type_is_named():
         family_of(transformers.GPT2Model(config))
 
 
+def test_a_model_of_two_towers_is_refused_and_the_way_out_works(tmp_path):
+    """The hint's classes open a tower that optin prunes, in the space that both towers share."""
+    import transformers
+
+    vision, text = MORE_TRANSFORMERS["clip-vision"][1], MORE_TRANSFORMERS["clip-text"][1]
+    config = transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=16)
+    both = transformers.CLIPModel(config).eval()
+    both.save_pretrained(tmp_path / "both")
+    with pytest.raises(UnknownArchitecture, match="CLIPModel has two towers") as caught:
+        open_model(str(tmp_path / "both"), device="cpu")
+    for tower, features in (("Vision", both.get_image_features), ("Text", both.get_text_features)):
+        name = f"CLIP{tower}ModelWithProjection"
+        assert name in str(caught.value)
+        getattr(transformers, name).from_pretrained(tmp_path / "both").save_pretrained(tmp_path / tower)
+        model = open_model(str(tmp_path / tower), device="cpu")
+        inputs = random_inputs(model)
+        with torch.no_grad():
+            expected = nn.functional.normalize(features(**inputs).pooler_output, dim=-1)
+            torch.testing.assert_close(model.output(inputs)[:, 0], expected)
+
+
 paths = st.from_regex(r"[a-z]{1,6}(\.[a-z_]{1,6}){0,2}", fullmatch=True)
 producers = st.lists(st.builds(Producer, paths, st.integers(1, 3)), min_size=1, max_size=3).map(tuple)
 sites = st.builds(
@@ -126,6 +150,7 @@ sites = st.builds(
     counts=st.dictionaries(paths, st.sampled_from(["units", "features"]), max_size=2),
     unit_inputs=st.lists(st.builds(UnitInput, paths, paths, st.integers(0, 3)), max_size=2).map(tuple),
     must_be_identity=st.lists(paths, max_size=2).map(tuple),
+    requires=st.lists(paths, max_size=2).map(tuple),
 )
 any_family = st.builds(
     Family,
@@ -227,6 +252,7 @@ WRONG_KINDS = {
     "counts a list": ("consumer: down", "consumer: down\n    counts: [up.size]"),
     "counts of nothing known": ("consumer: down", "consumer: down\n    counts: {up.size: heads}"),
     "width a list": ("consumer: down", "consumer: down\n    unit_width: [4]"),
+    "requires a word": ("consumer: down", "consumer: down\n    requires: gate"),
     "width zero": ("consumer: down", "consumer: down\n    unit_width: 0"),
 }
 

@@ -70,7 +70,7 @@ def test_images_of_any_size_and_mode_fit_the_model(name):
             assert model.output({model.processor.input_name: pixels[None]}).shape == (1, 1, 5)
 
 
-@pytest.mark.parametrize("name", ["vit", "deit"])
+@pytest.mark.parametrize("name", ["vit", "deit", "clip-image-classifier"])
 def test_an_image_model_without_a_processor_file_gets_a_plain_one_of_its_size(name, tmp_path):
     folder = tiny_model(name, tmp_path)
     (folder / "preprocessor_config.json").unlink()

@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from optin_cli.models.anatomy import Anatomy
+from optin_cli.models.anatomy import Anatomy, UnitInput
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.dissect import dissect, family_of
 from optin_cli.models.masking import masked, masks_from_keep
-from optin_cli.models.slicing import slice_model
+from optin_cli.models.slicing import select_unit_input, slice_model
 
 
 def sliced(model: OpenModel, keep: dict[str, list[int]]) -> nn.Module:
@@ -206,6 +206,19 @@ def test_slicing_keeps_whether_weights_are_trainable(trainable):
     module = copy.deepcopy(model.module).requires_grad_(trainable)
     slice_model(module, model.anatomy, {site.name: [0] for site in model.anatomy})
     assert {p.requires_grad for p in module.parameters()} == {trainable}
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (1, 5, 6)], ids=["no axis", "broadcast"])
+def test_an_argument_that_all_units_share_is_left_alone(shape):
+    class Block(nn.Module):
+        def forward(self, bias):
+            return bias
+
+    block, bias = Block(), torch.randn(shape)
+    select_unit_input(block, UnitInput("", "bias", axis=-3), [0, 2])
+    assert block(bias) is bias
+    each = torch.randn(4, 5, 6)
+    assert torch.equal(block(bias=each), each[[0, 2]])
 
 
 def test_an_unknown_site_is_refused():
