@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -39,15 +40,17 @@ def in_order(function: Callable[[int], T], count: int, workers: int) -> Iterator
     if workers == 0:
         yield from map(function, range(count))
         return
-    loader = DataLoader(
-        _Calls(function, count),
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=_leave_interrupts,
-        generator=torch.Generator(),  # else it draws from the global one, and workers would change what follows
-    )
-    for found in loader:
+    with warnings.catch_warnings(action="ignore"):  # of more processes than cores: they were asked for
+        loader: DataLoader = DataLoader(
+            _Calls(function, count),
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_leave_interrupts,
+            generator=torch.Generator(),  # the global one would be drawn from, and workers change what follows
+        )
+        results = iter(loader)
+    for found in results:
         if isinstance(found, OptinError):
             raise found
         yield found

@@ -133,7 +133,7 @@ class _Transform:
 
 
 def _wide(size: tuple[int, int]) -> Image:
-    """An image that is larger than `size` and of another shape: it comes out as it goes in nowhere."""
+    """An image larger than `size` and of another shape: it shows whether a processor gives images their own sizes."""
     from PIL import Image
 
     return Image.new("RGB", (3 * size[1] + 1, 2 * size[0] + 1))

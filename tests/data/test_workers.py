@@ -53,6 +53,11 @@ def test_results_come_in_order_from_so_many_processes(count, processes):
     assert len(others) == min(processes, count)
 
 
+def test_more_processes_than_cores_are_nobodys_worry(recwarn):
+    assert len(list(in_order(_square, 3, len(os.sched_getaffinity(0)) + 1))) == 3
+    assert not recwarn.list
+
+
 def test_workers_draw_nothing_from_the_common_generator():
     before = torch.get_rng_state()
     assert len(list(in_order(_square, 3, 1))) == 3

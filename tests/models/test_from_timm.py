@@ -137,6 +137,19 @@ def test_the_processor_makes_images_of_the_size_the_model_takes(name):
     assert pixels.shape == (3, 32, 32)
 
 
+def test_a_timm_model_that_is_not_square_gets_images_of_its_shape(tmp_path):
+    from helpers import new_timm_vit
+    from PIL import Image
+
+    torch.save(new_timm_vit(img_size=(32, 48)).state_dict(), tmp_path / "w.pth")
+    model = opened(timm_spec(tmp_path / "w.pth", img_size="[32,48]"))
+    for size in ((50, 40), (20, 70), (48, 32)):
+        pixels = model.processor(Image.new("RGB", size))
+        assert pixels.shape == (3, 32, 48)
+        with torch.no_grad():
+            assert model.output({"x": pixels[None]}).shape == (1, 1, 5)
+
+
 def test_the_transform_of_a_timm_name_follows_an_image_size_among_its_arguments():
     from PIL import Image
 
