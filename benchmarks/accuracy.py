@@ -96,9 +96,7 @@ CASES = (
         "accuracy",
         "minilm-l6-sst2, sst2 validation, accuracy",
     ),
-    Case(
-        "vit-cifar10", "models/vit-cifar10", "data/cifar10", "test", "accuracy", "ViT, CIFAR-10 test, top-1"
-    ),
+    Case("vit-cifar10", "models/vit-cifar10", "data/cifar10", "test", "top1", "ViT, CIFAR-10 test, top-1"),
 )
 METHODS = (
     Method("random", "random", {"method": "random"}),

@@ -16,6 +16,7 @@ from demo import line, optin
 from optin_cli import console
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
+from optin_cli.data.images import decode
 from optin_cli.data.sources import DataSpec
 from optin_cli.models.checkpoint import open_model
 
@@ -48,7 +49,7 @@ def picture(dense: str, pruned: str, data: str, path: Path, title: str) -> None:
     for axis, picture_, true, one, other in zip(
         axes.flat, examples.rows[image][:], truth, *seen, strict=True
     ):
-        axis.imshow(picture_)
+        axis.imshow(decode(picture_))
         axis.set_axis_off()
         colour = "black" if other == true else "tab:red"
         axis.set_title(f"dense: {names[one]}\npruned: {names[other]}", fontsize=8, color=colour)
@@ -78,9 +79,9 @@ def main() -> None:
         timings = optin("bench", pruned, "--baseline", model, "--batch-size", "32")
         dense, smaller = timings["timings"]
         if not rows:
-            accuracy = f"{quality['baseline_metrics']['accuracy']:.1f}"
+            accuracy = f"{quality['baseline_metrics']['top1']:.1f}"
             rows.append([*line("dense", dense), "", accuracy, "100.0"])
-        accuracy, same = quality["metrics"]["accuracy"], quality["fidelity"]["agreement"]
+        accuracy, same = quality["metrics"]["top1"], quality["fidelity"]["agreement"]
         rows.append([*line(budget, smaller), f"{smaller['speedup']:.2f}x", f"{accuracy:.1f}", f"{same:.1f}"])
     grid = FOLDER / "vit.png"
     picture(model, pruned, data, grid, f"CIFAR-10 test images, ViT pruned to {BUDGETS[-1]} of its MACs")

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -21,6 +21,11 @@ Record = TypeVar("Record")
 
 def digest_bytes(*chunks: bytes) -> str:
     """SHA-256 of the chunks, as hex."""
+    return digest_chunks(chunks)
+
+
+def digest_chunks(chunks: Iterable[bytes]) -> str:
+    """SHA-256 of chunks that need not be in memory together, as hex."""
     sha = hashlib.sha256()
     for chunk in chunks:
         sha.update(chunk)

@@ -29,6 +29,7 @@ def apply(
     config: options.Config = None,
     text: options.Text = None,
     image: options.Image = None,
+    workers: options.Workers = None,
     samples: Annotated[
         int | None,
         typer.Option("--samples", help="Examples to compensate on (default: 2048, or what there is)."),
@@ -68,10 +69,14 @@ def apply(
     opened = options.open_with(model, task, anatomy, device, "float32")
     if not data and any(given is not None for given in (split, config, text, image)):
         raise UsageError("--split, --config, --text and --image say how to read --data, which is not given")
-    rows = options.data_spec(data, split or "train", config, text, None, image) if data else None
+    rows = (
+        options.data_spec(data, split or "train", config, text, None, image, workers=workers)
+        if data
+        else None
+    )
     stage.check_belongs(opened, chosen)
     stage.check_output(output, opened)
-    plan = make_plan(opened, chosen, settings, rows, at_most=samples is None)
+    plan = make_plan(opened, chosen, settings, rows, at_most=samples is None, workers=workers)
     applied = None if force else stage.existing(output, opened, chosen, plan)
     if applied is None:
         with console.progress(not quiet) as on_progress:

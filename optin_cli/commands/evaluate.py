@@ -34,6 +34,7 @@ def evaluate(
     text: options.Text = None,
     label: options.Label = None,
     image: options.Image = None,
+    workers: options.Workers = None,
     task: options.Task = None,
     anatomy: options.Anatomy = None,
     device: options.Device = "auto",
@@ -57,7 +58,7 @@ def evaluate(
     opened = options.open_with(model, task, anatomy, device, dtype)
     dense = options.open_with(baseline, task, anatomy, device, dtype) if baseline else None
     separate = opened.task.name == EMBEDDING
-    spec = options.data_spec(data, split, config, text, label, image)
+    spec = options.data_spec(data, split, config, text, label, image, workers=workers)
     examples = sample(spec, opened.family.modality, samples, seed, separate=separate)
     batches = Batches(examples, opened.processor, batch_size, max_length=max_length, separate=separate)
     with console.progress(not json) as on_progress:
@@ -70,6 +71,9 @@ def evaluate(
         stage.gate(evaluation, max_drop)
 
 
+_SHOWN = {"top1": "top-1", "top5": "top-5"}
+
+
 def show(evaluation: Evaluation, data: str, split: str) -> None:
     """Metrics and fidelity, on stderr."""
     both = bool(evaluation.baseline_metrics)
@@ -77,9 +81,10 @@ def show(evaluation: Evaluation, data: str, split: str) -> None:
     rows = []
     for name, value in evaluation.metrics.items():
         dense = evaluation.baseline_metrics.get(name)
-        cells = [name, f"{value:.2f}"]
+        shown = _SHOWN.get(name, name)
+        cells = [shown, f"{value:.2f}"]
         if dense is not None:
-            cells = [name, f"{dense:.2f}", f"{value:.2f}", f"{value - dense:+.2f}"]
+            cells = [shown, f"{dense:.2f}", f"{value:.2f}", f"{value - dense:+.2f}"]
         rows.append(cells)
     title = f"{evaluation.task} on {evaluation.examples} examples of {data} ({split})"
     if rows:

@@ -52,6 +52,10 @@ Stream = Annotated[
     bool,
     typer.Option("--stream", help="Sample from the first rows, reading no more: data larger than the disk."),
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", help="Processes that decode images (default: up to 4, by cores; 0 for none)."),
+]
 DeviceMap = Annotated[
     str | None,
     typer.Option(
@@ -136,12 +140,13 @@ def data_spec(
     label: str | None,
     image: str | None,
     stream: bool = False,
+    workers: int | None = None,
 ) -> DataSpec:
     """The data options as one value."""
     from optin_cli.data.sources import DataSpec
 
     columns = tuple(part.strip() for part in text.split(",")) if text else ()
-    return DataSpec(data, split, config, columns, label, image, stream)
+    return DataSpec(data, split, config, columns, label, image, stream, workers)
 
 
 def open_with(

@@ -67,6 +67,7 @@ def prune(
     text: options.Text = None,
     label: options.Label = None,
     image: options.Image = None,
+    workers: options.Workers = None,
     task: options.Task = None,
     anatomy: options.Anatomy = None,
     device: options.Device = "auto",
@@ -111,7 +112,8 @@ def prune(
         compensate, compensate_samples, batch_size, max_length, seed, compensate_memory, "--compensate-"
     )
     opened = options.open_with(model, task, anatomy, device, "float32")
-    plan = make_plan(opened, options.data_spec(data, split, config, text, label, image), settings)
+    rows_of = options.data_spec(data, split, config, text, label, image, workers=workers)
+    plan = make_plan(opened, rows_of, settings)
     path = ranking or pipeline.ranking_path(plan, Path("rankings"))
     with console.progress(not quiet) as on_progress:
         *_, pruned = prune_in_steps(

@@ -42,6 +42,7 @@ def score(
     label: options.Label = None,
     image: options.Image = None,
     stream: options.Stream = False,
+    workers: options.Workers = None,
     task: options.Task = None,
     anatomy: options.Anatomy = None,
     device: options.Device = "auto",
@@ -101,7 +102,7 @@ def score(
         # half precision would drown the small changes that scores are made of: only on request
         compute = "float32" if dtype == "auto" else dtype
         opened = options.open_with(model, task, anatomy, device, compute, device_map)
-        rows_of = options.data_spec(data, split, config, text, label, image, stream)
+        rows_of = options.data_spec(data, split, config, text, label, image, stream, workers)
         plan = make_plan(opened, rows_of, settings, room)
         if dry_run:
             if team.leads:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from optin_cli.data.examples import Examples
+from optin_cli.data.images import BrokenImage, decode
+from optin_cli.data.workers import in_order, worker_count
 from optin_cli.errors import InputError
 
 IGNORE = -100
@@ -180,26 +182,35 @@ class Batches:
             raise IndexError(index)
         ids = self.ids(index)
         if self.examples.columns.image:
-            return self._images(ids)
+            # here, in no worker: what asks for batches one by one computes much longer on each than it decodes
+            return self._image_batch(ids, self._pixels(index))
         inputs = self.processor.pad([self._encoded[i] for i in ids])
         return Batch(inputs, inputs["attention_mask"].bool(), ids)
 
     def __iter__(self) -> Iterator[Batch]:
-        return (self[index] for index in range(len(self)))
+        """All batches; images are decoded ahead, in workers of which the results are independent."""
+        if not self.examples.columns.image:
+            return (self[index] for index in range(len(self)))
+        workers = worker_count(self.examples.data.workers, self.count)
+        pixels = in_order(self._pixels, len(self), workers)
+        return (self._image_batch(self.ids(index), found) for index, found in enumerate(pixels))
 
-    def _images(self, ids: list[int]) -> Batch:
+    def _pixels(self, index: int) -> np.ndarray:
+        """The transformed images of a batch, (images, 3, h, w)."""
         column = self.examples.columns.image
-        assert column is not None
         tensors = []
-        for i in ids:
+        for i in self.ids(index):
             try:
-                tensors.append(self.processor(self.examples.rows[i][column]))
-            except (OSError, ValueError) as error:
+                tensors.append(self.processor(decode(self.examples.rows[i][column])))
+            except (BrokenImage, OSError, ValueError) as error:
                 row = self.examples.row_ids[i]
                 raise InputError(
                     f"{self.examples.data.spec}: the image in row {row} can't be used: {error}"
                 ) from error
-        return Batch({self.processor.input_name: torch.stack(tensors)}, None, ids)
+        return torch.stack(tensors).numpy()
+
+    def _image_batch(self, ids: list[int], pixels: np.ndarray) -> Batch:
+        return Batch({self.processor.input_name: torch.from_numpy(pixels)}, None, ids)
 
     def labels(self, label2id: dict[str, int] | None = None) -> list[Any] | None:
         """The label of every row (not example), as numbers; None without a label column.

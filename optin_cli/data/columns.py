@@ -99,9 +99,11 @@ def _text(features: dict[str, Any], data: DataSpec, label: str | None) -> tuple[
 
 
 def _is_image(feature: Any) -> bool:
+    """An image of `datasets`, or the encoded bytes as other tools write them, with or without a path beside them."""
     from datasets import Image
 
-    return isinstance(feature, Image)
+    content = feature.get("bytes") if isinstance(feature, dict) else feature
+    return isinstance(feature, Image) or getattr(content, "dtype", None) in ("binary", "large_binary")
 
 
 def _is_string(feature: Any) -> bool:

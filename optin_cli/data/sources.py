@@ -34,6 +34,12 @@ class DataSpec:
     image: str | None = None
     stream: bool = False
     """Read the rows one after the other, without copying the data to disk first."""
+    workers: int | None = None
+    """Processes that decode images; 0 for none, None for what the machine can spare. Changes no result."""
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 0:
+            raise UsageError(f"--workers {self.workers}: at least 0 is needed", "0 decodes in this process")
 
 
 def open_split(data: DataSpec) -> Dataset:

@@ -38,6 +38,8 @@ class Evaluation:
     top10_overlap (points). Regression: mean_abs_difference (in units of the label)."""
     drop: float | None = None
     """Points of the main metric lost to the baseline; without labels, 100 - agreement or 100 - cosine."""
+    broken: int = 0
+    """Rows that were left out, since their images can't be used."""
 
 
 def evaluate(
@@ -64,9 +66,10 @@ def evaluate(
         )
     ours, theirs = _run(model, batches, baseline, labels, where, on_progress)
     result = Evaluation(model.task.name, batches.count, {}, "")
+    result.broken = len(batches.examples.broken)
     if labels is not None:
         result.metrics = _metrics(model.task, ours, labels, where)
-        result.main = next(name for name in ("accuracy", "spearman") if name in result.metrics)
+        result.main = next(name for name in ("accuracy", "top1", "spearman") if name in result.metrics)
     if baseline is not None:
         assert theirs is not None
         if labels is not None:
@@ -194,7 +197,7 @@ def _metrics(task: Task, outputs: _Outputs, labels: list[Any], where: str) -> di
         return metrics.correlation(cosines.numpy(), labels, where)
     if task.regression:
         return metrics.correlation(vectors[:, 0].numpy(), labels, where)
-    return metrics.classification(vectors.numpy(), labels, top5=task.name == IMAGE)
+    return metrics.classification(vectors.numpy(), labels, images=task.name == IMAGE)
 
 
 def _fidelity(model: OpenModel, ours: _Outputs, theirs: _Outputs) -> dict[str, float]:

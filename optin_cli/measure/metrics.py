@@ -70,21 +70,22 @@ def check_range(labels: Sequence[Any], classes: int, where: str) -> None:
         )
 
 
-def classification(logits: Array, labels: Sequence[int], top5: bool) -> dict[str, float]:
-    """`accuracy`; for two classes also `f1` and `matthews`; with `top5` and over five classes also `top5`.
+def classification(logits: Array, labels: Sequence[int], images: bool) -> dict[str, float]:
+    """`accuracy`, which for images is called `top1`, with `top5` where there are over five classes; for two classes
+    also `f1` and `matthews`.
 
     `logits`: [examples, classes].
     """
     from sklearn import metrics
 
     classes, predicted = logits.shape[1], logits.argmax(axis=1)
-    found = {"accuracy": metrics.accuracy_score(labels, predicted)}
+    found = {"top1" if images else "accuracy": metrics.accuracy_score(labels, predicted)}
     if classes == 2:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a single class is no news: the coefficient is 0 by convention
             found["f1"] = metrics.f1_score(labels, predicted, zero_division=0.0)
             found["matthews"] = metrics.matthews_corrcoef(labels, predicted)
-    if top5 and classes > 5:
+    if images and classes > 5:
         found["top5"] = metrics.top_k_accuracy_score(labels, logits, k=5, labels=range(classes))
     return _points(found)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from optin_cli.artefacts.files import to_json
 from optin_cli.errors import InputError, UsageError
@@ -15,6 +15,7 @@ from optin_cli.models.sources import Source
 from optin_cli.models.tasks import EMBEDDING, IMAGE, Task
 
 Reshape = Callable[[nn.Module], None]
+_NAMED = 3  # weights of each kind of misfit that an error names
 
 
 def open_timm(source: Source, task_name: str | None, reshape: Reshape) -> tuple[nn.Module, Task, torch.dtype]:
@@ -33,19 +34,41 @@ def open_timm(source: Source, task_name: str | None, reshape: Reshape) -> tuple[
     stored = torch.float32
     if files:
         state = load_state_dict(str(files[0]), device="cpu", weights_only=True)
-        missing, unexpected = module.load_state_dict(state, strict=False)
         if task_name == EMBEDDING:
-            unexpected = [key for key in unexpected if not key.startswith("head")]
-        if missing or unexpected:
+            state = {key: value for key, value in state.items() if not key.startswith("head")}
+        if problems := _misfits(module.state_dict(), state):
             raise InputError(
-                f"{files[0]} does not fit timm's {source.timm_name}: "
-                f"missing {missing[:3] or 'nothing'}, unexpected {unexpected[:3] or 'nothing'}",
+                f"{files[0]} does not fit timm's {source.timm_name}: {'; '.join(problems)}",
                 "check the model name, num_classes and img_size (timm:NAME?checkpoint=FILE&num_classes=10)",
             )
+        module.load_state_dict(state)
         stored = next(t.dtype for t in state.values() if t.is_floating_point())
     embedding = module.num_classes == 0
     task = Task(EMBEDDING, regression=True, pooling="none") if embedding else Task(IMAGE)
     return module, task, stored
+
+
+def _misfits(model: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> list[str]:
+    """How the weights of a checkpoint differ from those that a model has: one phrase a kind, the first few of each."""
+    ours, theirs = ({key: _shape(value) for key, value in state.items()} for state in (model, checkpoint))
+    kinds = {
+        "of another shape": [
+            f"{key} ({theirs[key]} in the file, {shape} in the model)"
+            for key, shape in ours.items()
+            if key in theirs and theirs[key] != shape
+        ],
+        "missing": [f"{key} ({shape})" for key, shape in ours.items() if key not in theirs],
+        "unexpected": [f"{key} ({shape})" for key, shape in theirs.items() if key not in ours],
+    }
+    return [
+        f"{len(keys)} {kind}: {', '.join(keys[:_NAMED])}{', ..' if len(keys) > _NAMED else ''}"
+        for kind, keys in kinds.items()
+        if keys
+    ]
+
+
+def _shape(value: Any) -> str:
+    return "x".join(map(str, value.shape)) or "one number" if isinstance(value, Tensor) else "no tensor"
 
 
 def _built_size(module: Any) -> dict[str, Any]:

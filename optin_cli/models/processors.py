@@ -5,8 +5,9 @@ A text processor tokenizes; an image processor maps a PIL image to a (3, h, w) t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from optin_cli.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+log = logging.getLogger("optin")
 
 
 @dataclass
@@ -50,7 +53,7 @@ class TextProcessor:
 
 @dataclass
 class ImageProcessor:
-    """A transform PIL image -> (3, h, w) float tensor, and the name of the model's input."""
+    """A transform PIL image -> (3, h, w) float tensor, and the name of the model's input. It can be pickled."""
 
     transform: Any
     input_name: str
@@ -94,7 +97,10 @@ def _max_length(folder: Path, tokenizer: Any, config: Any) -> int:
 
 
 def transformers_image_processor(folder: Path, config: Any) -> ImageProcessor:
-    """The image processor of a transformers model directory; a plain resize and 0.5 normalisation without one."""
+    """The image processor of a transformers model directory; a plain resize and 0.5 normalisation without one.
+
+    Images get the size that the config fixes, also where the processor is set up for another.
+    """
     from transformers import AutoImageProcessor, ViTImageProcessor
 
     try:
@@ -103,10 +109,49 @@ def transformers_image_processor(folder: Path, config: Any) -> ImageProcessor:
         size = _pair(getattr(getattr(config, "vision_config", config), "image_size", 224))
         processor = ViTImageProcessor(size={"height": size[0], "width": size[1]})
 
-    def transform(image: Image) -> Tensor:
-        return processor(images=image, return_tensors="pt")["pixel_values"][0]
-
+    transform = _Transform(processor)
+    fixed = getattr(config, "image_size", None)
+    if fixed is not None:
+        found = tuple(transform(_wide(_pair(fixed))).shape[-2:])
+        if found != _pair(fixed):
+            log.info(
+                "%s is set up for images of %s, its model for %s: taking that", folder, found, _pair(fixed)
+            )
+            transform.options = _resizing(processor, _pair(fixed))
     return ImageProcessor(transform, "pixel_values")
+
+
+@dataclass
+class _Transform:
+    """A transformers image processor of one image; a class, since workers get it pickled."""
+
+    processor: Any
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, image: Image) -> Tensor:
+        return self.processor(images=image, return_tensors="pt", **self.options)["pixel_values"][0]
+
+
+def _wide(size: tuple[int, int]) -> Image:
+    """An image larger than `size` and of another shape: it shows whether a processor gives images their own sizes."""
+    from PIL import Image
+
+    return Image.new("RGB", (3 * size[1] + 1, 2 * size[0] + 1))
+
+
+def _resizing(processor: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """Options that make a processor give images of `size`, cropping as large a part as it did."""
+    target = {"height": size[0], "width": size[1]}
+    if not getattr(processor, "do_center_crop", False):
+        return {"do_resize": True, "size": target}
+    resized, crop = dict(processor.size), dict(processor.crop_size)
+    edge = resized.get("shortest_edge") or resized.get("height") or min(size)
+    share = max(1.0, edge / crop["height"])
+    if "shortest_edge" in resized:
+        before: dict[str, int] = {"shortest_edge": round(share * max(size))}
+    else:
+        before = {name: round(share * length) for name, length in target.items()}
+    return {"do_resize": True, "size": before, "crop_size": target}
 
 
 def timm_image_processor(model: torch.nn.Module) -> ImageProcessor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import json
 from dataclasses import dataclass, field
@@ -144,17 +145,25 @@ def _from_timm(spec: str) -> Source:
         raise UsageError(f"can't read {query!r} in {spec}", "write timm:NAME?checkpoint=FILE&num_classes=10")
     args: dict[str, Any] = {key: _literal(value) for key, value in pairs}
     checkpoint = Path(str(args.pop("checkpoint"))).expanduser() if "checkpoint" in args else None
-    if not timm.is_model(name.split(".")[0]):
-        from difflib import get_close_matches
-
-        close = get_close_matches(name, timm.list_models(), n=3)
-        raise UsageError(
-            f"timm has no model {name!r}",
-            f"nearest: {', '.join(close)}" if close else "see timm.list_models()",
-        )
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        near = _nearest(base, timm.list_models())
+        raise UsageError(f"timm has no model {base!r}", near or "see timm.list_models()")
+    weights = timm.list_pretrained(f"{base}.*")
+    if tag and name not in weights:
+        near = _nearest(name, weights) or f"leave .{tag} out"
+        raise UsageError(f"timm has no weights {tag!r} of {base}", near)
     if checkpoint is not None and not checkpoint.is_file():
         raise UsageError(f"no checkpoint at {checkpoint}")
     return Source(spec, "timm", timm_name=name, timm_args=args, checkpoint=checkpoint)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """`nearest: ..`: known names spelt like this one, of the same first word if that is right; '' if there are none."""
+    related = [k for k in known if k.split("_")[0] == name.split("_")[0]]
+    close = difflib.get_close_matches(name, related, n=3, cutoff=0.1)
+    close = close or difflib.get_close_matches(name, known, n=3)
+    return f"nearest: {', '.join(close)}" if close else ""
 
 
 def _literal(text: str) -> Any:

@@ -40,12 +40,12 @@ class CompensationPlan:
         return {**self.identity(), "data": data, "rows": len(examples.row_ids)}
 
 
-def own_data(mask: Mask) -> DataSpec:
+def own_data(mask: Mask, workers: int | None = None) -> DataSpec:
     """The data that the mask's ranking was made on."""
     told = mask.calibration
     return DataSpec(
         told["spec"], told["split"], told["config"], tuple(told["text"]), told["label"], told["image"],
-        told.get("stream", False),
+        told.get("stream", False), workers,
     )  # fmt: skip
 
 
@@ -56,10 +56,12 @@ def make_plan(
     data: DataSpec | None = None,
     *,
     at_most: bool = False,
+    workers: int | None = None,
 ) -> CompensationPlan | None:
     """Open the rows to compensate on: of `data`, or more of the mask's own. None if nothing is to be compensated.
 
-    With `at_most`, fewer rows than the settings ask for are no cause for a note. Raises what the data raises;
+    With `at_most`, fewer rows than the settings ask for are no cause for a note. `workers` decode the images of the
+    mask's own data. Raises what the data raises;
     `InputError` when the mask's own data is gone.
     """
     if settings.method == NONE:
@@ -67,7 +69,7 @@ def make_plan(
     separate = model.task.name == EMBEDDING
     try:
         examples = sample(
-            data or own_data(mask),
+            data or own_data(mask, workers),
             model.family.modality,
             settings.samples,
             settings.seed,

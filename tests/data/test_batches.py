@@ -349,24 +349,12 @@ def test_images_of_any_mode_become_three_colours(mode, tmp_path):
     assert batch.inputs["pixel_values"].shape == (1, 3, 32, 32)
 
 
-def broken(content: bytes, how: str) -> bytes:
-    if how == "no image":
-        return b"not an image"
-    if how == "cut":
-        return content[: len(content) // 2]
-    if how == "header":  # a wrong checksum of the header
-        return content[:29] + bytes(4) + content[33:]
-    middle = len(content) // 2
-    return content[:middle] + bytes(64) + content[middle + 64 :]
-
-
-@pytest.mark.parametrize("how", ["no image", "cut", "header", "data"])
-def test_a_damaged_image_is_an_input_error_that_names_its_row(how, tmp_path):
+def test_an_image_that_breaks_after_it_was_looked_at_is_an_input_error_that_names_its_row(tmp_path):
     folder = tiny_image_folder(tmp_path / "d", n=4, classes=["cat"])
-    path = folder / "cat" / "002.png"
-    path.write_bytes(broken(path.read_bytes(), how))
-    with pytest.raises(InputError, match="row 2 can't be used"):
-        list(image_batches(folder))
+    batches = image_batches(folder)
+    (folder / "cat" / "002.png").write_bytes(b"not an image")
+    with pytest.raises(InputError, match="row 2 can't be used: it is no image"):
+        list(batches)
 
 
 # moving

@@ -11,7 +11,8 @@ from helpers import examples, sentences, tiny_image_folder, tiny_text_csv
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optin_cli.data.examples import Examples, _draw, sample
+from optin_cli.data.examples import Examples, sample
+from optin_cli.data.rows import draw
 from optin_cli.data.sources import DataSpec, open_split
 from optin_cli.errors import InputError, UsageError
 
@@ -50,7 +51,7 @@ def test_sampled_rows_are_those_of_their_row_ids(csv):
 @examples(200)
 @given(total=st.integers(1, 300), samples=st.integers(1, 400), seed=st.integers(0, 2**31))
 def test_drawn_rows_ascend_without_repeats_and_are_as_many_as_asked_or_there_are(total, samples, seed):
-    row_ids = _draw(total, samples, seed)
+    row_ids = draw(total, samples, seed)
     assert row_ids == sorted(set(row_ids))
     assert set(row_ids) <= set(range(total))
     assert len(row_ids) == min(samples, total)
@@ -60,7 +61,7 @@ def test_every_row_is_drawn_about_equally_often():
     """Each of 20 rows is in a draw of 5 with chance 1/4: 250 of 1000 times, give or take five deviations."""
     counts = [0] * 20
     for seed in range(1000):
-        for row in _draw(20, 5, seed):
+        for row in draw(20, 5, seed):
             counts[row] += 1
     assert all(180 < count < 320 for count in counts)
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from optin_cli.artefacts.mask import read_mask
 from optin_cli.artefacts.ranking import read_ranking
 from optin_cli.data.examples import sample
+from optin_cli.data.images import decode
 from optin_cli.data.sources import DataSpec, open_stream
 from optin_cli.errors import InputError, UsageError
 from optin_cli.main import app
@@ -100,7 +101,7 @@ def test_images_are_opened_only_when_used(tmp_path):
     plain = streamed(folder, 4, modality="image", stream=False)
     assert (found.row_ids, found.fingerprint) == (plain.row_ids, plain.fingerprint)
     for one, two in zip(found.rows, plain.rows, strict=True):
-        np.testing.assert_array_equal(np.asarray(one["image"]), np.asarray(two["image"]))
+        np.testing.assert_array_equal(np.asarray(decode(one["image"])), np.asarray(decode(two["image"])))
         assert one["label"] == two["label"]
     assert isinstance(next(iter(open_stream(found.data)))["image"], dict)  # neither decoded nor read
 

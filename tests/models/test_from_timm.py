@@ -41,8 +41,38 @@ def test_a_timm_checkpoint_may_be_a_pickle_of_tensors(wrap, tmp_path):
 
 def test_a_timm_checkpoint_of_another_size_names_a_weight_that_does_not_fit():
     weights = saved_model("timm-vit") / "model.safetensors"
-    with pytest.raises(InputError, match=r"head\.weight"):
+    with pytest.raises(InputError) as caught:
         opened(timm_spec(weights, num_classes=7))
+    assert caught.value.exit_code == 1
+    assert caught.value.what.endswith(
+        "2 of another shape: head.weight (5x48 in the file, 7x48 in the model), "
+        "head.bias (5 in the file, 7 in the model)"
+    )
+    assert "num_classes" in str(caught.value)
+
+
+@pytest.mark.parametrize("more", [{}, {"num_classes": 7}])
+def test_a_checkpoint_that_differs_in_every_way_names_the_first_few_of_each(more, tmp_path):
+    """The oracle: torch's own strict loading, which lists all of them."""
+    state = load_file(saved_model("timm-vit") / "model.safetensors")
+    state["extra.weight"] = torch.zeros(2, 3)
+    state["epoch"] = 7
+    state["pos_embed"] = state["pos_embed"][:, :9]
+    for key in ("norm.bias", "blocks.0.norm1.weight", "blocks.1.norm1.weight", "blocks.2.norm1.weight"):
+        del state[key]
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(InputError) as caught:
+        opened(timm_spec(tmp_path / "w.pth", **more))
+    told = caught.value.what
+    assert "pos_embed (1x9x48 in the file, 1x17x48 in the model)" in told
+    assert ("head.bias (5 in the file, 7 in the model)" in told) == bool(more)
+    assert "4 missing: " in told and told.count("(48)") == 3
+    assert "2 unexpected: extra.weight (2x3), epoch (no tensor)" in told
+    with pytest.raises(RuntimeError) as strict:
+        shared_model("timm-vit").module.load_state_dict(state)
+    lists = str(strict.value)
+    for key in ("norm.bias", "blocks.2.norm1.weight", "extra.weight", "epoch", "pos_embed"):
+        assert key in lists
 
 
 def test_a_timm_checkpoint_of_another_depth_names_what_is_left_over():
@@ -53,7 +83,7 @@ def test_a_timm_checkpoint_of_another_depth_names_what_is_left_over():
 
 def test_a_timm_checkpoint_without_some_weights_names_them():
     weights = saved_model("timm-vit") / "model.safetensors"
-    with pytest.raises(InputError, match=r"missing \['blocks\.3"):
+    with pytest.raises(InputError, match=r"12 missing: blocks\.3.*, \.\."):
         opened(timm_spec(weights, depth=4))
 
 
@@ -105,6 +135,19 @@ def test_the_processor_makes_images_of_the_size_the_model_takes(name):
 
     pixels = shared_model(name).processor(Image.new("RGB", (50, 40)))
     assert pixels.shape == (3, 32, 32)
+
+
+def test_a_timm_model_that_is_not_square_gets_images_of_its_shape(tmp_path):
+    from helpers import new_timm_vit
+    from PIL import Image
+
+    torch.save(new_timm_vit(img_size=(32, 48)).state_dict(), tmp_path / "w.pth")
+    model = opened(timm_spec(tmp_path / "w.pth", img_size="[32,48]"))
+    for size in ((50, 40), (20, 70), (48, 32)):
+        pixels = model.processor(Image.new("RGB", size))
+        assert pixels.shape == (3, 32, 48)
+        with torch.no_grad():
+            assert model.output({"x": pixels[None]}).shape == (1, 1, 5)
 
 
 def test_the_transform_of_a_timm_name_follows_an_image_size_among_its_arguments():

@@ -70,6 +70,58 @@ def test_images_of_any_size_and_mode_fit_the_model(name):
             assert model.output({model.processor.input_name: pixels[None]}).shape == (1, 1, 5)
 
 
+@pytest.mark.parametrize("name", ["vit", "deit"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": {"height": 48, "width": 40}},
+        {"size": {"shortest_edge": 32}},
+        {"do_resize": False},
+        {"size": {"shortest_edge": 60}, "do_center_crop": True, "crop_size": {"height": 48, "width": 48}},
+        {
+            "size": {"height": 60, "width": 60},
+            "do_center_crop": True,
+            "crop_size": {"height": 48, "width": 48},
+        },
+    ],
+    ids=["larger", "shortest edge", "as it is", "cropped", "squared and cropped"],
+)
+def test_a_processor_set_up_for_another_size_gives_the_one_that_the_model_takes(name, settings, tmp_path):
+    folder = tiny_model(name, tmp_path)
+    path = folder / "preprocessor_config.json"
+    if not path.exists():
+        path = folder / "processor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    model = opened(folder)
+    for size in ((50, 40), (20, 70), (32, 32)):
+        pixels = model.processor(Image.new("RGB", size))
+        with torch.no_grad():
+            assert model.output({"pixel_values": pixels[None]}).shape == (1, 1, 5)
+
+
+def test_a_crop_keeps_its_share_at_another_size(tmp_path):
+    """Of 64 x 64, a crop of 48 out of 60 shows the middle 51: a frame of 4 pixels stays out of sight."""
+    folder = tiny_model("deit", tmp_path)
+    path = folder / "preprocessor_config.json"
+    crop = {"size": {"shortest_edge": 60}, "do_center_crop": True, "crop_size": {"height": 48, "width": 48}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **crop}))
+    framed = Image.new("RGB", (64, 64), (255, 255, 255))
+    framed.paste((0, 0, 0), (4, 4, 60, 60))
+    processor = opened(folder).processor
+    torch.testing.assert_close(processor(framed), -torch.ones(3, 32, 32))
+    framed.paste((255, 255, 255), (0, 0, 9, 64))
+    assert processor(framed)[:, :, 0].max() > 0
+
+
+def test_a_processor_of_the_right_size_is_left_as_it_is():
+    model = shared_model("vit")
+    image = Image.effect_noise((50, 40), 60).convert("RGB")
+    from transformers import AutoImageProcessor
+
+    plain = AutoImageProcessor.from_pretrained(model.source.folder)(images=image, return_tensors="pt")
+    assert torch.equal(model.processor(image), plain["pixel_values"][0])
+
+
 @pytest.mark.parametrize("name", ["vit", "deit", "clip-image-classifier"])
 def test_an_image_model_without_a_processor_file_gets_a_plain_one_of_its_size(name, tmp_path):
     folder = tiny_model(name, tmp_path)

@@ -193,6 +193,29 @@ def test_a_misspelt_timm_name_suggests_the_nearest():
         resolve("timm:vit_tiny_path16_224")
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("vit", "vit_"),  # half a name
+        ("vit_large", "vit_large"),
+        ("resnet_50", "resnet50"),
+        (f"{TIMM_NAME}.augreg_in21", f"{TIMM_NAME}.augreg_in21k"),
+        (f"{TIMM_NAME}.zzz", f"{TIMM_NAME}.augreg"),
+    ],
+)
+def test_a_name_that_timm_lacks_suggests_names_that_it_has(name, near):
+    import timm
+
+    with pytest.raises(UsageError, match="timm has no") as caught:
+        resolve(f"timm:{name}")
+    assert caught.value.exit_code == 2
+    hint = caught.value.hint
+    assert hint is not None and near in hint
+    for suggested in hint.removeprefix("nearest: ").split(", "):
+        assert timm.is_model(suggested.split(".")[0])
+        assert "." not in suggested or suggested in timm.list_pretrained()
+
+
 def test_a_name_unlike_any_timm_model_is_a_usage_error():
     with pytest.raises(UsageError, match="no model 'qqqqqqqqqqqq'"):
         resolve("timm:qqqqqqqqqqqq")

@@ -1,0 +1,100 @@
+"""Stored images -> RGB images that stand upright, and what is wrong with those that can't be used."""
+
+from __future__ import annotations
+
+import warnings
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BrokenImage(Exception):
+    """A stored image that can't be used; the message says why."""
+
+
+def encoded(stored: Any) -> bytes:
+    """The encoded bytes of an image as a data set stores it: bytes, or `{"bytes": .., "path": ..}`.
+
+    Raises `BrokenImage` if there are none.
+    """
+    if isinstance(stored, bytes):
+        return stored
+    content = None if stored is None else stored["bytes"]
+    if content is not None:
+        return content
+    path = None if stored is None else stored.get("path")
+    if not path:
+        raise BrokenImage("there is none")
+    try:
+        if "://" in path:
+            import fsspec
+
+            with fsspec.open(path, "rb") as stream:
+                return stream.read()
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BrokenImage(f"it can't be read: {error.strerror or _first_line(error)}") from error
+
+
+def decode(stored: Any) -> Image.Image:
+    """The RGB image, upright. Raises `BrokenImage`."""
+    content = encoded(stored)
+    if not content:
+        raise BrokenImage("it is empty")
+    try:
+        # Pillow's warnings are of damage that it sees past, and don't say in which file
+        with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(content)) as image:
+            image.load()
+            return to_rgb(_upright(image))
+    except UnidentifiedImageError as error:
+        raise BrokenImage("it is no image, or of an unknown kind") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged bytes, Pillow's plugins raise whatever comes up
+        raise BrokenImage(_first_line(error)) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode in RGB: transparency is dropped, deep grey is scaled to 8 bits."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow itself would clip; some of its versions open 16-bit grey as 32-bit integers
+        deep = np.asarray(image).clip(0, 65535).astype(np.uint32)  # (height, width)
+        image = Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
+    elif image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        scale = 255 if values.max() <= 1 else 1  # floats are shares of white, or 8-bit values
+        image = Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def name_of(stored: Any) -> str:
+    """The file an image came from; '' if its row does not say."""
+    path = stored.get("path") if isinstance(stored, dict) else None
+    return Path(path).name if path else ""
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation says."""
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # of damaged EXIF, anything: the pixels are whole, and viewers show them as they are
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

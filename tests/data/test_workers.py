@@ -1,0 +1,173 @@
+"""Images decoded in other processes: the same batches, the same errors, and nobody left behind."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from helpers import IMAGE_FAMILIES, saved_model, shared_model, tiny_image_folder
+
+from optin_cli.data import workers
+from optin_cli.data.batches import Batches
+from optin_cli.data.examples import sample
+from optin_cli.data.sources import DataSpec
+from optin_cli.data.workers import in_order, worker_count
+from optin_cli.errors import InputError, UsageError
+
+
+def batches(folder: Path, name: str, processes: int | None) -> Batches:
+    found = sample(DataSpec(str(folder), workers=processes), "image", None, 0)
+    return Batches(found, shared_model(name).processor, 3)
+
+
+@pytest.mark.parametrize("name", IMAGE_FAMILIES)
+def test_workers_change_no_bit(name, tmp_path):
+    folder = tiny_image_folder(tmp_path / "d", 10)
+    plain = list(batches(folder, name, 0))
+    for processes in (1, 2):
+        for one, other in zip(plain, batches(folder, name, processes), strict=True):
+            assert one.example_ids == other.example_ids
+            assert one.inputs.keys() == other.inputs.keys()
+            for key in one.inputs:
+                assert torch.equal(one.inputs[key], other.inputs[key])
+
+
+def _square(index: int) -> tuple[int, int]:
+    return index * index, os.getpid()
+
+
+@pytest.mark.parametrize(("count", "processes"), [(0, 2), (1, 2), (7, 0), (7, 1), (7, 2)])
+def test_results_come_in_order_from_so_many_processes(count, processes):
+    found = list(in_order(_square, count, processes))
+    assert [value for value, _ in found] == [i * i for i in range(count)]
+    others = {pid for _, pid in found} - {os.getpid()}
+    assert len(others) == min(processes, count)
+
+
+def test_more_processes_than_cores_are_nobodys_worry(recwarn):
+    assert len(list(in_order(_square, 3, len(os.sched_getaffinity(0)) + 1))) == 3
+    assert not recwarn.list
+
+
+def test_workers_draw_nothing_from_the_common_generator():
+    before = torch.get_rng_state()
+    assert len(list(in_order(_square, 3, 1))) == 3
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def _fails(index: int) -> int:
+    if index == 2:
+        raise InputError("the third fails", "leave it out")
+    return index
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_an_error_is_the_same_from_anywhere(processes):
+    found = []
+    with pytest.raises(InputError) as caught:
+        for value in in_order(_fails, 5, processes):
+            found.append(value)
+    assert (caught.value.what, caught.value.hint, found) == ("the third fails", "leave it out", [0, 1])
+
+
+def _children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> bool:
+    """Wait for a condition; False if it does not come true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return condition()
+
+
+def test_whoever_stops_early_leaves_no_process():
+    before = _children()
+    results = in_order(_square, 50, 2)
+    next(results)
+    assert len(_children() - before) == 2
+    results.close()
+    assert until(lambda: _children() <= before)
+
+
+@pytest.mark.parametrize("name", IMAGE_FAMILIES)
+def test_batches_can_be_sent_to_a_process_that_is_not_forked(name, tmp_path):
+    made = batches(tiny_image_folder(tmp_path / "d", 3), name, 0)
+    sent = pickle.loads(pickle.dumps(made))
+    assert torch.equal(next(iter(sent[0].inputs.values())), next(iter(made[0].inputs.values())))
+
+
+@pytest.mark.parametrize(
+    ("cores", "team", "expected"), [(1, 1, 0), (2, 1, 1), (4, 1, 3), (64, 1, 4), (64, 2, 2), (4, 8, 0)]
+)
+def test_how_many_there_are(cores, team, expected, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(team))
+    assert worker_count(None, 10_000) == expected
+    assert worker_count(None, workers._FEW - 1) == 0
+    assert worker_count(7, 1) == 7
+    assert worker_count(0, 10_000) == 0
+
+
+def test_fewer_than_none_is_a_usage_error():
+    with pytest.raises(UsageError, match="--workers -1"):
+        DataSpec("d", workers=-1)
+
+
+SLOW = """
+import os, sys, time
+from pathlib import Path
+from optin_cli.data.batches import Batches
+from optin_cli.main import main
+
+folder, pixels = Path(sys.argv.pop(1)), Batches._pixels
+
+def slow(self, index):
+    if index > 1:
+        (folder / str(os.getpid())).touch()
+        time.sleep(1)
+    return pixels(self, index)
+
+Batches._pixels = slow
+main()
+"""
+
+
+def test_an_interrupt_ends_all(tmp_path):
+    """Ctrl-C reaches every process of a terminal. Without it, this run takes half a minute."""
+    (tmp_path / "pids").mkdir()
+    model, data = str(saved_model("timm-vit")), str(tiny_image_folder(tmp_path / "d", 60))
+    command = [sys.executable, "-c", SLOW, str(tmp_path / "pids"), "eval", model, "--baseline", model]
+    command += ["--data", data, "--split", "train", "--workers", "2", "--batch-size", "1"]
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    try:
+        assert until(lambda: len(list((tmp_path / "pids").iterdir())) == 2, 120)
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, told
+    assert "interrupted" in told
+    assert "Traceback" not in told
+    left = [int(path.name) for path in (tmp_path / "pids").iterdir()]
+    assert until(lambda: not any(psutil.pid_exists(pid) for pid in left))
