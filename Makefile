@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo demo-vision test lint format bench clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -13,6 +13,10 @@ $(VENV)/.ready: pyproject.toml
 
 demo: $(VENV)/.ready ## prune all-MiniLM-L6-v2 to 0.7 and 0.5 of its MACs and print what that does
 	$(BIN)/python benchmarks/demo.py
+
+DATA ?= cifar10
+demo-vision: $(VENV)/.ready ## prune the zoo's CIFAR-10 ViT; DATA=FOLDER holds CIFAR-10, or names it on the hub
+	$(BIN)/python benchmarks/demo_vision.py --data $(DATA)
 
 test: $(VENV)/.ready ## the test suite; needs no hub and no data
 	$(BIN)/python -m pytest

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterable
 from functools import cache
@@ -120,6 +121,11 @@ _PREFIX = {
     "vit": "ViT",
     "deit": "DeiT",
 }
+
+
+def hear_interrupts() -> None:
+    """For `preexec_fn`: a shell's background jobs start with Ctrl-C ignored, and so would what a test starts there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def examples(count: int, shrink: bool = True) -> settings:

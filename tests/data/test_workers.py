@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from helpers import IMAGE_FAMILIES, saved_model, shared_model, tiny_image_folder
+from helpers import IMAGE_FAMILIES, hear_interrupts, saved_model, shared_model, tiny_image_folder
 
 from optin_cli.data import workers
 from optin_cli.data.batches import Batches
@@ -158,6 +158,7 @@ def test_an_interrupt_ends_all(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_interrupts,
         env={**os.environ, "PYTHONPATH": path},
     )
     try:
