@@ -17,21 +17,23 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from optin_cli.artefacts.files import atomic_file
 from optin_cli.artefacts.ranking import read_sketch
-from optin_cli.data.batches import Batches
+from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.measure.evaluate import evaluate
-from optin_cli.models.checkpoint import open_model
+from optin_cli.models.checkpoint import OpenModel, open_model
 from optin_cli.models.tasks import EMBEDDING
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import existing, score
@@ -138,6 +140,31 @@ class Cells:
         return [cell["metrics"][metric] for cell in self.of(method, budget)]
 
 
+class Kept(Batches):
+    """Batches that are made once, for the many models that will see them."""
+
+    @cached_property
+    def made(self) -> list[Batch]:
+        return list(super().__iter__())
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.made)
+
+
+class Remembering(OpenModel):
+    """The dense model: what it said of one of the `Kept` batches it says again without computing."""
+
+    @cached_property
+    def said(self) -> dict[int, Tensor]:
+        return {}
+
+    def output(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        key = id(next(iter(inputs.values())))  # the batches live as long as this model
+        if key not in self.said:
+            self.said[key] = super().output(inputs)
+        return self.said[key]
+
+
 class Runner:
     """Runs the cells of one case; dense outputs and rankings are made once."""
 
@@ -147,10 +174,11 @@ class Runner:
         assert spec is not None
         self.spec = spec
         self.data = str(shared / case.data)
-        self.dense = open_model(self.spec)
+        opened = open_model(self.spec)
+        self.dense = Remembering(*(getattr(opened, field.name) for field in fields(opened)))
         separate = self.dense.task.name == EMBEDDING
         rows = sample(DataSpec(self.data, case.test), self.dense.family.modality, None, 0, separate=separate)
-        self.batches = Batches(rows, self.dense.processor, 64, separate=separate)
+        self.batches = Kept(rows, self.dense.processor, 64, separate=separate)
 
     def run(self, method: Method, budget: float, seed: int) -> dict[str, Any]:
         """Prune and measure one cell."""
