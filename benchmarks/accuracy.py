@@ -323,7 +323,9 @@ def plot(cells: Cells, case: Case, dense: float, path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     axes.axhline(dense, color="0.6", linewidth=1)
-    axes.annotate("dense", (max(BUDGETS), dense), textcoords="offset points", xytext=(0, 4), color="0.4")
+    axes.annotate(
+        "dense", (min(BUDGETS), dense), textcoords="offset points", xytext=(0, 4), ha="right", color="0.4"
+    )
     for method in METHODS:
         points = [(b, np.mean(s)) for b in BUDGETS if (s := cells.series(method, b, case.metric))]
         if points:
