@@ -19,7 +19,7 @@ demo-vision: $(VENV)/.ready ## prune the zoo's CIFAR-10 ViT; DATA=FOLDER holds C
 	$(BIN)/python benchmarks/demo_vision.py --data $(DATA)
 
 test: $(VENV)/.ready ## the test suite; needs no hub and no data
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 8
 
 lint: $(VENV)/.ready ## format and static checks
 	$(BIN)/ruff format --check .
