@@ -1,4 +1,4 @@
-"""Labels that a loss can be computed with: of the right kind, none missing, more than one value.
+"""Labels that a metric or a loss can be computed with: of the right kind, none missing or hidden.
 
 `where` names the data in errors; every check raises `InputError`.
 """
@@ -17,68 +17,72 @@ HIDDEN = -1
 
 
 def number_labels(labels: Sequence[Any], where: str) -> list[float]:
-    """Labels as numbers; at least two values among them."""
-    _check_numbers(labels, where)
-    _check_varied(labels, where)
+    """Labels as numbers; not all of them hidden."""
+    for value in labels:
+        if isinstance(value, int | float) and math.isfinite(value):
+            continue
+        missing = value is None or value != value  # NaN is how tables say that there is none
+        what = "a row without a label" if missing else f"the label {str(value)[:40]!r}"
+        raise InputError(
+            f"{where} has {what} where a number is needed", "fill the column, or name another with --label"
+        )
+    if labels and all(value == HIDDEN for value in labels):
+        raise _hidden(where, len(labels), len(labels))
     return [float(value) for value in labels]
 
 
-def class_labels(labels: Sequence[Any], classes: int, where: str) -> list[int]:
-    """Labels as class numbers below `classes`; at least two classes among them."""
-    _check_classes(labels, classes, where)
-    _check_varied(labels, where)
-    return [int(value) for value in labels]
+def class_labels(labels: Sequence[Any], where: str) -> list[int]:
+    """Labels as class numbers; none of them hidden. `check_range` says whether a model has the classes."""
+    numbers = number_labels(labels, where)
+    if odd := [value for value in numbers if value != int(value)]:
+        raise InputError(
+            f"{where} has the label {odd[0]:g}, but the model has classes, so labels are whole numbers",
+            "name another column with --label",
+        )
+    if hidden := sum(value == HIDDEN for value in numbers):
+        raise _hidden(where, hidden, len(numbers))
+    return [int(value) for value in numbers]
 
 
-def token_labels(labels: Sequence[Any], classes: int, where: str) -> list[list[int]]:
-    """One list of class numbers a row, `IGNORE` where no word begins; at least two classes among them."""
+def token_labels(labels: Sequence[Any], where: str) -> list[list[int]]:
+    """One list of class numbers a row, `IGNORE` where no word begins."""
     if odd := [value for value in labels if not isinstance(value, list)]:
         raise InputError(
             f"{where} has the label {str(odd[0])[:40]!r}, but a tagger needs one label for each word",
             "give a column of lists of words with --text and one of lists of tags with --label",
         )
-    found = [value for row in labels for value in row if value != IGNORE]
-    _check_classes(found, classes, where)
-    _check_varied(found, where)
-    return [[int(value) for value in row] for row in labels]
+    return [class_labels(row, where) for row in labels]
 
 
-def _check_numbers(labels: Sequence[Any], where: str) -> None:
-    for value in labels:
-        if value is None or value != value:  # NaN is how tables say that there is none
-            raise InputError(
-                f"{where} has a row without a label", "fill the column, or name another with --label"
-            )
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise InputError(
-                f"{where} has the label {str(value)[:40]!r} where a number is needed",
-                "name another column with --label",
-            )
+def check_range(labels: Sequence[Any], classes: int, where: str) -> None:
+    """Refuse a class number that the model does not have. Takes flat labels, or lists of them with `IGNORE`."""
+    if outside := [value for value in _flat(labels) if not 0 <= value < classes]:
+        raise InputError(
+            f"{where} has the label {outside[0]}, but the model has classes 0..{classes - 1}",
+            "check that the model was trained on these labels",
+        )
 
 
-def _check_classes(labels: Sequence[Any], classes: int, where: str) -> None:
-    _check_numbers(labels, where)
-    for value in labels:
-        if value == HIDDEN:
-            raise InputError(
-                f"{where} has hidden labels ({HIDDEN})", "choose a split with labels, such as train"
-            )
-        if value != int(value):
-            raise InputError(
-                f"{where} has the label {value:g}, but the model has classes, so labels are whole numbers",
-                "name another column with --label",
-            )
-        if not 0 <= value < classes:
-            raise InputError(
-                f"{where} has the label {value:g}, but the model has classes 0..{classes - 1}",
-                "check that the model was trained on these labels",
-            )
-
-
-def _check_varied(labels: Sequence[Any], where: str) -> None:
-    if len(set(labels)) < 2:
-        only = f"only the label {labels[0]:g}" if labels else "no label at all"
+def check_varied(labels: Sequence[Any], where: str) -> None:
+    """Refuse labels without two values among them. Takes flat labels, or lists of them with `IGNORE`."""
+    values = _flat(labels)
+    if len(set(values)) < 2:
+        only = f"only the label {values[0]:g}" if values else "no label at all"
         raise InputError(
             f"the sampled rows of {where} have {only}: the loss on one class says nothing about the others",
             "sample more rows (--samples), or a split or file with all classes",
         )
+
+
+def _flat(labels: Sequence[Any]) -> list[Any]:
+    found: list[Any] = []
+    for row in labels:
+        found += [value for value in row if value != IGNORE] if isinstance(row, list) else [row]
+    return found
+
+
+def _hidden(where: str, hidden: int, total: int) -> InputError:
+    return InputError(
+        f"{hidden} of {total} labels of {where} are hidden ({HIDDEN})",
+        "choose a split with labels, such as train or validation",
+    )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optin_cli.data.batches import Batch, Batches
+from optin_cli.data.labels import check_range, class_labels, number_labels, token_labels
 from optin_cli.errors import GateError, InputError, UsageError
 from optin_cli.measure import metrics
 from optin_cli.models.checkpoint import OpenModel
@@ -140,7 +141,7 @@ def _run(
     for index, batch in enumerate(batches):
         output, weights = _forward(model, batch)
         if index == 0 and labels is not None and not model.task.regression:
-            metrics.check_range(labels, output.shape[-1], where)
+            check_range(labels, output.shape[-1], where)
         ours.keep(model.task, batch, output, weights)
         if baseline is not None and theirs is not None:
             expected = _forward(baseline, batch)[0].to(output.device)
@@ -183,8 +184,8 @@ def _labels(model: OpenModel, batches: Batches, where: str) -> list[Any] | None:
     if labels is None:
         return None
     if task.name == TOKEN:
-        return metrics.token_labels(labels, where)
-    return (metrics.number_labels if task.regression else metrics.class_labels)(labels, where)
+        return token_labels(labels, where)
+    return (number_labels if task.regression else class_labels)(labels, where)
 
 
 def _metrics(task: Task, outputs: _Outputs, labels: list[Any], where: str) -> dict[str, float]:

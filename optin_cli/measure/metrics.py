@@ -1,6 +1,6 @@
 """Task metrics and fidelity, from scikit-learn and scipy. Scores are in points: 100 is perfect.
 
-Pure functions of arrays and tensors; `where` names the data in errors. Label checks raise `InputError`.
+Pure functions of arrays and tensors; `where` names the data in errors.
 """
 
 from __future__ import annotations
@@ -20,54 +20,7 @@ from optin_cli.data.batches import IGNORE
 from optin_cli.errors import InputError
 
 log = logging.getLogger("optin")
-HIDDEN = -1
 Array = NDArray[Any]
-
-
-def class_labels(labels: Sequence[Any], where: str) -> list[int]:
-    """Labels as class numbers. Raises `InputError` for hidden (-1), missing or other kinds of labels."""
-    numbers = number_labels(labels, where)
-    if odd := [value for value in numbers if value != int(value)]:
-        raise InputError(
-            f"{where} has the label {odd[0]:g}, but the model has classes, so labels are whole numbers",
-            "name another column with --label",
-        )
-    if hidden := sum(value == HIDDEN for value in numbers):
-        raise _hidden(where, hidden, len(numbers))
-    return [int(value) for value in numbers]
-
-
-def number_labels(labels: Sequence[Any], where: str) -> list[float]:
-    """Labels as numbers. Raises `InputError` when one is missing or none, or when all are hidden (-1)."""
-    for value in labels:
-        if value is None or not isinstance(value, int | float) or not math.isfinite(value):
-            what = "a missing label" if value is None else f"the label {str(value)[:40]!r}"
-            raise InputError(
-                f"{where} has {what} where a number is needed", "name another column with --label"
-            )
-    if labels and all(value == HIDDEN for value in labels):
-        raise _hidden(where, len(labels), len(labels))
-    return [float(value) for value in labels]
-
-
-def token_labels(labels: Sequence[Any], where: str) -> list[list[int]]:
-    """One list of class numbers for each row, `IGNORE` where there is no word."""
-    if odd := [value for value in labels if not isinstance(value, list)]:
-        raise InputError(
-            f"{where} has the label {str(odd[0])[:40]!r}, but a tagger needs one label for each word",
-            "give a column of lists of words with --text and one of lists of tags with --label",
-        )
-    return [class_labels(row, where) for row in labels]
-
-
-def check_range(labels: Sequence[Any], classes: int, where: str) -> None:
-    """Raise `InputError` for a class number that the model does not have. Takes flat or nested labels."""
-    flat = [v for row in labels for v in (row if isinstance(row, list) else [row])]
-    if outside := [value for value in flat if value != IGNORE and not 0 <= value < classes]:
-        raise InputError(
-            f"{where} has the label {outside[0]}, but the model has classes 0..{classes - 1}",
-            "check that the model was trained on these labels",
-        )
 
 
 def classification(logits: Array, labels: Sequence[int], images: bool) -> dict[str, float]:
@@ -156,10 +109,3 @@ def _neighbours(vectors: Tensor, start: int, chunk: int, k: int) -> Tensor:
 
 def _points(found: dict[str, Any]) -> dict[str, float]:
     return {name: 100 * float(value) for name, value in found.items()}
-
-
-def _hidden(where: str, hidden: int, total: int) -> InputError:
-    return InputError(
-        f"{hidden} of {total} labels of {where} are hidden (-1)",
-        "choose a split with labels, such as validation",
-    )

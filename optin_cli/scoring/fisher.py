@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from optin_cli.data.batches import IGNORE, Batch, Batches
-from optin_cli.data.labels import class_labels, number_labels, token_labels
+from optin_cli.data.labels import check_range, check_varied, class_labels, number_labels, token_labels
 from optin_cli.errors import InputError, UsageError
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
@@ -62,12 +62,15 @@ def read_labels(model: OpenModel, batches: Batches) -> list[Any]:
             f"{where} has no label column, and --method fisher needs labels",
             f"name one with --label; {_OTHERS}",
         )
-    if task.name == EMBEDDING:
-        return _shares(number_labels(labels, where), where)
-    if task.regression:
-        return number_labels(labels, where)
+    if task.regression or task.name == EMBEDDING:
+        numbers = number_labels(labels, where)
+        check_varied(numbers, where)
+        return _shares(numbers, where) if task.name == EMBEDDING else numbers
+    numbered = (token_labels if task.name == TOKEN else class_labels)(labels, where)
     classes = int(getattr(model.module, "num_classes", 0) or getattr(config, "num_labels", 0))
-    return (token_labels if task.name == TOKEN else class_labels)(labels, classes, where)
+    check_range(numbered, classes, where)
+    check_varied(numbered, where)
+    return list(numbered)
 
 
 def _shares(similarities: list[float], where: str) -> list[float]:

@@ -407,6 +407,7 @@ def test_progress_counts_batches(tmp_path):
         ([0, 1, -1, 1], r"1 of 4 labels .* hidden"),
         ([0, 1, 2, 1], r"label 2, but the model has classes 0..1"),
         ([0, 1, -7, 1], "label -7, but the model has classes"),
+        ([0, 1, -100, 1], "label -100, but the model has classes"),
         ([0.5, 1.0], r"label 0\.5, but the model has classes"),
     ],
 )

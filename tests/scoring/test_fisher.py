@@ -235,7 +235,7 @@ def test_data_without_labels_names_the_methods_that_need_none(tmp_path):
     [
         ([0, 1, None, 1], "row without a label"),
         ([1, 1, 1, 1], "only the label 1"),
-        ([-1, -1, -1, -1], "hidden labels"),
+        ([-1, -1, -1, -1], r"4 of 4 labels .* hidden \(-1\)"),
         ([0, 1, 2, 1], r"label 2, but the model has classes 0\.\.1"),
         ([0, 0.5, 1, 1], "label 0.5, but"),
         (["LABEL_0", "LABEL_1", ""], "row without a label"),
