@@ -27,6 +27,12 @@ FORMAT = "optin-ranking"
 SCHEMA_VERSION = 2
 Array = NDArray[np.float64]
 
+FeatureWeights = str | Sequence[float]
+"""How the features of the blocks behind a unit count in its trajectory: a weight for each block, or a name."""
+NAMED_WEIGHTS = ("sum", "root", "mean", "deep", "last")
+"""OPTIN's sum; the sum over the root of their number, or over it; weighed by depth; the last block's alone."""
+OPTIN_SUM = "sum"
+
 
 @dataclass
 class RankedSite:
@@ -110,31 +116,51 @@ class Ranking:
 
 
 def combine(
-    sites: Iterable[RankedSite], output_weight: float, feature_weights: Sequence[float] | None = None
+    sites: Iterable[RankedSite], output_weight: float, feature_weights: FeatureWeights = OPTIN_SUM
 ) -> dict[str, Array]:
     """Scores from their parts: I(u) = sum of the trajectory columns + lambda * output (OPTIN equation 1).
 
     One lambda for the whole model, such that median(lambda * output) = output_weight * median(trajectory).
-    `feature_weights` weighs the feature of each block in the sum; None counts all alike.
     """
     sites = list(sites)
-    trajectory = {s.name: _trajectory(s, feature_weights) for s in sites}
+    trajectory = trajectories(sites, feature_weights)
     if output_weight == 0:
         return trajectory
     scale = _median_ratio(trajectory, {s.name: s.output for s in sites})
     return {s.name: trajectory[s.name] + output_weight * scale * s.output for s in sites}
 
 
-def output_scale(sites: Iterable[RankedSite]) -> float:
+def output_scale(sites: Iterable[RankedSite], feature_weights: FeatureWeights = OPTIN_SUM) -> float:
     """median(trajectory) / median(output) over all units: what puts the two terms on one scale."""
     sites = list(sites)
-    return _median_ratio({s.name: _trajectory(s, None) for s in sites}, {s.name: s.output for s in sites})
+    return _median_ratio(trajectories(sites, feature_weights), {s.name: s.output for s in sites})
 
 
-def _trajectory(site: RankedSite, feature_weights: Sequence[float] | None) -> Array:
-    if feature_weights is None:
-        return site.trajectory.sum(axis=1)
-    return site.trajectory @ np.array([feature_weights[z] for z in site.columns])
+def trajectories(sites: Iterable[RankedSite], feature_weights: FeatureWeights) -> dict[str, Array]:
+    """The weighted sum of each site's trajectory columns, [units]."""
+    sites = list(sites)
+    depth = measured_depth(sites)
+    weights = {s.name: _column_weights(s.columns, depth, feature_weights) for s in sites}
+    return {s.name: (s.trajectory * weights[s.name]).sum(axis=1) for s in sites}
+
+
+def measured_depth(sites: Iterable[RankedSite]) -> int:
+    """Blocks up to the last one whose feature is in a trajectory."""
+    return max((block for site in sites for block in site.columns), default=-1) + 1
+
+
+def _column_weights(columns: Sequence[int], depth: int, weights: FeatureWeights) -> Array:
+    if not isinstance(weights, str):
+        return np.array([weights[block] for block in columns], dtype=np.float64)
+    count, blocks = max(1, len(columns)), np.array(columns, dtype=np.float64)
+    named = {
+        "sum": np.ones(len(columns)),
+        "root": np.full(len(columns), count**-0.5),
+        "mean": np.full(len(columns), 1 / count),
+        "deep": (blocks + 1) / max(1, depth),
+        "last": (blocks == depth - 1).astype(np.float64),
+    }
+    return named[weights]
 
 
 def _median_ratio(trajectory: dict[str, Array], output: dict[str, Array]) -> float:

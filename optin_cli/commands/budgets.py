@@ -85,7 +85,7 @@ FeatureWeights = Annotated[
     typer.Option(
         "--feature-weights",
         metavar="NAME|W,W,...",
-        help="Weigh the blocks' features in the scores: uniform, deep, last, or a weight for each block.",
+        help="Weigh the blocks' features in the scores: sum (OPTIN), root, mean, deep, last, or one for each block.",
     ),
 ]
 Interactions = Annotated[

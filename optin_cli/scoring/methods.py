@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optin_cli.artefacts.ranking import RankedSite, combine
+from optin_cli.artefacts.ranking import OPTIN_SUM, RankedSite, combine
 from optin_cli.models.anatomy import HEADS, NEURONS, Site
 from optin_cli.scoring import knowledge, reference
 from optin_cli.scoring.calibration import measured_blocks
@@ -20,7 +20,7 @@ Combine = Callable[[list[RankedSite], "ScoreSettings"], dict[str, np.ndarray]]
 
 
 def _trajectory_and_output(sites: list[RankedSite], settings: ScoreSettings) -> dict[str, np.ndarray]:
-    return combine(sites, settings.output_weight or 0.0)
+    return combine(sites, settings.output_weight or 0.0, METHODS[settings.method].feature_weights)
 
 
 def _output_alone(sites: list[RankedSite], _: ScoreSettings) -> dict[str, np.ndarray]:
@@ -45,6 +45,8 @@ class Method:
     """`select --lambda` may weigh trajectory and output anew, as OPTIN does."""
     output_weight: float = 0.0
     """Default of `--lambda`; 0 where there is nothing to weigh."""
+    feature_weights: str = OPTIN_SUM
+    """Default of `--feature-weights`."""
     temperature: float = 4.0
     """Default of `--temperature`."""
     labels: bool = False
@@ -53,7 +55,9 @@ class Method:
 
 
 def _optin(heads: str, neurons: str) -> Method:
-    return Method({HEADS: heads, NEURONS: neurons}, recombines=True, output_weight=0.3)
+    # A plain sum favours early units, which more features lie behind, and compensation mends most of what they see.
+    engines = {HEADS: heads, NEURONS: neurons}
+    return Method(engines, recombines=True, output_weight=0.3, feature_weights="root")
 
 
 def _same(engine: str) -> dict[str, str]:

@@ -101,6 +101,7 @@ def score(
             **asdict(plan.settings),
             "engines": plan.method.engines,
             "recombines": plan.method.recombines,
+            "feature_weights": plan.method.feature_weights,
             "probed": probes,
             "identity": plan.identity(),
         },

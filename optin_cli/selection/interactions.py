@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from optin_cli.artefacts.ranking import RankedSite, combine
+from optin_cli.artefacts.ranking import OPTIN_SUM, FeatureWeights, RankedSite, trajectories
 from optin_cli.artefacts.sketch import Sketch
 from optin_cli.selection.exchange import Exchange, Flags, Pool, Rows
 from optin_cli.selection.ladder import Floats, Ints, Ladder
@@ -60,7 +60,7 @@ def halves(
     sites: Sequence[RankedSite],
     scores: Sequence[Floats],
     sketch: Sketch,
-    feature_weights: Sequence[float] | None = None,
+    feature_weights: FeatureWeights = OPTIN_SUM,
 ) -> tuple[Half, Half]:
     """The rows that fit and the rows that check, of the trajectory and the weighted output alike.
 
@@ -73,7 +73,7 @@ def halves(
     worth = np.concatenate(scores)
     terms = [(sketch.output, worth)]
     if sketch.trajectory:
-        parts = combine(sites, 0.0, feature_weights)
+        parts = trajectories(sites, feature_weights)
         trajectory = np.concatenate([parts[name] for name in names])
         output = np.maximum(worth - trajectory, 0.0)
         terms = [(sketch.trajectory, trajectory)]

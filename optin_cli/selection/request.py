@@ -8,12 +8,18 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from optin_cli.artefacts.latency import LatencyTable, processor_name
-from optin_cli.artefacts.ranking import RankedSite, Ranking
+from optin_cli.artefacts.ranking import (
+    NAMED_WEIGHTS,
+    OPTIN_SUM,
+    FeatureWeights,
+    RankedSite,
+    Ranking,
+    measured_depth,
+)
 from optin_cli.errors import ArtefactError, UsageError
 
 ROUND_AUTO = "auto"
 SCOPES = ("none", "layer", "global")
-NAMED_WEIGHTS = ("uniform", "deep", "last")
 _LEFT_ALONE = ("heads",)
 """Kinds that `round_to` does not round: their units are wide already."""
 
@@ -46,7 +52,7 @@ class Request:
     output_weight: float | None = None
     """Recombine the scores' parts (lambda of OPTIN equation 1); None takes the stored scores."""
     feature_weights: str | tuple[float, ...] | None = None
-    """Weight of each block's feature in the trajectory, or `uniform`, `deep` (linear in depth) or `last`."""
+    """Weight of each block's feature in the trajectory, or one of `NAMED_WEIGHTS`; None takes the ranking's own."""
     interactions: str = "none"
     """Exchange units afterwards so that they cost less together: within a `layer`, `global`, or `none`."""
     relative_to: str = "dense"
@@ -132,21 +138,17 @@ class Request:
         return 1 if site.kind in _LEFT_ALONE else size
 
 
-def feature_weights(request: Request, ranking: Ranking) -> list[float] | None:
-    """`feature_weights` with names resolved; None counts all blocks alike. Raises `UsageError` for a wrong number."""
-    depth = max((block for site in ranking.sites for block in site.columns), default=-1) + 1
+def feature_weights(request: Request, ranking: Ranking) -> FeatureWeights:
+    """How blocks' features count: as asked, else as the ranking has it. Raises `UsageError` for a wrong number."""
     weights = request.feature_weights
-    if weights is None or weights == "uniform":
-        return None
-    if weights == "deep":
-        return [(block + 1) / depth for block in range(depth)]
-    if weights == "last":
-        return [float(block == depth - 1) for block in range(depth)]
-    if len(weights) != depth:
+    if weights is None:
+        return str(ranking.settings.get("feature_weights", OPTIN_SUM))
+    depth = measured_depth(ranking.sites)
+    if not isinstance(weights, str) and len(weights) != depth:
         raise UsageError(
             f"--feature-weights has {len(weights)} weights for {depth} blocks", "give one for each"
         )
-    return [float(weight) for weight in weights]
+    return weights
 
 
 def round_size(request: Request, ranking: Ranking) -> int:

@@ -142,9 +142,10 @@ def test_score_is_trajectory_plus_scaled_output(tmp_path):
     ranking = stage.score(
         plan_for(tmp_path, settings=dataclasses.replace(SMALL, output_weight=0.5)), tmp_path / "r.h5"
     )
-    scale = output_scale(ranking.sites)
+    scale = output_scale(ranking.sites, "root")
     for site in ranking.sites:
-        np.testing.assert_allclose(site.score, site.trajectory.sum(1) + 0.5 * scale * site.output)
+        trajectory = site.trajectory.sum(1) / np.sqrt(site.trajectory.shape[1])
+        np.testing.assert_allclose(site.score, trajectory + 0.5 * scale * site.output)
         np.testing.assert_array_equal(combine(ranking.sites, 0)[site.name], site.trajectory.sum(1))
 
 

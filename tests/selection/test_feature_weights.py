@@ -36,11 +36,17 @@ def test_a_weight_counts_its_blocks_column():
 
 @pytest.mark.parametrize(
     ("name", "weights"),
-    [("uniform", (1, 1, 1, 1)), ("deep", (0.25, 0.5, 0.75, 1)), ("last", (0, 0, 0, 1))],
+    [("sum", (1, 1, 1, 1)), ("deep", (0.25, 0.5, 0.75, 1)), ("last", (0, 0, 0, 1))],
 )
 def test_names_stand_for_weights(name, weights):
     for named, listed in zip(scores_with(name), scores_with(weights), strict=True):
         assert named == pytest.approx(listed)
+
+
+@pytest.mark.parametrize(("name", "power"), [("root", 0.5), ("mean", 1.0)])
+def test_sums_over_the_number_of_features(name, power):
+    for site, scores in zip(ranking().sites, scores_with(name, output_weight=0.0), strict=True):
+        assert scores == pytest.approx(site.trajectory.sum(1) / len(site.columns) ** power)
 
 
 def test_the_rankings_own_lambda_is_used_unless_another_is_asked_for():
@@ -48,18 +54,28 @@ def test_the_rankings_own_lambda_is_used_unless_another_is_asked_for():
     expected = combine(made.sites, 0.5, [0, 0, 0, 1])
     for site, scores in zip(made.sites, scores_with("last"), strict=True):
         assert scores == pytest.approx(expected[site.name])
-    assert scores_with("uniform")[0] == pytest.approx(made.sites[0].score)
+    assert scores_with("sum")[0] == pytest.approx(made.sites[0].score)
     expected = combine(made.sites, 2.0, [0, 0, 0, 1])
     for site, scores in zip(made.sites, scores_with("last", output_weight=2.0), strict=True):
         assert scores == pytest.approx(expected[site.name])
 
 
+def test_the_rankings_own_weights_are_used_unless_others_are_asked_for():
+    made = ranking(feature_weights="mean")
+    found = pose(made, Request(flops=0.5, output_weight=2.0)).scores
+    expected = combine(made.sites, 2.0, "mean")
+    for site, scores in zip(made.sites, found, strict=True):
+        assert scores == pytest.approx(expected[site.name])
+
+
 def test_the_mask_records_them_and_changes():
     plain = select(ranking(), Request(flops=0.5))
-    mask = select(ranking(), Request(flops=0.5, feature_weights="last"))
+    mask = select(ranking(), Request(flops=0.5, feature_weights=(0.0, 0.0, 0.0, 1.0)))
     assert mask.keep != plain.keep
-    assert (plain.budget["feature_weights"], mask.budget["feature_weights"]) == (None, [0, 0, 0, 1])
-    assert select(ranking(), Request(flops=0.5, feature_weights="uniform")).budget["feature_weights"] is None
+    assert plain.budget["feature_weights"] == "sum"
+    assert list(mask.budget["feature_weights"]) == [0, 0, 0, 1]
+    named = select(ranking(), Request(flops=0.5, feature_weights="last"))
+    assert (named.budget["feature_weights"], named.keep) == ("last", mask.keep)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +85,7 @@ def test_the_mask_records_them_and_changes():
         ((1.0, -1.0, 1.0, 1.0), "0 or more"),
         ((0.0, 0.0, 0.0, 0.0), "not all 0"),
         ((float("nan"), 1.0, 1.0, 1.0), "0 or more"),
-        ("shallow", "uniform, deep, last"),
+        ("shallow", "sum, root, mean, deep, last"),
     ],
 )
 def test_wrong_weights(weights, words):
@@ -82,7 +98,7 @@ def test_rankings_without_parts_are_refused():
     for site in bare.sites:
         site.columns, site.trajectory = [], np.zeros((site.units, 0))
     for made in (bare, ranking(recombines=False)):
-        for weights in ("uniform", (1.0, 1.0, 1.0, 1.0)):
+        for weights in ("sum", (1.0, 1.0, 1.0, 1.0)):
             with pytest.raises(UsageError, match="leave --feature-weights out"):
                 select(made, Request(flops=0.5, feature_weights=weights))
         with pytest.raises(UsageError, match="leave --lambda out"):
