@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.errors import InputError, UnknownArchitecture
 from optin_cli.models.anatomy import HEADS, Anatomy, Producer, Site, UnitInput
 from optin_cli.models.families import DOCS, TOWERS, Family, SiteTable, find_family, known_families
+from optin_cli.models.layers import (
+    carried_weights,
+    carries_units,
+    channel_axis,
+    is_affine_norm,
+    is_grouped,
+    shape_of,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,9 +61,13 @@ def dissect(model: nn.Module, family: Family) -> Anatomy:
         raise InputError(f"family {family.name!r}: {type(model).__name__}.{root} holds no blocks")
     sites: list[Site] = []
     for index, block in enumerate(blocks):
-        for table in _tables_of(model.get_submodule(block), family):
-            if not any(_mixes_units(model, f"{block}.{path}", family) for path in table.must_be_identity):
-                sites.append(_site(model, family, table, index, block))
+        tables = [
+            table
+            for table in _tables_of(model.get_submodule(block), family)
+            if not _is_mixed(model, family, table, block)
+        ]
+        ends = Counter(path for table in tables for path in (table.consumer, *(p.path for p in table.producers)))
+        sites += [_site(model, family, table, index, block, ends) for table in tables]
     if not sites:
         raise InputError(
             f"nothing is prunable in {type(model).__name__}: every site of family {family.name!r} has a module "
@@ -63,11 +78,11 @@ def dissect(model: nn.Module, family: Family) -> Anatomy:
 
 
 def _tables_of(block: nn.Module, family: Family) -> list[SiteTable]:
-    """The first table of each kind that fits a block."""
+    """The first table of each name that fits a block."""
     fitting: dict[str, SiteTable] = {}
     for table in family.sites:
         if all(_has(block, path) for path in table.requires):
-            fitting.setdefault(table.kind, table)
+            fitting.setdefault(table.label, table)
     return list(fitting.values())
 
 
@@ -79,34 +94,34 @@ def _has(block: nn.Module, path: str) -> bool:
     return found is not None
 
 
-def _site(model: nn.Module, family: Family, table: SiteTable, index: int, block: str) -> Site:
+def _site(
+    model: nn.Module, family: Family, table: SiteTable, index: int, block: str, ends: Mapping[str, int]
+) -> Site:
+    """The site of `table` in a block; `ends` says how many sites of the block begin or end at a layer."""
+
     def module(path: str) -> nn.Module:
         return _module(model, f"{block}.{path}", family)
 
-    name = f"blocks.{index}.{table.kind}"
-    consumer = _linear_shape(module(table.consumer), f"{block}.{table.consumer}")
+    name = f"blocks.{index}.{table.label}"
+    layer = module(table.consumer)
+    consumer = shape_of(layer, f"{block}.{table.consumer}")
     width = (
         table.unit_width
         if isinstance(table.unit_width, int)
         else int(_attribute(model, f"{block}.{table.unit_width}", family))
     )
-    units, rest = divmod(consumer[0], width)
+    units, rest = divmod(consumer.inputs, width)
     if rest:
-        raise InputError(f"{name}: consumer input {consumer[0]} is not a multiple of the unit width {width}")
-    per_token = width * consumer[1]
-    params = width * consumer[1]
+        raise InputError(f"{name}: consumer input {consumer.inputs} is not a multiple of the unit width {width}")
     for producer in table.producers:
         path = f"{block}.{producer.path}"
-        layer = module(producer.path)
-        inputs, outputs = _linear_shape(layer, path)
-        if outputs != producer.parts * units * width:
+        given_features = shape_of(module(producer.path), path).outputs
+        if given_features != producer.parts * units * width:
             raise InputError(
-                f"{name}: {path} gives {outputs} features, but {producer.parts} x {units} units x {width} "
+                f"{name}: {path} gives {given_features} features, but {producer.parts} x {units} units x {width} "
                 f"feed {block}.{table.consumer}",
                 f"the table of family {family.name!r} does not describe this model: see {DOCS}",
             )
-        per_token += producer.parts * width * inputs
-        params += producer.parts * width * (inputs + (getattr(layer, "bias", None) is not None))
     for given in table.unit_inputs:
         owner = module(given.module)
         if given.argument not in inspect.signature(owner.forward).parameters:
@@ -116,6 +131,7 @@ def _site(model: nn.Module, family: Family, table: SiteTable, index: int, block:
             )
     for path in table.counts:
         _attribute(model, f"{block}.{path}", family)
+    costs = list(_costs(table, width, module, ends))
     return Site(
         name=name,
         kind=table.kind,
@@ -124,21 +140,72 @@ def _site(model: nn.Module, family: Family, table: SiteTable, index: int, block:
         width=width,
         producers=tuple(Producer(f"{block}.{p.path}", p.parts) for p in table.producers),
         consumer=f"{block}.{table.consumer}",
+        carried=tuple(f"{block}.{path}" for path in table.carried if _has(model.get_submodule(block), path)),
+        readers=tuple(f"{block}.{path}" for path in table.readers),
+        masked_at=f"{block}.{table.masked_at}" if table.masked_at else "",
+        axis=channel_axis(layer),
+        norm=_norm_behind(model, block, table),
         counts=tuple((f"{block}.{path}", unit) for path, unit in table.counts.items()),
         unit_inputs=tuple(UnitInput(f"{block}.{u.module}", u.argument, u.axis) for u in table.unit_inputs),
-        macs_per_token=per_token,
+        macs_per_token=_number(sum(cost.macs for cost in costs)),
         macs_per_pair=2 * width if table.kind == HEADS else 0,
-        params_per_unit=params,
+        params_per_unit=_number(sum(cost.params for cost in costs)),
     )
 
 
-def _linear_shape(layer: nn.Module, path: str) -> tuple[int, int]:
-    """(inputs, outputs) of a Linear."""
-    from torch import nn
+@dataclass(frozen=True)
+class _Cost:
+    """What one unit costs in one module."""
 
-    if not isinstance(layer, nn.Linear):
-        raise InputError(f"{path} is a {type(layer).__name__}; a site is made of torch.nn.Linear layers")
-    return layer.in_features, layer.out_features
+    path: str
+    macs: float
+    """For each position of the module's output."""
+    params: float
+
+
+def _costs(
+    table: SiteTable, width: int, module: Callable[[str], nn.Module], ends: Mapping[str, int]
+) -> Iterator[_Cost]:
+    """Costs of a unit in all the modules that a table names.
+
+    A layer between two sites costs as much as the product of their units. Either has half of it: the sum is right
+    for the whole layer, and never less than what is left when both lose units.
+    """
+    for path in table.consumer, *table.readers:
+        shape = shape_of(module(path), path)
+        weights = width * shape.taps * shape.outputs / ends.get(path, 1)
+        yield _Cost(path, weights, weights)
+    for producer in table.producers:
+        shape = shape_of(module(producer.path), producer.path)
+        weights = producer.parts * width * shape.taps * shape.inputs / ends[producer.path]
+        yield _Cost(producer.path, weights, weights + producer.parts * width * shape.biased)
+    for path in table.carried:
+        macs, params = carried_weights(module(path))
+        yield _Cost(path, width * macs, width * params)
+
+
+def _number(value: float) -> float:
+    """An int where it is one: costs of most sites are whole numbers."""
+    return int(value) if value == int(value) else value
+
+
+def _norm_behind(model: nn.Module, block: str, table: SiteTable) -> str:
+    """Path of the norm behind the consumer; '' where there is none with a bias."""
+    path = f"{block}.{table.norm}"
+    if not table.norm or not _has(model.get_submodule(block), table.norm):
+        return ""
+    norm = model.get_submodule(path)
+    return path if is_affine_norm(norm) else ""
+
+
+def _is_mixed(model: nn.Module, family: Family, table: SiteTable, block: str) -> bool:
+    """True if something in this block mixes the units of a table: a module that should not be, or groups."""
+    if any(_mixes_units(model, f"{block}.{path}", family) for path in table.must_be_identity):
+        return True
+    ends = table.consumer, *table.readers, *(producer.path for producer in table.producers)
+    if any(is_grouped(_module(model, f"{block}.{path}", family)) for path in ends):
+        return True
+    return any(not carries_units(_module(model, f"{block}.{path}", family)) for path in table.carried)
 
 
 def _module(model: nn.Module, path: str, family: Family) -> nn.Module:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from optin_cli.errors import UsageError
-from optin_cli.models.anatomy import HEADS, NEURONS, Producer, UnitInput
+from optin_cli.models.anatomy import CHANNELS, HEADS, NEURONS, Producer, UnitInput
 from optin_cli.models.tables import SHIPPED, TOWERS, Family, SiteTable
 
 __all__ = [
@@ -86,8 +86,10 @@ def family_from_dict(data: dict[str, Any], where: str = "family table") -> Famil
                     Producer(**p) if isinstance(p, dict) else Producer(p) for p in site["producers"]
                 ),
                 "unit_inputs": tuple(UnitInput(**u) for u in site.get("unit_inputs", ())),
-                "must_be_identity": tuple(site.get("must_be_identity", ())),
-                "requires": tuple(site.get("requires", ())),
+                **{
+                    field: tuple(site.get(field, ()))
+                    for field in ("carried", "readers", "must_be_identity", "requires")
+                },
             }
         )
         for site in data["sites"]
@@ -144,9 +146,14 @@ _FAMILY_FIELDS: _Fields = {
     "note": (False, "text", lambda v: isinstance(v, str)),
 }
 _SITE_FIELDS: _Fields = {
-    "kind": (True, f"{HEADS} or {NEURONS}", lambda v: v in (HEADS, NEURONS)),
+    "kind": (True, f"{HEADS}, {NEURONS} or {CHANNELS}", lambda v: v in (HEADS, NEURONS, CHANNELS)),
+    "name": (False, "a word without dots", lambda v: isinstance(v, str) and "." not in v),
     "producers": (True, "a list of paths or {path, parts}", lambda v: _list_of(_is_producer)(v) and bool(v)),
     "consumer": (True, "a path", _is_text),
+    "carried": (False, "a list of paths", _list_of(_is_text)),
+    "readers": (False, "a list of paths", _list_of(_is_text)),
+    "masked_at": (False, "a path", lambda v: isinstance(v, str)),
+    "norm": (False, "a path", lambda v: isinstance(v, str)),
     "unit_width": (False, "a number above 0 or an attribute", lambda v: _is_text(v) or _is_count(v)),
     "counts": (False, "attribute: units or features", _is_counts),
     "unit_inputs": (False, "a list of {module, argument, axis}", _list_of(_is_unit_input)),

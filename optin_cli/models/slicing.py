@@ -1,4 +1,4 @@
-"""Slice units out of the weights: select the producers' rows and the consumer's columns.
+"""Slice units out of the weights: select the producers' rows, the consumer's columns and what stands between them.
 
 The same function shrinks a trained model (`apply`) and a meta-device skeleton that is about to receive a
 pruned checkpoint (`load`): only shapes and indices matter.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from optin_cli.models.anatomy import Anatomy, Site, UnitInput
+from optin_cli.models.layers import select_carried, select_inputs, select_outputs
 
 
 def slice_model(model: nn.Module, anatomy: Anatomy, keep: Mapping[str, Sequence[int]]) -> None:
@@ -34,8 +35,11 @@ def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
     for producer in site.producers:
         # fused projections are part-major: part p of feature f stands in row p * features + f
         rows = torch.cat([features + part * site.features for part in range(producer.parts)])
-        _select(model.get_submodule(producer.path), rows, dim=0)
-    _select(model.get_submodule(site.consumer), features, dim=1)
+        select_outputs(model.get_submodule(producer.path), rows)
+    for path in site.carried:
+        select_carried(model.get_submodule(path), features)
+    for path in (*site.readers, site.consumer):
+        select_inputs(model.get_submodule(path), features)
     sizes = {"units": len(units), "features": len(features)}
     for path, kind in site.counts:
         owner, _, attribute = path.rpartition(".")
@@ -47,23 +51,6 @@ def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
 def _expand(units: Tensor, width: int) -> Tensor:
     """Unit indices -> feature indices: unit u owns features u * width .. (u + 1) * width - 1."""
     return (units[:, None] * width + torch.arange(width)[None, :]).reshape(-1)
-
-
-def _select(linear: nn.Module, indices: Tensor, dim: int) -> None:
-    """Keep rows (dim 0) or columns (dim 1) of a Linear, in place."""
-    assert isinstance(linear, nn.Linear)
-    index = indices.to(linear.weight.device)
-    linear.weight = nn.Parameter(
-        linear.weight.detach().index_select(dim, index).contiguous(), linear.weight.requires_grad
-    )
-    if dim == 0:
-        linear.out_features = len(indices)
-        if linear.bias is not None:
-            linear.bias = nn.Parameter(
-                linear.bias.detach().index_select(0, index).contiguous(), linear.bias.requires_grad
-            )
-    else:
-        linear.in_features = len(indices)
 
 
 class _UnitInputSelector:

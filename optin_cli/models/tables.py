@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from optin_cli.models.anatomy import HEADS, NEURONS, Producer, UnitInput
+from optin_cli.models.anatomy import CHANNELS, HEADS, NEURONS, Producer, UnitInput
 
 
 @dataclass(frozen=True)
@@ -12,11 +12,21 @@ class SiteTable:
     """Where a site stands inside a block. All paths are relative to the block."""
 
     kind: str
-    """`heads` or `neurons`."""
+    """`heads`, `neurons` or `channels`."""
     producers: tuple[Producer, ...]
-    """The Linears whose output rows are the units."""
+    """The Linears or Conv2ds whose outputs are the units."""
     consumer: str
-    """The Linear whose input columns are the units."""
+    """The Linear or Conv2d whose inputs are the units."""
+    name: str = ""
+    """What the site is called within its block, where a block has several of one kind; by default the kind."""
+    carried: tuple[str, ...] = ()
+    """Modules between producers and consumer that hold something for each unit: norms, depthwise convolutions."""
+    readers: tuple[str, ...] = ()
+    """Modules beside the consumer whose inputs are the units: a squeeze-and-excite's reduction."""
+    masked_at: str = ""
+    """The module that first reads the units, where that is not the consumer: a squeeze-and-excite."""
+    norm: str = ""
+    """The BatchNorm right behind the consumer: its bias takes up what a consumer without one can't."""
     unit_width: str | int = 1
     """Features of one unit: a number, or the attribute that holds it (`attn.head_dim`)."""
     counts: dict[str, str] = field(default_factory=dict)
@@ -26,8 +36,13 @@ class SiteTable:
     must_be_identity: tuple[str, ...] = ()
     """Modules that mix units when present (a norm over all heads): the site is left out if one is there."""
     requires: tuple[str, ...] = ()
-    """Modules or attributes that a block must have for this table to fit it. Of several tables of one kind, a block
-    takes the first that fits; where none does, that kind is left out."""
+    """Modules or attributes that a block must have for this table to fit it. Of several tables of one name, a block
+    takes the first that fits; where none does, that site is left out."""
+
+    @property
+    def label(self) -> str:
+        """What the site is called within its block."""
+        return self.name or self.kind
 
 
 @dataclass(frozen=True)
@@ -180,6 +195,71 @@ _TIMM_EVA_SITES = (
         requires=("attn.attn_dim", "attn.q_proj"),
     ),
     *_TIMM_NEURONS,
+)
+
+_BASIC_BLOCK = SiteTable(
+    CHANNELS,
+    producers=_linears("conv1"),
+    carried=("bn1",),
+    consumer="conv2",
+    norm="bn2",
+    must_be_identity=("aa", "conv3"),
+)
+_BOTTLENECK = (
+    SiteTable(
+        CHANNELS,
+        name="channels1",
+        producers=_linears("conv1"),
+        carried=("bn1",),
+        consumer="conv2",
+        norm="bn2",
+        requires=("conv3",),
+    ),
+    SiteTable(
+        CHANNELS,
+        name="channels2",
+        producers=_linears("conv2"),
+        carried=("bn2",),
+        consumer="conv3",
+        norm="bn3",
+        must_be_identity=("aa",),
+        requires=("conv3",),
+    ),
+)
+_RESNET_SITES = (_BASIC_BLOCK, *_BOTTLENECK)
+
+_INVERTED_RESIDUAL = SiteTable(
+    CHANNELS,
+    producers=_linears("conv_pw"),
+    carried=("bn1", "conv_dw", "bn2"),
+    consumer="conv_pwl",
+    norm="bn3",
+    must_be_identity=("aa", "se"),
+    requires=("conv_pw", "conv_pwl"),
+)
+_FUSED_INVERTED_RESIDUAL = SiteTable(
+    CHANNELS,
+    producers=_linears("conv_exp"),
+    carried=("bn1",),
+    consumer="conv_pwl",
+    norm="bn2",
+    must_be_identity=("aa", "se"),
+    requires=("conv_exp",),
+)
+_EFFICIENTNET_SITES = (
+    *(
+        replace(
+            table,
+            producers=(*table.producers, Producer("se.conv_expand")),
+            readers=("se.conv_reduce",),
+            masked_at="se",
+            must_be_identity=("aa",),
+            requires=(*table.requires, "se.conv_reduce"),
+        )
+        for table in (_INVERTED_RESIDUAL, _FUSED_INVERTED_RESIDUAL)
+    ),
+    _INVERTED_RESIDUAL,
+    _FUSED_INVERTED_RESIDUAL,
 )
 
 SHIPPED = (

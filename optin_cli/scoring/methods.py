@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from optin_cli.artefacts.ranking import RankedSite, combine
-from optin_cli.models.anatomy import HEADS, NEURONS, Site
+from optin_cli.models.anatomy import CHANNELS, HEADS, NEURONS, Site
 from optin_cli.scoring import knowledge, reference
 from optin_cli.scoring.calibration import measured_blocks
 
@@ -53,11 +53,11 @@ class Method:
 
 
 def _optin(heads: str, neurons: str) -> Method:
-    return Method({HEADS: heads, NEURONS: neurons}, recombines=True, output_weight=0.3)
+    return Method({HEADS: heads, NEURONS: neurons, CHANNELS: neurons}, recombines=True, output_weight=0.3)
 
 
 def _same(engine: str) -> dict[str, str]:
-    return {HEADS: engine, NEURONS: engine}
+    return {HEADS: engine, NEURONS: engine, CHANNELS: engine}
 
 
 METHODS = {

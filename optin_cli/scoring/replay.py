@@ -60,10 +60,13 @@ class Replay:
             output.unflatten(0, (count, -1)),
         )
 
+    def _consumer(self, site: Site) -> nn.Module:
+        return self.model.module.get_submodule(site.consumer)
+
     @torch.inference_mode()
     def broadcasts(self, site: Site) -> bool:
         """Whether the own block lets a leading variant dimension through unchanged: tried on one unit."""
-        if site.units == 0:
+        if site.units == 0 or site.masked_at or not isinstance(self._consumer(site), nn.Linear):
             return False
         one = torch.zeros(1, dtype=torch.long, device=self.model.device)
         try:
@@ -91,7 +94,7 @@ class Replay:
 
     def _own_block(self, site: Site, units: Tensor) -> Tensor:
         """Hidden states after the site's block without each of `units`, (v, examples, tokens, d)."""
-        consumer = self.model.module.get_submodule(site.consumer)
+        consumer = self._consumer(site)
         assert isinstance(consumer, nn.Linear)
         weight = consumer.weight.t().reshape(site.units, site.width, -1)[units]  # (v, width, d)
 
@@ -112,8 +115,8 @@ class Replay:
 
     @contextmanager
     def _expanded(self, site: Site, units: Tensor) -> Iterator[None]:
-        """Run the own block on a full batch of variants, masking its consumer's input: works for any block."""
-        consumer = self.model.module.get_submodule(site.consumer)
+        """Run the own block on a full batch of variants, masking one unit in each: works for any block."""
+        entry = self.model.module.get_submodule(site.entry)
         mask = torch.ones(len(units), site.units, device=units.device, dtype=self.model.dtype)
         mask[torch.arange(len(units)), units] = 0
         mask = mask.repeat_interleave(site.width, dim=1)  # (v, features)
@@ -123,7 +126,7 @@ class Replay:
 
         def apply_mask(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             split = args[0].unflatten(0, (len(units), -1))  # (v, examples, ..., features)
-            shaped = mask.view(len(units), *[1] * (split.dim() - 2), -1)
+            shaped = mask.view(len(units), *[1] * (split.dim() - 1 + site.axis), -1, *[1] * (-site.axis - 1))
             return ((split * shaped).flatten(0, 1), *args[1:])
 
         def feed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -132,7 +135,7 @@ class Replay:
             return args, {**kwargs, "hidden_states": hidden}
 
         with ExitStack() as stack:
-            stack.callback(consumer.register_forward_pre_hook(apply_mask).remove)
+            stack.callback(entry.register_forward_pre_hook(apply_mask).remove)
             own = self.blocks[site.block]
             stack.callback(own.register_forward_pre_hook(feed, with_kwargs=True).remove)
             for index in range(site.block):
