@@ -1,7 +1,8 @@
 """Where a consumer's output meets the residual stream, found by trying instead of by a table.
 
 The consumer's output c is replaced by zeros and by noise. The first tensor downstream that is t = r + gain * c,
-with a gain for each channel (1, or a layer scale) and r not zero, is the sum with the residual.
+with a gain for each channel (1, a layer scale, a BatchNorm's) and an r that differs from position to position, is
+the sum with the residual. A block that has none may give c itself, but for a gain and a bias.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optin_cli.models.layers import channel_axis
 from optin_cli.surgery.streams import Arguments, hidden_argument, hidden_of
 
 _TOLERANCE = 1e-4  # some blocks compute their norms or softmax in float32 whatever they are given
@@ -43,6 +45,8 @@ class SumPoint:
     gain: Tensor
     """[outputs], float64."""
     found: bool
+    axis: int = -1
+    """Where the channels stand at `place`, counted from the end."""
 
 
 class _Reached(Exception):
@@ -118,7 +122,7 @@ def order_of(block: nn.Module, paths: Sequence[str], arguments: Arguments) -> li
 
 
 def find_sum_point(block: nn.Module, consumer: str, arguments: Arguments, seed: int = 0) -> SumPoint:
-    """The sum point behind `consumer`, the path within `block` of a Linear that runs once.
+    """The sum point behind `consumer`, the path within `block` of a Linear or Conv2d that runs once.
 
     `arguments` are those of one batch. It is looked for in a float64 copy of the block, where what is linear
     is linear to many digits.
@@ -134,12 +138,30 @@ def find_sum_point(block: nn.Module, consumer: str, arguments: Arguments, seed: 
         noise = noise * hidden_argument(*arguments).std()
         still = _downstream(block, consumer, torch.zeros_like(noise), arguments)
         moved = _downstream(block, consumer, noise, arguments)
+    own_axis = channel_axis(block.get_submodule(consumer))
+    given = channels_last(noise, own_axis)
+    alone = None
     for place, rest in still.items():
-        if rest.shape == noise.shape and place in moved:
-            gain = _gain(rest, moved[place] - rest, noise)
-            if gain is not None:
-                return SumPoint(place, gain, True)
-    return SumPoint(own, noise.new_ones(noise.shape[-1]), False)
+        for axis in dict.fromkeys((own_axis, *(_AXES if rest.dim() == 4 else ()))):
+            if place not in moved or rest.dim() < 3 or channels_last(rest, axis).shape != given.shape:
+                continue
+            rows = channels_last(rest, axis)
+            gain = _gain(channels_last(moved[place], axis) - rows, given)
+            if gain is None:
+                continue
+            if _varies(rows, gain * given):
+                return SumPoint(place, gain, True, axis)
+            if place == OUTPUT:
+                alone = SumPoint(place, gain, True, axis)
+    return alone or SumPoint(own, noise.new_ones(given.shape[-1]), False, own_axis)
+
+
+_AXES = (-1, -3)
+
+
+def channels_last(tensor: Tensor, axis: int) -> Tensor:
+    """(examples, ..., d) with its channels at `axis` as (examples, positions, d)."""
+    return tensor.movedim(axis, -1).flatten(1, -2)
 
 
 def _as_double(value: Any) -> Any:
@@ -176,10 +198,16 @@ def _downstream(block: nn.Module, consumer: str, output: Tensor, arguments: Argu
     return found
 
 
-def _gain(rest: Tensor, change: Tensor, noise: Tensor) -> Tensor | None:
-    """The gain of each channel if `rest` is a residual that gain * noise was added to."""
+def _varies(rest: Tensor, change: Tensor) -> bool:
+    """Whether `rest` is a residual: more than zero, or what a norm adds to a channel everywhere."""
+    flat = rest.flatten(0, -2)
+    return float((flat - flat.mean(0)).abs().max()) > _TOLERANCE * float(change.abs().max())
+
+
+def _gain(change: Tensor, noise: Tensor) -> Tensor | None:
+    """The gain of each channel if `change` is gain * noise."""
     flat, given = change.flatten(0, -2), noise.flatten(0, -2)  # (tokens, outputs)
-    if not bool(flat.any()) or float(rest.abs().max()) <= _TOLERANCE * float(flat.abs().max()):
+    if not bool(flat.any()):
         return None
     gain = (flat * given).sum(0) / given.square().sum(0)
     left = (flat - gain * given).norm()
