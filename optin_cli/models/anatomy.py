@@ -11,6 +11,10 @@ from dataclasses import dataclass
 HEADS = "heads"
 NEURONS = "neurons"
 
+TOKENS, NHWC, NCHW = "tokens", "nhwc", "nchw"
+LAYOUTS = (TOKENS, NHWC, NCHW)
+"""Of hidden states: (batch, tokens, d), (batch, height, width, d) and (batch, d, height, width)."""
+
 
 @dataclass(frozen=True)
 class Producer:
@@ -54,10 +58,13 @@ class Site:
     counts: tuple[tuple[str, str], ...] = ()
     """Attributes that hold a count and change with the units: (module.attribute, 'units' or 'features')."""
     unit_inputs: tuple[UnitInput, ...] = ()
-    macs_per_token: int = 0
-    """MACs of one unit for each token: its rows of the producers and columns of the consumer."""
-    macs_per_pair: int = 0
-    """MACs of one unit for each pair of tokens: 2 * head_dim for a head (scores and context)."""
+    macs_per_token: float = 0
+    """MACs of one unit for each token of the first block: its rows of the producers and columns of the consumer.
+
+    In a hierarchical model a site sees more or fewer positions than that, and attention stays within windows: both
+    are folded into this number."""
+    macs_per_pair: float = 0
+    """MACs of one unit for each pair of tokens: 2 * head_dim for a head (scores and context); 0 if hierarchical."""
     params_per_unit: int = 0
 
     def macs_per_unit(self, tokens: float) -> float:

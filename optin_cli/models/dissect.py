@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.errors import InputError, UnknownArchitecture
@@ -11,6 +12,8 @@ from optin_cli.models.families import DOCS, TOWERS, Family, SiteTable, find_fami
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from optin_cli.models.positions import Positions
 
 
 def family_of(model: nn.Module) -> Family:
@@ -36,23 +39,22 @@ def family_of(model: nn.Module) -> Family:
     return family
 
 
-def dissect(model: nn.Module, family: Family) -> Anatomy:
+def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
     """Resolve `family` against `model` (dense or already pruned, real or meta tensors).
 
+    Without `costs` a hierarchical model is not run to count what each site sees: its MACs are then not to be used.
     Raises `InputError` naming the table's path and the module that lacks it, and when producers and consumer
     don't fit each other.
     """
     base = getattr(model, "base_model", model)
     prefix = next((name for name, module in model.named_modules() if module is base), "")
-    root = f"{prefix}.{family.blocks}" if prefix else family.blocks
-    blocks = [f"{root}.{name}" for name, _ in _module(model, root, family).named_children()]
-    if not blocks:
-        raise InputError(f"family {family.name!r}: {type(model).__name__}.{root} holds no blocks")
+    blocks = _blocks(model, family, f"{prefix}." if prefix else "")
+    seen = _count_positions(model, family, blocks[0]) if costs and family.hierarchical else None
     sites: list[Site] = []
     for index, block in enumerate(blocks):
         for table in _tables_of(model.get_submodule(block), family):
             if not any(_mixes_units(model, f"{block}.{path}", family) for path in table.must_be_identity):
-                sites.append(_site(model, family, table, index, block))
+                sites.append(_site(model, family, table, index, block, seen))
     if not sites:
         raise InputError(
             f"nothing is prunable in {type(model).__name__}: every site of family {family.name!r} has a module "
@@ -60,6 +62,42 @@ def dissect(model: nn.Module, family: Family) -> Anatomy:
             f"{DOCS} explains `must_be_identity` and `requires`",
         )
     return Anatomy(family.name, tuple(blocks), tuple(sites))
+
+
+def _blocks(model: nn.Module, family: Family, prefix: str) -> list[str]:
+    """Paths of the blocks, in the order they run."""
+    from torch import nn
+
+    if isinstance(family.blocks, str) and "*" not in family.blocks:
+        root = prefix + family.blocks
+        blocks = [f"{root}.{name}" for name, _ in _module(model, root, family).named_children()]
+        if not blocks:
+            raise InputError(f"family {family.name!r}: {type(model).__name__}.{root} holds no blocks")
+        return blocks
+    patterns = (family.blocks,) if isinstance(family.blocks, str) else family.blocks
+    blocks = [
+        path
+        for path, module in model.named_modules()
+        if any(_matches(path, prefix + pattern) for pattern in patterns)
+        and not isinstance(module, nn.Identity)
+    ]
+    if not blocks:
+        raise InputError(
+            f"family {family.name!r}: {type(model).__name__} has no {prefix}{f' and no {prefix}'.join(patterns)}"
+        )
+    return blocks
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """True if every part of a dotted path matches the one of the pattern."""
+    names, wanted = path.split("."), pattern.split(".")
+    return len(names) == len(wanted) and all(map(fnmatchcase, names, wanted))
+
+
+def _count_positions(model: nn.Module, family: Family, first_block: str) -> Positions:
+    from optin_cli.models.positions import count_positions
+
+    return count_positions(model, first_block, family.layout)
 
 
 def _tables_of(block: nn.Module, family: Family) -> list[SiteTable]:
@@ -79,7 +117,9 @@ def _has(block: nn.Module, path: str) -> bool:
     return found is not None
 
 
-def _site(model: nn.Module, family: Family, table: SiteTable, index: int, block: str) -> Site:
+def _site(
+    model: nn.Module, family: Family, table: SiteTable, index: int, block: str, seen: Positions | None
+) -> Site:
     def module(path: str) -> nn.Module:
         return _module(model, f"{block}.{path}", family)
 
@@ -93,7 +133,15 @@ def _site(model: nn.Module, family: Family, table: SiteTable, index: int, block:
     units, rest = divmod(consumer[0], width)
     if rest:
         raise InputError(f"{name}: consumer input {consumer[0]} is not a multiple of the unit width {width}")
-    per_token = width * consumer[1]
+
+    def share(path: str) -> float:
+        return seen.share(f"{block}.{path}") if seen else 1
+
+    per_token = width * consumer[1] * share(table.consumer)
+    per_pair = 2 * width if table.kind == HEADS else 0
+    if seen:  # every position attends to those of its window
+        per_token += per_pair * share(table.consumer) * seen.group(f"{block}.{table.consumer}")
+        per_pair = 0
     params = width * consumer[1]
     for producer in table.producers:
         path = f"{block}.{producer.path}"
@@ -105,7 +153,7 @@ def _site(model: nn.Module, family: Family, table: SiteTable, index: int, block:
                 f"feed {block}.{table.consumer}",
                 f"the table of family {family.name!r} does not describe this model: see {DOCS}",
             )
-        per_token += producer.parts * width * inputs
+        per_token += producer.parts * width * inputs * share(producer.path)
         params += producer.parts * width * (inputs + (getattr(layer, "bias", None) is not None))
     for given in table.unit_inputs:
         owner = module(given.module)
@@ -127,7 +175,7 @@ def _site(model: nn.Module, family: Family, table: SiteTable, index: int, block:
         counts=tuple((f"{block}.{path}", unit) for path, unit in table.counts.items()),
         unit_inputs=tuple(UnitInput(f"{block}.{u.module}", u.argument, u.axis) for u in table.unit_inputs),
         macs_per_token=per_token,
-        macs_per_pair=2 * width if table.kind == HEADS else 0,
+        macs_per_pair=per_pair,
         params_per_unit=params,
     )
 

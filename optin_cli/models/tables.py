@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from optin_cli.models.anatomy import HEADS, NEURONS, Producer, UnitInput
+from optin_cli.models.anatomy import HEADS, NEURONS, TOKENS, Producer, UnitInput
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,18 @@ class Family:
     name: str
     matches: tuple[str, ...]
     """`config.model_type` of transformers models, or the class name of any other module."""
-    blocks: str
-    """Path of the list of blocks, from the base model (without the task head)."""
+    blocks: str | tuple[str, ...]
+    """Path of the list of blocks, from the base model (without the task head); or patterns (`*` stands for any part
+    of a name), which all blocks match. The blocks run in the order in which their modules are registered, and each
+    receives what the one before gives. None and Identity are no blocks."""
     sites: tuple[SiteTable, ...]
     modality: str = "text"
     """`text` or `image`: which kind of data the model reads."""
     note: str = ""
+    layout: str = TOKENS
+    """How a block's hidden states lie: `tokens` (batch, tokens, d), `nhwc` or `nchw`."""
+    hierarchical: bool = False
+    """Blocks see different numbers of positions, or attend within windows: costs are counted by a forward."""
 
 
 def _linears(*paths: str) -> tuple[Producer, ...]:

@@ -19,11 +19,12 @@ from optin_cli.data.batches import Batches
 from optin_cli.errors import InputError
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
+from optin_cli.models.hidden import Arguments
 from optin_cli.models.slicing import slice_model
 from optin_cli.surgery.readout import read_positions
 from optin_cli.surgery.refit import NONE, Change, Consumer, Moments, refit
 from optin_cli.surgery.settings import Compensation, Progress, SiteFit
-from optin_cli.surgery.streams import Arguments, BlockCalls, Store
+from optin_cli.surgery.streams import BlockCalls, Store
 from optin_cli.surgery.sumpoint import OUTPUT, Place, SumPoint, find_sum_point, order_of, run_block
 
 log = logging.getLogger("optin")
