@@ -37,8 +37,8 @@ class RankedSite:
     block: int
     units: int
     width: int
-    macs_per_token: int
-    macs_per_pair: int
+    macs_per_token: float
+    macs_per_pair: float
     params_per_unit: int
     score: Array
     """[units]"""

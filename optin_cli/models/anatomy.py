@@ -12,6 +12,10 @@ HEADS = "heads"
 NEURONS = "neurons"
 CHANNELS = "channels"
 
+TOKENS, NHWC, NCHW = "tokens", "nhwc", "nchw"
+LAYOUTS = (TOKENS, NHWC, NCHW)
+"""Of hidden states: (batch, tokens, d), (batch, height, width, d) and (batch, d, height, width)."""
+
 
 @dataclass(frozen=True)
 class Producer:
@@ -66,10 +70,14 @@ class Site:
     """Attributes that hold a count and change with the units: (module.attribute, 'units' or 'features')."""
     unit_inputs: tuple[UnitInput, ...] = ()
     macs_per_token: float = 0
-    """MACs of one unit for each token: its rows of the producers and columns of the consumer."""
-    macs_per_pair: int = 0
-    """MACs of one unit for each pair of tokens: 2 * head_dim for a head (scores and context)."""
+    """MACs of one unit for each token of the first block: its rows of the producers and columns of the consumer.
+
+    In a hierarchical model a site sees more or fewer positions than that, and attention stays within windows: both
+    are folded into this number."""
+    macs_per_pair: float = 0
+    """MACs of one unit for each pair of tokens: 2 * head_dim for a head (scores and context); 0 if hierarchical."""
     params_per_unit: float = 0
+    """Of a layer between two sites, each has half: never less than what goes when both lose units."""
 
     def macs_per_unit(self, tokens: float) -> float:
         """MACs one unit costs on a sequence of `tokens` tokens (METHOD section 4, PTF's FLOPs model)."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.errors import InputError, UnknownArchitecture
 from optin_cli.models.anatomy import HEADS, Anatomy, Producer, Site, UnitInput
+from optin_cli.models.costs import plain, unit_costs
 from optin_cli.models.families import DOCS, TOWERS, Family, SiteTable, find_family, known_families
 from optin_cli.models.layers import (
-    carried_weights,
     carries_units,
     channel_axis,
     is_affine_norm,
@@ -22,6 +22,8 @@ from optin_cli.models.layers import (
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from optin_cli.models.positions import Positions
 
 
 def family_of(model: nn.Module) -> Family:
@@ -47,18 +49,17 @@ def family_of(model: nn.Module) -> Family:
     return family
 
 
-def dissect(model: nn.Module, family: Family) -> Anatomy:
+def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
     """Resolve `family` against `model` (dense or already pruned, real or meta tensors).
 
+    Without `costs` a hierarchical model is not run to count what each site sees: its MACs are then not to be used.
     Raises `InputError` naming the table's path and the module that lacks it, and when producers and consumer
     don't fit each other.
     """
     base = getattr(model, "base_model", model)
     prefix = next((name for name, module in model.named_modules() if module is base), "")
-    root = f"{prefix}.{family.blocks}" if prefix else family.blocks
-    blocks = [f"{root}.{name}" for name, _ in _module(model, root, family).named_children()]
-    if not blocks:
-        raise InputError(f"family {family.name!r}: {type(model).__name__}.{root} holds no blocks")
+    blocks = _blocks(model, family, f"{prefix}." if prefix else "")
+    seen = _count_positions(model, family, blocks[0]) if costs and family.hierarchical else None
     sites: list[Site] = []
     for index, block in enumerate(blocks):
         tables = [
@@ -67,7 +68,7 @@ def dissect(model: nn.Module, family: Family) -> Anatomy:
             if not _is_mixed(model, family, table, block)
         ]
         ends = Counter(path for table in tables for path in (table.consumer, *(p.path for p in table.producers)))
-        sites += [_site(model, family, table, index, block, ends) for table in tables]
+        sites += [_site(model, family, table, index, block, ends, seen) for table in tables]
     if not sites:
         raise InputError(
             f"nothing is prunable in {type(model).__name__}: every site of family {family.name!r} has a module "
@@ -75,6 +76,42 @@ def dissect(model: nn.Module, family: Family) -> Anatomy:
             f"{DOCS} explains `must_be_identity` and `requires`",
         )
     return Anatomy(family.name, tuple(blocks), tuple(sites))
+
+
+def _blocks(model: nn.Module, family: Family, prefix: str) -> list[str]:
+    """Paths of the blocks, in the order they run."""
+    from torch import nn
+
+    if isinstance(family.blocks, str) and "*" not in family.blocks:
+        root = prefix + family.blocks
+        blocks = [f"{root}.{name}" for name, _ in _module(model, root, family).named_children()]
+        if not blocks:
+            raise InputError(f"family {family.name!r}: {type(model).__name__}.{root} holds no blocks")
+        return blocks
+    patterns = (family.blocks,) if isinstance(family.blocks, str) else family.blocks
+    blocks = [
+        path
+        for path, module in model.named_modules()
+        if any(_matches(path, prefix + pattern) for pattern in patterns)
+        and not isinstance(module, nn.Identity)
+    ]
+    if not blocks:
+        raise InputError(
+            f"family {family.name!r}: {type(model).__name__} has no {prefix}{f' and no {prefix}'.join(patterns)}"
+        )
+    return blocks
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """True if every part of a dotted path matches the one of the pattern."""
+    names, wanted = path.split("."), pattern.split(".")
+    return len(names) == len(wanted) and all(map(fnmatchcase, names, wanted))
+
+
+def _count_positions(model: nn.Module, family: Family, first_block: str) -> Positions:
+    from optin_cli.models.positions import count_positions
+
+    return count_positions(model, first_block, family.layout)
 
 
 def _tables_of(block: nn.Module, family: Family) -> list[SiteTable]:
@@ -95,7 +132,13 @@ def _has(block: nn.Module, path: str) -> bool:
 
 
 def _site(
-    model: nn.Module, family: Family, table: SiteTable, index: int, block: str, ends: Mapping[str, int]
+    model: nn.Module,
+    family: Family,
+    table: SiteTable,
+    index: int,
+    block: str,
+    ends: Mapping[str, int],
+    seen: Positions | None,
 ) -> Site:
     """The site of `table` in a block; `ends` says how many sites of the block begin or end at a layer."""
 
@@ -113,6 +156,16 @@ def _site(
     units, rest = divmod(consumer.inputs, width)
     if rest:
         raise InputError(f"{name}: consumer input {consumer.inputs} is not a multiple of the unit width {width}")
+
+    def share(path: str) -> float:
+        return seen.share(f"{block}.{path}") if seen else 1
+
+    costs = list(unit_costs(table, width, module, ends))
+    per_token = sum(cost.macs * share(cost.path) for cost in costs)
+    per_pair = 2 * width if table.kind == HEADS else 0
+    if seen:  # every position attends to those of its window
+        per_token += per_pair * share(table.consumer) * seen.group(f"{block}.{table.consumer}")
+        per_pair = 0
     for producer in table.producers:
         path = f"{block}.{producer.path}"
         given_features = shape_of(module(producer.path), path).outputs
@@ -131,7 +184,6 @@ def _site(
             )
     for path in table.counts:
         _attribute(model, f"{block}.{path}", family)
-    costs = list(_costs(table, width, module, ends))
     return Site(
         name=name,
         kind=table.kind,
@@ -147,46 +199,10 @@ def _site(
         norm=_norm_behind(model, block, table),
         counts=tuple((f"{block}.{path}", unit) for path, unit in table.counts.items()),
         unit_inputs=tuple(UnitInput(f"{block}.{u.module}", u.argument, u.axis) for u in table.unit_inputs),
-        macs_per_token=_number(sum(cost.macs for cost in costs)),
-        macs_per_pair=2 * width if table.kind == HEADS else 0,
-        params_per_unit=_number(sum(cost.params for cost in costs)),
+        macs_per_token=plain(per_token),
+        macs_per_pair=per_pair,
+        params_per_unit=plain(sum(cost.params for cost in costs)),
     )
-
-
-@dataclass(frozen=True)
-class _Cost:
-    """What one unit costs in one module."""
-
-    path: str
-    macs: float
-    """For each position of the module's output."""
-    params: float
-
-
-def _costs(
-    table: SiteTable, width: int, module: Callable[[str], nn.Module], ends: Mapping[str, int]
-) -> Iterator[_Cost]:
-    """Costs of a unit in all the modules that a table names.
-
-    A layer between two sites costs as much as the product of their units. Either has half of it: the sum is right
-    for the whole layer, and never less than what is left when both lose units.
-    """
-    for path in table.consumer, *table.readers:
-        shape = shape_of(module(path), path)
-        weights = width * shape.taps * shape.outputs / ends.get(path, 1)
-        yield _Cost(path, weights, weights)
-    for producer in table.producers:
-        shape = shape_of(module(producer.path), producer.path)
-        weights = producer.parts * width * shape.taps * shape.inputs / ends[producer.path]
-        yield _Cost(producer.path, weights, weights + producer.parts * width * shape.biased)
-    for path in table.carried:
-        macs, params = carried_weights(module(path))
-        yield _Cost(path, width * macs, width * params)
-
-
-def _number(value: float) -> float:
-    """An int where it is one: costs of most sites are whole numbers."""
-    return int(value) if value == int(value) else value
 
 
 def _norm_behind(model: nn.Module, block: str, table: SiteTable) -> str:

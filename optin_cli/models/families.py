@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from optin_cli.errors import UsageError
-from optin_cli.models.anatomy import CHANNELS, HEADS, NEURONS, Producer, UnitInput
+from optin_cli.models.anatomy import CHANNELS, HEADS, LAYOUTS, NEURONS, Producer, UnitInput
 from optin_cli.models.tables import SHIPPED, TOWERS, Family, SiteTable
 
 __all__ = [
@@ -94,7 +94,8 @@ def family_from_dict(data: dict[str, Any], where: str = "family table") -> Famil
         )
         for site in data["sites"]
     )
-    return Family(**{**data, "matches": tuple(data["matches"]), "sites": sites})
+    blocks = data["blocks"] if isinstance(data["blocks"], str) else tuple(data["blocks"])
+    return Family(**{**data, "matches": tuple(data["matches"]), "blocks": blocks, "sites": sites})
 
 
 def _is_text(value: Any) -> bool:
@@ -140,10 +141,16 @@ _Fields = dict[str, tuple[bool, str, Callable[[Any], bool]]]
 _FAMILY_FIELDS: _Fields = {
     "name": (True, "a name", _is_text),
     "matches": (True, "a list of names", _list_of(_is_text)),
-    "blocks": (True, "a path", _is_text),
+    "blocks": (
+        True,
+        "a path or a list of patterns",
+        lambda v: _is_text(v) or (bool(v) and _list_of(_is_text)(v)),
+    ),
     "sites": (True, "a list of sites", lambda v: _list_of(lambda s: isinstance(s, dict))(v) and bool(v)),
     "modality": (False, "text or image", lambda v: v in ("text", "image")),
     "note": (False, "text", lambda v: isinstance(v, str)),
+    "layout": (False, f"one of {', '.join(LAYOUTS)}", lambda v: v in LAYOUTS),
+    "hierarchical": (False, "true or false", lambda v: isinstance(v, bool)),
 }
 _SITE_FIELDS: _Fields = {
     "kind": (True, f"{HEADS}, {NEURONS} or {CHANNELS}", lambda v: v in (HEADS, NEURONS, CHANNELS)),

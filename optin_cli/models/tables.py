@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from optin_cli.models.anatomy import CHANNELS, HEADS, NEURONS, Producer, UnitInput
+from optin_cli.models.anatomy import CHANNELS, HEADS, NCHW, NEURONS, TOKENS, Producer, UnitInput
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,18 @@ class Family:
     name: str
     matches: tuple[str, ...]
     """`config.model_type` of transformers models, or the class name of any other module."""
-    blocks: str
-    """Path of the list of blocks, from the base model (without the task head)."""
+    blocks: str | tuple[str, ...]
+    """Path of the list of blocks, from the base model (without the task head); or patterns (`*` stands for any part
+    of a name), which all blocks match. The blocks run in the order in which their modules are registered, and each
+    receives what the one before gives. None and Identity are no blocks."""
     sites: tuple[SiteTable, ...]
     modality: str = "text"
     """`text` or `image`: which kind of data the model reads."""
     note: str = ""
+    layout: str = TOKENS
+    """How a block's hidden states lie: `tokens` (batch, tokens, d), `nhwc` or `nchw`."""
+    hierarchical: bool = False
+    """Blocks see different numbers of positions, or attend within windows: costs are counted by a forward."""
 
 
 def _linears(*paths: str) -> tuple[Producer, ...]:
@@ -310,6 +316,45 @@ SHIPPED = (
         _TIMM_NEURONS,
         "image",
         note="neurons alone: attention has a fixed width",
+    ),
+    Family(
+        "resnet",
+        ("ResNet",),
+        ("layer?.*",),
+        _RESNET_SITES,
+        "image",
+        note="of timm and torchvision; grouped convolutions are left alone",
+        layout=NCHW,
+        hierarchical=True,
+    ),
+    Family(
+        "efficientnet",
+        ("EfficientNet", "MobileNetV3"),
+        ("blocks.*.*",),
+        _EFFICIENTNET_SITES,
+        "image",
+        note="timm's MobileNets too; squeeze-and-excites are sliced with the channels",
+        layout=NCHW,
+        hierarchical=True,
+    ),
+    Family(
+        "timm-convnext",
+        ("ConvNeXt",),
+        ("stages.*.downsample", "stages.*.blocks.*"),
+        (replace(_TIMM_NEURONS[-1], requires=("mlp.fc1",)),),
+        "image",
+        note="not V2, whose norm mixes neurons",
+        layout=NCHW,
+        hierarchical=True,
+    ),
+    Family(
+        "convnext",
+        ("convnext",),
+        ("encoder.stages.*.downsampling_layer.*", "encoder.stages.*.layers.*"),
+        (SiteTable(NEURONS, producers=_linears("pwconv1"), consumer="pwconv2", requires=("pwconv1",)),),
+        "image",
+        layout=NCHW,
+        hierarchical=True,
     ),
 )
 

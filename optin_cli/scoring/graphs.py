@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from optin_cli.data.batches import Batch
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
+from optin_cli.models.hidden import hidden_argument, with_hidden
 from optin_cli.scoring.calibration import Calibration, block_outputs
 from optin_cli.scoring.precision import reduced_products
 from optin_cli.scoring.room import ran_out
@@ -63,9 +64,7 @@ def _tapped(model: OpenModel, sites: Sequence[Site], inputs: dict[str, Tensor]) 
     """Start the graph at the first block's input and collect the inputs of the sites' consumers."""
 
     def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        if args:
-            return (args[0].detach().requires_grad_(), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach().requires_grad_()}
+        return with_hidden((args, kwargs), hidden_argument(args, kwargs).detach().requires_grad_())
 
     with ExitStack() as stack:
         first = model.module.get_submodule(model.anatomy.blocks[0])

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from optin_cli.artefacts.files import digest_json
 from optin_cli.data.batches import Batches
 from optin_cli.errors import InputError
-from optin_cli.models.anatomy import Anatomy, Site
+from optin_cli.models.anatomy import TOKENS, Anatomy, Site
 from optin_cli.models.checkpoint import OpenModel
+from optin_cli.models.hidden import Arguments
 from optin_cli.models.layers import matrix, patches
 from optin_cli.models.slicing import slice_model
 from optin_cli.surgery.readout import read_positions
 from optin_cli.surgery.refit import NONE, Change, Consumer, Moments, refit
 from optin_cli.surgery.settings import Compensation, Progress, SiteFit
-from optin_cli.surgery.streams import Arguments, BlockCalls, Store
+from optin_cli.surgery.streams import BlockCalls, Store
 from optin_cli.surgery.sumpoint import (
     OUTPUT,
     Place,
@@ -286,7 +287,7 @@ class _Streams:
     def _drawn(self, rows: Tensor, name: str, index: int) -> Tensor:
         """Of rows [examples, positions, d] of a map, the same few positions of each example for a site and batch."""
         examples, positions = rows.shape[:2]
-        if getattr(self.model.family, "layout", "tokens") == "tokens" or positions <= _POSITIONS:
+        if self.model.family.layout == TOKENS or positions <= _POSITIONS:
             return rows
         seed = int(digest_json([self.settings.seed, name, index])[:8], 16)
         order = torch.rand(examples, positions, generator=torch.Generator().manual_seed(seed)).argsort(1)

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optin_cli.models.hidden import Arguments, hidden_argument, hidden_of
 from optin_cli.models.layers import channel_axis
-from optin_cli.surgery.streams import Arguments, hidden_argument, hidden_of
 
 _TOLERANCE = 1e-4  # some blocks compute their norms or softmax in float32 whatever they are given
 

@@ -10,8 +10,9 @@ from helpers import ALL, random_inputs, shared_model
 
 from optin_cli.data.batches import Batch
 from optin_cli.errors import InputError
+from optin_cli.models.hidden import hidden_of
 from optin_cli.surgery import streams
-from optin_cli.surgery.streams import BlockCalls, Store, hidden_of
+from optin_cli.surgery.streams import BlockCalls, Store
 from optin_cli.surgery.sumpoint import OUTPUT, run_block
 
 
