@@ -73,6 +73,11 @@ MORE_TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "clip-text": ("CLIPTextModel", _TEXT_TOWER),
     "clip-text-projected": ("CLIPTextModelWithProjection", _TEXT_TOWER),
+    "convnext": (
+        "ConvNextForImageClassification",
+        {"hidden_sizes": [8, 16, 24], "depths": [1, 2, 1], "image_size": IMAGE_SIZE, "num_labels": 5,
+         "num_stages": 3},
+    ),
 }  # fmt: skip
 MORE_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "timm-deit-distilled": ("deit_tiny_distilled_patch16_224", {}),
@@ -87,7 +92,14 @@ MORE_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "timm-dinov3": ("vit_small_plus_patch16_dinov3", {}),  # gate and value apart
     "timm-beit": ("beit_base_patch16_224", {}),
 }
-MORE_FAMILIES = [*MORE_TRANSFORMERS, *MORE_TIMM]
+TIMM_CNNS = {
+    "timm-resnet": "test_resnet",  # a basic block in a stage, a bottleneck in the next
+    "timm-efficientnet": "test_efficientnet",  # fused and plain inverted residuals, squeeze-and-excite
+    "timm-convnext": "test_convnext",
+}
+"""timm's own tiny models."""
+CNNS = [*TIMM_CNNS, "convnext"]
+MORE_FAMILIES = [*MORE_TRANSFORMERS, *MORE_TIMM, *TIMM_CNNS]
 """Further families and variants; tests/models/test_all_families.py checks the promises for each."""
 
 _WORDS = (
@@ -144,9 +156,15 @@ def tiny_model(name: str, folder: Path, head: str = "classifier", seed: int = 0,
     (for timm: to `model_args`). Of `MORE_TRANSFORMERS` each has one head, the one its table names.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if name in TIMM_CNNS:
+        model = new_timm_cnn(TIMM_CNNS[name], 0 if head == "encoder" else 5, seed)
+        _save_timm(TIMM_CNNS[name], folder, model, overrides)
+        return folder
     if name == "timm-vit" or name in MORE_TIMM:
         architecture, args = MORE_TIMM.get(name, (TIMM_NAME, {}))
-        _save_timm(architecture, folder, 0 if head == "encoder" else 5, seed, {**args, **overrides})
+        args = timm_args(**{**args, **overrides})
+        model = new_timm(architecture, 0 if head == "encoder" else 5, seed, **args)
+        _save_timm(architecture, folder, model, args)
         return folder
     model = new_model(name, head, seed, **overrides)
     model.save_pretrained(folder)
@@ -174,7 +192,7 @@ def new_model(name: str, head: str = "classifier", seed: int = 0, **overrides: A
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter a random value of a size that keeps activations near one."""
+    """Give every parameter a random value of a size that keeps activations near one, and norms some statistics."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -184,6 +202,11 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             parameter.data = 1 + 0.2 * noise
         else:
             parameter.data = 0.3 * noise
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
+        elif name.endswith("running_var"):
+            buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
     return model
 
 
@@ -254,14 +277,18 @@ def new_timm(architecture: str, num_classes: int = 5, seed: int = 0, **overrides
     return randomise(model, seed).eval()
 
 
-def _save_timm(
-    architecture: str, folder: Path, num_classes: int, seed: int, overrides: dict[str, Any]
-) -> None:
-    model = new_timm(architecture, num_classes, seed, **overrides)
+def new_timm_cnn(architecture: str, num_classes: int = 5, seed: int = 0) -> nn.Module:
+    """One of timm's convolutional models in memory."""
+    import timm
+
+    return randomise(timm.create_model(architecture, num_classes=num_classes), seed).eval()
+
+
+def _save_timm(architecture: str, folder: Path, model: Any, args: dict[str, Any]) -> None:
     config = {
         "architecture": architecture,
-        "num_classes": num_classes,
-        "model_args": timm_args(**overrides),
+        "num_classes": model.num_classes,
+        "model_args": args,
         "pretrained_cfg": {
             "input_size": [3, IMAGE_SIZE, IMAGE_SIZE],
             "interpolation": "bicubic",

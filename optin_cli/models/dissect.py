@@ -67,7 +67,9 @@ def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
             for table in _tables_of(model.get_submodule(block), family)
             if not _is_mixed(model, family, table, block)
         ]
-        ends = Counter(path for table in tables for path in (table.consumer, *(p.path for p in table.producers)))
+        ends = Counter(
+            path for table in tables for path in (table.consumer, *(p.path for p in table.producers))
+        )
         sites += [_site(model, family, table, index, block, ends, seen) for table in tables]
     if not sites:
         raise InputError(
@@ -155,7 +157,9 @@ def _site(
     )
     units, rest = divmod(consumer.inputs, width)
     if rest:
-        raise InputError(f"{name}: consumer input {consumer.inputs} is not a multiple of the unit width {width}")
+        raise InputError(
+            f"{name}: consumer input {consumer.inputs} is not a multiple of the unit width {width}"
+        )
 
     def share(path: str) -> float:
         return seen.share(f"{block}.{path}") if seen else 1

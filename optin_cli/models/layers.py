@@ -116,12 +116,13 @@ def patches(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 class EmptyConv2d(nn.Conv2d):
-    """A convolution without outputs, which torch refuses to run."""
+    """A convolution without inputs or outputs, which torch does not run right: it gives its bias alone."""
 
     pads_same: bool
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.new_zeros(x.shape[0], 0, *output_size(self, (x.shape[-2], x.shape[-1])))
+        zeros = x.new_zeros(x.shape[0], self.out_channels, *output_size(self, (x.shape[-2], x.shape[-1])))
+        return zeros if self.bias is None else zeros + along(-3, self.bias)
 
 
 class EmptyBatchNorm2d(nn.BatchNorm2d):
@@ -132,12 +133,13 @@ class EmptyBatchNorm2d(nn.BatchNorm2d):
 
 
 def _empty(layer: nn.Module) -> None:
-    """Turn a layer that lost its last output into one that runs."""
-    if isinstance(layer, nn.Conv2d):
+    """Turn a layer that lost its last input or output into one that runs."""
+    if isinstance(layer, nn.Conv2d) and not isinstance(layer, EmptyConv2d):
         from timm.layers import Conv2dSame
 
-        layer.pads_same = isinstance(layer, Conv2dSame)  # type: ignore[assignment]
+        same = isinstance(layer, Conv2dSame)
         layer.__class__ = EmptyConv2d
+        layer.pads_same = same
     elif isinstance(layer, nn.BatchNorm2d):
         layer.__class__ = EmptyBatchNorm2d
 
@@ -162,6 +164,8 @@ def select_inputs(layer: nn.Module, indices: Tensor) -> None:
     else:
         assert isinstance(layer, nn.Conv2d)
         layer.in_channels = len(indices)
+    if not len(indices):
+        _empty(layer)
 
 
 def select_carried(layer: nn.Module, indices: Tensor) -> None:

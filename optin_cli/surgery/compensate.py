@@ -242,7 +242,9 @@ class _Streams:
                 "check the checkpoint, or leave the compensation out: --compensate none",
             )
         has_bias = layer.bias is not None or bool(site.norm)
-        width = columns // max(1, len(_kept_features(site, self.keep))) * site.width  # an input has several taps
+        width = (
+            columns // max(1, len(_kept_features(site, self.keep))) * site.width
+        )  # an input has several taps
         consumer = Consumer(weight_matrix, has_bias, point.gain[kept.to(point.gain.device)], max(1, width))
         found = refit(fit, held, consumer, self.settings.method, self.settings.ridges)
         self._change(site, layer, found.change)
