@@ -1,4 +1,4 @@
-"""Mask units: multiply the consumer's input (or what reads the units before it) by a 0/1 vector. One mechanism for every architecture.
+"""Mask units: multiply the input of the consumer, or of what reads the units before it, by a 0/1 vector.
 
 A masked head and a zeroed context vector are the same thing (METHOD section 1), so a masked model computes
 what the sliced one will.
