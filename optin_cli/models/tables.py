@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from optin_cli.models.anatomy import HEADS, NEURONS, TOKENS, Producer, UnitInput
+from optin_cli.models.anatomy import HEADS, NEURONS, TOKENS, Bypass, Producer, UnitInput
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,16 @@ class SiteTable:
     """The Linear whose input columns are the units."""
     unit_width: str | int = 1
     """Features of one unit: a number, or the attribute that holds it (`attn.head_dim`)."""
+    unit_count: str = ""
+    """The attribute that holds the number of units, in place of `unit_width` where none holds their width."""
     counts: dict[str, str] = field(default_factory=dict)
     """Attributes to rewrite after slicing: path -> 'units' (a count) or 'features' (units * width)."""
     unit_inputs: tuple[UnitInput, ...] = ()
     """Forward arguments with one slice a unit, computed outside the block."""
+    tensors: dict[str, int] = field(default_factory=dict)
+    """Parameters and buffers with one slice a unit: path -> axis (the biases of each head's relative positions)."""
+    bypass: Bypass | None = None
+    """A module that can't run without units, for when all are gone."""
     must_be_identity: tuple[str, ...] = ()
     """Modules that mix units when present (a norm over all heads): the site is left out if one is there."""
     requires: tuple[str, ...] = ()
@@ -55,7 +61,7 @@ def _linears(*paths: str) -> tuple[Producer, ...]:
     return tuple(Producer(path) for path in paths)
 
 
-_BERT_SITES = (
+BERT_SITES = (
     SiteTable(
         HEADS,
         producers=_linears("attention.self.query", "attention.self.key", "attention.self.value"),
@@ -86,33 +92,33 @@ _MPNET_SITES = (
         counts={"attention.attn.num_attention_heads": "units", "attention.attn.all_head_size": "features"},
         unit_inputs=(UnitInput("attention.attn", "position_bias", axis=1),),
     ),
-    _BERT_SITES[1],
+    BERT_SITES[1],
 )
 
-_VIT_HEADS = SiteTable(
+VIT_HEADS = SiteTable(
     HEADS,
     producers=_linears("attention.q_proj", "attention.k_proj", "attention.v_proj"),
     consumer="attention.o_proj",
     unit_width="attention.head_dim",
     counts={"attention.num_attention_heads": "units"},
 )
-_MLP = SiteTable(NEURONS, producers=_linears("mlp.fc1"), consumer="mlp.fc2")
+MLP = SiteTable(NEURONS, producers=_linears("mlp.fc1"), consumer="mlp.fc2")
 
 # relative position biases, of the block or shared by all, reach the attention as its mask: (1, heads, s, s)
 _BEIT_SITES = (
-    replace(_VIT_HEADS, unit_inputs=(UnitInput("attention", "attention_mask", axis=1),)),
-    _MLP,
+    replace(VIT_HEADS, unit_inputs=(UnitInput("attention", "attention_mask", axis=1),)),
+    MLP,
 )
 
 _DINOV2_SITES = (
-    _VIT_HEADS,
+    VIT_HEADS,
     SiteTable(
         NEURONS,
         producers=_linears("mlp.gate_proj", "mlp.up_proj"),
         consumer="mlp.down_proj",
         requires=("mlp.gate_proj",),
     ),
-    _MLP,
+    MLP,
 )
 
 _CLIP_SITES = (
@@ -123,10 +129,10 @@ _CLIP_SITES = (
         unit_width="self_attn.head_dim",
         counts={"self_attn.num_heads": "units"},
     ),
-    _MLP,
+    MLP,
 )
 
-_TIMM_NEURONS = (
+TIMM_NEURONS = (
     SiteTable(  # GluMlp (SwiGLUPacked): fc1 holds gate and value, in either order
         NEURONS,
         producers=(Producer("mlp.fc1", parts=2),),
@@ -158,7 +164,7 @@ _TIMM_VIT_SITES = (
         counts={"attn.num_heads": "units", "attn.attn_dim": "features"},
         must_be_identity=("attn.norm", "attn.gate"),
     ),
-    *_TIMM_NEURONS,
+    *TIMM_NEURONS,
 )
 
 # timm's EvaAttention gives its context the width of its input, whatever its heads: it has no `attn_dim`, and its
@@ -185,17 +191,17 @@ _TIMM_EVA_SITES = (
         producers=_linears("attn.q_proj", "attn.k_proj", "attn.v_proj"),
         requires=("attn.attn_dim", "attn.q_proj"),
     ),
-    *_TIMM_NEURONS,
+    *TIMM_NEURONS,
 )
 
 SHIPPED = (
-    Family("bert", ("bert",), "encoder.layer", _BERT_SITES),
-    Family("roberta", ("roberta", "xlm-roberta", "camembert"), "encoder.layer", _BERT_SITES),
-    Family("electra", ("electra",), "encoder.layer", _BERT_SITES),
+    Family("bert", ("bert",), "encoder.layer", BERT_SITES),
+    Family("roberta", ("roberta", "xlm-roberta", "camembert"), "encoder.layer", BERT_SITES),
+    Family("electra", ("electra",), "encoder.layer", BERT_SITES),
     Family("distilbert", ("distilbert",), "transformer.layer", _DISTILBERT_SITES),
     Family("mpnet", ("mpnet",), "encoder.layer", _MPNET_SITES, note="position bias sliced with the heads"),
     Family("clip-text", ("clip_text_model",), "encoder.layers", _CLIP_SITES, note="a tower of CLIP"),
-    Family("vit", ("vit", "deit"), "layers", (_VIT_HEADS, _MLP), "image"),
+    Family("vit", ("vit", "deit"), "layers", (VIT_HEADS, MLP), "image"),
     Family("beit", ("beit",), "layers", _BEIT_SITES, "image", note="position bias sliced with the heads"),
     Family(
         "dinov2",
@@ -233,7 +239,7 @@ SHIPPED = (
         "timm-beit",
         ("Beit",),
         "blocks",
-        _TIMM_NEURONS,
+        TIMM_NEURONS,
         "image",
         note="neurons alone: attention has a fixed width",
     ),

@@ -19,13 +19,21 @@ from optin_cli.data.batches import Batches
 from optin_cli.errors import InputError
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.hidden import Arguments
+from optin_cli.models.hidden import Arguments, hidden_argument
 from optin_cli.models.slicing import slice_model
 from optin_cli.surgery.readout import read_positions
 from optin_cli.surgery.refit import NONE, Change, Consumer, Moments, refit
 from optin_cli.surgery.settings import Compensation, Progress, SiteFit
 from optin_cli.surgery.streams import BlockCalls, Store
-from optin_cli.surgery.sumpoint import OUTPUT, Place, SumPoint, find_sum_point, order_of, run_block
+from optin_cli.surgery.sumpoint import (
+    OUTPUT,
+    Place,
+    SumPoint,
+    by_example,
+    find_sum_point,
+    order_of,
+    run_block,
+)
 
 log = logging.getLogger("optin")
 
@@ -215,30 +223,36 @@ class _Streams:
     # ---- one batch ----
 
     def _rows(self, site: Site, point: SumPoint, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(x, what the output lacks, weight, dense variance) of a batch: [examples, tokens, ...].
+        """(x, what the output lacks, weight, dense variance) of a batch: [examples, positions, ...].
 
         The error counts relative to the token's own spread, as the norms that read the stream see it.
         """
         into = Place(self._within(site), 0, 0)
         module, arguments = self._block(self.pruned, site.block), self._arguments("pruned", site.block, index)
         found = run_block(module, arguments, {into, point.place}, stop=True)
-        dense = self.store.pop((site.name, index)).to(self.model.device).double()
+        examples = len(hidden_argument(*arguments))
+        dense = by_example(self.store.pop((site.name, index)).to(self.model.device).double(), examples)
+        own = by_example(found[point.place].double(), examples)
+        x = by_example(found[into], examples)
+        if point.rows is not None:
+            x = x[:, point.rows.to(x.device)]
         gain = point.gain
         inverse = torch.where(
             gain.abs() > 1e-6 * gain.abs().max(), 1 / gain, 0.0
         )  # a closed channel lacks nothing
-        error = (dense - found[point.place].double()) * inverse
-        variance = dense.var(-1, correction=0)  # (examples, tokens)
-        weight = self._token_weights(site.block, index, like=variance)
+        error = (dense - own) * inverse
+        variance = dense.var(-1, correction=0)  # (examples, positions)
+        in_order = point.found or len(found[point.place]) == examples  # else these are rows of windows
+        weight = self._token_weights(site.block, index, variance, in_order)
         floor = 1e-6 * float(variance[weight > 0].mean()) or 1.0
         weight = weight / variance.clamp(min=floor)
-        return found[into], error, weight, variance * dense.shape[-1]
+        return x, error, weight, variance * dense.shape[-1]
 
-    def _token_weights(self, block: int, index: int, like: Tensor) -> Tensor:
+    def _token_weights(self, block: int, index: int, like: Tensor, in_order: bool) -> Tensor:
         """One for a real token; in the last block the tokens that the head reads share `read_share` of an example."""
         valid = self.valid[index]
         weight = torch.ones_like(like) if valid is None else valid.to(like)
-        if self.read is None or block + 1 < self.depth:
+        if self.read is None or block + 1 < self.depth or not in_order:
             return weight
         read = torch.zeros_like(weight)
         read[:, self.read] = weight[:, self.read]

@@ -1,7 +1,8 @@
 """Where a consumer's output meets the residual stream, found by trying instead of by a table.
 
 The consumer's output c is replaced by zeros and by noise. The first tensor downstream that is t = r + gain * c,
-with a gain for each channel (1, or a layer scale) and r not zero, is the sum with the residual.
+with a gain for each channel (1, or a layer scale) and r not zero, is the sum with the residual. Where the consumer
+works on windows, its rows are added elsewhere than they stand: numbers in place of c tell where each one goes.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class SumPoint:
     gain: Tensor
     """[outputs], float64."""
     found: bool
+    rows: Tensor | None = None
+    """[positions]: which of an example's consumer rows is added at each of its positions; None for the same order."""
 
 
 class _Reached(Exception):
@@ -132,14 +135,59 @@ def find_sum_point(block: nn.Module, consumer: str, arguments: Arguments, seed: 
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(output.shape, dtype=torch.float64, generator=generator).to(output.device)
         noise = noise * hidden_argument(*arguments).std()
+        examples = len(hidden_argument(*arguments))
         still = _downstream(block, consumer, torch.zeros_like(noise), arguments)
-        moved = _downstream(block, consumer, noise, arguments)
-    for place, rest in still.items():
-        if rest.shape == noise.shape and place in moved:
-            gain = _gain(rest, moved[place] - rest, noise)
+
+        def changes(output: Tensor) -> dict[Place, tuple[Tensor, Tensor]]:
+            """What would do for a sum, without the output and the change by it: (examples, positions, outputs)."""
+            moved = _downstream(block, consumer, output, arguments)
+            return {
+                place: (by_example(rest, examples), by_example(moved[place] - rest, examples))
+                for place, rest in still.items()
+                if place in moved and _is_stream(rest, moved[place], examples, noise.shape[-1])
+            }
+
+        given = by_example(noise, examples)
+        by_noise = changes(noise)
+        for place, (rest, change) in by_noise.items():
+            gain = _gain(rest, change, given)
             if gain is not None:
                 return SumPoint(place, gain, True)
+        numbers = torch.arange(1.0, given.shape[1] + 1).to(noise)  # of an example's rows
+        by_one = changes(torch.ones_like(noise))
+        by_number = changes(numbers[None, :, None].expand_as(given).reshape(noise.shape))
+    for place, (rest, change) in by_noise.items():
+        rows = _landing(by_one[place][1], by_number[place][1], given.shape[1])
+        gain = None if rows is None else _gain(rest, change, given[:, rows])
+        if gain is not None:
+            return SumPoint(place, gain, True, rows)
     return SumPoint(own, noise.new_ones(noise.shape[-1]), False)
+
+
+def by_example(tensor: Tensor, examples: int) -> Tensor:
+    """(..., d) as (examples, rows of an example, d)."""
+    return tensor.reshape(examples, tensor.shape[:-1].numel() // examples, tensor.shape[-1])
+
+
+def _is_stream(rest: Tensor, moved: Tensor, examples: int, width: int) -> bool:
+    fits = rest.dim() > 1 and rest.shape[-1] == width and rest.shape[:-1].numel() % examples == 0
+    return fits and rest.shape == moved.shape
+
+
+def _landing(by_one: Tensor, by_number: Tensor, rows: int) -> Tensor | None:
+    """Which row reaches each position, (positions,), from the changes by ones and by row numbers from 1 on.
+
+    None if some position gets no row, or not the same one in each example.
+    """
+    gain = by_one.flatten(0, 1).mean(0)
+    channel = int(gain.abs().argmax())
+    if not float(gain[channel]):
+        return None
+    found = (by_number[..., channel] / gain[channel]).nan_to_num(
+        0
+    ).round().long() - 1  # (examples, positions)
+    same = bool((found == found[:1]).all()) and bool(((found >= 0) & (found < rows)).all())
+    return found[0] if same else None
 
 
 def _as_double(value: Any) -> Any:
@@ -179,7 +227,9 @@ def _downstream(block: nn.Module, consumer: str, output: Tensor, arguments: Argu
 def _gain(rest: Tensor, change: Tensor, noise: Tensor) -> Tensor | None:
     """The gain of each channel if `rest` is a residual that gain * noise was added to."""
     flat, given = change.flatten(0, -2), noise.flatten(0, -2)  # (tokens, outputs)
-    if not bool(flat.any()) or float(rest.abs().max()) <= _TOLERANCE * float(flat.abs().max()):
+    if flat.shape != given.shape or not bool(flat.any()):
+        return None
+    if float(rest.abs().max()) <= _TOLERANCE * float(flat.abs().max()):
         return None
     gain = (flat * given).sum(0) / given.square().sum(0)
     left = (flat - gain * given).norm()
