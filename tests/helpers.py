@@ -46,6 +46,11 @@ _TEXT_TOWER = {
     **_LAYERS, "intermediate_size": INNER, "projection_dim": 16, "max_position_embeddings": MAX_LENGTH,
     "vocab_size": 80, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 2,
 }  # fmt: skip
+# 8 x 8 tokens, then 4 x 4: windows are shifted, and windows of 3 padded as well
+_SWIN = {
+    "image_size": IMAGE_SIZE, "patch_size": 4, "embed_dim": WIDTH, "depths": [2, 2], "num_heads": [HEADS] * 2,
+    "mlp_ratio": 2.0, "num_labels": 5,
+}  # fmt: skip
 MORE_TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "beit": (
         "BeitForImageClassification",
@@ -78,6 +83,9 @@ MORE_TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_sizes": [8, 16, 24], "depths": [1, 2, 1], "image_size": IMAGE_SIZE, "num_labels": 5,
          "num_stages": 3},
     ),
+    "swin": ("SwinForImageClassification", {**_SWIN, "window_size": 4}),
+    "swin-padded": ("SwinForImageClassification", {**_SWIN, "window_size": 3}),
+    "swinv2": ("Swinv2ForImageClassification", {**_SWIN, "window_size": 3}),
 }  # fmt: skip
 MORE_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "timm-deit-distilled": ("deit_tiny_distilled_patch16_224", {}),
@@ -91,6 +99,9 @@ MORE_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "timm-eva02": ("eva02_tiny_patch14_224", {}),
     "timm-dinov3": ("vit_small_plus_patch16_dinov3", {}),  # gate and value apart
     "timm-beit": ("beit_base_patch16_224", {}),
+    "timm-swin": ("swin_tiny_patch4_window7_224", {}),
+    "timm-swin-padded": ("swin_tiny_patch4_window7_224", {"window_size": 3, "head_dim": 6}),
+    "timm-swinv2": ("swinv2_tiny_window8_256", {}),
 }
 TIMM_CNNS = {
     "timm-resnet": "test_resnet",  # a basic block in a stage, a bottleneck in the next
@@ -162,7 +173,7 @@ def tiny_model(name: str, folder: Path, head: str = "classifier", seed: int = 0,
         return folder
     if name == "timm-vit" or name in MORE_TIMM:
         architecture, args = MORE_TIMM.get(name, (TIMM_NAME, {}))
-        args = timm_args(**{**args, **overrides})
+        args = timm_args(architecture, **{**args, **overrides})
         model = new_timm(architecture, 0 if head == "encoder" else 5, seed, **args)
         _save_timm(architecture, folder, model, args)
         return folder
@@ -251,8 +262,11 @@ def _save_image_processor(folder: Path) -> None:
     ViTImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(folder)
 
 
-def timm_args(**overrides: Any) -> dict[str, Any]:
-    """Arguments that make `vit_tiny_patch16_224` as small as the other models."""
+def timm_args(architecture: str = TIMM_NAME, **overrides: Any) -> dict[str, Any]:
+    """Arguments that make a timm model as small as the other models."""
+    if architecture.startswith("swin"):
+        sizes = {"img_size": IMAGE_SIZE, "patch_size": 4, "embed_dim": WIDTH, "depths": (2, 2)}
+        return {**sizes, "num_heads": (HEADS, HEADS), "window_size": 4, "mlp_ratio": 2.0, **overrides}
     return {
         "img_size": IMAGE_SIZE,
         "patch_size": PATCH_SIZE,
@@ -270,10 +284,10 @@ def new_timm_vit(num_classes: int = 5, seed: int = 0, **overrides: Any) -> nn.Mo
 
 
 def new_timm(architecture: str, num_classes: int = 5, seed: int = 0, **overrides: Any) -> nn.Module:
-    """A tiny timm model of any architecture that takes the arguments of a VisionTransformer."""
+    """A tiny timm model of any architecture that takes the arguments of a VisionTransformer or a Swin."""
     import timm
 
-    model = timm.create_model(architecture, num_classes=num_classes, **timm_args(**overrides))
+    model = timm.create_model(architecture, num_classes=num_classes, **timm_args(architecture, **overrides))
     return randomise(model, seed).eval()
 
 

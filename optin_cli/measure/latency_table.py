@@ -262,6 +262,8 @@ def _inside(site: Site, block: str) -> Site:
         norm=cut(site.norm),
         counts=tuple((cut(path), kind) for path, kind in site.counts),
         unit_inputs=tuple(UnitInput(cut(u.module), u.argument, u.axis) for u in site.unit_inputs),
+        tensors=tuple((cut(path), axis) for path, axis in site.tensors),
+        bypass=replace(site.bypass, module=cut(site.bypass.module)) if site.bypass else None,
     )
 
 

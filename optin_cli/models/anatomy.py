@@ -42,6 +42,17 @@ class UnitInput:
 
 
 @dataclass(frozen=True)
+class Bypass:
+    """A `module` around a consumer that can't run without units: once all are gone, it gives the consumer's bias.
+
+    What `module` returns is a tensor, or a tuple of one (`in_tuple`).
+    """
+
+    module: str
+    in_tuple: bool = False
+
+
+@dataclass(frozen=True)
 class Site:
     """One place that holds a row of interchangeable units between producers and a consumer."""
 
@@ -69,6 +80,9 @@ class Site:
     counts: tuple[tuple[str, str], ...] = ()
     """Attributes that hold a count and change with the units: (module.attribute, 'units' or 'features')."""
     unit_inputs: tuple[UnitInput, ...] = ()
+    tensors: tuple[tuple[str, int], ...] = ()
+    """Parameters and buffers beside the producers with one slice a unit: (module.attribute, axis)."""
+    bypass: Bypass | None = None
     macs_per_token: float = 0
     """MACs of one unit for each token of the first block: its rows of the producers and columns of the consumer.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.errors import InputError, UnknownArchitecture
@@ -149,22 +151,14 @@ def _site(
 
     name = f"blocks.{index}.{table.label}"
     layer = module(table.consumer)
-    consumer = shape_of(layer, f"{block}.{table.consumer}")
-    width = (
-        table.unit_width
-        if isinstance(table.unit_width, int)
-        else int(_attribute(model, f"{block}.{table.unit_width}", family))
-    )
-    units, rest = divmod(consumer.inputs, width)
-    if rest:
-        raise InputError(
-            f"{name}: consumer input {consumer.inputs} is not a multiple of the unit width {width}"
-        )
+    features = shape_of(layer, f"{block}.{table.consumer}").inputs
+    units, width = _units(model, family, table, block, name, features)
 
     def share(path: str) -> float:
         return seen.share(f"{block}.{path}") if seen else 1
 
     costs = list(unit_costs(table, width, module, ends))
+    params = sum(cost.params for cost in costs)
     per_token = sum(cost.macs * share(cost.path) for cost in costs)
     per_pair = 2 * width if table.kind == HEADS else 0
     if seen:  # every position attends to those of its window
@@ -188,6 +182,13 @@ def _site(
             )
     for path in table.counts:
         _attribute(model, f"{block}.{path}", family)
+    for path, axis in table.tensors.items():
+        params += _slice_size(model, family, f"{block}.{path}", axis, units, name)
+    bypass = table.bypass
+    if bypass and not table.consumer.startswith(f"{bypass.module}."):
+        raise InputError(
+            f"{name}: {bypass.module} can't give the bias of {table.consumer}, which stands outside of it"
+        )
     return Site(
         name=name,
         kind=table.kind,
@@ -203,9 +204,11 @@ def _site(
         norm=_norm_behind(model, block, table),
         counts=tuple((f"{block}.{path}", unit) for path, unit in table.counts.items()),
         unit_inputs=tuple(UnitInput(f"{block}.{u.module}", u.argument, u.axis) for u in table.unit_inputs),
+        tensors=tuple((f"{block}.{path}", axis) for path, axis in table.tensors.items()),
+        bypass=replace(bypass, module=f"{block}.{bypass.module}") if bypass else None,
         macs_per_token=plain(per_token),
         macs_per_pair=per_pair,
-        params_per_unit=plain(sum(cost.params for cost in costs)),
+        params_per_unit=plain(params),
     )
 
 
@@ -216,6 +219,39 @@ def _norm_behind(model: nn.Module, block: str, table: SiteTable) -> str:
         return ""
     norm = model.get_submodule(path)
     return path if is_affine_norm(norm) else ""
+
+
+def _units(
+    model: nn.Module, family: Family, table: SiteTable, block: str, name: str, features: int
+) -> tuple[int, int]:
+    """(units, width of one) of a site whose consumer takes `features`."""
+    if table.unit_count:
+        units = int(_attribute(model, f"{block}.{table.unit_count}", family))
+        width, rest = divmod(features, units) if units else (1, features)  # none left: any width will do
+        if rest:
+            raise InputError(f"{name}: consumer input {features} is not a multiple of its {units} units")
+        return units, width
+    given = table.unit_width
+    width = given if isinstance(given, int) else int(_attribute(model, f"{block}.{given}", family))
+    units, rest = divmod(features, width)
+    if rest:
+        raise InputError(f"{name}: consumer input {features} is not a multiple of the unit width {width}")
+    return units, width
+
+
+def _slice_size(model: nn.Module, family: Family, path: str, axis: int, units: int, name: str) -> int:
+    """Parameters that one unit has in a tensor with one slice a unit; a buffer has none."""
+    from torch import nn
+
+    tensor = _attribute(model, path, family)
+    shape = list(getattr(tensor, "shape", ()))
+    if not -len(shape) <= axis < len(shape) or shape[axis] != units:
+        raise InputError(
+            f"{name}: {path} of shape {tuple(shape)} has no slice along axis {axis} for each of {units} units",
+            f"the table of family {family.name!r} does not describe this model: see {DOCS}",
+        )
+    del shape[axis]
+    return prod(shape) if isinstance(tensor, nn.Parameter) else 0
 
 
 def _is_mixed(model: nn.Module, family: Family, table: SiteTable, block: str) -> bool:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from optin_cli.errors import UsageError
-from optin_cli.models.anatomy import CHANNELS, HEADS, LAYOUTS, NEURONS, Producer, UnitInput
+from optin_cli.models.anatomy import CHANNELS, HEADS, LAYOUTS, NEURONS, Bypass, Producer, UnitInput
+from optin_cli.models.cnn_tables import CNNS
+from optin_cli.models.swin_tables import SWIN
 from optin_cli.models.tables import SHIPPED, TOWERS, Family, SiteTable
 
 __all__ = [
@@ -86,6 +88,7 @@ def family_from_dict(data: dict[str, Any], where: str = "family table") -> Famil
                     Producer(**p) if isinstance(p, dict) else Producer(p) for p in site["producers"]
                 ),
                 "unit_inputs": tuple(UnitInput(**u) for u in site.get("unit_inputs", ())),
+                "bypass": Bypass(**site["bypass"]) if site.get("bypass") else None,
                 **{
                     field: tuple(site.get(field, ()))
                     for field in ("carried", "readers", "must_be_identity", "requires")
@@ -136,6 +139,19 @@ def _is_counts(value: Any) -> bool:
     )
 
 
+def _is_axes(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_text(k) and type(v) is int for k, v in value.items())
+
+
+def _is_bypass(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) <= {"module", "in_tuple"}
+        and _is_text(value.get("module"))
+        and isinstance(value.get("in_tuple", False), bool)
+    )
+
+
 # field -> (required, what it must be, check)
 _Fields = dict[str, tuple[bool, str, Callable[[Any], bool]]]
 _FAMILY_FIELDS: _Fields = {
@@ -162,8 +178,11 @@ _SITE_FIELDS: _Fields = {
     "masked_at": (False, "a path", lambda v: isinstance(v, str)),
     "norm": (False, "a path", lambda v: isinstance(v, str)),
     "unit_width": (False, "a number above 0 or an attribute", lambda v: _is_text(v) or _is_count(v)),
+    "unit_count": (False, "an attribute", lambda v: isinstance(v, str)),
     "counts": (False, "attribute: units or features", _is_counts),
     "unit_inputs": (False, "a list of {module, argument, axis}", _list_of(_is_unit_input)),
+    "tensors": (False, "path: axis", _is_axes),
+    "bypass": (False, "{module, in_tuple}", lambda v: v is None or _is_bypass(v)),
     "must_be_identity": (False, "a list of paths", _list_of(_is_text)),
     "requires": (False, "a list of paths", _list_of(_is_text)),
 }
@@ -196,5 +215,5 @@ def read_family(path: Path) -> Family:
     return family_from_dict(data, str(path))
 
 
-for _family in SHIPPED:
+for _family in (*SHIPPED, *SWIN, *CNNS):
     register_family(_family)

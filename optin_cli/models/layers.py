@@ -21,7 +21,7 @@ class Shape:
     inputs: int
     outputs: int
     taps: int
-    """Weights between one input and one output, which are its MACs at each position of the output: 1 for a Linear."""
+    """Weights between an input and an output, and its MACs at each position of the output: 1 for a Linear."""
     biased: bool
 
 
@@ -67,7 +67,7 @@ def channel_axis(layer: nn.Module) -> int:
 
 
 def along(axis: int, values: Tensor) -> Tensor:
-    """`values` [channels] shaped to be multiplied with a tensor whose channels stand at `axis`, counted from the end."""
+    """`values` [channels] shaped to multiply a tensor whose channels stand at `axis`, counted from the end."""
     return values.reshape(-1, *[1] * (-axis - 1))
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from optin_cli.models.anatomy import Anatomy, Site, UnitInput
+from optin_cli.models.hidden import hidden_argument
 from optin_cli.models.layers import select_carried, select_inputs, select_outputs
 
 
@@ -46,11 +47,40 @@ def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
         setattr(model.get_submodule(owner), attribute, sizes[kind])
     for unit_input in site.unit_inputs:
         select_unit_input(model.get_submodule(unit_input.module), unit_input, units)
+    for path, axis in site.tensors:
+        _select_slices(model, path, axis, units)
+    if site.bypass and not units:
+        consumer = site.consumer.removeprefix(f"{site.bypass.module}.")
+        _bypass(model.get_submodule(site.bypass.module), consumer, site.bypass.in_tuple)
 
 
 def _expand(units: Tensor, width: int) -> Tensor:
     """Unit indices -> feature indices: unit u owns features u * width .. (u + 1) * width - 1."""
     return (units[:, None] * width + torch.arange(width)[None, :]).reshape(-1)
+
+
+def _select_slices(model: nn.Module, path: str, axis: int, units: list[int]) -> None:
+    """Keep the units' slices of a parameter or buffer, in place."""
+    owner, _, name = path.rpartition(".")
+    module = model.get_submodule(owner)
+    old = getattr(module, name)
+    index = torch.as_tensor(units, dtype=torch.long, device=old.device)
+    new = old.detach().index_select(axis, index).contiguous()
+    setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+
+
+def _bypass(module: nn.Module, consumer: str, in_tuple: bool) -> None:
+    """Make `module` give what its `consumer` makes of no features. A class, so that copies of the module do it too."""
+
+    class Bypassed(type(module)):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            hidden = hidden_argument(args, kwargs)
+            output = self.get_submodule(consumer)(hidden.new_zeros(*hidden.shape[:-1], 0))
+            return (output,) if in_tuple else output
+
+    Bypassed.__name__ = type(module).__name__
+    Bypassed.__module__ = type(module).__module__
+    module.__class__ = Bypassed
 
 
 class _UnitInputSelector:

@@ -20,7 +20,7 @@ from optin_cli.data.batches import Batches
 from optin_cli.errors import InputError
 from optin_cli.models.anatomy import TOKENS, Anatomy, Site
 from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.hidden import Arguments
+from optin_cli.models.hidden import Arguments, hidden_argument
 from optin_cli.models.layers import matrix, patches
 from optin_cli.models.slicing import slice_model
 from optin_cli.surgery.readout import read_positions
@@ -31,7 +31,7 @@ from optin_cli.surgery.sumpoint import (
     OUTPUT,
     Place,
     SumPoint,
-    channels_last,
+    by_example,
     find_sum_point,
     order_of,
     run_block,
@@ -202,7 +202,7 @@ class _Streams:
         for index in range(len(self.batches)):
             found = run_block(module, self._arguments("dense", block, index), {*places, OUTPUT})
             for name, point in points.items():
-                rows = channels_last(found[point.place], point.axis)
+                rows = by_example(found[point.place], len(found[OUTPUT]), point.axis)
                 self.store[name, index] = self._drawn(rows, name, index)
             self.store["dense", index] = found[OUTPUT]
             self._step(f"block {block}, dense")
@@ -272,19 +272,25 @@ class _Streams:
         into = Place(self._within(site), 0, 0)
         module, arguments = self._block(self.pruned, site.block), self._arguments("pruned", site.block, index)
         found = run_block(module, arguments, {into, point.place}, stop=True)
+        examples = len(hidden_argument(*arguments))
         dense = self.store.pop((site.name, index)).to(self.model.device).double()[..., kept]
-        stream = self._drawn(channels_last(found[point.place], point.axis), site.name, index)
-        x = self._drawn(patches(_layer(self.pruned, site.consumer), found[into]), site.name, index)
+        own = by_example(found[point.place].double(), examples, point.axis)
+        x = by_example(patches(_layer(self.pruned, site.consumer), found[into]), examples)
+        if point.rows is not None:
+            x = x[:, point.rows.to(x.device)]
+        drawn = self._drawn(own, site.name, index)
         gain = point.gain[kept.to(point.gain.device)]
         inverse = torch.where(
             gain.abs() > 1e-6 * gain.abs().max(), 1 / gain, 0.0
         )  # a closed channel lacks nothing
-        error = (dense - stream.double()) * inverse
-        variance = dense.var(-1, correction=0)  # (examples, tokens)
-        weight = self._token_weights(site.block, index, like=variance)
+        error = (dense - drawn) * inverse
+        variance = dense.var(-1, correction=0)  # (examples, positions)
+        # else these are rows of windows, or a few of many
+        in_order = drawn is own and (point.found or len(found[point.place]) == examples)
+        weight = self._token_weights(site.block, index, variance, in_order)
         floor = 1e-6 * float(variance[weight > 0].mean()) or 1.0
         weight = weight / variance.clamp(min=floor)
-        return x, error, weight, variance * dense.shape[-1]
+        return self._drawn(x, site.name, index), error, weight, variance * dense.shape[-1]
 
     def _drawn(self, rows: Tensor, name: str, index: int) -> Tensor:
         """Of rows [examples, positions, d] of a map, the same few positions of each example for a site and batch."""
@@ -295,11 +301,11 @@ class _Streams:
         order = torch.rand(examples, positions, generator=torch.Generator().manual_seed(seed)).argsort(1)
         return rows.gather(1, order[:, :_POSITIONS, None].expand(-1, -1, rows.shape[2]).to(rows.device))
 
-    def _token_weights(self, block: int, index: int, like: Tensor) -> Tensor:
+    def _token_weights(self, block: int, index: int, like: Tensor, in_order: bool) -> Tensor:
         """One for a real token; in the last block the tokens that the head reads share `read_share` of an example."""
         valid = self.valid[index]
         weight = torch.ones_like(like) if valid is None else valid.to(like)
-        if self.read is None or block + 1 < self.depth:
+        if self.read is None or block + 1 < self.depth or not in_order:
             return weight
         read = torch.zeros_like(weight)
         read[:, self.read] = weight[:, self.read]

@@ -2,7 +2,8 @@
 
 The consumer's output c is replaced by zeros and by noise. The first tensor downstream that is t = r + gain * c,
 with a gain for each channel (1, a layer scale, a BatchNorm's) and an r that differs from position to position, is
-the sum with the residual. A block that has none may give c itself, but for a gain and a bias.
+the sum with the residual. A block that has none may give c itself, but for a gain and a bias. Where the consumer
+works on windows, its rows are added elsewhere than they stand: numbers in place of c tell where each one goes.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class SumPoint:
     found: bool
     axis: int = -1
     """Where the channels stand at `place`, counted from the end."""
+    rows: Tensor | None = None
+    """[positions]: which of an example's consumer rows is added at each of its positions; None for the same order."""
 
 
 class _Reached(Exception):
@@ -83,13 +86,13 @@ def _watched(block: nn.Module, place: Place, see: Callable[[Place, Tensor], None
         nonlocal calls
         calls += 1
         if calls == place.call + 1:
-            see(place, _by_name(args, kwargs)[place.argument])
+            see(place, _by_name(args, kwargs)[place.argument].clone())  # what comes may work in place
 
     def after(_: nn.Module, __: Any, output: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == place.call + 1:
-            see(place, hidden_of(output))
+            see(place, hidden_of(output).clone())
 
     if place.argument is None:
         handle = module.register_forward_hook(after)
@@ -136,32 +139,69 @@ def find_sum_point(block: nn.Module, consumer: str, arguments: Arguments, seed: 
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(output.shape, dtype=torch.float64, generator=generator).to(output.device)
         noise = noise * hidden_argument(*arguments).std()
+        examples = len(hidden_argument(*arguments))
         still = _downstream(block, consumer, torch.zeros_like(noise), arguments)
-        moved = _downstream(block, consumer, noise, arguments)
-    own_axis = channel_axis(block.get_submodule(consumer))
-    given = channels_last(noise, own_axis)
-    alone = None
-    for place, rest in still.items():
-        for axis in dict.fromkeys((own_axis, *(_AXES if rest.dim() == 4 else ()))):
-            if place not in moved or rest.dim() < 3 or channels_last(rest, axis).shape != given.shape:
-                continue
-            rows = channels_last(rest, axis)
-            gain = _gain(channels_last(moved[place], axis) - rows, given)
-            if gain is None:
-                continue
-            if _varies(rows, gain * given):
+        own_axis = channel_axis(block.get_submodule(consumer))
+        width = noise.shape[own_axis]
+
+        def changes(output: Tensor) -> dict[tuple[Place, int], tuple[Tensor, Tensor]]:
+            """What would do for a sum, without the output and the change by it: (examples, positions, outputs)."""
+            moved = _downstream(block, consumer, output, arguments)
+            return {
+                (place, axis): tuple(by_example(t, examples, axis) for t in (rest, moved[place] - rest))
+                for place, rest in still.items()
+                for axis in dict.fromkeys((own_axis, -1, -3))
+                if place in moved and _is_stream(rest, moved[place], examples, width, axis)
+            }
+
+        given = by_example(noise, examples, own_axis)
+        by_noise = changes(noise)
+        alone = None
+        for (place, axis), (rest, change) in by_noise.items():
+            gain = _gain(change, given)
+            if gain is not None and _varies(rest, change):
                 return SumPoint(place, gain, True, axis)
-            if place == OUTPUT:
+            if gain is not None and place == OUTPUT:
                 alone = SumPoint(place, gain, True, axis)
-    return alone or SumPoint(own, noise.new_ones(given.shape[-1]), False, own_axis)
+        if alone or own_axis != -1:  # convolutions work on no windows
+            return alone or SumPoint(own, noise.new_ones(width), False, own_axis)
+        numbers = torch.arange(1.0, given.shape[1] + 1).to(noise)  # of an example's rows
+        by_one = changes(torch.ones_like(noise))
+        by_number = changes(numbers[None, :, None].expand_as(given).reshape(noise.shape))
+    for (place, axis), (rest, change) in by_noise.items():
+        rows = _landing(by_one[place, axis][1], by_number[place, axis][1], given.shape[1])
+        gain = None if rows is None else _gain(change, given[:, rows])
+        if gain is not None and _varies(rest, change):
+            return SumPoint(place, gain, True, axis, rows)
+    return SumPoint(own, noise.new_ones(width), False)
 
 
-_AXES = (-1, -3)
+def by_example(tensor: Tensor, examples: int, axis: int = -1) -> Tensor:
+    """A tensor with its channels at `axis` as (examples, rows of an example, d)."""
+    tensor = tensor.movedim(axis, -1)
+    return tensor.reshape(examples, tensor.shape[:-1].numel() // examples, tensor.shape[-1])
 
 
-def channels_last(tensor: Tensor, axis: int) -> Tensor:
-    """(examples, ..., d) with its channels at `axis` as (examples, positions, d)."""
-    return tensor.movedim(axis, -1).flatten(1, -2)
+def _is_stream(rest: Tensor, moved: Tensor, examples: int, width: int, axis: int) -> bool:
+    if rest.shape != moved.shape or rest.dim() < 2 or rest.dim() < 1 - axis or rest.shape[axis] != width:
+        return False
+    return rest.numel() // width % examples == 0
+
+
+def _landing(by_one: Tensor, by_number: Tensor, rows: int) -> Tensor | None:
+    """Which row reaches each position, (positions,), from the changes by ones and by row numbers from 1 on.
+
+    None if some position gets no row, or not the same one in each example.
+    """
+    gain = by_one.flatten(0, 1).mean(0)
+    channel = int(gain.abs().argmax())
+    if not float(gain[channel]):
+        return None
+    found = (by_number[..., channel] / gain[channel]).nan_to_num(
+        0
+    ).round().long() - 1  # (examples, positions)
+    same = bool((found == found[:1]).all()) and bool(((found >= 0) & (found < rows)).all())
+    return found[0] if same else None
 
 
 def _as_double(value: Any) -> Any:
@@ -183,7 +223,7 @@ def _downstream(block: nn.Module, consumer: str, output: Tensor, arguments: Argu
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             for name, value in _by_name(args, kwargs).items():
                 if passed and isinstance(value, Tensor):
-                    found[Place(path, calls[path], name)] = value
+                    found[Place(path, calls[path], name)] = value.clone()  # what comes may work in place
             calls[path] += 1
 
         return before
@@ -207,7 +247,7 @@ def _varies(rest: Tensor, change: Tensor) -> bool:
 def _gain(change: Tensor, noise: Tensor) -> Tensor | None:
     """The gain of each channel if `change` is gain * noise."""
     flat, given = change.flatten(0, -2), noise.flatten(0, -2)  # (tokens, outputs)
-    if not bool(flat.any()):
+    if flat.shape != given.shape or not bool(flat.any()):
         return None
     gain = (flat * given).sum(0) / given.square().sum(0)
     left = (flat - gain * given).norm()

@@ -57,7 +57,10 @@ from optin_cli.surgery.settings import Compensation
 from optin_cli.surgery.streams import BlockCalls, Store
 from optin_cli.surgery.sumpoint import find_sum_point
 
-NEURONS_ALONE = {"timm-eva02", "timm-dinov3", "timm-beit"}
+NEURONS_ALONE = {"timm-eva02", "timm-dinov3", "timm-beit", "timm-swinv2"}
+POST_NORM = {"timm-post-norm", "swinv2", "timm-swinv2"}
+SWINS = [name for name in MORE_FAMILIES if "swin" in name]
+POSITION_BIAS = ("continuous_position_bias_mlp", "cpb_mlp")  # made once a batch: not counted as a unit's
 TIMM_WIDTH = 48
 # a SwiGLU keeps two thirds of mlp_ratio * width, or splits it into gates and values
 NEURON_COUNTS = {**dict.fromkeys(MORE_TIMM, 2 * TIMM_WIDTH), "timm-swiglu": TIMM_WIDTH}
@@ -108,11 +111,18 @@ def test_the_sites_are_the_heads_and_neurons_of_every_block(name):
     model = shared_model(name)
     width = TIMM_WIDTH if name in MORE_TIMM else WIDTH
     neurons = NEURON_COUNTS.get(name, INNER)
-    expected = {"heads": (HEADS, width // HEADS), "neurons": (neurons, 1)}
-    if name in NEURONS_ALONE:
-        del expected["heads"]
+    blocks = {block: {"heads": (HEADS, width // HEADS), "neurons": (neurons, 1)} for block in range(BLOCKS)}
+    if name in SWINS:  # two blocks, what merges patches, two blocks of twice the width
+        head = 6 if name == "timm-swin-padded" else 0
+        blocks = {
+            block: {"heads": (HEADS, head or w // HEADS), "neurons": (2 * w, 1)}
+            for block, w in {0: WIDTH, 1: WIDTH, 3: 2 * WIDTH, 4: 2 * WIDTH}.items()
+        }
     assert [(site.name, site.units, site.width) for site in model.anatomy] == [
-        (f"blocks.{block}.{kind}", *sizes) for block in range(BLOCKS) for kind, sizes in expected.items()
+        (f"blocks.{block}.{kind}", *sizes)
+        for block, kinds in blocks.items()
+        for kind, sizes in kinds.items()
+        if kind == "neurons" or name not in NEURONS_ALONE
     ]
 
 
@@ -130,9 +140,9 @@ def test_a_sliced_model_computes_and_costs_what_the_anatomy_says(name, data):
     kept = {site.name: len(keep.get(site.name, range(site.units))) for site in model.anatomy}
     assert {site.name: site.units for site in after} == kept
     counted, tokens = counted_macs(model, smaller)
-    rest = 0.0  # of what is never pruned: the attention, where heads are left out
+    rest = 0.0  # of what is never pruned: the attention, where heads are left out, and what merges patches
     nothing = sliced(model, {s.name: [] for s in model.anatomy})
-    if name in NEURONS_ALONE or name in CNNS:
+    if name in NEURONS_ALONE or name in SWINS or name in CNNS:
         rest = counted_macs(model, nothing)[0]
     assert after.macs(tokens) == pytest.approx(counted - rest, rel=0.01)
     assert model.anatomy.macs(tokens, kept) >= after.macs(tokens) * (1 - 1e-9)  # a budget is never exceeded
@@ -158,9 +168,10 @@ def counted_macs(model: OpenModel, module: nn.Module) -> tuple[float, int]:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(**random_inputs(model, batch=2))
     handle.remove()
-    flops = counter.get_flop_counts()
-    paths = (f"{type(module).__name__}.{path}" for path in model.anatomy.blocks)
-    return sum(sum(flops.get(path, {}).values()) for path in paths) / 4, shapes[0][1]
+    flops = {path: sum(counts.values()) for path, counts in counter.get_flop_counts().items()}
+    total = sum(flops.get(f"{type(module).__name__}.{path}", 0) for path in model.anatomy.blocks)
+    total -= sum(count for path, count in flops.items() if path.endswith(POSITION_BIAS))
+    return total / 4, shapes[0][1:-1].numel()
 
 
 def parameters(module: nn.Module) -> int:
@@ -197,7 +208,8 @@ def test_a_skeleton_without_weights_gets_the_same_shapes(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["beit", "dinov2", "dinov2-registers", "timm-deit-distilled", "timm-eva-rope"]
+    "name",
+    ["beit", "dinov2", "dinov2-registers", "timm-deit-distilled", "timm-eva-rope", "swin", "timm-swin"],
 )
 def test_bare_encoders_have_the_same_sites(name):
     whole = shared_model(name)
@@ -250,7 +262,7 @@ def test_all_stages_run_and_compensation_helps(name, tmp_path):
     assert all(fit.after <= fit.before for fit in applied.fits)
     assert any(fit.after < 0.95 * fit.before for fit in applied.fits)
     lost = {fit.site for fit in applied.fits if "no residual" in fit.note}
-    assert lost == ({site.name for site in model.anatomy} if name == "timm-post-norm" else set())
+    assert lost == ({site.name for site in model.anatomy} if name in POST_NORM else set())
 
     pruned = open_model(str(tmp_path / "out"))
     separate = dense.task.name == "embedding"
@@ -289,7 +301,7 @@ def flops(call, device=None) -> float:
 # ---- position biases and rotations of each head ----
 
 
-@pytest.mark.parametrize("name", ["beit", "beit-shared", "timm-eva-mixed"])
+@pytest.mark.parametrize("name", ["beit", "beit-shared", "timm-eva-mixed", "swin", "swinv2", "timm-swin"])
 def test_what_a_head_adds_to_its_scores_stays_its_own(name):
     """Sliced twice to one head, by way of two, each head must still find its own bias or rotation."""
     model = shared_model(name)
@@ -324,7 +336,13 @@ def test_a_layer_scale_is_the_gain_of_the_sum_point(name):
 # ---- engines against brute force ----
 
 MEASURED = [
-    *("beit", "beit-shared", "dinov2-swiglu", "clip-text-projected", "timm-eva-mixed", "timm-eva02"),
+    "beit",
+    "beit-shared",
+    "dinov2-swiglu",
+    "clip-text-projected",
+    "timm-eva-mixed",
+    "timm-eva02",
+    *SWINS,
     *TIMM_CNNS,
 ]
 

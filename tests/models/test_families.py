@@ -253,6 +253,12 @@ WRONG_KINDS = {
     "counts of nothing known": ("consumer: down", "consumer: down\n    counts: {up.size: heads}"),
     "width a list": ("consumer: down", "consumer: down\n    unit_width: [4]"),
     "requires a word": ("consumer: down", "consumer: down\n    requires: gate"),
+    "tensors a list": ("consumer: down", "consumer: down\n    tensors: [up.bias]"),
+    "axis a word": ("consumer: down", "consumer: down\n    tensors: {up.bias: first}"),
+    "bypass a word": ("consumer: down", "consumer: down\n    bypass: up"),
+    "layout unknown": ("blocks: layers", "blocks: layers\nlayout: nwhc"),
+    "hierarchical a number": ("blocks: layers", "blocks: layers\nhierarchical: 1"),
+    "no patterns": ("blocks: layers", "blocks: []"),
     "width zero": ("consumer: down", "consumer: down\n    unit_width: 0"),
 }
 

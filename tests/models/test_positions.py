@@ -50,10 +50,9 @@ class _Stage(nn.Module):
 class Pyramid(nn.Module):
     """Two stages of an image of 16 pixels: 8 x 8 positions, then 4 x 4."""
 
-    default_cfg = {"input_size": (3, 16, 16)}
-
     def __init__(self) -> None:
         super().__init__()
+        self.default_cfg = {"input_size": (3, 16, 16)}
         self.stem = nn.Conv2d(3, 8, 2, 2)
         self.stages = nn.ModuleList([_Stage(8, _Merge(8)), _Stage(16, None)])
         self.stages[1].downsample = nn.Identity()

@@ -140,3 +140,52 @@ def test_classifiers_read_the_class_token(name):
 def test_heads_that_read_every_token_are_seen(name, head):
     model = shared_model(name, head)
     assert read_positions(model, batch_of(model)) is None
+
+
+# windows: rows that are added elsewhere than they stand
+
+
+@pytest.mark.parametrize(
+    ("name", "window", "shift"),
+    [("swin", 4, 2), ("swin-padded", 3, 1), ("timm-swin", 4, 2), ("timm-swin-padded", 3, 1)],
+)
+def test_the_rows_of_shifted_windows_are_found_where_they_are_added(name, window, shift):
+    """Oracle: the numbers of the 8 x 8 positions, padded, shifted and cut into windows."""
+    model = shared_model(name)
+    block, arguments, consumers = opened_block(model, 1)
+    point = find_sum_point(block, consumers[HEADS], arguments)
+    assert point.found
+    numbers = torch.arange(64).view(8, 8)
+    side = -(-8 // window) * window
+    cut = nn.functional.pad
+    if name.startswith("timm"):  # shifts, then pads
+        grid = cut(numbers.roll((-shift, -shift), (0, 1)), (0, side - 8, 0, side - 8), value=-1)
+    else:
+        grid = cut(numbers, (0, side - 8, 0, side - 8), value=-1).roll((-shift, -shift), (0, 1))
+    rows = grid.unfold(0, window, window).unfold(1, window, window).flatten()  # window by window
+    expected = torch.empty(64, dtype=torch.long)
+    expected[rows[rows >= 0]] = (rows >= 0).nonzero()[:, 0]
+    assert torch.equal(point.rows, expected)
+    torch.testing.assert_close(point.gain, torch.ones_like(point.gain))
+
+
+@pytest.mark.parametrize("name", ["swin", "timm-swin"])
+def test_rows_in_order_need_no_table(name):
+    model = shared_model(name)
+    block, arguments, consumers = opened_block(model, 1)
+    point = find_sum_point(block, consumers[NEURONS], arguments)
+    assert (point.place, point.found, point.rows) == (OUTPUT, True, None)
+
+
+def test_windows_whose_order_depends_on_the_example_are_not_taken_for_a_sum():
+    class Fickle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.out(x)
+            return x + torch.stack([y[0], *y[1:].flip(1)])
+
+    point = find_sum_point(Fickle(), "out", ((torch.randn(3, 5, 4),), {}))
+    assert not point.found
