@@ -39,7 +39,7 @@ class RankedSite:
     width: int
     macs_per_token: float
     macs_per_pair: float
-    params_per_unit: int
+    params_per_unit: float
     score: Array
     """[units]"""
     trajectory: Array

@@ -139,7 +139,7 @@ def _empty(layer: nn.Module) -> None:
 
         same = isinstance(layer, Conv2dSame)
         layer.__class__ = EmptyConv2d
-        layer.pads_same = same
+        layer.pads_same = same  # type: ignore[assignment]
     elif isinstance(layer, nn.BatchNorm2d):
         layer.__class__ = EmptyBatchNorm2d
 

@@ -56,24 +56,22 @@ def _optin(heads: str, neurons: str) -> Method:
     return Method({HEADS: heads, NEURONS: neurons, CHANNELS: neurons}, recombines=True, output_weight=0.3)
 
 
-def _same(engine: str) -> dict[str, str]:
-    return {HEADS: engine, NEURONS: engine, CHANNELS: engine}
-
-
 METHODS = {
     "auto": _optin("ablation", "curvature"),
     "ablation": _optin("ablation", "ablation"),
     "curvature": _optin("curvature", "curvature"),
-    "fisher": Method(_same("fisher"), _no_columns, _output_alone, labels=True),
+    "fisher": Method(
+        {HEADS: "fisher", NEURONS: "fisher", CHANNELS: "fisher"}, _no_columns, _output_alone, labels=True
+    ),
     "knowledge": Method(
-        _same("knowledge"),
+        {HEADS: "knowledge", NEURONS: "knowledge"},
         knowledge.own_column,
         lambda sites, s: knowledge.combine(sites, s.output_weight or 0.0, s.head_weight),
         output_weight=knowledge.REPRESENTATIONAL_WEIGHT,
         temperature=knowledge.TEMPERATURE,
     ),
     "reference": Method(
-        _same("reference"),
+        {HEADS: "reference", NEURONS: "reference"},
         combine=lambda sites, s: reference.combine(sites, s.output_weight or 0.0),
         output_weight=reference.LAMBDA,
         shuffled=True,

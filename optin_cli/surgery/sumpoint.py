@@ -148,7 +148,10 @@ def find_sum_point(block: nn.Module, consumer: str, arguments: Arguments, seed: 
             """What would do for a sum, without the output and the change by it: (examples, positions, outputs)."""
             moved = _downstream(block, consumer, output, arguments)
             return {
-                (place, axis): tuple(by_example(t, examples, axis) for t in (rest, moved[place] - rest))
+                (place, axis): (
+                    by_example(rest, examples, axis),
+                    by_example(moved[place] - rest, examples, axis),
+                )
                 for place, rest in still.items()
                 for axis in dict.fromkeys((own_axis, -1, -3))
                 if place in moved and _is_stream(rest, moved[place], examples, width, axis)
