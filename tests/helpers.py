@@ -98,10 +98,6 @@ MORE_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "timm-swin-padded": ("swin_tiny_patch4_window7_224", {"window_size": 3, "head_dim": 6}),
     "timm-swinv2": ("swinv2_tiny_window8_256", {}),
 }
-SWIN_WINDOWS = {
-    "swin": (4, False), "swin-padded": (3, False), "timm-swin": (4, True), "timm-swin-padded": (3, True)
-}  # fmt: skip
-"""Name -> (side of a window, whether what is shifted is padded and not the other way round)."""
 MORE_FAMILIES = [*MORE_TRANSFORMERS, *MORE_TIMM]
 """Further families and variants; tests/models/test_all_families.py checks the promises for each."""
 
@@ -425,6 +421,12 @@ def random_inputs(model: OpenModel, batch: int = 3, tokens: int = 9, seed: int =
         mask[row, tokens - min(row, tokens - 1) :] = 0
     ids[mask == 0] = config.pad_token_id
     return {"input_ids": ids, "attention_mask": mask}
+
+
+SWIN_WINDOWS = {
+    "swin": (4, False), "swin-padded": (3, False), "timm-swin": (4, True), "timm-swin-padded": (3, True)
+}  # fmt: skip
+"""Name -> (side of a window, whether what is shifted is padded and not the other way round)."""
 
 
 def window_rows(name: str, block: int) -> Tensor:
