@@ -426,7 +426,7 @@ def random_inputs(model: OpenModel, batch: int = 3, tokens: int = 9, seed: int =
 SWIN_WINDOWS = {
     "swin": (4, False), "swin-padded": (3, False), "timm-swin": (4, True), "timm-swin-padded": (3, True)
 }  # fmt: skip
-"""Name -> (side of a window, whether what is shifted is padded and not the other way round)."""
+"""Name -> (side of a window, whether an image is shifted before it is padded)."""
 
 
 def window_rows(name: str, block: int) -> Tensor:
