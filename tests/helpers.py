@@ -450,6 +450,30 @@ def random_inputs(model: OpenModel, batch: int = 3, tokens: int = 9, seed: int =
     return {"input_ids": ids, "attention_mask": mask}
 
 
+SWIN_WINDOWS = {
+    "swin": (4, False), "swin-padded": (3, False), "timm-swin": (4, True), "timm-swin-padded": (3, True)
+}  # fmt: skip
+"""Name -> (side of a window, whether an image is shifted before it is padded)."""
+
+
+def window_rows(name: str, block: int) -> Tensor:
+    """Where a tiny Swin has each position of an image, (positions,), among the rows of a block's windows."""
+    side, shift = (8 if block < 2 else 4), block in (1, 4)
+    window, shifted_first = SWIN_WINDOWS[name]
+    step = window // 2 if shift and window < side else 0
+    room = -(-side // window) * window - side
+    numbers = torch.arange(side * side).view(side, side)
+    if shifted_first:
+        numbers = numbers.roll((-step, -step), (0, 1))
+    grid = nn.functional.pad(numbers, (0, room, 0, room), value=-1)
+    if not shifted_first:
+        grid = grid.roll((-step, -step), (0, 1))
+    cut = grid.unfold(0, window, window).unfold(1, window, window).flatten()  # window by window
+    rows = torch.empty(side * side, dtype=torch.long)
+    rows[cut[cut >= 0]] = (cut >= 0).nonzero()[:, 0]
+    return rows
+
+
 @torch.no_grad()
 def outputs(model: OpenModel, module: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """Output rows that count, [rows, classes]: what `model`'s task reads from `module`."""

@@ -105,7 +105,7 @@ def channels(model: nn.Module) -> int:
     module: Any = model
     config = getattr(module, "config", None)
     found = getattr(getattr(config, "vision_config", config), "num_channels", None)
-    return int(found or _settings(module).get("input_size", (3,))[0])
+    return int(found or getattr(module, "in_chans", None) or _settings(module).get("input_size", (3,))[0])
 
 
 def _settings(module: Any) -> dict[str, Any]:

@@ -168,14 +168,15 @@ def find_sum_point(block: nn.Module, consumer: str, arguments: Arguments, seed: 
                 alone = SumPoint(place, gain, True, axis)
         if alone or own_axis != -1:  # convolutions work on no windows
             return alone or SumPoint(own, noise.new_ones(width), False, own_axis)
-        numbers = torch.arange(1.0, given.shape[1] + 1).to(noise)  # of an example's rows
-        by_one = changes(torch.ones_like(noise))
-        by_number = changes(numbers[None, :, None].expand_as(given).reshape(noise.shape))
-    for (place, axis), (rest, change) in by_noise.items():
-        rows = _landing(by_one[place, axis][1], by_number[place, axis][1], given.shape[1])
-        gain = None if rows is None else _gain(change, given[:, rows])
-        if gain is not None and _varies(rest, change):
-            return SumPoint(place, gain, True, axis, rows)
+        gains = {key: _even(change) for key, (_, change) in changes(torch.ones_like(noise)).items()}
+        if any(gain is not None for gain in gains.values()):
+            numbers = torch.arange(1.0, given.shape[1] + 1).to(noise)  # of an example's rows
+            by_number = changes(numbers[None, :, None].expand_as(given).reshape(noise.shape))
+            for (place, axis), (rest, change) in by_noise.items():
+                rows = _landing(by_number[place, axis][1], gains[place, axis], given.shape[1])
+                gain = None if rows is None else _gain(change, given[:, rows])
+                if gain is not None and _varies(rest, change):
+                    return SumPoint(place, gain, True, axis, rows)
     return SumPoint(own, noise.new_ones(width), False)
 
 
@@ -191,18 +192,22 @@ def _is_stream(rest: Tensor, moved: Tensor, examples: int, width: int, axis: int
     return rest.numel() // width % examples == 0
 
 
-def _landing(by_one: Tensor, by_number: Tensor, rows: int) -> Tensor | None:
-    """Which row reaches each position, (positions,), from the changes by ones and by row numbers from 1 on.
+def _even(by_one: Tensor) -> Tensor | None:
+    """The gain of each channel, (outputs,), if ones change every position alike."""
+    gain = by_one.flatten(0, 1).mean(0)
+    uneven = float((by_one - gain).abs().max())
+    return gain if uneven <= _TOLERANCE * float(gain.abs().max()) and bool(gain.any()) else None
+
+
+def _landing(by_number: Tensor, gain: Tensor | None, rows: int) -> Tensor | None:
+    """Which row reaches each position, (positions,), from the change by row numbers from 1 on.
 
     None if some position gets no row, or not the same one in each example.
     """
-    gain = by_one.flatten(0, 1).mean(0)
-    channel = int(gain.abs().argmax())
-    if not float(gain[channel]):
+    if gain is None:
         return None
-    found = (by_number[..., channel] / gain[channel]).nan_to_num(
-        0
-    ).round().long() - 1  # (examples, positions)
+    channel = int(gain.abs().argmax())
+    found = (by_number[..., channel] / gain[channel]).round().long() - 1  # (examples, positions)
     same = bool((found == found[:1]).all()) and bool(((found >= 0) & (found < rows)).all())
     return found[0] if same else None
 

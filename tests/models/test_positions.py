@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -85,6 +87,8 @@ def test_patterns_find_the_blocks_in_the_order_they_run():
         "stages.1.blocks.1",  # an Identity is no block
     )
     assert [site.block for site in anatomy] == [0, 1, 3, 4]
+    one = replace(PYRAMID, blocks="stages.*.bl*.1")
+    assert dissect(Pyramid(), one).blocks == ("stages.0.blocks.1", "stages.1.blocks.1")
 
 
 def test_a_pattern_without_a_match_is_named():
@@ -105,6 +109,20 @@ def test_positions_are_counted_without_touching_the_model():
     assert model.training
     assert {p.device.type for p in model.parameters()} == {"cpu"}
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_model_whose_modules_cannot_be_copied_is_run_itself():
+    model = Pyramid()
+    stage = model.stages[0]
+    whole, stage.forward = stage.forward, lambda x: whole(x)
+    assert count_positions(model, "stages.0.blocks.0", "nhwc").rows["stages.1.blocks.0.fc1"] == 16
+
+
+def test_a_model_that_does_not_run_on_its_own_size_is_refused():
+    model = Pyramid()
+    model.default_cfg = {"input_size": (4, 16, 16)}
+    with pytest.raises(InputError, match="Pyramid does not run on an image of its own size"):
+        dissect(model, PYRAMID)
 
 
 def test_a_table_of_patterns_survives_as_data():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +16,14 @@ from helpers import (
     BLOCKS,
     IMAGE_SIZE,
     PATCH_SIZE,
+    SWIN_WINDOWS,
     in_dtype,
     saved_model,
     shared_model,
     tiny_image_folder,
     tiny_model,
     tiny_text_csv,
+    window_rows,
 )
 
 from optin_cli.data.batches import Batches
@@ -35,7 +39,7 @@ from optin_cli.models.tasks import EMBEDDING
 from optin_cli.surgery.compensate import compensate
 from optin_cli.surgery.settings import Compensation
 from optin_cli.surgery.streams import BlockCalls, Store
-from optin_cli.surgery.sumpoint import find_sum_point
+from optin_cli.surgery.sumpoint import OUTPUT, find_sum_point, run_block
 
 FULL = Compensation(method="full", ridges=(1e-3,), read_share=0.8, batch_size=16)
 AUTO = Compensation(batch_size=16)
@@ -107,13 +111,25 @@ def seen(model: OpenModel, keep, batches: Batches, site, place):
             real = (
                 batch.valid if batch.valid is not None else torch.ones(into[-1].shape[:2], dtype=torch.bool)
             )
+            if model.family.hierarchical:
+                into[-1], at[-1] = as_stream(model, site, into[-1], len(batch)), at[-1].flatten(0, -2)
+                continue
             into[-1], at[-1] = into[-1][real], at[-1][real]
     return torch.cat(into).double().numpy(), torch.cat(at).double().numpy()
+
+
+def as_stream(model, site, x, examples):
+    """A consumer's input on windows in the order of the residual stream, by token."""
+    x = x.reshape(examples, -1, x.shape[-1])
+    name = next(name for name in SWIN_WINDOWS if saved_model(name) == Path(model.spec))
+    return (x[:, window_rows(name, site.block)] if site.kind == "heads" else x).flatten(0, 1)
 
 
 def token_weights(model, batches, site):
     """What `read_share` says: in the last block of a classifier the class token has that share of an example."""
     weights = []
+    if model.family.hierarchical:  # every token is read
+        return np.ones(sum(len(batch) for batch in batches) * (64 if site.block < 2 else 16))
     for batch in batches:
         patches = [1 + (IMAGE_SIZE // PATCH_SIZE) ** 2] * len(batch)
         for length in patches if batch.valid is None else batch.valid.sum(1).tolist():
@@ -136,8 +152,14 @@ def ridge_regression(x, e, weight):
     return slope, e_mean - slope @ x_mean
 
 
-@pytest.mark.parametrize("name", ["bert", "mpnet", "distilbert", "vit"])
-@pytest.mark.parametrize("head", ["encoder", "classifier"])
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        *itertools.product(["bert", "mpnet", "distilbert", "vit"], ["encoder", "classifier"]),
+        ("swin-padded", "classifier"),
+        ("timm-swin", "classifier"),
+    ],
+)
 def test_every_site_gets_the_least_squares_of_full_passes(name, head, folder):
     """Sites in order: each is fitted with the earlier ones refitted and the later ones as they were."""
     dense = shared_model(name, head)
@@ -171,6 +193,9 @@ def sum_place(model, site, batches):
     with Store(1 << 30) as store:
         calls = BlockCalls(model, store)
         hidden = calls.record(0, batches[0])
+        for block in range(site.block):
+            module = model.module.get_submodule(model.anatomy.blocks[block])
+            hidden = run_block(module, calls.arguments(block, 0, hidden))[OUTPUT].detach()
         arguments = calls.arguments(site.block, 0, hidden)
     consumer = site.consumer.removeprefix(f"{path}.")
     return find_sum_point(model.module.get_submodule(path), consumer, arguments).place
