@@ -82,7 +82,8 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--budgets", default="0.9,0.8,0.7,0.6")
-    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--samples", type=int, default=128, help="images that are scored on")
+    parser.add_argument("--rows", type=int, help="images that are compensated on, and tested on; default all")
     args = parser.parse_args()
     weights = args.weights
     if weights is None:
@@ -94,8 +95,8 @@ def main() -> None:
         spec = as_timm(weights, folder)
         even, odd = halves(args.images, folder)
         dense = open_model(spec)
-        tested = Batches(sample(odd, "image", None, 0), dense.processor, 32)
-        calibration = Batches(sample(even, "image", None, 0), dense.processor, 32)
+        tested = Batches(sample(odd, "image", args.rows, 0, at_most=True), dense.processor, 32)
+        calibration = Batches(sample(even, "image", args.rows, 0, at_most=True), dense.processor, 32)
         print(f"dense top1 {evaluate(dense, tested).metrics['top1']:.1f}\n", flush=True)
         plan = scoring_plan(dense, even, ScoreSettings(samples=args.samples))
         ranking = scoring.score(plan, folder / "ranking.h5")
@@ -105,7 +106,7 @@ def main() -> None:
             mask = select(ranking, budget)
             for method in ("none", "auto"):
                 model = open_model(spec)
-                wanted = make_plan(model, mask, Compensation(method=method), even, at_most=True)
+                wanted = make_plan(model, mask, Compensation(method, args.rows or 2048), even, at_most=True)
                 surgery.apply(model, mask, folder / f"{method}-{budget}", data=even, plan=wanted)
                 pruned = open_model(str(folder / f"{method}-{budget}"))
                 row(budget, method, pruned, tested, dense)

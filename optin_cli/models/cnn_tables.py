@@ -79,7 +79,7 @@ CNNS = (
         ("layer?.*",),
         _RESNET_SITES,
         "image",
-        note="of timm and torchvision; grouped convolutions are left alone",
+        note="timm; grouped convolutions are left alone",
         layout=NCHW,
         hierarchical=True,
     ),

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from optin_cli.artefacts.files import digest_json
 from optin_cli.data.batches import Batches
 from optin_cli.errors import InputError
-from optin_cli.models.anatomy import TOKENS, Anatomy, Site
+from optin_cli.models.anatomy import TOKENS, Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.hidden import Arguments, hidden_argument
 from optin_cli.models.layers import matrix, patches
 from optin_cli.models.slicing import slice_model
+from optin_cli.surgery.consumers import kept_features, kept_outputs, layer_of, write_back
 from optin_cli.surgery.readout import read_positions
 from optin_cli.surgery.refit import NONE, Change, Consumer, Moments, refit
 from optin_cli.surgery.settings import Compensation, Progress, SiteFit
@@ -69,7 +70,7 @@ def compensate(
     with torch.no_grad(), Store(settings.memory) as store:
         fits = _Streams(model, pruned, keep, teacher or model, batches, settings, store, on_progress).run()
     for site in model.anatomy:
-        _write_back(model, site, keep, pruned)
+        write_back(model, site, keep, pruned)
     return fits
 
 
@@ -79,43 +80,6 @@ def _sliced_twin(model: OpenModel, keep: Mapping[str, list[int]]) -> nn.Module:
     twin = copy.deepcopy(model.module, {id(tensor): tensor for tensor in tensors})
     slice_model(twin, model.anatomy, keep)
     return twin
-
-
-def _write_back(model: OpenModel, site: Site, keep: Mapping[str, list[int]], pruned: nn.Module) -> None:
-    """Copy what was fitted behind a site into the whole model."""
-    whole, fitted = (_layer(module, site.consumer) for module in (model.module, pruned))
-    if fitted.weight is whole.weight:  # neither sliced nor refitted
-        return
-    device = whole.weight.device
-    columns = _kept_features(site, keep).to(device)
-    rows = _kept_outputs(model.anatomy, site, keep, len(whole.weight)).to(device)
-    whole.weight.data[rows[:, None], columns] = fitted.weight.data
-    if whole.bias is not None and fitted.bias is not None:
-        whole.bias.data[rows] = fitted.bias.data.clone()  # one tensor, where it was left alone
-    if site.norm:
-        whole_norm, fitted_norm = (module.get_submodule(site.norm) for module in (model.module, pruned))
-        assert isinstance(whole_norm, nn.BatchNorm2d) and isinstance(fitted_norm, nn.BatchNorm2d)
-        whole_norm.bias.data[rows] = fitted_norm.bias.data.clone()
-
-
-def _kept_features(site: Site, keep: Mapping[str, list[int]]) -> Tensor:
-    """Features of the consumer's input that stay: (units, width) -> (features,)."""
-    units = torch.as_tensor(keep.get(site.name, range(site.units)), dtype=torch.long)
-    return (units[:, None] * site.width + torch.arange(site.width)).reshape(-1)
-
-
-def _kept_outputs(anatomy: Anatomy, site: Site, keep: Mapping[str, list[int]], outputs: int) -> Tensor:
-    """Outputs of a site's consumer that stay: all but where they are units of another site."""
-    for other in anatomy.in_block(site.block):
-        if any(producer.path == site.consumer for producer in other.producers):
-            return _kept_features(other, keep)
-    return torch.arange(outputs)
-
-
-def _layer(module: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
-    layer = module.get_submodule(path)
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
-    return layer
 
 
 class _Streams:
@@ -219,14 +183,14 @@ class _Streams:
             self.done += len(self.batches)
             note = "its consumer does not run exactly once"
             return SiteFit(site.name, NONE, None, 0.0, 0.0, 0, note)
-        layer = _layer(self.pruned, site.consumer)
+        layer = layer_of(self.pruned, site.consumer)
         weight_matrix = matrix(layer).data
         outputs, columns = weight_matrix.shape
         if not outputs:
             self.done += len(self.batches)
             return SiteFit(site.name, NONE, None, 0.0, 0.0, 0, "its consumer has no outputs left")
         fit, held = (Moments.zeros(columns, outputs, self.model.device) for _ in range(2))
-        kept = _kept_outputs(self.model.anatomy, site, self.keep, outputs)
+        kept = kept_outputs(self.model.anatomy, site, self.keep, outputs)
         variance = 0.0
         for index in range(len(self.batches)):
             x, error, weight, spread = self._rows(site, point, kept, index)
@@ -243,7 +207,7 @@ class _Streams:
             )
         has_bias = layer.bias is not None or bool(site.norm)
         width = (
-            columns // max(1, len(_kept_features(site, self.keep))) * site.width
+            columns // max(1, len(kept_features(site, self.keep))) * site.width
         )  # an input has several taps
         consumer = Consumer(weight_matrix, has_bias, point.gain[kept.to(point.gain.device)], max(1, width))
         found = refit(fit, held, consumer, self.settings.method, self.settings.ridges)
@@ -275,7 +239,7 @@ class _Streams:
         examples = len(hidden_argument(*arguments))
         dense = self.store.pop((site.name, index)).to(self.model.device).double()[..., kept]
         own = by_example(found[point.place].double(), examples, point.axis)
-        x = by_example(patches(_layer(self.pruned, site.consumer), found[into]), examples)
+        x = by_example(patches(layer_of(self.pruned, site.consumer), found[into]), examples)
         if point.rows is not None:
             x = x[:, point.rows.to(x.device)]
         drawn = self._drawn(own, site.name, index)
