@@ -226,7 +226,7 @@ def test_a_table_without_a_needed_key_is_refused_naming_the_key_and_the_file(tmp
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
-        ("neurons", "channels", "channels"),
+        ("neurons", "filters", "filters"),
         ("consumer: down", "consumer: down\n    comsumer: x", "comsumer"),
         ("blocks: layers", "blocks: layers\ncolour: red", "colour"),
         ("[up]", "[{path: up, pieces: 3}]", "pieces"),
