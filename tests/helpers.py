@@ -46,6 +46,11 @@ _TEXT_TOWER = {
     **_LAYERS, "intermediate_size": INNER, "projection_dim": 16, "max_position_embeddings": MAX_LENGTH,
     "vocab_size": 80, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 2,
 }  # fmt: skip
+# 8 x 8 tokens, then 4 x 4: windows are shifted, and windows of 3 padded as well
+_SWIN = {
+    "image_size": IMAGE_SIZE, "patch_size": 4, "embed_dim": WIDTH, "depths": [2, 2], "num_heads": [HEADS] * 2,
+    "mlp_ratio": 2.0, "num_labels": 5,
+}  # fmt: skip
 MORE_TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "beit": (
         "BeitForImageClassification",
@@ -73,6 +78,14 @@ MORE_TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "clip-text": ("CLIPTextModel", _TEXT_TOWER),
     "clip-text-projected": ("CLIPTextModelWithProjection", _TEXT_TOWER),
+    "convnext": (
+        "ConvNextForImageClassification",
+        {"hidden_sizes": [8, 16, 24], "depths": [1, 2, 1], "image_size": IMAGE_SIZE, "num_labels": 5,
+         "num_stages": 3},
+    ),
+    "swin": ("SwinForImageClassification", {**_SWIN, "window_size": 4}),
+    "swin-padded": ("SwinForImageClassification", {**_SWIN, "window_size": 3}),
+    "swinv2": ("Swinv2ForImageClassification", {**_SWIN, "window_size": 3}),
 }  # fmt: skip
 MORE_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "timm-deit-distilled": ("deit_tiny_distilled_patch16_224", {}),
@@ -86,8 +99,18 @@ MORE_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "timm-eva02": ("eva02_tiny_patch14_224", {}),
     "timm-dinov3": ("vit_small_plus_patch16_dinov3", {}),  # gate and value apart
     "timm-beit": ("beit_base_patch16_224", {}),
+    "timm-swin": ("swin_tiny_patch4_window7_224", {}),
+    "timm-swin-padded": ("swin_tiny_patch4_window7_224", {"window_size": 3, "head_dim": 6}),
+    "timm-swinv2": ("swinv2_tiny_window8_256", {}),
 }
-MORE_FAMILIES = [*MORE_TRANSFORMERS, *MORE_TIMM]
+TIMM_CNNS = {
+    "timm-resnet": "test_resnet",  # a basic block in a stage, a bottleneck in the next
+    "timm-efficientnet": "test_efficientnet",  # fused and plain inverted residuals, squeeze-and-excite
+    "timm-convnext": "test_convnext",
+}
+"""timm's own tiny models."""
+CNNS = [*TIMM_CNNS, "convnext"]
+MORE_FAMILIES = [*MORE_TRANSFORMERS, *MORE_TIMM, *TIMM_CNNS]
 """Further families and variants; tests/models/test_all_families.py checks the promises for each."""
 
 _WORDS = (
@@ -144,9 +167,15 @@ def tiny_model(name: str, folder: Path, head: str = "classifier", seed: int = 0,
     (for timm: to `model_args`). Of `MORE_TRANSFORMERS` each has one head, the one its table names.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if name in TIMM_CNNS:
+        model = new_timm_cnn(TIMM_CNNS[name], 0 if head == "encoder" else 5, seed)
+        _save_timm(TIMM_CNNS[name], folder, model, overrides)
+        return folder
     if name == "timm-vit" or name in MORE_TIMM:
         architecture, args = MORE_TIMM.get(name, (TIMM_NAME, {}))
-        _save_timm(architecture, folder, 0 if head == "encoder" else 5, seed, {**args, **overrides})
+        args = timm_args(architecture, **{**args, **overrides})
+        model = new_timm(architecture, 0 if head == "encoder" else 5, seed, **args)
+        _save_timm(architecture, folder, model, args)
         return folder
     model = new_model(name, head, seed, **overrides)
     model.save_pretrained(folder)
@@ -174,7 +203,7 @@ def new_model(name: str, head: str = "classifier", seed: int = 0, **overrides: A
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter a random value of a size that keeps activations near one."""
+    """Give every parameter a random value of a size that keeps activations near one, and norms some statistics."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -184,6 +213,11 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             parameter.data = 1 + 0.2 * noise
         else:
             parameter.data = 0.3 * noise
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
+        elif name.endswith("running_var"):
+            buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
     return model
 
 
@@ -228,8 +262,11 @@ def _save_image_processor(folder: Path) -> None:
     ViTImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(folder)
 
 
-def timm_args(**overrides: Any) -> dict[str, Any]:
-    """Arguments that make `vit_tiny_patch16_224` as small as the other models."""
+def timm_args(architecture: str = TIMM_NAME, **overrides: Any) -> dict[str, Any]:
+    """Arguments that make a timm model as small as the other models."""
+    if architecture.startswith("swin"):
+        sizes = {"img_size": IMAGE_SIZE, "patch_size": 4, "embed_dim": WIDTH, "depths": (2, 2)}
+        return {**sizes, "num_heads": (HEADS, HEADS), "window_size": 4, "mlp_ratio": 2.0, **overrides}
     return {
         "img_size": IMAGE_SIZE,
         "patch_size": PATCH_SIZE,
@@ -247,21 +284,25 @@ def new_timm_vit(num_classes: int = 5, seed: int = 0, **overrides: Any) -> nn.Mo
 
 
 def new_timm(architecture: str, num_classes: int = 5, seed: int = 0, **overrides: Any) -> nn.Module:
-    """A tiny timm model of any architecture that takes the arguments of a VisionTransformer."""
+    """A tiny timm model of any architecture that takes the arguments of a VisionTransformer or a Swin."""
     import timm
 
-    model = timm.create_model(architecture, num_classes=num_classes, **timm_args(**overrides))
+    model = timm.create_model(architecture, num_classes=num_classes, **timm_args(architecture, **overrides))
     return randomise(model, seed).eval()
 
 
-def _save_timm(
-    architecture: str, folder: Path, num_classes: int, seed: int, overrides: dict[str, Any]
-) -> None:
-    model = new_timm(architecture, num_classes, seed, **overrides)
+def new_timm_cnn(architecture: str, num_classes: int = 5, seed: int = 0) -> nn.Module:
+    """One of timm's convolutional models in memory."""
+    import timm
+
+    return randomise(timm.create_model(architecture, num_classes=num_classes), seed).eval()
+
+
+def _save_timm(architecture: str, folder: Path, model: Any, args: dict[str, Any]) -> None:
     config = {
         "architecture": architecture,
-        "num_classes": num_classes,
-        "model_args": timm_args(**overrides),
+        "num_classes": model.num_classes,
+        "model_args": args,
         "pretrained_cfg": {
             "input_size": [3, IMAGE_SIZE, IMAGE_SIZE],
             "interpolation": "bicubic",
@@ -407,6 +448,30 @@ def random_inputs(model: OpenModel, batch: int = 3, tokens: int = 9, seed: int =
         mask[row, tokens - min(row, tokens - 1) :] = 0
     ids[mask == 0] = config.pad_token_id
     return {"input_ids": ids, "attention_mask": mask}
+
+
+SWIN_WINDOWS = {
+    "swin": (4, False), "swin-padded": (3, False), "timm-swin": (4, True), "timm-swin-padded": (3, True)
+}  # fmt: skip
+"""Name -> (side of a window, whether an image is shifted before it is padded)."""
+
+
+def window_rows(name: str, block: int) -> Tensor:
+    """Where a tiny Swin has each position of an image, (positions,), among the rows of a block's windows."""
+    side, shift = (8 if block < 2 else 4), block in (1, 4)
+    window, shifted_first = SWIN_WINDOWS[name]
+    step = window // 2 if shift and window < side else 0
+    room = -(-side // window) * window - side
+    numbers = torch.arange(side * side).view(side, side)
+    if shifted_first:
+        numbers = numbers.roll((-step, -step), (0, 1))
+    grid = nn.functional.pad(numbers, (0, room, 0, room), value=-1)
+    if not shifted_first:
+        grid = grid.roll((-step, -step), (0, 1))
+    cut = grid.unfold(0, window, window).unfold(1, window, window).flatten()  # window by window
+    rows = torch.empty(side * side, dtype=torch.long)
+    rows[cut[cut >= 0]] = (cut >= 0).nonzero()[:, 0]
+    return rows
 
 
 @torch.no_grad()

@@ -43,9 +43,9 @@ class RankedSite:
     block: int
     units: int
     width: int
-    macs_per_token: int
-    macs_per_pair: int
-    params_per_unit: int
+    macs_per_token: float
+    macs_per_pair: float
+    params_per_unit: float
     score: Array
     """[units]"""
     trajectory: Array

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from optin_cli.errors import UsageError
 from optin_cli.measure.memory import peak_memory
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.macs import count_macs, observed_tokens
+from optin_cli.models.positions import image_size
 from optin_cli.models.processors import ImageProcessor, TextProcessor
 
 Inputs = Mapping[str, Tensor]
@@ -23,7 +23,6 @@ Progress = Callable[[int, int, str], None]
 """Called with (settings done, settings in all, what is being done)."""
 
 DEFAULT_LENGTH = 128
-_DEFAULT_SIDE = 224
 _MOST_ROUNDS = 500
 _DOUBLING_ROUNDS = 5
 _SATURATED = 1.5
@@ -127,7 +126,7 @@ def default_size(model: OpenModel) -> int:
     processor = model.processor
     if isinstance(processor, TextProcessor):
         return min(DEFAULT_LENGTH, processor.max_length)
-    return _image_size(model)[0]
+    return image_size(model.module)[0]
 
 
 def dummy_inputs(model: OpenModel, batch_size: int, size: int, seed: int = 0) -> dict[str, Tensor]:
@@ -150,7 +149,7 @@ def check_setting(model: OpenModel, batch_size: int, size: int) -> None:
                 f"{model.spec} takes sequences of up to {processor.max_length} tokens, not {size}",
                 f"use --seq-len {processor.max_length} or less",
             )
-    elif size != _image_size(model)[0]:
+    elif size != image_size(model.module)[0]:
         _check_image_size(model, size)
 
 
@@ -160,7 +159,7 @@ def _check_image_size(model: OpenModel, size: int) -> None:
         with torch.inference_mode():
             model.module(**_draw(model, 1, size, 0))
     except (ValueError, RuntimeError, AssertionError) as error:
-        height, width = _image_size(model)
+        height, width = image_size(model.module)
         raise UsageError(
             f"{model.spec} takes images of {height} x {width} pixels, not {size} x {size}",
             f"use size {height}",
@@ -171,7 +170,7 @@ def _draw(model: OpenModel, batch_size: int, size: int, seed: int) -> dict[str, 
     generator = torch.Generator().manual_seed(seed)
     processor = model.processor
     if isinstance(processor, ImageProcessor):
-        height, width = _image_size(model)
+        height, width = image_size(model.module)
         shape = (height, width) if size == height else (size, size)
         pixels = torch.randn(batch_size, 3, *shape, generator=generator)
         return {processor.input_name: pixels.to(model.device, model.dtype)}
@@ -186,18 +185,6 @@ def _draw(model: OpenModel, batch_size: int, size: int, seed: int) -> dict[str, 
     if "token_type_ids" in tokenizer.model_input_names:
         inputs["token_type_ids"] = torch.zeros_like(picked)
     return inputs
-
-
-def _image_size(model: OpenModel) -> tuple[int, int]:
-    """(height, width) of the images a model was made for: as configured (transformers) or built (timm)."""
-    module: Any = model.module
-    config = getattr(module, "config", None)
-    size = getattr(getattr(config, "vision_config", config), "image_size", None)
-    size = size or getattr(getattr(module, "patch_embed", None), "img_size", None)
-    if size is None:
-        settings = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None) or {}
-        size = settings.get("input_size", (3, _DEFAULT_SIDE, _DEFAULT_SIDE))[-2:]
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def _bench_setting(

@@ -256,8 +256,14 @@ def _inside(site: Site, block: str) -> Site:
         site,
         producers=tuple(Producer(cut(p.path), p.parts) for p in site.producers),
         consumer=cut(site.consumer),
+        carried=tuple(map(cut, site.carried)),
+        readers=tuple(map(cut, site.readers)),
+        masked_at=cut(site.masked_at),
+        norm=cut(site.norm),
         counts=tuple((cut(path), kind) for path, kind in site.counts),
         unit_inputs=tuple(UnitInput(cut(u.module), u.argument, u.axis) for u in site.unit_inputs),
+        tensors=tuple((cut(path), axis) for path, axis in site.tensors),
+        bypass=replace(site.bypass, module=cut(site.bypass.module)) if site.bypass else None,
     )
 
 

@@ -10,11 +10,16 @@ from dataclasses import dataclass
 
 HEADS = "heads"
 NEURONS = "neurons"
+CHANNELS = "channels"
+
+TOKENS, NHWC, NCHW = "tokens", "nhwc", "nchw"
+LAYOUTS = (TOKENS, NHWC, NCHW)
+"""Of hidden states: (batch, tokens, d), (batch, height, width, d) and (batch, d, height, width)."""
 
 
 @dataclass(frozen=True)
 class Producer:
-    """A Linear whose output features hold the units of a site.
+    """A Linear or Conv2d whose outputs hold the units of a site.
 
     `parts` groups are stacked along the output: a fused `qkv` projection has 3, each of units * width rows.
     """
@@ -37,28 +42,56 @@ class UnitInput:
 
 
 @dataclass(frozen=True)
+class Bypass:
+    """A `module` around a consumer that can't run without units: once all are gone, it gives the consumer's bias.
+
+    What `module` returns is a tensor, or a tuple of one (`in_tuple`).
+    """
+
+    module: str
+    in_tuple: bool = False
+
+
+@dataclass(frozen=True)
 class Site:
     """One place that holds a row of interchangeable units between producers and a consumer."""
 
     name: str
-    """`blocks.<block>.<kind>`: what `--protect` globs match and what artefacts use as key."""
+    """`blocks.<block>.<its table's name>`: what `--protect` globs match and what artefacts use as key."""
     kind: str
-    """`heads` or `neurons`."""
+    """`heads`, `neurons` or `channels`."""
     block: int
     units: int
     """Units present now (fewer than in the dense model once pruned)."""
     width: int
-    """Features of the consumer's input that belong to one unit: head_dim for heads, 1 for neurons."""
+    """Features of the consumer's input that belong to one unit: head_dim for heads, 1 for the others."""
     producers: tuple[Producer, ...]
     consumer: str
+    carried: tuple[str, ...] = ()
+    """Modules between producers and consumer that hold something for each unit: norms, depthwise convolutions."""
+    readers: tuple[str, ...] = ()
+    """Modules beside the consumer whose inputs are the units: a squeeze-and-excite's reduction."""
+    masked_at: str = ""
+    """The module whose input is masked, where something reads the units before the consumer does."""
+    axis: int = -1
+    """Where the units stand in what is masked, counted from the end: -3 in (examples, channels, height, width)."""
+    norm: str = ""
+    """The BatchNorm right behind the consumer, whose bias stands for the one the consumer lacks."""
     counts: tuple[tuple[str, str], ...] = ()
     """Attributes that hold a count and change with the units: (module.attribute, 'units' or 'features')."""
     unit_inputs: tuple[UnitInput, ...] = ()
-    macs_per_token: int = 0
-    """MACs of one unit for each token: its rows of the producers and columns of the consumer."""
-    macs_per_pair: int = 0
-    """MACs of one unit for each pair of tokens: 2 * head_dim for a head (scores and context)."""
-    params_per_unit: int = 0
+    tensors: tuple[tuple[str, int], ...] = ()
+    """Parameters and buffers beside the producers with one slice a unit: (module.attribute, axis)."""
+    bypass: Bypass | None = None
+    macs_per_token: float = 0
+    """MACs of one unit for each token of the first block: its rows of the producers and columns of the consumer.
+
+    In a hierarchical model a site sees more or fewer positions than that, and attention stays within windows: both
+    are folded into this number."""
+    macs_per_pair: float = 0
+    """MACs of one unit for each pair of tokens: 2 * head_dim for a head (scores and context); 0 if hierarchical."""
+    params_per_unit: float = 0
+    """Of a layer between two sites, each has half: never less than what goes when both lose units."""
 
     def macs_per_unit(self, tokens: float) -> float:
         """MACs one unit costs on a sequence of `tokens` tokens (METHOD section 4, PTF's FLOPs model)."""
@@ -68,6 +101,16 @@ class Site:
     def features(self) -> int:
         """Size of the consumer's input."""
         return self.units * self.width
+
+    @property
+    def entry(self) -> str:
+        """The module whose input is masked."""
+        return self.masked_at or self.consumer
+
+    @property
+    def label(self) -> str:
+        """The name within the block."""
+        return self.name.rpartition(".")[2]
 
 
 @dataclass(frozen=True)

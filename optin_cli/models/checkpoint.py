@@ -162,7 +162,7 @@ def open_model(
     def reshape(module: nn.Module) -> None:
         if record is not None:
             assert family is not None
-            slice_model(module, dissect(module, family), record.kept)
+            slice_model(module, dissect(module, family, costs=False), record.kept)
 
     if device_map is not None and source.library == "timm":
         raise UsageError(f"{spec} is a timm model, and --device-map spreads transformers models alone")

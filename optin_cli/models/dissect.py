@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.errors import InputError, UnknownArchitecture
 from optin_cli.models.anatomy import HEADS, Anatomy, Producer, Site, UnitInput
+from optin_cli.models.costs import plain, unit_costs
 from optin_cli.models.families import DOCS, TOWERS, Family, SiteTable, find_family, known_families
+from optin_cli.models.layers import (
+    carries_units,
+    channel_axis,
+    is_affine_norm,
+    is_grouped,
+    shape_of,
+)
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from optin_cli.models.positions import Positions
 
 
 def family_of(model: nn.Module) -> Family:
@@ -36,23 +51,28 @@ def family_of(model: nn.Module) -> Family:
     return family
 
 
-def dissect(model: nn.Module, family: Family) -> Anatomy:
+def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
     """Resolve `family` against `model` (dense or already pruned, real or meta tensors).
 
+    Without `costs` a hierarchical model is not run to count what each site sees: its MACs are then not to be used.
     Raises `InputError` naming the table's path and the module that lacks it, and when producers and consumer
     don't fit each other.
     """
     base = getattr(model, "base_model", model)
     prefix = next((name for name, module in model.named_modules() if module is base), "")
-    root = f"{prefix}.{family.blocks}" if prefix else family.blocks
-    blocks = [f"{root}.{name}" for name, _ in _module(model, root, family).named_children()]
-    if not blocks:
-        raise InputError(f"family {family.name!r}: {type(model).__name__}.{root} holds no blocks")
+    blocks = _blocks(model, family, f"{prefix}." if prefix else "")
+    seen = _count_positions(model, family, blocks[0]) if costs and family.hierarchical else None
     sites: list[Site] = []
     for index, block in enumerate(blocks):
-        for table in _tables_of(model.get_submodule(block), family):
-            if not any(_mixes_units(model, f"{block}.{path}", family) for path in table.must_be_identity):
-                sites.append(_site(model, family, table, index, block))
+        tables = [
+            table
+            for table in _tables_of(model.get_submodule(block), family)
+            if not _is_mixed(model, family, table, block)
+        ]
+        ends = Counter(
+            path for table in tables for path in (table.consumer, *(p.path for p in table.producers))
+        )
+        sites += [_site(model, family, table, index, block, ends, seen) for table in tables]
     if not sites:
         raise InputError(
             f"nothing is prunable in {type(model).__name__}: every site of family {family.name!r} has a module "
@@ -62,12 +82,48 @@ def dissect(model: nn.Module, family: Family) -> Anatomy:
     return Anatomy(family.name, tuple(blocks), tuple(sites))
 
 
+def _blocks(model: nn.Module, family: Family, prefix: str) -> list[str]:
+    """Paths of the blocks, in the order they run."""
+    from torch import nn
+
+    if isinstance(family.blocks, str) and "*" not in family.blocks:
+        root = prefix + family.blocks
+        blocks = [f"{root}.{name}" for name, _ in _module(model, root, family).named_children()]
+        if not blocks:
+            raise InputError(f"family {family.name!r}: {type(model).__name__}.{root} holds no blocks")
+        return blocks
+    patterns = (family.blocks,) if isinstance(family.blocks, str) else family.blocks
+    blocks = [
+        path
+        for path, module in model.named_modules()
+        if any(_matches(path, prefix + pattern) for pattern in patterns)
+        and not isinstance(module, nn.Identity)
+    ]
+    if not blocks:
+        raise InputError(
+            f"family {family.name!r}: {type(model).__name__} has no {prefix}{f' and no {prefix}'.join(patterns)}"
+        )
+    return blocks
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """True if every part of a dotted path matches the one of the pattern."""
+    names, wanted = path.split("."), pattern.split(".")
+    return len(names) == len(wanted) and all(map(fnmatchcase, names, wanted))
+
+
+def _count_positions(model: nn.Module, family: Family, first_block: str) -> Positions:
+    from optin_cli.models.positions import count_positions
+
+    return count_positions(model, first_block, family.layout)
+
+
 def _tables_of(block: nn.Module, family: Family) -> list[SiteTable]:
-    """The first table of each kind that fits a block."""
+    """The first table of each name that fits a block."""
     fitting: dict[str, SiteTable] = {}
     for table in family.sites:
         if all(_has(block, path) for path in table.requires):
-            fitting.setdefault(table.kind, table)
+            fitting.setdefault(table.label, table)
     return list(fitting.values())
 
 
@@ -79,34 +135,44 @@ def _has(block: nn.Module, path: str) -> bool:
     return found is not None
 
 
-def _site(model: nn.Module, family: Family, table: SiteTable, index: int, block: str) -> Site:
+def _site(
+    model: nn.Module,
+    family: Family,
+    table: SiteTable,
+    index: int,
+    block: str,
+    ends: Mapping[str, int],
+    seen: Positions | None,
+) -> Site:
+    """The site of `table` in a block; `ends` says how many sites of the block begin or end at a layer."""
+
     def module(path: str) -> nn.Module:
         return _module(model, f"{block}.{path}", family)
 
-    name = f"blocks.{index}.{table.kind}"
-    consumer = _linear_shape(module(table.consumer), f"{block}.{table.consumer}")
-    width = (
-        table.unit_width
-        if isinstance(table.unit_width, int)
-        else int(_attribute(model, f"{block}.{table.unit_width}", family))
-    )
-    units, rest = divmod(consumer[0], width)
-    if rest:
-        raise InputError(f"{name}: consumer input {consumer[0]} is not a multiple of the unit width {width}")
-    per_token = width * consumer[1]
-    params = width * consumer[1]
+    name = f"blocks.{index}.{table.label}"
+    layer = module(table.consumer)
+    features = shape_of(layer, f"{block}.{table.consumer}").inputs
+    units, width = _units(model, family, table, block, name, features)
+
+    def share(path: str) -> float:
+        return seen.share(f"{block}.{path}") if seen else 1
+
+    costs = list(unit_costs(table, width, module, ends))
+    params = sum(cost.params for cost in costs)
+    per_token = sum(cost.macs * share(cost.path) for cost in costs)
+    per_pair = 2 * width if table.kind == HEADS else 0
+    if seen:  # every position attends to those of its window
+        per_token += per_pair * share(table.consumer) * seen.group(f"{block}.{table.consumer}")
+        per_pair = 0
     for producer in table.producers:
         path = f"{block}.{producer.path}"
-        layer = module(producer.path)
-        inputs, outputs = _linear_shape(layer, path)
-        if outputs != producer.parts * units * width:
+        given_features = shape_of(module(producer.path), path).outputs
+        if given_features != producer.parts * units * width:
             raise InputError(
-                f"{name}: {path} gives {outputs} features, but {producer.parts} x {units} units x {width} "
+                f"{name}: {path} gives {given_features} features, but {producer.parts} x {units} units x {width} "
                 f"feed {block}.{table.consumer}",
                 f"the table of family {family.name!r} does not describe this model: see {DOCS}",
             )
-        per_token += producer.parts * width * inputs
-        params += producer.parts * width * (inputs + (getattr(layer, "bias", None) is not None))
     for given in table.unit_inputs:
         owner = module(given.module)
         if given.argument not in inspect.signature(owner.forward).parameters:
@@ -116,6 +182,13 @@ def _site(model: nn.Module, family: Family, table: SiteTable, index: int, block:
             )
     for path in table.counts:
         _attribute(model, f"{block}.{path}", family)
+    for path, axis in table.tensors.items():
+        params += _slice_size(model, family, f"{block}.{path}", axis, units, name)
+    bypass = table.bypass
+    if bypass and not table.consumer.startswith(f"{bypass.module}."):
+        raise InputError(
+            f"{name}: {bypass.module} can't give the bias of {table.consumer}, which stands outside of it"
+        )
     return Site(
         name=name,
         kind=table.kind,
@@ -124,21 +197,71 @@ def _site(model: nn.Module, family: Family, table: SiteTable, index: int, block:
         width=width,
         producers=tuple(Producer(f"{block}.{p.path}", p.parts) for p in table.producers),
         consumer=f"{block}.{table.consumer}",
+        carried=tuple(f"{block}.{path}" for path in table.carried if _has(model.get_submodule(block), path)),
+        readers=tuple(f"{block}.{path}" for path in table.readers),
+        masked_at=f"{block}.{table.masked_at}" if table.masked_at else "",
+        axis=channel_axis(layer),
+        norm=_norm_behind(model, block, table),
         counts=tuple((f"{block}.{path}", unit) for path, unit in table.counts.items()),
         unit_inputs=tuple(UnitInput(f"{block}.{u.module}", u.argument, u.axis) for u in table.unit_inputs),
-        macs_per_token=per_token,
-        macs_per_pair=2 * width if table.kind == HEADS else 0,
-        params_per_unit=params,
+        tensors=tuple((f"{block}.{path}", axis) for path, axis in table.tensors.items()),
+        bypass=replace(bypass, module=f"{block}.{bypass.module}") if bypass else None,
+        macs_per_token=plain(per_token),
+        macs_per_pair=per_pair,
+        params_per_unit=plain(params),
     )
 
 
-def _linear_shape(layer: nn.Module, path: str) -> tuple[int, int]:
-    """(inputs, outputs) of a Linear."""
+def _norm_behind(model: nn.Module, block: str, table: SiteTable) -> str:
+    """Path of the norm behind the consumer; '' where there is none with a bias."""
+    path = f"{block}.{table.norm}"
+    if not table.norm or not _has(model.get_submodule(block), table.norm):
+        return ""
+    norm = model.get_submodule(path)
+    return path if is_affine_norm(norm) else ""
+
+
+def _units(
+    model: nn.Module, family: Family, table: SiteTable, block: str, name: str, features: int
+) -> tuple[int, int]:
+    """(units, width of one) of a site whose consumer takes `features`."""
+    if table.unit_count:
+        units = int(_attribute(model, f"{block}.{table.unit_count}", family))
+        width, rest = divmod(features, units) if units else (1, features)  # none left: any width will do
+        if rest:
+            raise InputError(f"{name}: consumer input {features} is not a multiple of its {units} units")
+        return units, width
+    given = table.unit_width
+    width = given if isinstance(given, int) else int(_attribute(model, f"{block}.{given}", family))
+    units, rest = divmod(features, width)
+    if rest:
+        raise InputError(f"{name}: consumer input {features} is not a multiple of the unit width {width}")
+    return units, width
+
+
+def _slice_size(model: nn.Module, family: Family, path: str, axis: int, units: int, name: str) -> int:
+    """Parameters that one unit has in a tensor with one slice a unit; a buffer has none."""
     from torch import nn
 
-    if not isinstance(layer, nn.Linear):
-        raise InputError(f"{path} is a {type(layer).__name__}; a site is made of torch.nn.Linear layers")
-    return layer.in_features, layer.out_features
+    tensor = _attribute(model, path, family)
+    shape = list(getattr(tensor, "shape", ()))
+    if not -len(shape) <= axis < len(shape) or shape[axis] != units:
+        raise InputError(
+            f"{name}: {path} of shape {tuple(shape)} has no slice along axis {axis} for each of {units} units",
+            f"the table of family {family.name!r} does not describe this model: see {DOCS}",
+        )
+    del shape[axis]
+    return prod(shape) if isinstance(tensor, nn.Parameter) else 0
+
+
+def _is_mixed(model: nn.Module, family: Family, table: SiteTable, block: str) -> bool:
+    """True if something in this block mixes the units of a table: a module that should not be, or groups."""
+    if any(_mixes_units(model, f"{block}.{path}", family) for path in table.must_be_identity):
+        return True
+    ends = table.consumer, *table.readers, *(producer.path for producer in table.producers)
+    if any(is_grouped(_module(model, f"{block}.{path}", family)) for path in ends):
+        return True
+    return any(not carries_units(_module(model, f"{block}.{path}", family)) for path in table.carried)
 
 
 def _module(model: nn.Module, path: str, family: Family) -> nn.Module:

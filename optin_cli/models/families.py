@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from optin_cli.errors import UsageError
-from optin_cli.models.anatomy import HEADS, NEURONS, Producer, UnitInput
+from optin_cli.models.anatomy import CHANNELS, HEADS, LAYOUTS, NEURONS, Bypass, Producer, UnitInput
+from optin_cli.models.cnn_tables import CNNS
+from optin_cli.models.swin_tables import SWIN
 from optin_cli.models.tables import SHIPPED, TOWERS, Family, SiteTable
 
 __all__ = [
@@ -86,13 +88,17 @@ def family_from_dict(data: dict[str, Any], where: str = "family table") -> Famil
                     Producer(**p) if isinstance(p, dict) else Producer(p) for p in site["producers"]
                 ),
                 "unit_inputs": tuple(UnitInput(**u) for u in site.get("unit_inputs", ())),
-                "must_be_identity": tuple(site.get("must_be_identity", ())),
-                "requires": tuple(site.get("requires", ())),
+                "bypass": Bypass(**site["bypass"]) if site.get("bypass") else None,
+                **{
+                    field: tuple(site.get(field, ()))
+                    for field in ("carried", "readers", "must_be_identity", "requires")
+                },
             }
         )
         for site in data["sites"]
     )
-    return Family(**{**data, "matches": tuple(data["matches"]), "sites": sites})
+    blocks = data["blocks"] if isinstance(data["blocks"], str) else tuple(data["blocks"])
+    return Family(**{**data, "matches": tuple(data["matches"]), "blocks": blocks, "sites": sites})
 
 
 def _is_text(value: Any) -> bool:
@@ -133,23 +139,50 @@ def _is_counts(value: Any) -> bool:
     )
 
 
+def _is_axes(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_text(k) and type(v) is int for k, v in value.items())
+
+
+def _is_bypass(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) <= {"module", "in_tuple"}
+        and _is_text(value.get("module"))
+        and isinstance(value.get("in_tuple", False), bool)
+    )
+
+
 # field -> (required, what it must be, check)
 _Fields = dict[str, tuple[bool, str, Callable[[Any], bool]]]
 _FAMILY_FIELDS: _Fields = {
     "name": (True, "a name", _is_text),
     "matches": (True, "a list of names", _list_of(_is_text)),
-    "blocks": (True, "a path", _is_text),
+    "blocks": (
+        True,
+        "a path or a list of patterns",
+        lambda v: _is_text(v) or (bool(v) and _list_of(_is_text)(v)),
+    ),
     "sites": (True, "a list of sites", lambda v: _list_of(lambda s: isinstance(s, dict))(v) and bool(v)),
     "modality": (False, "text or image", lambda v: v in ("text", "image")),
     "note": (False, "text", lambda v: isinstance(v, str)),
+    "layout": (False, f"one of {', '.join(LAYOUTS)}", lambda v: v in LAYOUTS),
+    "hierarchical": (False, "true or false", lambda v: isinstance(v, bool)),
 }
 _SITE_FIELDS: _Fields = {
-    "kind": (True, f"{HEADS} or {NEURONS}", lambda v: v in (HEADS, NEURONS)),
+    "kind": (True, f"{HEADS}, {NEURONS} or {CHANNELS}", lambda v: v in (HEADS, NEURONS, CHANNELS)),
+    "name": (False, "a word without dots", lambda v: isinstance(v, str) and "." not in v),
     "producers": (True, "a list of paths or {path, parts}", lambda v: _list_of(_is_producer)(v) and bool(v)),
     "consumer": (True, "a path", _is_text),
+    "carried": (False, "a list of paths", _list_of(_is_text)),
+    "readers": (False, "a list of paths", _list_of(_is_text)),
+    "masked_at": (False, "a path", lambda v: isinstance(v, str)),
+    "norm": (False, "a path", lambda v: isinstance(v, str)),
     "unit_width": (False, "a number above 0 or an attribute", lambda v: _is_text(v) or _is_count(v)),
+    "unit_count": (False, "an attribute", lambda v: isinstance(v, str)),
     "counts": (False, "attribute: units or features", _is_counts),
     "unit_inputs": (False, "a list of {module, argument, axis}", _list_of(_is_unit_input)),
+    "tensors": (False, "path: axis", _is_axes),
+    "bypass": (False, "{module, in_tuple}", lambda v: v is None or _is_bypass(v)),
     "must_be_identity": (False, "a list of paths", _list_of(_is_text)),
     "requires": (False, "a list of paths", _list_of(_is_text)),
 }
@@ -182,5 +215,5 @@ def read_family(path: Path) -> Family:
     return family_from_dict(data, str(path))
 
 
-for _family in SHIPPED:
+for _family in (*SHIPPED, *SWIN, *CNNS):
     register_family(_family)

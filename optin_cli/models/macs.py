@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from optin_cli.models.checkpoint import OpenModel
+from optin_cli.models.hidden import as_rows, hidden_of
 
 
 def count_macs(model: OpenModel, inputs: Mapping[str, Tensor]) -> int:
@@ -23,14 +24,13 @@ def count_macs(model: OpenModel, inputs: Mapping[str, Tensor]) -> int:
 
 
 def observed_tokens(model: OpenModel, inputs: Mapping[str, Tensor]) -> int:
-    """Tokens that the first site's consumer sees, class tokens included: what `Anatomy.macs` takes."""
+    """Positions in the first block's output, class tokens included: what `Anatomy.macs` takes."""
     seen: list[int] = []
 
-    def look(_: nn.Module, args: tuple[Any, ...]) -> None:
-        seen.append(args[0].shape[1])  # (batch, tokens, features)
+    def look(_: nn.Module, __: Any, output: Any) -> None:
+        seen.append(as_rows(hidden_of(output), model.family.layout).shape[1])
 
-    consumer = model.module.get_submodule(model.anatomy.sites[0].consumer)
-    handle = consumer.register_forward_pre_hook(look)
+    handle = model.module.get_submodule(model.anatomy.blocks[0]).register_forward_hook(look)
     try:
         with torch.no_grad():
             model.module(**inputs)

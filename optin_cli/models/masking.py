@@ -1,4 +1,4 @@
-"""Mask units: multiply the consumer's input by a 0/1 vector. One mechanism for every architecture.
+"""Mask units: multiply the input of the consumer, or of what reads the units before it, by a 0/1 vector.
 
 A masked head and a zeroed context vector are the same thing (METHOD section 1), so a masked model computes
 what the sliced one will.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from optin_cli.models.anatomy import Anatomy
+from optin_cli.models.layers import along
 
 
 @contextmanager
@@ -26,18 +27,17 @@ def masked(model: nn.Module, anatomy: Anatomy, masks: Mapping[str, Tensor]) -> I
             site = anatomy[name]
             if mask.shape != (site.units,):
                 raise ValueError(f"{name}: a mask of shape {tuple(mask.shape)} for {site.units} units")
-            consumer = model.get_submodule(site.consumer)
-            stack.enter_context(_hooked(consumer, mask, site.width))
+            entry = model.get_submodule(site.entry)
+            stack.enter_context(_hooked(entry, along(site.axis, mask.repeat_interleave(site.width))))
         yield
 
 
 @contextmanager
-def _hooked(consumer: nn.Module, mask: Tensor, width: int) -> Iterator[None]:
+def _hooked(entry: nn.Module, factor: Tensor) -> Iterator[None]:
     def multiply(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        factor = mask if width == 1 else mask.repeat_interleave(width)  # (units,) -> (features,)
         return (args[0] * factor.to(args[0].dtype), *args[1:])
 
-    handle = consumer.register_forward_pre_hook(multiply)
+    handle = entry.register_forward_pre_hook(multiply)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Slice units out of the weights: select the producers' rows and the consumer's columns.
+"""Slice units out of the weights: select the producers' rows, the consumer's columns and what stands between them.
 
 The same function shrinks a trained model (`apply`) and a meta-device skeleton that is about to receive a
 pruned checkpoint (`load`): only shapes and indices matter.
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from optin_cli.models.anatomy import Anatomy, Site, UnitInput
+from optin_cli.models.hidden import hidden_argument
+from optin_cli.models.layers import select_carried, select_inputs, select_outputs
 
 
 def slice_model(model: nn.Module, anatomy: Anatomy, keep: Mapping[str, Sequence[int]]) -> None:
@@ -34,14 +36,22 @@ def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
     for producer in site.producers:
         # fused projections are part-major: part p of feature f stands in row p * features + f
         rows = torch.cat([features + part * site.features for part in range(producer.parts)])
-        _select(model.get_submodule(producer.path), rows, dim=0)
-    _select(model.get_submodule(site.consumer), features, dim=1)
+        select_outputs(model.get_submodule(producer.path), rows)
+    for path in site.carried:
+        select_carried(model.get_submodule(path), features)
+    for path in (*site.readers, site.consumer):
+        select_inputs(model.get_submodule(path), features)
     sizes = {"units": len(units), "features": len(features)}
     for path, kind in site.counts:
         owner, _, attribute = path.rpartition(".")
         setattr(model.get_submodule(owner), attribute, sizes[kind])
     for unit_input in site.unit_inputs:
         select_unit_input(model.get_submodule(unit_input.module), unit_input, units)
+    for path, axis in site.tensors:
+        _select_slices(model, path, axis, units)
+    if site.bypass and not units:
+        consumer = site.consumer.removeprefix(f"{site.bypass.module}.")
+        _bypass(model.get_submodule(site.bypass.module), consumer, site.bypass.in_tuple)
 
 
 def _expand(units: Tensor, width: int) -> Tensor:
@@ -49,21 +59,28 @@ def _expand(units: Tensor, width: int) -> Tensor:
     return (units[:, None] * width + torch.arange(width)[None, :]).reshape(-1)
 
 
-def _select(linear: nn.Module, indices: Tensor, dim: int) -> None:
-    """Keep rows (dim 0) or columns (dim 1) of a Linear, in place."""
-    assert isinstance(linear, nn.Linear)
-    index = indices.to(linear.weight.device)
-    linear.weight = nn.Parameter(
-        linear.weight.detach().index_select(dim, index).contiguous(), linear.weight.requires_grad
-    )
-    if dim == 0:
-        linear.out_features = len(indices)
-        if linear.bias is not None:
-            linear.bias = nn.Parameter(
-                linear.bias.detach().index_select(0, index).contiguous(), linear.bias.requires_grad
-            )
-    else:
-        linear.in_features = len(indices)
+def _select_slices(model: nn.Module, path: str, axis: int, units: list[int]) -> None:
+    """Keep the units' slices of a parameter or buffer, in place."""
+    owner, _, name = path.rpartition(".")
+    module = model.get_submodule(owner)
+    old = getattr(module, name)
+    index = torch.as_tensor(units, dtype=torch.long, device=old.device)
+    new = old.detach().index_select(axis, index).contiguous()
+    setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+
+
+def _bypass(module: nn.Module, consumer: str, in_tuple: bool) -> None:
+    """Make `module` give what its `consumer` makes of no features. A class, so that copies of the module do it too."""
+
+    class Bypassed(type(module)):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            hidden = hidden_argument(args, kwargs)
+            output = self.get_submodule(consumer)(hidden.new_zeros(*hidden.shape[:-1], 0))
+            return (output,) if in_tuple else output
+
+    Bypassed.__name__ = type(module).__name__
+    Bypassed.__module__ = type(module).__module__
+    module.__class__ = Bypassed
 
 
 class _UnitInputSelector:

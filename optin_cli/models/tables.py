@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from optin_cli.models.anatomy import HEADS, NEURONS, Producer, UnitInput
+from optin_cli.models.anatomy import HEADS, NEURONS, TOKENS, Bypass, Producer, UnitInput
 
 
 @dataclass(frozen=True)
@@ -12,22 +12,43 @@ class SiteTable:
     """Where a site stands inside a block. All paths are relative to the block."""
 
     kind: str
-    """`heads` or `neurons`."""
+    """`heads`, `neurons` or `channels`."""
     producers: tuple[Producer, ...]
-    """The Linears whose output rows are the units."""
+    """The Linears or Conv2ds whose outputs are the units."""
     consumer: str
-    """The Linear whose input columns are the units."""
+    """The Linear or Conv2d whose inputs are the units."""
+    name: str = ""
+    """What the site is called within its block, where a block has several of one kind; by default the kind."""
+    carried: tuple[str, ...] = ()
+    """Modules between producers and consumer that hold something for each unit: norms, depthwise convolutions."""
+    readers: tuple[str, ...] = ()
+    """Modules beside the consumer whose inputs are the units: a squeeze-and-excite's reduction."""
+    masked_at: str = ""
+    """The module that first reads the units, where that is not the consumer: a squeeze-and-excite."""
+    norm: str = ""
+    """The BatchNorm right behind the consumer: its bias takes up what a consumer without one can't."""
     unit_width: str | int = 1
     """Features of one unit: a number, or the attribute that holds it (`attn.head_dim`)."""
+    unit_count: str = ""
+    """The attribute that holds the number of units, in place of `unit_width` where none holds their width."""
     counts: dict[str, str] = field(default_factory=dict)
     """Attributes to rewrite after slicing: path -> 'units' (a count) or 'features' (units * width)."""
     unit_inputs: tuple[UnitInput, ...] = ()
     """Forward arguments with one slice a unit, computed outside the block."""
+    tensors: dict[str, int] = field(default_factory=dict)
+    """Parameters and buffers with one slice a unit: path -> axis (the biases of each head's relative positions)."""
+    bypass: Bypass | None = None
+    """A module that can't run without units, for when all are gone."""
     must_be_identity: tuple[str, ...] = ()
     """Modules that mix units when present (a norm over all heads): the site is left out if one is there."""
     requires: tuple[str, ...] = ()
-    """Modules or attributes that a block must have for this table to fit it. Of several tables of one kind, a block
-    takes the first that fits; where none does, that kind is left out."""
+    """Modules or attributes that a block must have for this table to fit it. Of several tables of one name, a block
+    takes the first that fits; where none does, that site is left out."""
+
+    @property
+    def label(self) -> str:
+        """What the site is called within its block."""
+        return self.name or self.kind
 
 
 @dataclass(frozen=True)
@@ -37,90 +58,96 @@ class Family:
     name: str
     matches: tuple[str, ...]
     """`config.model_type` of transformers models, or the class name of any other module."""
-    blocks: str
-    """Path of the list of blocks, from the base model (without the task head)."""
+    blocks: str | tuple[str, ...]
+    """Path of the list of blocks, from the base model (without the task head); or patterns (`*` stands for any part
+    of a name), which all blocks match. The blocks run in the order in which their modules are registered, and each
+    receives what the one before gives. None and Identity are no blocks."""
     sites: tuple[SiteTable, ...]
     modality: str = "text"
     """`text` or `image`: which kind of data the model reads."""
     note: str = ""
+    layout: str = TOKENS
+    """How a block's hidden states lie: `tokens` (batch, tokens, d), `nhwc` or `nchw`."""
+    hierarchical: bool = False
+    """Blocks see different numbers of positions, or attend within windows: costs are counted by a forward."""
 
 
-def _linears(*paths: str) -> tuple[Producer, ...]:
+def linears(*paths: str) -> tuple[Producer, ...]:
     return tuple(Producer(path) for path in paths)
 
 
-_BERT_SITES = (
+BERT_SITES = (
     SiteTable(
         HEADS,
-        producers=_linears("attention.self.query", "attention.self.key", "attention.self.value"),
+        producers=linears("attention.self.query", "attention.self.key", "attention.self.value"),
         consumer="attention.output.dense",
         unit_width="attention.self.attention_head_size",
         counts={"attention.self.num_attention_heads": "units", "attention.self.all_head_size": "features"},
     ),
-    SiteTable(NEURONS, producers=_linears("intermediate.dense"), consumer="output.dense"),
+    SiteTable(NEURONS, producers=linears("intermediate.dense"), consumer="output.dense"),
 )
 
 _DISTILBERT_SITES = (
     SiteTable(
         HEADS,
-        producers=_linears("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+        producers=linears("attention.q_lin", "attention.k_lin", "attention.v_lin"),
         consumer="attention.out_lin",
         unit_width="attention.attention_head_size",
         counts={"attention.n_heads": "units", "attention.dim": "features"},
     ),
-    SiteTable(NEURONS, producers=_linears("ffn.lin1"), consumer="ffn.lin2"),
+    SiteTable(NEURONS, producers=linears("ffn.lin1"), consumer="ffn.lin2"),
 )
 
 _MPNET_SITES = (
     SiteTable(
         HEADS,
-        producers=_linears("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+        producers=linears("attention.attn.q", "attention.attn.k", "attention.attn.v"),
         consumer="attention.attn.o",
         unit_width="attention.attn.attention_head_size",
         counts={"attention.attn.num_attention_heads": "units", "attention.attn.all_head_size": "features"},
         unit_inputs=(UnitInput("attention.attn", "position_bias", axis=1),),
     ),
-    _BERT_SITES[1],
+    BERT_SITES[1],
 )
 
-_VIT_HEADS = SiteTable(
+VIT_HEADS = SiteTable(
     HEADS,
-    producers=_linears("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+    producers=linears("attention.q_proj", "attention.k_proj", "attention.v_proj"),
     consumer="attention.o_proj",
     unit_width="attention.head_dim",
     counts={"attention.num_attention_heads": "units"},
 )
-_MLP = SiteTable(NEURONS, producers=_linears("mlp.fc1"), consumer="mlp.fc2")
+MLP = SiteTable(NEURONS, producers=linears("mlp.fc1"), consumer="mlp.fc2")
 
 # relative position biases, of the block or shared by all, reach the attention as its mask: (1, heads, s, s)
 _BEIT_SITES = (
-    replace(_VIT_HEADS, unit_inputs=(UnitInput("attention", "attention_mask", axis=1),)),
-    _MLP,
+    replace(VIT_HEADS, unit_inputs=(UnitInput("attention", "attention_mask", axis=1),)),
+    MLP,
 )
 
 _DINOV2_SITES = (
-    _VIT_HEADS,
+    VIT_HEADS,
     SiteTable(
         NEURONS,
-        producers=_linears("mlp.gate_proj", "mlp.up_proj"),
+        producers=linears("mlp.gate_proj", "mlp.up_proj"),
         consumer="mlp.down_proj",
         requires=("mlp.gate_proj",),
     ),
-    _MLP,
+    MLP,
 )
 
 _CLIP_SITES = (
     SiteTable(
         HEADS,
-        producers=_linears("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        producers=linears("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         consumer="self_attn.out_proj",
         unit_width="self_attn.head_dim",
         counts={"self_attn.num_heads": "units"},
     ),
-    _MLP,
+    MLP,
 )
 
-_TIMM_NEURONS = (
+TIMM_NEURONS = (
     SiteTable(  # GluMlp (SwiGLUPacked): fc1 holds gate and value, in either order
         NEURONS,
         producers=(Producer("mlp.fc1", parts=2),),
@@ -130,14 +157,14 @@ _TIMM_NEURONS = (
     ),
     SiteTable(
         NEURONS,
-        producers=_linears("mlp.fc1_g", "mlp.fc1_x"),
+        producers=linears("mlp.fc1_g", "mlp.fc1_x"),
         consumer="mlp.fc2",
         must_be_identity=("mlp.norm",),
         requires=("mlp.fc1_g",),
     ),
     SiteTable(
         NEURONS,
-        producers=_linears("mlp.fc1"),
+        producers=linears("mlp.fc1"),
         consumer="mlp.fc2",
         must_be_identity=("mlp.norm", "mlp.grn", "mlp.gate"),
     ),
@@ -152,7 +179,7 @@ _TIMM_VIT_SITES = (
         counts={"attn.num_heads": "units", "attn.attn_dim": "features"},
         must_be_identity=("attn.norm", "attn.gate"),
     ),
-    *_TIMM_NEURONS,
+    *TIMM_NEURONS,
 )
 
 # timm's EvaAttention gives its context the width of its input, whatever its heads: it has no `attn_dim`, and its
@@ -176,20 +203,20 @@ _TIMM_EVA_SITES = (
     _TIMM_EVA_HEADS,
     replace(
         _TIMM_EVA_HEADS,
-        producers=_linears("attn.q_proj", "attn.k_proj", "attn.v_proj"),
+        producers=linears("attn.q_proj", "attn.k_proj", "attn.v_proj"),
         requires=("attn.attn_dim", "attn.q_proj"),
     ),
-    *_TIMM_NEURONS,
+    *TIMM_NEURONS,
 )
 
 SHIPPED = (
-    Family("bert", ("bert",), "encoder.layer", _BERT_SITES),
-    Family("roberta", ("roberta", "xlm-roberta", "camembert"), "encoder.layer", _BERT_SITES),
-    Family("electra", ("electra",), "encoder.layer", _BERT_SITES),
+    Family("bert", ("bert",), "encoder.layer", BERT_SITES),
+    Family("roberta", ("roberta", "xlm-roberta", "camembert"), "encoder.layer", BERT_SITES),
+    Family("electra", ("electra",), "encoder.layer", BERT_SITES),
     Family("distilbert", ("distilbert",), "transformer.layer", _DISTILBERT_SITES),
     Family("mpnet", ("mpnet",), "encoder.layer", _MPNET_SITES, note="position bias sliced with the heads"),
     Family("clip-text", ("clip_text_model",), "encoder.layers", _CLIP_SITES, note="a tower of CLIP"),
-    Family("vit", ("vit", "deit"), "layers", (_VIT_HEADS, _MLP), "image"),
+    Family("vit", ("vit", "deit"), "layers", (VIT_HEADS, MLP), "image"),
     Family("beit", ("beit",), "layers", _BEIT_SITES, "image", note="position bias sliced with the heads"),
     Family(
         "dinov2",
@@ -227,7 +254,7 @@ SHIPPED = (
         "timm-beit",
         ("Beit",),
         "blocks",
-        _TIMM_NEURONS,
+        TIMM_NEURONS,
         "image",
         note="neurons alone: attention has a fixed width",
     ),

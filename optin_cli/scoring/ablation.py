@@ -42,11 +42,11 @@ class Ablation:
         for replay in self.replays:
             calibration.check_finite(replay.features, index)
         pieces = [replay.piece for replay in self.replays]
-        tokens = [replay.features[0].shape[1] for replay in self.replays]
-        self.rows = calibration.sampled_rows(index, pieces, tokens)
+        lengths = {z: [r.features[z].shape[1] for r in self.replays] for z in range(self.depth)}
+        self.rows = calibration.feature_rows(index, pieces, lengths)
         self.dense = {z: self._features([r.features for r in self.replays], z) for z in range(self.depth)}
         self.weights = [self.model.task.row_weights(piece.inputs) for piece in pieces]
-        self.tokens = sum(len(p) * t for p, t in zip(pieces, tokens, strict=True))
+        self.tokens = sum(len(p) * t for p, t in zip(pieces, lengths[0], strict=True))
         self.step = self._fitting()
         """Variants in one call."""
 
@@ -85,10 +85,10 @@ class Ablation:
         measured = measured_blocks(site, self.depth)
         sampled: dict[int, list[Tensor]] = {z: [] for z in measured}
         changes = []
-        for replay, rows, weights in zip(self.replays, self.rows, self.weights, strict=True):
+        for number, (replay, weights) in enumerate(zip(self.replays, self.weights, strict=True)):
             found, output = replay.run(site, units, broadcast)
             for z in measured:  # rows alone are kept: one piece's features are held at a time
-                sampled[z].append(gather_rows(found[z], rows))
+                sampled[z].append(gather_rows(found[z], self.rows[z][number]))
             changes.append(
                 output_change(
                     replay.output,
@@ -104,7 +104,7 @@ class Ablation:
 
     def _features(self, found: list[dict[int, Tensor]], z: int) -> Tensor:
         """The sampled rows of block z's feature over all pieces, (..., K, d)."""
-        parts = [gather_rows(features[z], rows) for features, rows in zip(found, self.rows, strict=True)]
+        parts = [gather_rows(features[z], rows) for features, rows in zip(found, self.rows[z], strict=True)]
         return torch.cat(parts, dim=-2)
 
     @torch.inference_mode()

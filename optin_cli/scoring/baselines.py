@@ -6,6 +6,7 @@ import numpy as np
 from torch import nn
 
 from optin_cli.models.anatomy import Anatomy
+from optin_cli.models.layers import matrix
 
 
 def magnitude(model: nn.Module, anatomy: Anatomy) -> dict[str, np.ndarray]:
@@ -15,13 +16,10 @@ def magnitude(model: nn.Module, anatomy: Anatomy) -> dict[str, np.ndarray]:
     """
     scores = {}
     for site in anatomy:
-        consumer = model.get_submodule(site.consumer)
-        assert isinstance(consumer, nn.Linear)
-        total = consumer.weight.float().square().sum(0).view(site.units, site.width).sum(1)
+        columns = matrix(model.get_submodule(site.consumer)).float().square()  # (outputs, features * taps)
+        total = columns.sum(0).view(site.units, columns.shape[1] // max(1, site.units)).sum(1)
         for producer in site.producers:
-            linear = model.get_submodule(producer.path)
-            assert isinstance(linear, nn.Linear)
-            rows = linear.weight.float().square().sum(1)
+            rows = matrix(model.get_submodule(producer.path)).float().square().sum(1)
             total = total + rows.view(producer.parts, site.units, site.width).sum((0, 2))
         scores[site.name] = total.double().cpu().numpy()
     return scores

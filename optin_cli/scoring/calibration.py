@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +17,8 @@ from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
+from optin_cli.models.hidden import as_rows, hidden_of
+from optin_cli.models.macs import observed_tokens
 from optin_cli.models.storages import activation_peak
 from optin_cli.scoring.losses import unit_rows
 from optin_cli.scoring.room import free_bytes, ran_out, whole_steps
@@ -30,16 +32,6 @@ Scores = tuple[np.ndarray, np.ndarray]
 _CALL_OVERHEAD = {"cpu": 32, "cuda": 1 << 13}
 
 
-def hidden_of(value: Any) -> Tensor:
-    """The hidden states in a block's output: the tensor itself or the first element of a tuple."""
-    return value if isinstance(value, Tensor) else value[0]
-
-
-def with_hidden(value: Any, hidden: Tensor) -> Any:
-    """A block's output with its hidden states replaced."""
-    return hidden if isinstance(value, Tensor) else (hidden, *value[1:])
-
-
 def measured_blocks(site: Site, depth: int) -> list[int]:
     """Blocks whose features make the trajectory of a site's units: the deeper ones; for the last block its own."""
     return list(range(min(site.block + 1, depth - 1), depth))
@@ -47,13 +39,13 @@ def measured_blocks(site: Site, depth: int) -> list[int]:
 
 @contextmanager
 def block_outputs(model: OpenModel, outputs: dict[int, Tensor], first: int = 0) -> Iterator[None]:
-    """Within the context, collect the hidden states that blocks `first`.. give, by block index."""
+    """Within the context, collect what blocks `first`.. give, by block index: (batch, positions, d)."""
     with ExitStack() as stack:
         for index, path in enumerate(model.anatomy.blocks):
             if index >= first:
 
                 def keep(_: nn.Module, __: Any, output: Any, index: int = index) -> None:
-                    outputs[index] = hidden_of(output)
+                    outputs[index] = as_rows(hidden_of(output), model.family.layout)
 
                 stack.callback(model.module.get_submodule(path).register_forward_hook(keep).remove)
         yield
@@ -183,6 +175,16 @@ class Calibration:
             for positions, mask in zip(candidates, chosen.split(sizes), strict=True)
         ]
 
+    def feature_rows(
+        self, index: int, pieces: Sequence[Batch], lengths: Mapping[int, Sequence[int]]
+    ) -> dict[int, list[Tensor]]:
+        """`sampled_rows` of every block's feature: the same ones wherever the features have the same `lengths`."""
+        drawn: dict[tuple[int, ...], list[Tensor]] = {}
+        for tokens in map(tuple, lengths.values()):
+            if tokens not in drawn:
+                drawn[tokens] = self.sampled_rows(index, pieces, tokens)
+        return {block: drawn[tuple(tokens)] for block, tokens in lengths.items()}
+
     def generator(self, batch: int, stream: int = 0) -> torch.Generator:
         """A CPU generator of its own for each (seed, batch, stream), so that work can stop and resume anywhere."""
         mixed = (self.seed * 1_000_003 + batch) * 1_000_003 + stream
@@ -204,7 +206,4 @@ def mean_tokens(calibration: Calibration) -> float:
     if batch.valid is not None:
         total = sum(int(b.valid.sum()) for b in calibration.batches if b.valid is not None)
         return total / calibration.batches.count
-    outputs: dict[int, Tensor] = {}
-    with torch.no_grad(), block_outputs(calibration.model, outputs):
-        calibration.model.output({k: v[:1] for k, v in batch.inputs.items()})
-    return float(outputs[0].shape[1])
+    return float(observed_tokens(calibration.model, {k: v[:1] for k, v in batch.inputs.items()}))

@@ -96,7 +96,7 @@ def _probed(
         for number, piece in enumerate(pieces):
             graph = record_graph(model, piece, sites)  # one piece at a time: that bounds the memory
             with torch.enable_grad():
-                unit = {z: gather_rows(graph.features[z], dense.rows[number]) for z in tally.concerned}
+                unit = {z: gather_rows(graph.features[z], dense.rows[z][number]) for z in tally.concerned}
             for probe, (feature_seeds, output_seeds) in zip(chunk, seeds, strict=True):
                 row = (probe - probes.start) * tally.examples + first
                 for z, concerned in tally.concerned.items():
@@ -116,7 +116,7 @@ class _DensePass:
         self, calibration: Calibration, index: int, pieces: list[Batch], measured: list[int]
     ) -> None:
         self.calibration = calibration
-        self.rows: list[Tensor] = []
+        self.rows: dict[int, list[Tensor]] = {}
         found: dict[int, list[Tensor]] = {z: [] for z in measured}
         self.outputs = []
         for number, piece in enumerate(pieces):
@@ -126,16 +126,19 @@ class _DensePass:
             calibration.check_finite(features, index)
             if not self.rows:
                 # images are all of one length; text is of its own
-                self.rows = calibration.sampled_rows(index, pieces, [features[0].shape[1]] * len(pieces))
+                lengths = {z: [feature.shape[1]] * len(pieces) for z, feature in features.items()}
+                self.rows = calibration.feature_rows(index, pieces, lengths)
             for z in measured:  # rows alone are kept: whole features of a batch can be large
-                found[z].append(gather_rows(features[z], self.rows[number]))
+                found[z].append(gather_rows(features[z], self.rows[z][number]))
         self.features = {z: torch.cat(parts) for z, parts in found.items()}
         self.weights = [calibration.model.task.row_weights(piece.inputs) for piece in pieces]
 
     def seeds(self, generator: torch.Generator) -> tuple[dict[int, tuple[Tensor, ...]], list[Tensor]]:
         """One probe's gradients: block -> one (rows, d) a piece, and one (examples, rows, classes) a piece."""
-        sizes = [len(rows) for rows in self.rows]
-        features = {z: relation_probe(f, generator).split(sizes) for z, f in self.features.items()}
+        features = {
+            z: relation_probe(f, generator).split([len(rows) for rows in self.rows[z]])
+            for z, f in self.features.items()
+        }
         # all pieces at once, as long as the longest: the same draws however the batch is cut
         rows = max(output.shape[1] for output in self.outputs)
         classes = max(output.shape[2] for output in self.outputs)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from optin_cli.data.batches import Batch
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
+from optin_cli.models.hidden import hidden_argument, with_hidden
 from optin_cli.scoring.calibration import Calibration, block_outputs
 from optin_cli.scoring.precision import reduced_products
 from optin_cli.scoring.room import ran_out
@@ -26,7 +27,7 @@ class Graph:
 
     piece: Batch
     inputs: dict[str, Tensor]
-    """Site name -> input of its consumer, (examples * windows, tokens, features)."""
+    """Site name -> what its mask multiplies: as a rule its consumer's input, (examples * windows, tokens, features)."""
     features: dict[int, Tensor]
     output: Tensor
 
@@ -43,8 +44,9 @@ class Graph:
         return [self._of_units(g, h, s) for g, h, s in zip(found, leaves, sites, strict=True)]
 
     def _of_units(self, gradient: Tensor, value: Tensor, site: Site) -> Tensor:
-        """Masking multiplies the consumer's input h: dq/dm_u = sum of (dq/dh * h) over tokens and features."""
-        product = (gradient * value.detach()).reshape(len(self.piece), -1, site.units, site.width)
+        """Masking multiplies h: dq/dm_u = sum of (dq/dh * h) over positions and features."""
+        product = (gradient * value.detach()).movedim(site.axis, -1)
+        product = product.reshape(len(self.piece), -1, site.units, site.width)
         return product.sum((1, 3), dtype=torch.float32)  # (examples, units)
 
 
@@ -62,9 +64,7 @@ def _tapped(model: OpenModel, sites: Sequence[Site], inputs: dict[str, Tensor]) 
     """Start the graph at the first block's input and collect the inputs of the sites' consumers."""
 
     def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        if args:
-            return (args[0].detach().requires_grad_(), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach().requires_grad_()}
+        return with_hidden((args, kwargs), hidden_argument(args, kwargs).detach().requires_grad_())
 
     with ExitStack() as stack:
         first = model.module.get_submodule(model.anatomy.blocks[0])
@@ -74,8 +74,8 @@ def _tapped(model: OpenModel, sites: Sequence[Site], inputs: dict[str, Tensor]) 
             def tap(_: nn.Module, args: tuple[Tensor, ...], name: str = site.name) -> None:
                 inputs[name] = args[0]
 
-            consumer = model.module.get_submodule(site.consumer)
-            stack.callback(consumer.register_forward_pre_hook(tap).remove)
+            entry = model.module.get_submodule(site.entry)
+            stack.callback(entry.register_forward_pre_hook(tap).remove)
         yield
 
 

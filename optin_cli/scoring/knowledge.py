@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from optin_cli.artefacts.ranking import RankedSite
 from optin_cli.data.batches import Batch
 from optin_cli.models.anatomy import HEADS, Site
+from optin_cli.models.layers import matrix, patches
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.graphs import in_pieces, record_graph
 from optin_cli.scoring.losses import output_probe
@@ -114,12 +115,12 @@ def _seed(calibration: Calibration, output: Tensor, weights: Tensor, generator: 
 
 
 def _contributions(module: nn.Module, site: Site, inputs: Tensor, piece: Batch) -> np.ndarray:
-    """||h_u W_u||_F^2 over the real tokens of a piece, (units,); `inputs` is (examples, tokens, features)."""
+    """||h_u W_u||_F^2 over the real tokens of a piece, (units,); `inputs` is what the consumer is given."""
     consumer = module.get_submodule(site.consumer)
-    assert isinstance(consumer, nn.Linear)
-    real = inputs.flatten(0, -2) if piece.valid is None else inputs[piece.valid]  # (real tokens, features)
-    parts = real.float().unflatten(-1, (site.units, site.width)).movedim(1, 0)  # (units, real tokens, width)
-    columns = consumer.weight.float().t().unflatten(0, (site.units, site.width))  # (units, width, d)
+    rows = patches(consumer, inputs)  # (examples, tokens, features)
+    real = rows.flatten(0, -2) if piece.valid is None else rows[piece.valid]  # (real tokens, features)
+    parts = real.float().unflatten(-1, (site.units, -1)).movedim(1, 0)  # (units, real tokens, width)
+    columns = matrix(consumer).float().t().unflatten(0, (site.units, -1))  # (units, width, d)
     gram = parts.mT @ parts  # (units, width, width)
     return (gram.double() * (columns @ columns.mT).double()).sum((1, 2)).cpu().numpy()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from optin_cli.artefacts.ranking import OPTIN_SUM, RankedSite, combine
-from optin_cli.models.anatomy import HEADS, NEURONS, Site
+from optin_cli.models.anatomy import CHANNELS, HEADS, NEURONS, Site
 from optin_cli.scoring import knowledge, reference
 from optin_cli.scoring.calibration import measured_blocks
 
@@ -56,28 +56,26 @@ class Method:
 
 def _optin(heads: str, neurons: str) -> Method:
     # A plain sum favours early units, which more features lie behind, and compensation mends most of what they see.
-    engines = {HEADS: heads, NEURONS: neurons}
+    engines = {HEADS: heads, NEURONS: neurons, CHANNELS: neurons}
     return Method(engines, recombines=True, output_weight=0.3, feature_weights="root")
-
-
-def _same(engine: str) -> dict[str, str]:
-    return {HEADS: engine, NEURONS: engine}
 
 
 METHODS = {
     "auto": _optin("ablation", "curvature"),
     "ablation": _optin("ablation", "ablation"),
     "curvature": _optin("curvature", "curvature"),
-    "fisher": Method(_same("fisher"), _no_columns, _output_alone, labels=True),
+    "fisher": Method(
+        {HEADS: "fisher", NEURONS: "fisher", CHANNELS: "fisher"}, _no_columns, _output_alone, labels=True
+    ),
     "knowledge": Method(
-        _same("knowledge"),
+        {HEADS: "knowledge", NEURONS: "knowledge"},
         knowledge.own_column,
         lambda sites, s: knowledge.combine(sites, s.output_weight or 0.0, s.head_weight),
         output_weight=knowledge.REPRESENTATIONAL_WEIGHT,
         temperature=knowledge.TEMPERATURE,
     ),
     "reference": Method(
-        _same("reference"),
+        {HEADS: "reference", NEURONS: "reference"},
         combine=lambda sites, s: reference.combine(sites, s.output_weight or 0.0),
         output_weight=reference.LAMBDA,
         shuffled=True,

@@ -235,6 +235,12 @@ def make_plan(model: OpenModel, data: DataSpec, settings: ScoreSettings, memory:
     """Open the data and fix the calibration; `memory` bounds the engines in bytes. Raises what data and settings
     raise."""
     method = METHODS[settings.method]
+    unknown = {site.kind for site in model.anatomy} - set(method.engines)
+    if method.engines and unknown:
+        raise UsageError(
+            f"--method {settings.method} does not score {' and '.join(sorted(unknown))}, which {model.spec} has",
+            "use auto, curvature, ablation, fisher or magnitude",
+        )
     examples = sample(
         data,
         model.family.modality,

@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from optin_cli.artefacts.ranking import RankedSite
-from optin_cli.models.anatomy import HEADS, NEURONS, Site
+from optin_cli.models.anatomy import HEADS, NEURONS, TOKENS, Site
 from optin_cli.models.checkpoint import OpenModel
+from optin_cli.models.hidden import as_rows, hidden_of
 from optin_cli.models.masking import masked
-from optin_cli.scoring.calibration import Calibration, Scores, gather_rows, hidden_of, measured_blocks
+from optin_cli.scoring.calibration import Calibration, Scores, gather_rows, measured_blocks
 from optin_cli.scoring.losses import output_change, relational_change
 from optin_cli.scoring.replay import Replay
 from optin_cli.scoring.room import ran_out
@@ -144,12 +145,14 @@ class Reference:
     @contextmanager
     def _features(self, found: dict[int, Tensor], blocks: Sequence[int] | None = None) -> Iterator[None]:
         """Within the context, collect the features of `blocks` (all of them for None)."""
+        # a consumer's output, the feature of a text model, has no layout
+        layout = self.model.family.layout if self.paths == list(self.model.anatomy.blocks) else TOKENS
         with ExitStack() as stack:
             for z, path in enumerate(self.paths):
                 if blocks is None or z in blocks:
 
                     def keep(_: nn.Module, __: Any, output: Any, z: int = z) -> None:
-                        found[z] = hidden_of(output)
+                        found[z] = as_rows(hidden_of(output), layout)
 
                     stack.callback(self.model.module.get_submodule(path).register_forward_hook(keep).remove)
             yield

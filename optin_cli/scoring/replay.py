@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from optin_cli.data.batches import Batch
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
-from optin_cli.scoring.calibration import block_outputs, hidden_of, with_hidden
+from optin_cli.models.hidden import as_rows, hidden_argument, hidden_of, output_with, with_hidden
+from optin_cli.scoring.calibration import block_outputs
 from optin_cli.scoring.precision import reduced_products
 from optin_cli.scoring.room import ran_out
 
@@ -60,10 +61,13 @@ class Replay:
             output.unflatten(0, (count, -1)),
         )
 
+    def _consumer(self, site: Site) -> nn.Module:
+        return self.model.module.get_submodule(site.consumer)
+
     @torch.inference_mode()
     def broadcasts(self, site: Site) -> bool:
         """Whether the own block lets a leading variant dimension through unchanged: tried on one unit."""
-        if site.units == 0:
+        if site.units == 0 or site.masked_at or not isinstance(self._consumer(site), nn.Linear):
             return False
         one = torch.zeros(1, dtype=torch.long, device=self.model.device)
         try:
@@ -72,8 +76,9 @@ class Replay:
             if ran_out(error):
                 raise
             return False  # the block looks at the number of dimensions; the expanded run does not mind
-        if fast.dim() != self.features[site.block].dim() + 1:
+        if fast.dim() != hidden_of(self.calls[site.block][2]).dim() + 1:
             return False
+        fast = as_rows(fast, self.model.family.layout)
         found, _ = self.run(site, one, broadcast=False)
         return bool(torch.allclose(fast, found[site.block], rtol=1e-3, atol=1e-4))
 
@@ -91,7 +96,7 @@ class Replay:
 
     def _own_block(self, site: Site, units: Tensor) -> Tensor:
         """Hidden states after the site's block without each of `units`, (v, examples, tokens, d)."""
-        consumer = self.model.module.get_submodule(site.consumer)
+        consumer = self._consumer(site)
         assert isinstance(consumer, nn.Linear)
         weight = consumer.weight.t().reshape(site.units, site.width, -1)[units]  # (v, width, d)
 
@@ -112,27 +117,25 @@ class Replay:
 
     @contextmanager
     def _expanded(self, site: Site, units: Tensor) -> Iterator[None]:
-        """Run the own block on a full batch of variants, masking its consumer's input: works for any block."""
-        consumer = self.model.module.get_submodule(site.consumer)
+        """Run the own block on a full batch of variants, masking one unit in each: works for any block."""
+        entry = self.model.module.get_submodule(site.entry)
         mask = torch.ones(len(units), site.units, device=units.device, dtype=self.model.dtype)
         mask[torch.arange(len(units)), units] = 0
         mask = mask.repeat_interleave(site.width, dim=1)  # (v, features)
         args, kwargs, _ = self.calls[site.block]
-        dense = args[0] if args else kwargs["hidden_states"]
+        dense = hidden_argument(args, kwargs)
         hidden = dense.repeat(len(units), *[1] * (dense.dim() - 1))
 
         def apply_mask(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             split = args[0].unflatten(0, (len(units), -1))  # (v, examples, ..., features)
-            shaped = mask.view(len(units), *[1] * (split.dim() - 2), -1)
+            shaped = mask.view(len(units), *[1] * (split.dim() - 1 + site.axis), -1, *[1] * (-site.axis - 1))
             return ((split * shaped).flatten(0, 1), *args[1:])
 
         def feed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-            if args:
-                return (hidden, *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": hidden}
+            return with_hidden((args, kwargs), hidden)
 
         with ExitStack() as stack:
-            stack.callback(consumer.register_forward_pre_hook(apply_mask).remove)
+            stack.callback(entry.register_forward_pre_hook(apply_mask).remove)
             own = self.blocks[site.block]
             stack.callback(own.register_forward_pre_hook(feed, with_kwargs=True).remove)
             for index in range(site.block):
@@ -141,12 +144,17 @@ class Replay:
 
     @contextmanager
     def _stubbed(self, index: int, hidden: Tensor | None) -> Iterator[None]:
-        """Replace a block: pass the input through (its result is not needed), or give `hidden`."""
+        """Replace a block: give anything of the right shape (its result is not needed), or `hidden`."""
         like = self.calls[index][2]
+        shape = hidden_of(like).shape[1:]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            through = args[0] if args else kwargs["hidden_states"]
-            return with_hidden(like, through if hidden is None else hidden)
+            if hidden is not None:
+                return output_with(like, hidden)
+            through = hidden_argument(args, kwargs)
+            if through.shape[1:] != shape:
+                through = through.new_zeros(()).expand(len(through), *shape)
+            return output_with(like, through)
 
         with _replaced(self.blocks[index], forward):
             yield

@@ -177,7 +177,7 @@ def _latency_budgets(ranking: Ranking, request: Request) -> list[Budget]:
     return found
 
 
-def _site_params(ranking: Ranking) -> int:
+def _site_params(ranking: Ranking) -> float:
     return sum(site.units * site.params_per_unit for site in ranking.sites)
 
 

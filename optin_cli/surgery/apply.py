@@ -248,5 +248,7 @@ def _record(model: OpenModel, mask: Mask) -> PrunedRecord:
 def _per_layer(anatomy: Anatomy, mask: Mask) -> dict[str, dict[str, int]]:
     layers: dict[str, dict[str, int]] = {}
     for site in anatomy:
-        layers.setdefault(str(site.block), {})[_CONFIG_NAMES[site.kind]] = len(mask.keep[site.name])
+        layers.setdefault(str(site.block), {})[_CONFIG_NAMES.get(site.kind, site.label)] = len(
+            mask.keep[site.name]
+        )
     return layers

@@ -15,18 +15,33 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from optin_cli.artefacts.files import digest_json
 from optin_cli.data.batches import Batches
 from optin_cli.errors import InputError
-from optin_cli.models.anatomy import Site
+from optin_cli.models.anatomy import TOKENS, Site
 from optin_cli.models.checkpoint import OpenModel
+from optin_cli.models.hidden import Arguments, hidden_argument
+from optin_cli.models.layers import matrix, patches
 from optin_cli.models.slicing import slice_model
+from optin_cli.surgery.consumers import kept_features, kept_outputs, layer_of, write_back
 from optin_cli.surgery.readout import read_positions
 from optin_cli.surgery.refit import NONE, Change, Consumer, Moments, refit
 from optin_cli.surgery.settings import Compensation, Progress, SiteFit
-from optin_cli.surgery.streams import Arguments, BlockCalls, Store
-from optin_cli.surgery.sumpoint import OUTPUT, Place, SumPoint, find_sum_point, order_of, run_block
+from optin_cli.surgery.streams import BlockCalls, Store
+from optin_cli.surgery.sumpoint import (
+    OUTPUT,
+    Place,
+    SumPoint,
+    by_example,
+    find_sum_point,
+    order_of,
+    run_block,
+)
 
 log = logging.getLogger("optin")
+
+_POSITIONS = 64
+"""Of a map, so many positions of each example are fitted: neighbours tell much the same."""
 
 
 def compensate(
@@ -53,9 +68,9 @@ def compensate(
         )
     pruned = _sliced_twin(model, keep)
     with torch.no_grad(), Store(settings.memory) as store:
-        fits = _Streams(model, pruned, teacher or model, batches, settings, store, on_progress).run()
+        fits = _Streams(model, pruned, keep, teacher or model, batches, settings, store, on_progress).run()
     for site in model.anatomy:
-        _write_back(model, site, keep.get(site.name), pruned)
+        write_back(model, site, keep, pruned)
     return fits
 
 
@@ -67,25 +82,6 @@ def _sliced_twin(model: OpenModel, keep: Mapping[str, list[int]]) -> nn.Module:
     return twin
 
 
-def _write_back(model: OpenModel, site: Site, kept: list[int] | None, pruned: nn.Module) -> None:
-    whole, fitted = (_linear(module, site.consumer) for module in (model.module, pruned))
-    if fitted.weight is whole.weight:  # neither sliced nor refitted
-        return
-    units = torch.as_tensor(range(site.units) if kept is None else kept, dtype=torch.long)
-    features = (units[:, None] * site.width + torch.arange(site.width)).reshape(
-        -1
-    )  # (units, width) -> (features,)
-    whole.weight.data[:, features.to(whole.weight.device)] = fitted.weight.data
-    if whole.bias is not None:
-        whole.bias.data.copy_(fitted.bias.data)
-
-
-def _linear(module: nn.Module, path: str) -> nn.Linear:
-    layer = module.get_submodule(path)
-    assert isinstance(layer, nn.Linear)
-    return layer
-
-
 class _Streams:
     """The dense and the pruned stream on their way through the blocks."""
 
@@ -93,6 +89,7 @@ class _Streams:
         self,
         model: OpenModel,
         pruned: nn.Module,
+        keep: Mapping[str, list[int]],
         teacher: OpenModel,
         batches: Batches,
         settings: Compensation,
@@ -101,6 +98,7 @@ class _Streams:
     ) -> None:
         self.model = model
         self.pruned = pruned
+        self.keep = keep
         self.teacher = teacher
         self.batches = batches
         self.settings = settings
@@ -147,9 +145,14 @@ class _Streams:
         once = [path for path in order if order.count(path) == 1]
         points = {paths[path]: find_sum_point(module, path, arguments) for path in once}
         for name, point in points.items():
-            if not point.found:
+            if not point.found and not self._is_inner(self.model.anatomy[name]):
                 log.warning("%s: no sum with a residual found; its own output is the target", name)
         return points
+
+    def _is_inner(self, site: Site) -> bool:
+        """Whether another site's units come out of the consumer: then no stream is met behind it."""
+        others = self.model.anatomy.in_block(site.block)
+        return any(producer.path == site.consumer for other in others for producer in other.producers)
 
     def _ordered(self, block: int, points: dict[str, SumPoint]) -> list[Site]:
         """The sites of a block as they run; then those that can't be fitted."""
@@ -163,7 +166,8 @@ class _Streams:
         for index in range(len(self.batches)):
             found = run_block(module, self._arguments("dense", block, index), {*places, OUTPUT})
             for name, point in points.items():
-                self.store[name, index] = found[point.place]
+                rows = by_example(found[point.place], len(found[OUTPUT]), point.axis)
+                self.store[name, index] = self._drawn(rows, name, index)
             self.store["dense", index] = found[OUTPUT]
             self._step(f"block {block}, dense")
 
@@ -179,12 +183,17 @@ class _Streams:
             self.done += len(self.batches)
             note = "its consumer does not run exactly once"
             return SiteFit(site.name, NONE, None, 0.0, 0.0, 0, note)
-        layer = _linear(self.pruned, site.consumer)
-        shape = layer.in_features, layer.out_features
-        fit, held = (Moments.zeros(*shape, self.model.device) for _ in range(2))
+        layer = layer_of(self.pruned, site.consumer)
+        weight_matrix = matrix(layer).data
+        outputs, columns = weight_matrix.shape
+        if not outputs:
+            self.done += len(self.batches)
+            return SiteFit(site.name, NONE, None, 0.0, 0.0, 0, "its consumer has no outputs left")
+        fit, held = (Moments.zeros(columns, outputs, self.model.device) for _ in range(2))
+        kept = kept_outputs(self.model.anatomy, site, self.keep, outputs)
         variance = 0.0
         for index in range(len(self.batches)):
-            x, error, weight, spread = self._rows(site, point, index)
+            x, error, weight, spread = self._rows(site, point, kept, index)
             choosing = self._held_out(index, like=weight)
             for moments, chosen in ((fit, ~choosing), (held, choosing)):
                 rows = ((weight != 0) & chosen).nonzero(as_tuple=True)  # padding has no weight
@@ -196,11 +205,15 @@ class _Streams:
                 f"block {site.block} gives NaN or infinite values on the calibration data",
                 "check the checkpoint, or leave the compensation out: --compensate none",
             )
-        consumer = Consumer(layer.weight.data, layer.bias is not None, point.gain, site.width)
+        has_bias = layer.bias is not None or bool(site.norm)
+        width = (
+            columns // max(1, len(kept_features(site, self.keep))) * site.width
+        )  # an input has several taps
+        consumer = Consumer(weight_matrix, has_bias, point.gain[kept.to(point.gain.device)], max(1, width))
         found = refit(fit, held, consumer, self.settings.method, self.settings.ridges)
-        self._change(layer, found.change)
+        self._change(site, layer, found.change)
         share = 1 / variance if variance else 0.0
-        notes = [] if point.found else ["no residual found"]
+        notes = [] if point.found or self._is_inner(site) else ["no residual found"]
         return SiteFit(
             site=site.name,
             method=found.change.method,
@@ -213,31 +226,50 @@ class _Streams:
 
     # ---- one batch ----
 
-    def _rows(self, site: Site, point: SumPoint, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(x, what the output lacks, weight, dense variance) of a batch: [examples, tokens, ...].
+    def _rows(
+        self, site: Site, point: SumPoint, kept: Tensor, index: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(x, what the `kept` outputs lack, weight, dense variance) of a batch: [examples, positions, ...].
 
         The error counts relative to the token's own spread, as the norms that read the stream see it.
         """
         into = Place(self._within(site), 0, 0)
         module, arguments = self._block(self.pruned, site.block), self._arguments("pruned", site.block, index)
         found = run_block(module, arguments, {into, point.place}, stop=True)
-        dense = self.store.pop((site.name, index)).to(self.model.device).double()
-        gain = point.gain
+        examples = len(hidden_argument(*arguments))
+        dense = self.store.pop((site.name, index)).to(self.model.device).double()[..., kept]
+        own = by_example(found[point.place].double(), examples, point.axis)
+        x = by_example(patches(layer_of(self.pruned, site.consumer), found[into]), examples)
+        if point.rows is not None:
+            x = x[:, point.rows.to(x.device)]
+        drawn = self._drawn(own, site.name, index)
+        gain = point.gain[kept.to(point.gain.device)]
         inverse = torch.where(
             gain.abs() > 1e-6 * gain.abs().max(), 1 / gain, 0.0
         )  # a closed channel lacks nothing
-        error = (dense - found[point.place].double()) * inverse
-        variance = dense.var(-1, correction=0)  # (examples, tokens)
-        weight = self._token_weights(site.block, index, like=variance)
+        error = (dense - drawn) * inverse
+        variance = dense.var(-1, correction=0)  # (examples, positions)
+        # else these are rows of windows, or a few of many
+        in_order = drawn is own and (point.found or len(found[point.place]) == examples)
+        weight = self._token_weights(site.block, index, variance, in_order)
         floor = 1e-6 * float(variance[weight > 0].mean()) or 1.0
         weight = weight / variance.clamp(min=floor)
-        return found[into], error, weight, variance * dense.shape[-1]
+        return self._drawn(x, site.name, index), error, weight, variance * dense.shape[-1]
 
-    def _token_weights(self, block: int, index: int, like: Tensor) -> Tensor:
+    def _drawn(self, rows: Tensor, name: str, index: int) -> Tensor:
+        """Of rows [examples, positions, d] of a map, the same few positions of each example for a site and batch."""
+        examples, positions = rows.shape[:2]
+        if self.model.family.layout == TOKENS or positions <= _POSITIONS:
+            return rows
+        seed = int(digest_json([self.settings.seed, name, index])[:8], 16)
+        order = torch.rand(examples, positions, generator=torch.Generator().manual_seed(seed)).argsort(1)
+        return rows.gather(1, order[:, :_POSITIONS, None].expand(-1, -1, rows.shape[2]).to(rows.device))
+
+    def _token_weights(self, block: int, index: int, like: Tensor, in_order: bool) -> Tensor:
         """One for a real token; in the last block the tokens that the head reads share `read_share` of an example."""
         valid = self.valid[index]
         weight = torch.ones_like(like) if valid is None else valid.to(like)
-        if self.read is None or block + 1 < self.depth:
+        if self.read is None or block + 1 < self.depth or not in_order:
             return weight
         read = torch.zeros_like(weight)
         read[:, self.read] = weight[:, self.read]
@@ -256,15 +288,24 @@ class _Streams:
         every = self.settings.held_out
         return (rows % every == every - 1)[:, None].expand(like.shape)
 
-    def _change(self, layer: nn.Linear, change: Change) -> None:
-        """Add to a Linear of the pruned twin, rounded to what will be stored; its old tensors may be shared."""
+    def _change(self, site: Site, layer: nn.Linear | nn.Conv2d, change: Change) -> None:
+        """Add to a consumer of the pruned twin, and to the norm behind it what a bias would be."""
         if change.method == NONE:
             return
-        for name, step in (("weight", change.weight), ("bias", change.bias)):
-            old = getattr(layer, name)
-            if old is not None:
-                new = (old.data.double() + step).to(self.model.stored_dtype).to(old.dtype)
-                setattr(layer, name, nn.Parameter(new, requires_grad=False))
+        self._add(layer, "weight", change.weight.reshape(layer.weight.shape))
+        if layer.bias is not None:
+            self._add(layer, "bias", change.bias)
+        elif site.norm:
+            norm = self.pruned.get_submodule(site.norm)
+            assert isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None
+            gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+            self._add(norm, "bias", gain * change.bias)
+
+    def _add(self, module: nn.Module, name: str, step: Tensor) -> None:
+        """Change a parameter, rounded to what will be stored; its old tensor may be shared."""
+        old = getattr(module, name).data
+        new = (old.double() + step).to(self.model.stored_dtype).to(old.dtype)
+        setattr(module, name, nn.Parameter(new, requires_grad=False))
 
     # ---- plumbing ----
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from optin_cli.data.batches import Batch
 from optin_cli.models.checkpoint import OpenModel
-from optin_cli.surgery.streams import hidden_of
+from optin_cli.models.hidden import as_rows, hidden_of, output_with
 
 
 def read_positions(model: OpenModel, batch: Batch, seed: int = 0) -> list[int] | None:
@@ -19,7 +19,7 @@ def read_positions(model: OpenModel, batch: Batch, seed: int = 0) -> list[int] |
     def cut(_: nn.Module, __: Any, output: Any) -> Any:
         hidden = hidden_of(output).detach().requires_grad_()
         leaves.append(hidden)
-        return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+        return output_with(output, hidden)
 
     last = model.module.get_submodule(model.anatomy.blocks[-1])
     handle = last.register_forward_hook(cut)
@@ -31,7 +31,7 @@ def read_positions(model: OpenModel, batch: Batch, seed: int = 0) -> list[int] |
             (gradient,) = torch.autograd.grad((output * direction).sum(), leaves)
     finally:
         handle.remove()
-    read = gradient.abs().amax(-1) > 0  # (examples, tokens)
+    read = as_rows(gradient, model.family.layout).abs().amax(-1) > 0  # (examples, tokens)
     valid = torch.ones_like(read) if batch.valid is None else batch.valid
     always = (read | ~valid).all(0) & read.any(0)
     if bool((read & ~always).any()) or bool((always | ~valid.any(0)).all()):

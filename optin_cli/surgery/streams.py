@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,7 @@ from optin_cli.artefacts.files import disk_is_full
 from optin_cli.data.batches import Batch
 from optin_cli.errors import InputError
 from optin_cli.models.checkpoint import OpenModel
-
-HIDDEN = "hidden_states"
+from optin_cli.models.hidden import Arguments, hidden_argument, hidden_of, with_hidden
 
 
 class Store:
@@ -91,24 +90,6 @@ class _Stored:
         self.key = key
 
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def hidden_of(value: Any) -> Tensor:
-    """The hidden states in a block's output: the tensor itself or the first element of a tuple."""
-    return value if isinstance(value, Tensor) else value[0]
-
-
-def hidden_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return args[0] if args else kwargs[HIDDEN]
-
-
-def with_hidden(arguments: Arguments, hidden: Tensor) -> Arguments:
-    """A block's arguments with other hidden states."""
-    args, kwargs = arguments
-    return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, HIDDEN: hidden})
-
-
 class BlockCalls:
     """How the model calls each of its blocks on each batch, apart from the hidden states."""
 
@@ -118,15 +99,17 @@ class BlockCalls:
         self.calls: dict[tuple[int, int], Arguments] = {}
         self.tail: tuple[Any, ...] | None = None
         """What a block's output holds beside the hidden states; None if it is a plain tensor."""
+        self.reshaping = False
+        """Whether a block's output differs in shape from its input: then nothing can pass through the blocks."""
 
     @torch.no_grad()
     def record(self, index: int, batch: Batch) -> Tensor:
         """Remember the calls of batch `index`; returns the hidden states that the first block receives.
 
-        The blocks themselves do not run: each passes on what it receives.
+        The blocks themselves do not run, each passes on what it receives; unless some change its shape.
         """
         if not self.calls:
-            self.tail = self._output_tail(batch)
+            self._look(batch)
         first: list[Tensor] = []
         held: dict[int, Tensor] = {}  # one tensor is often given to all blocks: stored once
 
@@ -139,32 +122,44 @@ class BlockCalls:
                 self.store[key] = value
             return _Stored(key)
 
-        def passing(block: int) -> Any:
+        def passing(block: int, run: Callable[..., Any]) -> Any:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 hidden = hidden_argument(args, kwargs)
-                first.append(hidden)
-                kept_args = tuple(keep(value) for value in args[1:])
-                kept_kwargs = {name: keep(value) for name, value in kwargs.items() if name != HIDDEN}
-                self.calls[block, index] = ((None, *kept_args) if args else ()), kept_kwargs
+                if not first:
+                    first.append(hidden)
+                rest, named = with_hidden((args, kwargs), None)
+                self.calls[block, index] = (
+                    tuple(keep(value) for value in rest),
+                    {name: keep(value) for name, value in named.items()},
+                )
+                if self.reshaping:
+                    return run(*args, **kwargs)
                 return hidden if self.tail is None else (hidden, *self.tail)
 
             return forward
 
         with ExitStack() as stack:
             for block, path in enumerate(self.model.anatomy.blocks):
-                stack.enter_context(_replaced(self.model.module.get_submodule(path), passing(block)))
+                module = self.model.module.get_submodule(path)
+                stack.enter_context(_replaced(module, passing(block, module.forward)))
             self.model.output(batch.inputs)
         return first[0]
 
-    def _output_tail(self, batch: Batch) -> tuple[Any, ...] | None:
-        outputs: list[Any] = []
-        block = self.model.module.get_submodule(self.model.anatomy.blocks[0])
-        handle = block.register_forward_hook(lambda _, __, output: outputs.append(output))
-        try:
+    def _look(self, batch: Batch) -> None:
+        """Run the model once to see what its blocks give."""
+
+        def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            self.reshaping |= hidden_of(output).shape != hidden_argument(args, kwargs).shape
+
+        def see_first(_: nn.Module, __: Any, output: Any) -> None:
+            self.tail = None if isinstance(output, Tensor) else tuple(output[1:])
+
+        blocks = [self.model.module.get_submodule(path) for path in self.model.anatomy.blocks]
+        with ExitStack() as stack:
+            stack.callback(blocks[0].register_forward_hook(see_first).remove)
+            for block in blocks:
+                stack.callback(block.register_forward_hook(see, with_kwargs=True).remove)
             self.model.output(batch.inputs)
-        finally:
-            handle.remove()
-        return None if isinstance(outputs[0], Tensor) else tuple(outputs[0][1:])
 
     def arguments(self, block: int, index: int, hidden: Tensor) -> Arguments:
         """The arguments of a block on a batch, with `hidden` (anywhere) moved to the model's device."""

@@ -1,7 +1,9 @@
 """Where a consumer's output meets the residual stream, found by trying instead of by a table.
 
 The consumer's output c is replaced by zeros and by noise. The first tensor downstream that is t = r + gain * c,
-with a gain for each channel (1, or a layer scale) and r not zero, is the sum with the residual.
+with a gain for each channel (1, a layer scale, a BatchNorm's) and an r that differs from position to position, is
+the sum with the residual. A block that has none may give c itself, but for a gain and a bias. Where the consumer
+works on windows, its rows are added elsewhere than they stand: numbers in place of c tell where each one goes.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optin_cli.surgery.streams import Arguments, hidden_argument, hidden_of
+from optin_cli.models.hidden import Arguments, hidden_argument, hidden_of
+from optin_cli.models.layers import channel_axis
 
 _TOLERANCE = 1e-4  # some blocks compute their norms or softmax in float32 whatever they are given
 
@@ -43,6 +46,10 @@ class SumPoint:
     gain: Tensor
     """[outputs], float64."""
     found: bool
+    axis: int = -1
+    """Where the channels stand at `place`, counted from the end."""
+    rows: Tensor | None = None
+    """[positions]: which of an example's consumer rows is added at each of its positions; None for the same order."""
 
 
 class _Reached(Exception):
@@ -79,13 +86,13 @@ def _watched(block: nn.Module, place: Place, see: Callable[[Place, Tensor], None
         nonlocal calls
         calls += 1
         if calls == place.call + 1:
-            see(place, _by_name(args, kwargs)[place.argument])
+            see(place, _by_name(args, kwargs)[place.argument].clone())  # what comes may work in place
 
     def after(_: nn.Module, __: Any, output: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == place.call + 1:
-            see(place, hidden_of(output))
+            see(place, hidden_of(output).clone())
 
     if place.argument is None:
         handle = module.register_forward_hook(after)
@@ -118,7 +125,7 @@ def order_of(block: nn.Module, paths: Sequence[str], arguments: Arguments) -> li
 
 
 def find_sum_point(block: nn.Module, consumer: str, arguments: Arguments, seed: int = 0) -> SumPoint:
-    """The sum point behind `consumer`, the path within `block` of a Linear that runs once.
+    """The sum point behind `consumer`, the path within `block` of a Linear or Conv2d that runs once.
 
     `arguments` are those of one batch. It is looked for in a float64 copy of the block, where what is linear
     is linear to many digits.
@@ -132,14 +139,77 @@ def find_sum_point(block: nn.Module, consumer: str, arguments: Arguments, seed: 
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(output.shape, dtype=torch.float64, generator=generator).to(output.device)
         noise = noise * hidden_argument(*arguments).std()
+        examples = len(hidden_argument(*arguments))
         still = _downstream(block, consumer, torch.zeros_like(noise), arguments)
-        moved = _downstream(block, consumer, noise, arguments)
-    for place, rest in still.items():
-        if rest.shape == noise.shape and place in moved:
-            gain = _gain(rest, moved[place] - rest, noise)
-            if gain is not None:
-                return SumPoint(place, gain, True)
-    return SumPoint(own, noise.new_ones(noise.shape[-1]), False)
+        own_axis = channel_axis(block.get_submodule(consumer))
+        width = noise.shape[own_axis]
+
+        def changes(output: Tensor) -> dict[tuple[Place, int], tuple[Tensor, Tensor]]:
+            """What would do for a sum, without the output and the change by it: (examples, positions, outputs)."""
+            moved = _downstream(block, consumer, output, arguments)
+            return {
+                (place, axis): (
+                    by_example(rest, examples, axis),
+                    by_example(moved[place] - rest, examples, axis),
+                )
+                for place, rest in still.items()
+                for axis in dict.fromkeys((own_axis, -1, -3))
+                if place in moved and _is_stream(rest, moved[place], examples, width, axis)
+            }
+
+        given = by_example(noise, examples, own_axis)
+        by_noise = changes(noise)
+        alone = None
+        for (place, axis), (rest, change) in by_noise.items():
+            gain = _gain(change, given)
+            if gain is not None and _varies(rest, change):
+                return SumPoint(place, gain, True, axis)
+            if gain is not None and place == OUTPUT:
+                alone = SumPoint(place, gain, True, axis)
+        if alone or own_axis != -1:  # convolutions work on no windows
+            return alone or SumPoint(own, noise.new_ones(width), False, own_axis)
+        gains = {key: _even(change) for key, (_, change) in changes(torch.ones_like(noise)).items()}
+        if any(gain is not None for gain in gains.values()):
+            numbers = torch.arange(1.0, given.shape[1] + 1).to(noise)  # of an example's rows
+            by_number = changes(numbers[None, :, None].expand_as(given).reshape(noise.shape))
+            for (place, axis), (rest, change) in by_noise.items():
+                rows = _landing(by_number[place, axis][1], gains[place, axis], given.shape[1])
+                gain = None if rows is None else _gain(change, given[:, rows])
+                if gain is not None and _varies(rest, change):
+                    return SumPoint(place, gain, True, axis, rows)
+    return SumPoint(own, noise.new_ones(width), False)
+
+
+def by_example(tensor: Tensor, examples: int, axis: int = -1) -> Tensor:
+    """A tensor with its channels at `axis` as (examples, rows of an example, d)."""
+    tensor = tensor.movedim(axis, -1)
+    return tensor.reshape(examples, tensor.shape[:-1].numel() // examples, tensor.shape[-1])
+
+
+def _is_stream(rest: Tensor, moved: Tensor, examples: int, width: int, axis: int) -> bool:
+    if rest.shape != moved.shape or rest.dim() < 2 or rest.dim() < 1 - axis or rest.shape[axis] != width:
+        return False
+    return rest.numel() // width % examples == 0
+
+
+def _even(by_one: Tensor) -> Tensor | None:
+    """The gain of each channel, (outputs,), if ones change every position alike."""
+    gain = by_one.flatten(0, 1).mean(0)
+    uneven = float((by_one - gain).abs().max())
+    return gain if uneven <= _TOLERANCE * float(gain.abs().max()) and bool(gain.any()) else None
+
+
+def _landing(by_number: Tensor, gain: Tensor | None, rows: int) -> Tensor | None:
+    """Which row reaches each position, (positions,), from the change by row numbers from 1 on.
+
+    None if some position gets no row, or not the same one in each example.
+    """
+    if gain is None:
+        return None
+    channel = int(gain.abs().argmax())
+    found = (by_number[..., channel] / gain[channel]).round().long() - 1  # (examples, positions)
+    same = bool((found == found[:1]).all()) and bool(((found >= 0) & (found < rows)).all())
+    return found[0] if same else None
 
 
 def _as_double(value: Any) -> Any:
@@ -161,7 +231,7 @@ def _downstream(block: nn.Module, consumer: str, output: Tensor, arguments: Argu
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             for name, value in _by_name(args, kwargs).items():
                 if passed and isinstance(value, Tensor):
-                    found[Place(path, calls[path], name)] = value
+                    found[Place(path, calls[path], name)] = value.clone()  # what comes may work in place
             calls[path] += 1
 
         return before
@@ -176,10 +246,16 @@ def _downstream(block: nn.Module, consumer: str, output: Tensor, arguments: Argu
     return found
 
 
-def _gain(rest: Tensor, change: Tensor, noise: Tensor) -> Tensor | None:
-    """The gain of each channel if `rest` is a residual that gain * noise was added to."""
+def _varies(rest: Tensor, change: Tensor) -> bool:
+    """Whether `rest` is a residual: more than zero, or what a norm adds to a channel everywhere."""
+    flat = rest.flatten(0, -2)
+    return float((flat - flat.mean(0)).abs().max()) > _TOLERANCE * float(change.abs().max())
+
+
+def _gain(change: Tensor, noise: Tensor) -> Tensor | None:
+    """The gain of each channel if `change` is gain * noise."""
     flat, given = change.flatten(0, -2), noise.flatten(0, -2)  # (tokens, outputs)
-    if not bool(flat.any()) or float(rest.abs().max()) <= _TOLERANCE * float(flat.abs().max()):
+    if flat.shape != given.shape or not bool(flat.any()):
         return None
     gain = (flat * given).sum(0) / given.square().sum(0)
     left = (flat - gain * given).norm()

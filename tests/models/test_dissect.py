@@ -10,7 +10,7 @@ from helpers import ALL, BLOCKS, HEADS, new_model, new_timm, new_timm_vit, share
 from torch import nn
 
 from optin_cli.errors import InputError
-from optin_cli.models.anatomy import Anatomy, Producer, UnitInput
+from optin_cli.models.anatomy import Anatomy, Bypass, Producer, UnitInput
 from optin_cli.models.dissect import dissect, family_of
 from optin_cli.models.families import DOCS, Family, SiteTable, find_family
 
@@ -295,3 +295,23 @@ def test_a_model_without_blocks_is_refused():
     family = Family("empty", ("Empty",), "layers", (SiteTable("neurons", (Producer("up"),), "down"),))
     with pytest.raises(InputError, match=r"Empty\.layers holds no blocks"):
         dissect(Empty(), family)
+
+
+def test_a_tensor_without_a_slice_for_each_unit_is_refused_with_its_shape():
+    family = changed(tensors={"attention.output.dense.weight": 0})
+    with pytest.raises(InputError, match=r"blocks\.0\.heads.*dense\.weight.*\(32, 32\).*axis 0.*4 units"):
+        dissect(new_model("bert", "encoder"), family)
+
+
+def test_a_number_of_units_gives_their_width():
+    family = changed(unit_width=1, unit_count="attention.self.num_attention_heads")
+    assert dissect(new_model("bert", "encoder"), family).sites[0].width == 8
+    with pytest.raises(InputError, match=r"blocks\.0\.heads.*32 is not a multiple of its 3 units"):
+        model = new_model("bert", "encoder")
+        model.encoder.layer[0].attention.self.num_attention_heads = 3
+        dissect(model, family)
+
+
+def test_a_bypass_around_another_module_is_refused():
+    with pytest.raises(InputError, match=r"attention\.self can't give the bias of attention\.output\.dense"):
+        dissect(new_model("bert", "encoder"), changed(bypass=Bypass("attention.self")))

@@ -226,7 +226,7 @@ def test_a_table_without_a_needed_key_is_refused_naming_the_key_and_the_file(tmp
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
-        ("neurons", "channels", "channels"),
+        ("neurons", "filters", "filters"),
         ("consumer: down", "consumer: down\n    comsumer: x", "comsumer"),
         ("blocks: layers", "blocks: layers\ncolour: red", "colour"),
         ("[up]", "[{path: up, pieces: 3}]", "pieces"),
@@ -253,6 +253,12 @@ WRONG_KINDS = {
     "counts of nothing known": ("consumer: down", "consumer: down\n    counts: {up.size: heads}"),
     "width a list": ("consumer: down", "consumer: down\n    unit_width: [4]"),
     "requires a word": ("consumer: down", "consumer: down\n    requires: gate"),
+    "tensors a list": ("consumer: down", "consumer: down\n    tensors: [up.bias]"),
+    "axis a word": ("consumer: down", "consumer: down\n    tensors: {up.bias: first}"),
+    "bypass a word": ("consumer: down", "consumer: down\n    bypass: up"),
+    "layout unknown": ("blocks: layers", "blocks: layers\nlayout: nwhc"),
+    "hierarchical a number": ("blocks: layers", "blocks: layers\nhierarchical: 1"),
+    "no patterns": ("blocks: layers", "blocks: []"),
     "width zero": ("consumer: down", "consumer: down\n    unit_width: 0"),
 }
 

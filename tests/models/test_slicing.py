@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from optin_cli.models.anatomy import Anatomy, UnitInput
+from optin_cli.models.anatomy import Anatomy, Producer, UnitInput
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.dissect import dissect, family_of
+from optin_cli.models.families import Family, SiteTable
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.slicing import select_unit_input, slice_model
 
@@ -225,3 +226,53 @@ def test_an_unknown_site_is_refused():
     model = shared_model("bert")
     with pytest.raises(KeyError, match=r"blocks\.9\.heads"):
         sliced(model, {"blocks.9.heads": [0]})
+
+
+# heads that bring a table of their own, and attention that can't run without heads
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "shape"),
+    [
+        ("swin", "attention.relative_position_bias.relative_position_bias_table", (49, 2)),
+        ("swinv2", "attention.self.continuous_position_bias_mlp.2.weight", (2, 512)),
+        ("swinv2", "attention.self.logit_scale", (2, 1, 1)),
+        ("timm-swin", "attn.relative_position_bias_table", (49, 2)),
+    ],
+)
+def test_tensors_with_a_slice_a_head_keep_those_of_the_heads_that_stay(name, module, shape):
+    model = shared_model(name)
+    path = f"{model.anatomy.blocks[1]}.{module}"
+    dense = model.module.get_parameter(path)
+    found = sliced(model, {"blocks.1.heads": [1, 3]}).get_parameter(path)
+    assert tuple(found.shape) == shape
+    axis = shape.index(2)
+    assert torch.equal(found, dense.index_select(axis, torch.tensor([1, 3])))
+
+
+@pytest.mark.parametrize("name", ["swinv2", "timm-swin"])
+def test_a_copy_of_an_emptied_attention_gives_its_own_bias(name):
+    model = shared_model(name)
+    module = sliced(model, {"blocks.0.heads": []})
+    before = outputs(model, module, random_inputs(model))
+    twin = copy.deepcopy(module)
+    with torch.no_grad():
+        module.get_submodule(model.anatomy["blocks.0.heads"].consumer).bias.add_(1)
+    assert torch.equal(outputs(model, twin, random_inputs(model)), before)
+    assert not torch.equal(outputs(model, module, random_inputs(model)), before)
+
+
+def test_a_buffer_is_sliced_and_stays_one():
+    class Biased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.ModuleDict({"up": nn.Linear(4, 6), "down": nn.Linear(6, 4)})])
+            self.layers[0].register_buffer("scale", torch.arange(6.0))
+
+    table = SiteTable("neurons", (Producer("up"),), "down", tensors={"scale": 0})
+    family = Family("biased", ("Biased",), "layers", (table,))
+    module = Biased()
+    anatomy = dissect(module, family)
+    assert anatomy.sites[0].params_per_unit == 4 + 1 + 4  # a buffer is no parameter
+    slice_model(module, anatomy, {"blocks.0.neurons": [0, 5]})
+    assert dict(module.named_buffers())["layers.0.scale"].tolist() == [0, 5]

@@ -261,6 +261,23 @@ def test_sampled_rows_are_real_tokens_however_the_batch_is_cut(tmp_path):
     assert torch.equal(torch.cat(ids), batch.inputs["input_ids"].flatten()[rows])
 
 
+def test_features_of_one_length_share_their_rows_and_others_have_their_own(tmp_path):
+    calibration = calibrate(shared_model("swin"), tmp_path, rows=20)
+    batch = calibration.batch(0)
+    features = {}
+    with torch.inference_mode(), block_outputs(calibration.model, features):
+        calibration.model.output(batch.inputs)
+    lengths = {z: [feature.shape[1]] for z, feature in features.items()}
+    assert lengths == {0: [64], 1: [64], 2: [16], 3: [16], 4: [16]}
+    rows = calibration.feature_rows(0, [batch], lengths)
+    (first,) = calibration.sampled_rows(0, [batch], [64])
+    assert torch.equal(rows[0][0], first)
+    assert torch.equal(rows[1][0], first)
+    assert all(torch.equal(rows[z][0], rows[2][0]) for z in (3, 4))
+    assert len(rows[2][0]) == 20
+    assert int(rows[2][0].max()) < len(batch) * 16
+
+
 def test_padding_does_not_enter_the_scores(tmp_path):
     """The same texts, padded further, score the same."""
     calibration = calibrate(shared_model("bert"), tmp_path, rows=10_000)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +16,14 @@ from helpers import (
     BLOCKS,
     IMAGE_SIZE,
     PATCH_SIZE,
+    SWIN_WINDOWS,
     in_dtype,
     saved_model,
     shared_model,
     tiny_image_folder,
     tiny_model,
     tiny_text_csv,
+    window_rows,
 )
 
 from optin_cli.data.batches import Batches
@@ -28,13 +32,14 @@ from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
 from optin_cli.models.checkpoint import OpenModel, open_model
 from optin_cli.models.dissect import dissect
+from optin_cli.models.layers import matrix, output_size, patches
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.slicing import slice_model
 from optin_cli.models.tasks import EMBEDDING
 from optin_cli.surgery.compensate import compensate
 from optin_cli.surgery.settings import Compensation
 from optin_cli.surgery.streams import BlockCalls, Store
-from optin_cli.surgery.sumpoint import find_sum_point
+from optin_cli.surgery.sumpoint import OUTPUT, find_sum_point, run_block
 
 FULL = Compensation(method="full", ridges=(1e-3,), read_share=0.8, batch_size=16)
 AUTO = Compensation(batch_size=16)
@@ -106,13 +111,25 @@ def seen(model: OpenModel, keep, batches: Batches, site, place):
             real = (
                 batch.valid if batch.valid is not None else torch.ones(into[-1].shape[:2], dtype=torch.bool)
             )
+            if model.family.hierarchical:
+                into[-1], at[-1] = as_stream(model, site, into[-1], len(batch)), at[-1].flatten(0, -2)
+                continue
             into[-1], at[-1] = into[-1][real], at[-1][real]
     return torch.cat(into).double().numpy(), torch.cat(at).double().numpy()
+
+
+def as_stream(model, site, x, examples):
+    """A consumer's input on windows in the order of the residual stream, by token."""
+    x = x.reshape(examples, -1, x.shape[-1])
+    name = next(name for name in SWIN_WINDOWS if saved_model(name) == Path(model.spec))
+    return (x[:, window_rows(name, site.block)] if site.kind == "heads" else x).flatten(0, 1)
 
 
 def token_weights(model, batches, site):
     """What `read_share` says: in the last block of a classifier the class token has that share of an example."""
     weights = []
+    if model.family.hierarchical:  # every token is read
+        return np.ones(sum(len(batch) for batch in batches) * (64 if site.block < 2 else 16))
     for batch in batches:
         patches = [1 + (IMAGE_SIZE // PATCH_SIZE) ** 2] * len(batch)
         for length in patches if batch.valid is None else batch.valid.sum(1).tolist():
@@ -135,8 +152,14 @@ def ridge_regression(x, e, weight):
     return slope, e_mean - slope @ x_mean
 
 
-@pytest.mark.parametrize("name", ["bert", "mpnet", "distilbert", "vit"])
-@pytest.mark.parametrize("head", ["encoder", "classifier"])
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        *itertools.product(["bert", "mpnet", "distilbert", "vit"], ["encoder", "classifier"]),
+        ("swin-padded", "classifier"),
+        ("timm-swin", "classifier"),
+    ],
+)
 def test_every_site_gets_the_least_squares_of_full_passes(name, head, folder):
     """Sites in order: each is fitted with the earlier ones refitted and the later ones as they were."""
     dense = shared_model(name, head)
@@ -170,6 +193,9 @@ def sum_place(model, site, batches):
     with Store(1 << 30) as store:
         calls = BlockCalls(model, store)
         hidden = calls.record(0, batches[0])
+        for block in range(site.block):
+            module = model.module.get_submodule(model.anatomy.blocks[block])
+            hidden = run_block(module, calls.arguments(block, 0, hidden))[OUTPUT].detach()
         arguments = calls.arguments(site.block, 0, hidden)
     consumer = site.consumer.removeprefix(f"{path}.")
     return find_sum_point(model.module.get_submodule(path), consumer, arguments).place
@@ -408,3 +434,87 @@ def test_progress_ends_where_it_said(folder):
 def test_wrong_settings(settings, says):
     with pytest.raises(UsageError, match=says):
         Compensation(**settings)
+
+
+# ---- convolutions ----
+
+
+def with_a_double(model: OpenModel, name: str) -> OpenModel:
+    """A copy whose unit 1 of a site of channels does what unit 0 does."""
+    twin = copied(model)
+    site = twin.anatomy[name]
+    for path in (*(producer.path for producer in site.producers), *site.carried):
+        layer = twin.module.get_submodule(path)
+        for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)):
+            if tensor.dim():
+                tensor.data[1] = tensor.data[0]
+    for path in site.readers:  # no refit of the consumer could change what a squeeze-and-excite reads
+        twin.module.get_submodule(path).weight.data[:, 1] = 0
+    return twin
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("timm-resnet", "blocks.0.channels"),
+        ("timm-resnet", "blocks.2.channels2"),
+        ("timm-efficientnet", "blocks.1.channels"),
+        ("timm-efficientnet", "blocks.3.channels"),
+    ],
+)
+def test_full_restores_a_duplicate_channel(family, name, folder):
+    model = with_a_double(shared_model(family), name)
+    batches = batches_for(model, folder, 200)
+    keep = {name: [unit for unit in range(model.anatomy[name].units) if unit != 1]}
+    dense = outputs(model, {}, batches)
+    assert (outputs(model, keep, batches) - dense).abs().max() > 1e-3
+    settings = dataclasses.replace(FULL, ridges=(1e-10,))
+    (fit,) = [fit for fit in compensate(model, keep, batches, settings) if fit.site == name]
+    assert fit.method == "full"
+    assert fit.after < 1e-8
+    torch.testing.assert_close(outputs(model, keep, batches), dense, rtol=0, atol=1e-5)
+
+
+def test_the_norm_behind_a_convolution_takes_up_its_bias(folder):
+    """Oracle: the mean of what the sum lacks, by full forward passes."""
+    model = copied(shared_model("timm-resnet"))
+    site = model.anatomy["blocks.1.channels"]
+    batches = batches_for(model, folder, 48)
+    keep = {site.name: list(range(site.units // 2))}
+    block = model.module.get_submodule(model.anatomy.blocks[1])
+    norm = model.module.get_submodule(site.norm)
+
+    def mean_after_norm(kept) -> torch.Tensor:
+        found = []
+        handle = norm.register_forward_hook(lambda _, __, output: found.append(output.mean((2, 3))))
+        outputs(model, kept, batches)
+        handle.remove()
+        return torch.cat(found).mean(0)
+
+    wanted, before = mean_after_norm({}), norm.bias.clone()
+    weights = block.conv2.weight.clone()
+    compensate(model, keep, batches, Compensation(method="bias", batch_size=16))
+    assert not torch.equal(norm.bias, before)
+    assert torch.equal(block.conv2.weight, weights)
+    lacking, left = (wanted - mean_after_norm({**keep})), norm.bias - before
+    assert float(lacking.norm()) < 0.5 * float(left.norm())
+
+
+def test_rows_of_a_convolution_are_its_input_patches():
+    """Oracle: the convolution itself, for odd strides, paddings and dilations."""
+    from timm.layers import Conv2dSame
+
+    torch.manual_seed(0)
+    for layer in (
+        torch.nn.Conv2d(3, 5, 3, stride=2, padding=1),
+        torch.nn.Conv2d(3, 5, (3, 2), padding=(2, 0), dilation=2, bias=False),
+        torch.nn.Conv2d(3, 5, 1, stride=2),
+        Conv2dSame(3, 5, 3, stride=2),
+        torch.nn.Conv2d(3, 5, 5, padding="same"),
+    ):
+        x = torch.randn(2, 3, 11, 8)
+        expected = layer(x)
+        found = patches(layer, x) @ matrix(layer).T
+        found = found + (0 if layer.bias is None else layer.bias)
+        torch.testing.assert_close(found, expected.flatten(2).mT)
+        assert output_size(layer, (11, 8)) == tuple(expected.shape[2:])

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import ALL, random_inputs, shared_model
+from torch import nn
 
 from optin_cli.data.batches import Batch
 from optin_cli.errors import InputError
+from optin_cli.models.hidden import hidden_of
 from optin_cli.surgery import streams
-from optin_cli.surgery.streams import BlockCalls, Store, hidden_of
+from optin_cli.surgery.streams import BlockCalls, Store
 from optin_cli.surgery.sumpoint import OUTPUT, run_block
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, "swin", "swinv2", "timm-swin"])
 @pytest.mark.parametrize("memory", [1 << 30, 0])
 def test_blocks_called_one_by_one_give_what_the_model_gives(name, memory):
     model = shared_model(name)
@@ -35,7 +38,32 @@ def test_blocks_called_one_by_one_give_what_the_model_gives(name, memory):
             arguments = calls.arguments(block, 7, hidden)
             hidden = run_block(model.module.get_submodule(path), arguments)[OUTPUT]
             torch.testing.assert_close(hidden, expected[block], rtol=0, atol=1e-6)
-    assert len(expected) == 3  # the blocks did not run while their calls were recorded
+    assert len(expected) == len(model.anatomy.blocks)
+
+
+@pytest.mark.parametrize(("name", "runs"), [("vit", 0), ("swin", 5)])
+def test_blocks_run_while_their_calls_are_recorded_only_if_some_change_the_shape(name, runs):
+    model = shared_model(name)
+    batch = Batch(random_inputs(model), None, [0, 1, 2])
+    ran = []
+    norms = [
+        next(m for m in _block(model, i).modules() if isinstance(m, nn.LayerNorm)) for i in _blocks(model)
+    ]
+    with torch.no_grad(), Store(1 << 30) as store, ExitStack() as stack:
+        calls = BlockCalls(model, store)
+        calls.record(0, batch)  # the first time they run once, to see what they give
+        for norm in norms:
+            stack.callback(norm.register_forward_hook(lambda *_: ran.append(1)).remove)
+        calls.record(1, batch)
+    assert len(ran) == runs
+
+
+def _blocks(model):
+    return range(len(model.anatomy.blocks))
+
+
+def _block(model, index):
+    return model.module.get_submodule(model.anatomy.blocks[index])
 
 
 def test_a_store_spills_what_does_not_fit_and_cleans_up():

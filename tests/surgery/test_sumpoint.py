@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import ALL, new_timm_vit, random_inputs, shared_model
+from helpers import ALL, new_timm_vit, random_inputs, shared_model, window_rows
 from torch import nn
 
 from optin_cli.data.batches import Batch
@@ -35,6 +35,9 @@ def opened_block(model, block):
     with Store(1 << 30) as store:
         calls = BlockCalls(model, store)
         hidden = calls.record(0, batch_of(model))
+        for earlier in range(block):
+            module = model.module.get_submodule(model.anatomy.blocks[earlier])
+            hidden = run_block(module, calls.arguments(earlier, 0, hidden))[OUTPUT].detach()
         arguments = calls.arguments(block, 0, hidden)
     consumers = {s.kind: s.consumer.removeprefix(f"{path}.") for s in model.anatomy.in_block(block)}
     return model.module.get_submodule(path), arguments, consumers
@@ -140,3 +143,44 @@ def test_classifiers_read_the_class_token(name):
 def test_heads_that_read_every_token_are_seen(name, head):
     model = shared_model(name, head)
     assert read_positions(model, batch_of(model)) is None
+
+
+# windows: rows that are added elsewhere than they stand
+
+
+@pytest.mark.parametrize("block", [1, 4])
+@pytest.mark.parametrize("name", ["swin", "swin-padded", "timm-swin", "timm-swin-padded"])
+def test_the_rows_of_shifted_windows_are_found_where_they_are_added(name, block):
+    """Oracle: the numbers of the positions, padded, shifted and cut into windows."""
+    model = shared_model(name)
+    module, arguments, consumers = opened_block(model, block)
+    point = find_sum_point(module, consumers[HEADS], arguments)
+    assert point.found
+    torch.testing.assert_close(point.gain, torch.ones_like(point.gain))
+    expected = window_rows(name, block)
+    if torch.equal(expected, torch.arange(len(expected))):  # one window
+        assert point.rows is None
+    else:
+        assert torch.equal(point.rows, expected)
+
+
+@pytest.mark.parametrize("name", ["swin", "timm-swin"])
+def test_rows_in_order_need_no_table(name):
+    model = shared_model(name)
+    block, arguments, consumers = opened_block(model, 1)
+    point = find_sum_point(block, consumers[NEURONS], arguments)
+    assert (point.place, point.found, point.rows) == (OUTPUT, True, None)
+
+
+def test_windows_whose_order_depends_on_the_example_are_not_taken_for_a_sum():
+    class Fickle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.out(x)
+            return x + torch.stack([y[0], *y[1:].flip(1)])
+
+    point = find_sum_point(Fickle(), "out", ((torch.randn(3, 5, 4),), {}))
+    assert not point.found

@@ -1,0 +1,115 @@
+"""The tables of convolutional networks, whose units are channels within a residual block."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from optin_cli.models.anatomy import CHANNELS, NCHW, NEURONS, Producer
+from optin_cli.models.tables import TIMM_NEURONS, Family, SiteTable, linears
+
+_BASIC_BLOCK = SiteTable(
+    CHANNELS,
+    producers=linears("conv1"),
+    carried=("bn1",),
+    consumer="conv2",
+    norm="bn2",
+    must_be_identity=("aa", "conv3"),
+)
+_BOTTLENECK = (
+    SiteTable(
+        CHANNELS,
+        name="channels1",
+        producers=linears("conv1"),
+        carried=("bn1",),
+        consumer="conv2",
+        norm="bn2",
+        requires=("conv3",),
+    ),
+    SiteTable(
+        CHANNELS,
+        name="channels2",
+        producers=linears("conv2"),
+        carried=("bn2",),
+        consumer="conv3",
+        norm="bn3",
+        must_be_identity=("aa",),
+        requires=("conv3",),
+    ),
+)
+_RESNET_SITES = (_BASIC_BLOCK, *_BOTTLENECK)
+
+_INVERTED_RESIDUAL = SiteTable(
+    CHANNELS,
+    producers=linears("conv_pw"),
+    carried=("bn1", "conv_dw", "bn2"),
+    consumer="conv_pwl",
+    norm="bn3",
+    must_be_identity=("aa", "se"),
+    requires=("conv_pw", "conv_pwl"),
+)
+_FUSED_INVERTED_RESIDUAL = SiteTable(
+    CHANNELS,
+    producers=linears("conv_exp"),
+    carried=("bn1",),
+    consumer="conv_pwl",
+    norm="bn2",
+    must_be_identity=("aa", "se"),
+    requires=("conv_exp",),
+)
+_EFFICIENTNET_SITES = (
+    *(
+        replace(
+            table,
+            producers=(*table.producers, Producer("se.conv_expand")),
+            readers=("se.conv_reduce",),
+            masked_at="se",
+            must_be_identity=("aa",),
+            requires=(*table.requires, "se.conv_reduce"),
+        )
+        for table in (_INVERTED_RESIDUAL, _FUSED_INVERTED_RESIDUAL)
+    ),
+    _INVERTED_RESIDUAL,
+    _FUSED_INVERTED_RESIDUAL,
+)
+
+CNNS = (
+    Family(
+        "resnet",
+        ("ResNet",),
+        ("layer?.*",),
+        _RESNET_SITES,
+        "image",
+        note="timm; grouped convolutions are left alone",
+        layout=NCHW,
+        hierarchical=True,
+    ),
+    Family(
+        "efficientnet",
+        ("EfficientNet", "MobileNetV3"),
+        ("blocks.*.*",),
+        _EFFICIENTNET_SITES,
+        "image",
+        note="timm's MobileNets too; squeeze-and-excites are sliced with the channels",
+        layout=NCHW,
+        hierarchical=True,
+    ),
+    Family(
+        "timm-convnext",
+        ("ConvNeXt",),
+        ("stages.*.downsample", "stages.*.blocks.*"),
+        (replace(TIMM_NEURONS[-1], requires=("mlp.fc1",)),),
+        "image",
+        note="not V2, whose norm mixes neurons",
+        layout=NCHW,
+        hierarchical=True,
+    ),
+    Family(
+        "convnext",
+        ("convnext",),
+        ("encoder.stages.*.downsampling_layer.*", "encoder.stages.*.layers.*"),
+        (SiteTable(NEURONS, producers=linears("pwconv1"), consumer="pwconv2", requires=("pwconv1",)),),
+        "image",
+        layout=NCHW,
+        hierarchical=True,
+    ),
+)

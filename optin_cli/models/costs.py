@@ -1,0 +1,49 @@
+"""What one unit costs in each of the modules that a site's table names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from optin_cli.models.layers import carried_weights, shape_of
+from optin_cli.models.tables import SiteTable
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one unit costs in one module."""
+
+    path: str
+    macs: float
+    """For each position of the module's output."""
+    params: float
+
+
+def unit_costs(
+    table: SiteTable, width: int, module: Callable[[str], nn.Module], ends: Mapping[str, int]
+) -> Iterator[Cost]:
+    """Costs of a unit in all the modules that a table names.
+
+    A layer between two sites costs as much as the product of their units. Either has half of it: the sum is right
+    for the whole layer, and never less than what is left when both lose units.
+    """
+    for path in table.consumer, *table.readers:
+        shape = shape_of(module(path), path)
+        weights = width * shape.taps * shape.outputs / ends.get(path, 1)
+        yield Cost(path, weights, weights)
+    for producer in table.producers:
+        shape = shape_of(module(producer.path), producer.path)
+        weights = producer.parts * width * shape.taps * shape.inputs / ends[producer.path]
+        yield Cost(producer.path, weights, weights + producer.parts * width * shape.biased)
+    for path in table.carried:
+        macs, params = carried_weights(module(path))
+        yield Cost(path, width * macs, width * params)
+
+
+def plain(value: float) -> float:
+    """An int where it is one: costs of most sites are whole numbers."""
+    return int(value) if value == int(value) else value

@@ -1,0 +1,191 @@
+"""The layers a site is made of: what units cost in them, and how they are sliced. Linear, Conv2d and BatchNorm2d.
+
+A unit of a Linear is a row or a column, of a Conv2d an output or an input channel with its whole kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from optin_cli.errors import InputError
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a Linear or a Conv2d."""
+
+    inputs: int
+    outputs: int
+    taps: int
+    """Weights between an input and an output, and its MACs at each position of the output: 1 for a Linear."""
+    biased: bool
+
+
+def shape_of(layer: nn.Module, path: str) -> Shape:
+    """Sizes of `layer`; raises `InputError` naming `path` when it is no layer that a site is made of."""
+    biased = getattr(layer, "bias", None) is not None
+    if isinstance(layer, nn.Linear):
+        return Shape(layer.in_features, layer.out_features, 1, biased)
+    if isinstance(layer, nn.Conv2d):
+        return Shape(layer.in_channels, layer.out_channels, math.prod(layer.kernel_size), biased)
+    raise InputError(f"{path} is a {type(layer).__name__}; a site is made of Linear and Conv2d layers")
+
+
+def is_grouped(layer: nn.Module) -> bool:
+    """True for a convolution in groups: no single channel can leave it."""
+    return isinstance(layer, nn.Conv2d) and layer.groups != 1
+
+
+def is_depthwise(layer: nn.Module) -> bool:
+    """True for a convolution that makes each channel of its output from the same channel of its input."""
+    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels
+
+
+def carries_units(layer: nn.Module) -> bool:
+    """True if each channel of the output is made from the same channel of the input alone."""
+    return is_depthwise(layer) or isinstance(layer, nn.BatchNorm2d | nn.Identity)
+
+
+def is_affine_norm(layer: nn.Module) -> bool:
+    """True for a BatchNorm with a gain and a bias for each channel."""
+    return isinstance(layer, nn.BatchNorm2d) and layer.affine and layer.track_running_stats
+
+
+def carried_weights(layer: nn.Module) -> tuple[int, int]:
+    """(MACs for each position of the output, parameters) of one channel of a module that carries units."""
+    params = sum(p.numel() // max(1, p.shape[0]) for p in layer.parameters(recurse=False))
+    return (math.prod(layer.kernel_size) if isinstance(layer, nn.Conv2d) else 0), params
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """Where the channels stand in what `layer` reads and gives: last, before the two axes of space for images."""
+    return -3 if isinstance(layer, nn.Conv2d | nn.BatchNorm2d) else -1
+
+
+def along(axis: int, values: Tensor) -> Tensor:
+    """`values` [channels] shaped to multiply a tensor whose channels stand at `axis`, counted from the end."""
+    return values.reshape(-1, *[1] * (-axis - 1))
+
+
+def matrix(layer: nn.Module) -> Tensor:
+    """The weight as [outputs, inputs * taps]: an input owns `taps` neighbouring columns."""
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    return layer.weight.flatten(1)
+
+
+def padding_of(layer: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Zeros that `layer` adds to an image of `size` (height, width): left, right, top, bottom."""
+    from timm.layers import Conv2dSame
+
+    sides: list[int] = []
+    for axis in (1, 0):
+        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+        if isinstance(layer, Conv2dSame) or layer.padding == "same" or getattr(layer, "pads_same", False):
+            steps = -(-size[axis] // layer.stride[axis]) - 1
+            total = max(steps * layer.stride[axis] + reach + 1 - size[axis], 0)
+            sides += [total // 2, total - total // 2]
+        else:
+            padding = 0 if isinstance(layer.padding, str) else layer.padding[axis]
+            sides += [padding, padding]
+    return sides[0], sides[1], sides[2], sides[3]
+
+
+def output_size(layer: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) that `layer` gives for an image of `size`."""
+    left, right, top, bottom = padding_of(layer, size)
+    sides = []
+    for axis, padding in enumerate((top + bottom, left + right)):
+        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+        sides.append((size[axis] + padding - reach - 1) // layer.stride[axis] + 1)
+    return sides[0], sides[1]
+
+
+def patches(layer: nn.Module, x: Tensor) -> Tensor:
+    """What each position of the output is a linear map of, [examples, positions, inputs * taps], as in `matrix`.
+
+    `x` is what `layer` is given: [examples, inputs, height, width] for a Conv2d, [examples, ..., inputs] for a Linear.
+    """
+    if not isinstance(layer, nn.Conv2d):
+        return x.flatten(1, -2)
+    padded = F.pad(x, padding_of(layer, (x.shape[-2], x.shape[-1])))
+    return F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride).transpose(1, 2)
+
+
+class EmptyConv2d(nn.Conv2d):
+    """A convolution without inputs or outputs, which torch does not run right: it gives its bias alone."""
+
+    pads_same: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        zeros = x.new_zeros(x.shape[0], self.out_channels, *output_size(self, (x.shape[-2], x.shape[-1])))
+        return zeros if self.bias is None else zeros + along(-3, self.bias)
+
+
+class EmptyBatchNorm2d(nn.BatchNorm2d):
+    """The norm of no channels, which torch refuses to run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def _empty(layer: nn.Module) -> None:
+    """Turn a layer that lost its last input or output into one that runs."""
+    if isinstance(layer, nn.Conv2d) and not isinstance(layer, EmptyConv2d):
+        from timm.layers import Conv2dSame
+
+        same = isinstance(layer, Conv2dSame)
+        layer.__class__ = EmptyConv2d
+        layer.pads_same = same  # type: ignore[assignment]
+    elif isinstance(layer, nn.BatchNorm2d):
+        layer.__class__ = EmptyBatchNorm2d
+
+
+def select_outputs(layer: nn.Module, indices: Tensor) -> None:
+    """Keep output features or channels, in place."""
+    _select(layer, indices, dim=0)
+    if isinstance(layer, nn.Linear):
+        layer.out_features = len(indices)
+    else:
+        assert isinstance(layer, nn.Conv2d)
+        layer.out_channels = len(indices)
+    if not len(indices):
+        _empty(layer)
+
+
+def select_inputs(layer: nn.Module, indices: Tensor) -> None:
+    """Keep input features or channels, in place."""
+    _select(layer, indices, dim=1)
+    if isinstance(layer, nn.Linear):
+        layer.in_features = len(indices)
+    else:
+        assert isinstance(layer, nn.Conv2d)
+        layer.in_channels = len(indices)
+    if not len(indices):
+        _empty(layer)
+
+
+def select_carried(layer: nn.Module, indices: Tensor) -> None:
+    """Keep channels of a BatchNorm or a depthwise convolution, in place."""
+    _select(layer, indices, dim=0)
+    if isinstance(layer, nn.BatchNorm2d):
+        layer.num_features = len(indices)
+    elif isinstance(layer, nn.Conv2d):
+        layer.in_channels = layer.out_channels = layer.groups = len(indices)
+    if not len(indices):
+        _empty(layer)
+
+
+def _select(layer: nn.Module, indices: Tensor, dim: int) -> None:
+    """Keep `indices` of the weight along `dim`; of all other tensors with an entry an output, where dim is 0."""
+    names = ["weight"] if dim else ["weight", "bias", "running_mean", "running_var"]
+    for name in names:
+        tensor = getattr(layer, name, None)
+        if tensor is None:
+            continue
+        kept = tensor.detach().index_select(dim, indices.to(tensor.device)).contiguous()
+        is_parameter = isinstance(tensor, nn.Parameter)
+        setattr(layer, name, nn.Parameter(kept, tensor.requires_grad) if is_parameter else kept)

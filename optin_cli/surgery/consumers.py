@@ -1,0 +1,49 @@
+"""Consumers in the whole model and in the pruned one: which rows and columns of the one the other has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from optin_cli.models.anatomy import Anatomy, Site
+from optin_cli.models.checkpoint import OpenModel
+
+
+def write_back(model: OpenModel, site: Site, keep: Mapping[str, list[int]], pruned: nn.Module) -> None:
+    """Copy what was fitted behind a site into the whole model."""
+    whole, fitted = (layer_of(module, site.consumer) for module in (model.module, pruned))
+    if fitted.weight is whole.weight:  # neither sliced nor refitted
+        return
+    device = whole.weight.device
+    columns = kept_features(site, keep).to(device)
+    rows = kept_outputs(model.anatomy, site, keep, len(whole.weight)).to(device)
+    whole.weight.data[rows[:, None], columns] = fitted.weight.data
+    if whole.bias is not None and fitted.bias is not None:
+        whole.bias.data[rows] = fitted.bias.data.clone()  # one tensor, where it was left alone
+    if site.norm:
+        whole_norm, fitted_norm = (module.get_submodule(site.norm) for module in (model.module, pruned))
+        assert isinstance(whole_norm, nn.BatchNorm2d) and isinstance(fitted_norm, nn.BatchNorm2d)
+        whole_norm.bias.data[rows] = fitted_norm.bias.data.clone()
+
+
+def kept_features(site: Site, keep: Mapping[str, list[int]]) -> Tensor:
+    """Features of the consumer's input that stay: (units, width) -> (features,)."""
+    units = torch.as_tensor(keep.get(site.name, range(site.units)), dtype=torch.long)
+    return (units[:, None] * site.width + torch.arange(site.width)).reshape(-1)
+
+
+def kept_outputs(anatomy: Anatomy, site: Site, keep: Mapping[str, list[int]], outputs: int) -> Tensor:
+    """Outputs of a site's consumer that stay: all but where they are units of another site."""
+    for other in anatomy.in_block(site.block):
+        if any(producer.path == site.consumer for producer in other.producers):
+            return kept_features(other, keep)
+    return torch.arange(outputs)
+
+
+def layer_of(module: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
+    """The consumer at `path`."""
+    layer = module.get_submodule(path)
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    return layer
