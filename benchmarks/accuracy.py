@@ -104,7 +104,8 @@ METHODS = (
     Method("random", "random", {"method": "random"}),
     Method("magnitude", "magnitude", {"method": "magnitude"}),
     Method("reference", "OPTIN as released", {"method": "reference"}),
-    Method("optin", "OPTIN, the paper", {}, {"output_weight": 1.0}),  # its best without compensation
+    # its best lambda without compensation
+    Method("optin", "OPTIN, the paper", {}, {"output_weight": 1.0, "feature_weights": "sum"}),
     Method("ptf-search", "PTF search", {"method": "fisher", "per_batch": True}),
     Method("ptf-full", "PTF full", {"method": "fisher"}, {"interactions": "layer"}, "scale"),
     # lambda 0 is the best of the three that K-prune's own search tries
@@ -112,8 +113,12 @@ METHODS = (
         "k-prune", "K-prune (knowledge + refit)", {"method": "knowledge", "output_weight": 0.0}, {}, "full"
     ),
     Method("ours", "ours", {}, {}, "auto"),
-    Method("ours-trajectory", "ours, lambda 0", {}, {"output_weight": 0.0}, "auto"),
-    Method("ours-4", "ours, --steps 4", {}, {}, "auto", steps=4),
+    Method(
+        "ours-sum", "ours, summed as in OPTIN", {}, {"output_weight": 0.3, "feature_weights": "sum"}, "auto"
+    ),
+    Method("ours-fast", "ours, --method curvature", {"method": "curvature"}, {}, "auto"),
+    # by curvature: four times heads by ablation would be most of the time
+    Method("ours-4", "ours, curvature, --steps 4", {"method": "curvature"}, {}, "auto", steps=4),
 )
 
 

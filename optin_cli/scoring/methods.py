@@ -57,7 +57,7 @@ class Method:
 def _optin(heads: str, neurons: str) -> Method:
     # A plain sum favours early units, which more features lie behind, and compensation mends most of what they see.
     engines = {HEADS: heads, NEURONS: neurons, CHANNELS: neurons}
-    return Method(engines, recombines=True, output_weight=0.3, feature_weights="root")
+    return Method(engines, recombines=True, output_weight=0.1, feature_weights="root")
 
 
 METHODS = {
