@@ -130,6 +130,11 @@ def combine(
     return {s.name: trajectory[s.name] + output_weight * scale * s.output for s in sites}
 
 
+def scored_with(ranking: Ranking) -> str:
+    """The `feature_weights` of a ranking's own scores."""
+    return str(ranking.settings.get("feature_weights", OPTIN_SUM))
+
+
 def output_scale(sites: Iterable[RankedSite], feature_weights: FeatureWeights = OPTIN_SUM) -> float:
     """median(trajectory) / median(output) over all units: what puts the two terms on one scale."""
     sites = list(sites)

@@ -16,7 +16,7 @@ from optin_cli.artefacts.files import read_json
 from optin_cli.artefacts.latency import LatencyTable, read_latency_table
 from optin_cli.artefacts.mask import Mask, read_mask
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned
-from optin_cli.artefacts.ranking import OPTIN_SUM, Ranking, output_scale, read_ranking
+from optin_cli.artefacts.ranking import Ranking, output_scale, read_ranking, scored_with
 from optin_cli.commands.apply import FIT_COLUMNS, fit_rows
 from optin_cli.commands.score import summary
 from optin_cli.commands.select import describe, exchanged
@@ -76,7 +76,7 @@ def _show_ranking(path: Path, ranking: Ranking, json: bool) -> None:
     if json:
         console.emit_json({"kind": "ranking", "path": str(path), **summary(ranking)})
         return
-    features = str(ranking.settings.get("feature_weights", OPTIN_SUM))
+    features = scored_with(ranking)
     facts = [
         ["model", f"{ranking.model['id']} ({ranking.model['class']}, {ranking.model['task']})"],
         ["weights", ranking.model["digest"][:16]],

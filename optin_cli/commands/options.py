@@ -118,7 +118,7 @@ ScoreLambda = Annotated[
     float | None,
     typer.Option(
         "--lambda",
-        help="Weight of the output term against the trajectory (default: 0.3; knowledge: 0.00025 of the "
+        help="Weight of the output term against the trajectory (default: 0.1; knowledge: 0.00025 of the "
         "representations; reference: 0.1).",
     ),
 ]

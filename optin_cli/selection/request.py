@@ -10,11 +10,11 @@ from fnmatch import fnmatchcase
 from optin_cli.artefacts.latency import LatencyTable, processor_name
 from optin_cli.artefacts.ranking import (
     NAMED_WEIGHTS,
-    OPTIN_SUM,
     FeatureWeights,
     RankedSite,
     Ranking,
     measured_depth,
+    scored_with,
 )
 from optin_cli.errors import ArtefactError, UsageError
 
@@ -142,7 +142,7 @@ def feature_weights(request: Request, ranking: Ranking) -> FeatureWeights:
     """How blocks' features count: as asked, else as the ranking has it. Raises `UsageError` for a wrong number."""
     weights = request.feature_weights
     if weights is None:
-        return str(ranking.settings.get("feature_weights", OPTIN_SUM))
+        return scored_with(ranking)
     depth = measured_depth(ranking.sites)
     if not isinstance(weights, str) and len(weights) != depth:
         raise UsageError(

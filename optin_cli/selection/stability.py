@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optin_cli.artefacts.ranking import RankedSite, Ranking
+from optin_cli.artefacts.ranking import FeatureWeights, RankedSite, Ranking, scored_with, trajectories
 from optin_cli.selection.ladder import Floats
 
 ALL = "all"
@@ -91,7 +91,7 @@ def stability(
     sites = [site for site in ranking.sites if site.units]
     if batches < FEWEST_BATCHES or not sites or any(len(s.by_batch) != batches for s in sites):
         return None
-    scores = _by_batch(sites)  # (batches, units)
+    scores = _by_batch(sites, scored_with(ranking))  # (batches, units)
     if scores is None:
         return None
     weights = np.array(ranking.batch_weights)
@@ -166,23 +166,28 @@ def calibration_examples(ranking: Ranking) -> int:
     return len(ranking.row_ids) * (2 if pairs else 1)
 
 
-def _by_batch(sites: list[RankedSite]) -> Floats | None:
+def _by_batch(sites: list[RankedSite], weights: FeatureWeights) -> Floats | None:
     """(batches, units): the score that each batch alone gives; None where scores are no mean over batches.
 
     Every method's score is a mixture of the two parts, one for each kind of unit: it is solved for, not assumed.
+    `weights` is how the trajectory's columns add up in it.
     """
-    mixtures = {}
+    mixtures, trajectory = {}, trajectories(sites, weights)
     for kind in {site.kind for site in sites}:
-        parts = np.concatenate(
-            [np.stack([s.trajectory.sum(1), s.output], 1) for s in sites if s.kind == kind]
-        )
+        parts = np.concatenate([np.stack([trajectory[s.name], s.output], 1) for s in sites if s.kind == kind])
         score = np.concatenate([s.score for s in sites if s.kind == kind])
         size = np.maximum(np.abs(parts).max(axis=0), 1e-300)
         mixture = np.linalg.lstsq(parts / size, score, rcond=None)[0] / size  # (2,)
         if not np.allclose(parts @ mixture, score, rtol=1e-3, atol=1e-6 * np.abs(score).max()):
             return None
         mixtures[kind] = mixture
-    return np.concatenate([s.by_batch.astype(np.float64) @ mixtures[s.kind] for s in sites], axis=1)
+    found = []
+    for site in sites:  # batches know the plain sum over the columns alone
+        plain = site.trajectory.sum(1)
+        share = np.divide(trajectory[site.name], plain, out=np.zeros_like(plain), where=plain > 0)  # (units,)
+        parts = site.by_batch.astype(np.float64) * np.stack([share, np.ones_like(share)], axis=1)
+        found.append(parts @ mixtures[site.kind])
+    return np.concatenate(found, axis=1)
 
 
 def _halves(batches: int, splits: int, seed: int) -> Iterator[np.ndarray]:
