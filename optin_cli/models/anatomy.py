@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from optin_cli.artefacts.schedule import tokens_by_block
+
 HEADS = "heads"
 NEURONS = "neurons"
 CHANNELS = "channels"
@@ -162,11 +164,3 @@ class Anatomy:
             site.macs_per_unit(seen[site.block]) * (site.units if kept is None else kept[site.name])
             for site in self
         )
-
-
-def tokens_by_block(tokens: float, depth: int, merges: Sequence[int], prefix: int) -> list[float]:
-    """How many tokens each block sees when `merges[l]` are merged behind block l, half of what can be at most."""
-    seen = [tokens]
-    for count in [*merges, *[0] * depth][: depth - 1]:
-        seen.append(seen[-1] - (min(count, max(0, seen[-1] - prefix) // 2) if count else 0))
-    return seen

@@ -120,7 +120,7 @@ def apply(
 
     `teacher` is what compensation follows: by default the model itself.
     `data` is where the check takes its rows from; by default the mask's own calibration data. Raises
-    `ArtefactError` when mask and model don't belong together, `InputError` for a schedule of merges that the model can't
+    `ArtefactError` when mask and model don't belong together, `InputError` for merges that the model can't
     run, and `OptinError` when the check fails. The mask's schedule replaces the one that the model runs with.
     """
     check_belongs(model, mask)
