@@ -34,7 +34,8 @@ class Mask:
     """kept: share of the total score that is kept; bound: the LP bound on it; gap: bound - kept; optimal: whether it
     is proved that no mask within the budgets keeps more; interactions: what exchanging units for their interactions
     did (units moved; dropped: whether the gain was not real; joint losses before and after, as shares of the total
-    score, on the fit and the held-out half, and the standard error of the latter's difference), or null."""
+    score, on the fit and the held-out half, and the standard error of the latter's difference), or null; merging, where
+    tokens were to be merged: the share of the total score that merging loses, which bound and gap count off."""
     calibration: dict[str, Any]
     """Where the ranking's data came from, so that `apply` can check itself on the same rows."""
     units: dict[str, int]

@@ -163,7 +163,7 @@ def trajectories(sites: Iterable[RankedSite], feature_weights: FeatureWeights) -
     """The weighted sum of each site's trajectory columns, [units]."""
     sites = list(sites)
     depth = measured_depth(sites)
-    weights = {s.name: _column_weights(s.columns, depth, feature_weights) for s in sites}
+    weights = {s.name: column_weights(s.columns, depth, feature_weights) for s in sites}
     return {s.name: (s.trajectory * weights[s.name]).sum(axis=1) for s in sites}
 
 
@@ -172,7 +172,8 @@ def measured_depth(sites: Iterable[RankedSite]) -> int:
     return max((block for site in sites for block in site.columns), default=-1) + 1
 
 
-def _column_weights(columns: Sequence[int], depth: int, weights: FeatureWeights) -> Array:
+def column_weights(columns: Sequence[int], depth: int, weights: FeatureWeights) -> Array:
+    """The weight of each trajectory column, of blocks `columns`, in a model of which `depth` blocks are measured."""
     if not isinstance(weights, str):
         return np.array([weights[block] for block in columns], dtype=np.float64)
     count, blocks = max(1, len(columns)), np.array(columns, dtype=np.float64)

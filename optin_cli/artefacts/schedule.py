@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def tokens_by_block(tokens: float, depth: int, merges: Sequence[int], prefix: int) -> list[float]:
-    """How many of `tokens` each of `depth` blocks sees. At one boundary, at most half of what is not `prefix` merges."""
+    """How many of `tokens` each of `depth` blocks sees; at a boundary, half of what is not `prefix` merges at most."""
     seen = [tokens]
     for block in range(depth - 1):
         count = merges[block] if block < len(merges) else 0

@@ -85,6 +85,7 @@ def _show_ranking(path: Path, ranking: Ranking, json: bool) -> None:
         ["lambda", f"{ranking.settings['output_weight']:g} (x {output_scale(ranking.sites, features):.3g})"],
         ["features", features],
         ["mean tokens", f"{ranking.tokens:.2f}"],
+        *([["merging tokens", "measured"]] if ranking.token_sites else []),
         ["MACs in sites", console.count(ranking.macs(ranking.tokens))],
         ["MACs elsewhere", console.count(ranking.dense["fixed_macs"])],
         ["made", f"{ranking.created} in {console.duration(ranking.seconds)} on {ranking.device}"],

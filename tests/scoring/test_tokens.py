@@ -42,7 +42,10 @@ def features_and_output(model, inputs, merges):
         hidden = hidden_of(output)
         if merging.source is not None and hidden.shape[1] < merging.source.shape[1]:
             hidden = torch.stack(
-                [torch.stack([row[i] for i in where]) for row, where in zip(hidden, merging.source.tolist())]
+                [
+                    torch.stack([row[i] for i in where])
+                    for row, where in zip(hidden, merging.source.tolist(), strict=True)
+                ]
             )
         features.append(hidden.flatten(0, 1))
 
