@@ -123,19 +123,22 @@ class _Keys:
     def __init__(
         self, merging: Merging, anatomy: Anatomy, site: TokenSite, keep: Mapping[str, Sequence[int]] | None
     ) -> None:
-        heads = anatomy[site.heads]
         self.merging = merging
         self.part, self.parts = site.part, site.keys.parts
-        self.heads, self.width = heads.units, heads.width
-        self.kept = list(range(heads.units)) if keep is None else list(keep[site.heads])
+        self.width = anatomy[site.heads].width
+        self.kept = None if keep is None else list(keep[site.heads])
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        if not self.merging.active or not self.kept:
-            self.merging.keys = None
+        self.merging.keys = None
+        features = output.shape[-1] // self.parts
+        if not self.merging.active or not features:
             return
-        keys = output.detach().chunk(self.parts, dim=-1)[self.part]
-        keys = keys.unflatten(-1, (self.heads, self.width))  # (batch, tokens, heads, width)
-        self.merging.keys = keys[:, :, self.kept].mean(dim=2)
+        keys = output.detach().narrow(-1, self.part * features, features)
+        keys = keys.unflatten(-1, (features // self.width, self.width))  # (batch, tokens, heads, width)
+        if self.kept is not None:
+            keys = keys[:, :, self.kept]
+        if keys.shape[2]:
+            self.merging.keys = keys.mean(dim=2)
 
 
 class _Merge:
