@@ -109,8 +109,14 @@ TIMM_CNNS = {
     "timm-convnext": "test_convnext",
 }
 """timm's own tiny models."""
-CNNS = [*TIMM_CNNS, "convnext"]
-MORE_FAMILIES = [*MORE_TRANSFORMERS, *MORE_TIMM, *TIMM_CNNS]
+TORCHVISION: dict[str, tuple[str, dict[str, Any]]] = {
+    "torchvision-mobilenet-v2": (
+        "mobilenet_v2",
+        {"inverted_residual_setting": [[1, 8, 1, 1], [3, 12, 2, 2]], "width_mult": 0.5},
+    ),
+}
+CNNS = [*TIMM_CNNS, *TORCHVISION, "convnext"]
+MORE_FAMILIES = [*MORE_TRANSFORMERS, *MORE_TIMM, *TIMM_CNNS, *TORCHVISION]
 """Further families and variants; tests/models/test_all_families.py checks the promises for each."""
 
 _WORDS = (
@@ -170,6 +176,10 @@ def tiny_model(name: str, folder: Path, head: str = "classifier", seed: int = 0,
     if name in TIMM_CNNS:
         model = new_timm_cnn(TIMM_CNNS[name], 0 if head == "encoder" else 5, seed)
         _save_timm(TIMM_CNNS[name], folder, model, overrides)
+        return folder
+    if name in TORCHVISION:
+        architecture, args = TORCHVISION[name]
+        save_torchvision(architecture, folder, new_torchvision(architecture, 5, seed, **args), args)
         return folder
     if name == "timm-vit" or name in MORE_TIMM:
         architecture, args = MORE_TIMM.get(name, (TIMM_NAME, {}))
@@ -315,6 +325,26 @@ def _save_timm(architecture: str, folder: Path, model: Any, args: dict[str, Any]
     save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def new_torchvision(architecture: str, num_classes: int = 5, seed: int = 0, **args: Any) -> Any:
+    """A random torchvision classifier in memory."""
+    from torchvision import models
+
+    model = models.get_model(architecture, weights=None, num_classes=num_classes, **args)
+    return randomise(model, seed).eval()
+
+
+def save_torchvision(architecture: str, folder: Path, model: Any, args: dict[str, Any]) -> None:
+    """A torchvision model in the layout of a pruned directory."""
+    config = {
+        "library": "torchvision",
+        "architecture": architecture,
+        "num_classes": 5,
+        "model_args": {**args, "image_size": IMAGE_SIZE},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def _specials(name: str) -> list[str]:
     return _PAD_SECOND if name in ("roberta", "xlm-roberta", "mpnet") else _PAD_FIRST
 
@@ -440,7 +470,7 @@ def random_inputs(model: OpenModel, batch: int = 3, tokens: int = 9, seed: int =
     generator = torch.Generator().manual_seed(seed)
     if model.family.modality == "image":
         pixels = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
-        return {"x" if model.source.library == "timm" else "pixel_values": pixels}
+        return {"pixel_values" if model.source.library == "transformers" else "x": pixels}
     config = model.module.config
     ids = torch.randint(5, config.vocab_size, (batch, tokens), generator=generator)
     mask = torch.ones_like(ids)

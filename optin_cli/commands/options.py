@@ -17,7 +17,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="Hub id, directory, pruned directory, timm:NAME[?checkpoint=FILE], or demo:minilm.",
+        help="Hub id, directory, pruned directory, timm:NAME or torchvision:NAME[?checkpoint=FILE], or demo:minilm.",
         show_default=False,
     ),
 ]

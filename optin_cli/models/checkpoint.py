@@ -25,8 +25,8 @@ from optin_cli.errors import InputError, UsageError
 from optin_cli.models.anatomy import Anatomy
 from optin_cli.models.dissect import dissect, family_of
 from optin_cli.models.families import Family, family_from_dict
-from optin_cli.models.from_timm import open_timm, save_timm
 from optin_cli.models.from_transformers import open_transformers, save_transformers
+from optin_cli.models.from_vision import LIBRARIES, open_vision, save_vision
 from optin_cli.models.merged import Merging, install_merges
 from optin_cli.models.processors import (
     ImageProcessor,
@@ -108,7 +108,7 @@ class OpenModel:
     @cached_property
     def processor(self) -> TextProcessor | ImageProcessor:
         """Tokenizer or image transform, from the model's own files or config."""
-        if self.source.library == "timm":
+        if self.source.library in LIBRARIES:
             return timm_image_processor(self.module)
         assert self.source.folder is not None
         config = self.module.config
@@ -179,11 +179,13 @@ def open_model(
             assert family is not None
             slice_model(module, dissect(module, family, costs=False), record.kept)
 
-    if device_map is not None and source.library == "timm":
-        raise UsageError(f"{spec} is a timm model, and --device-map spreads transformers models alone")
+    if device_map is not None and source.library in LIBRARIES:
+        raise UsageError(
+            f"{spec} is a {source.library} model, and --device-map spreads transformers models alone"
+        )
     with _clear_errors(source):
-        if source.library == "timm":
-            module, found_task, stored = open_timm(source, task, reshape)
+        if source.library in LIBRARIES:
+            module, found_task, stored = open_vision(source, task, reshape)
         else:
             compute = DTYPES.get(dtype) if device_map else None
             module, found_task, stored = open_transformers(source, task, reshape, device_map, compute)
@@ -223,8 +225,8 @@ def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> nn.Mo
 def save_pruned(folder: Path, model: OpenModel, record: PrunedRecord) -> None:
     """Write config, safetensors, processor files and `optin.json` of a sliced model into an existing folder."""
     module: Any = copy.deepcopy(model.module).to("cpu", model.stored_dtype)
-    if model.source.library == "timm":
-        save_timm(folder, module, model.source)
+    if model.source.library in LIBRARIES:
+        save_vision(folder, module, model.source)
     else:
         save_transformers(folder, module)
     for path in folder.iterdir():

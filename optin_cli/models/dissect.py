@@ -35,7 +35,9 @@ def family_of(model: nn.Module) -> Family:
     Raises `UnknownArchitecture` naming what was looked for and which families there are.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    candidates = ([model_type] if model_type else []) + [cls.__name__ for cls in type(model).__mro__]
+    candidates = [model_type] if model_type else []
+    for cls in type(model).__mro__:  # libraries share names: torchvision.ConvNeXt is not timm's
+        candidates += [f"{cls.__module__.partition('.')[0]}.{cls.__name__}", cls.__name__]
     family = find_family(candidates)
     if family is None:
         if towers := next((TOWERS[name] for name in candidates if name in TOWERS), None):

@@ -17,6 +17,7 @@ from optin_cli.models.anatomy import CHANNELS, HEADS, LAYOUTS, NEURONS, Bypass, 
 from optin_cli.models.cnn_tables import CNNS
 from optin_cli.models.swin_tables import SWIN
 from optin_cli.models.tables import SHIPPED, TOWERS, Family, SiteTable, TokenTable
+from optin_cli.models.torchvision_tables import TORCHVISION
 
 __all__ = [
     "DOCS",
@@ -230,5 +231,5 @@ def read_family(path: Path) -> Family:
     return family_from_dict(data, str(path))
 
 
-for _family in (*SHIPPED, *SWIN, *CNNS):
+for _family in (*SHIPPED, *SWIN, *CNNS, *TORCHVISION):
     register_family(_family)

@@ -1,4 +1,4 @@
-"""Where a model comes from: a MODEL argument -> a local folder or a timm name. Nothing is loaded here."""
+"""Where a model comes from: a MODEL argument -> a local folder, or a name in timm or torchvision. Nothing is loaded."""
 
 from __future__ import annotations
 
@@ -38,19 +38,21 @@ class Source:
 
     spec: str
     library: str
-    """`transformers` or `timm`."""
+    """`transformers`, `timm` or `torchvision`."""
     folder: Path | None = None
-    """Config, weights and processor files; None for a timm model made by name."""
-    timm_name: str = ""
-    timm_args: dict[str, Any] = field(default_factory=dict)
-    timm_cfg: dict[str, Any] = field(default_factory=dict)
+    """Config, weights and processor files; None for a model made by name."""
+    architecture: str = ""
+    """The name of timm or torchvision; empty for transformers."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """What the model is made with, beside its name."""
+    image_cfg: dict[str, Any] = field(default_factory=dict)
     """What config.json says about input size, normalisation and crop."""
     checkpoint: Path | None = None
     record: PrunedRecord | None = None
     """Set when the folder was made by `optin apply`."""
 
     def weight_files(self) -> list[Path]:
-        """The files weights are read from, safetensors before pickles; none for a timm model made by name."""
+        """The files weights are read from, safetensors before pickles; none for a model made by name."""
         if self.checkpoint is not None:
             return [self.checkpoint]
         if self.folder is None:
@@ -74,7 +76,7 @@ class Source:
 
 
 def resolve(spec: str) -> Source:
-    """Resolve `demo:NAME`, `timm:NAME[?checkpoint=FILE&key=value]`, a directory, or a hub id.
+    """Resolve `demo:NAME`, `timm:` or `torchvision:NAME[?checkpoint=FILE&key=value]`, a directory, or a hub id.
 
     Raises `UsageError` for a path or name that does not exist and `InputError` when the hub can't be reached or
     the folder holds no model.
@@ -83,11 +85,15 @@ def resolve(spec: str) -> Source:
         return _from_folder(spec, _demo_folder(spec.removeprefix("demo:")))
     if spec.startswith("timm:"):
         return _from_timm(spec)
+    if spec.startswith("torchvision:"):
+        return _from_torchvision(spec)
     path = Path(spec).expanduser()
     if path.is_dir():
         return _from_folder(spec, path)
     if path.exists():
-        raise UsageError(f"{spec} is a file; a model is a directory, a hub id, timm:NAME or demo:minilm")
+        raise UsageError(
+            f"{spec} is a file; a model is a directory, a hub id, timm:NAME, torchvision:NAME or demo:minilm"
+        )
     if spec.startswith((".", "/", "~")) or spec.endswith("/") or spec.count("/") > 1:
         raise UsageError(f"no model directory at {spec}")
     return _from_folder(spec, _download(spec))
@@ -115,14 +121,14 @@ def _from_folder(spec: str, folder: Path) -> Source:
         raise InputError(f"{config} can't be read: {error}") from error
     if not isinstance(data, dict):
         raise InputError(f"{config} can't be read: it holds no object")
-    is_timm = "architecture" in data and "model_type" not in data
+    by_name = "architecture" in data and "model_type" not in data  # timm's layout
     source = Source(
         spec,
-        "timm" if is_timm else "transformers",
+        data.get("library", "timm") if by_name else "transformers",
         folder=folder,
-        timm_name=data["architecture"] if is_timm else "",
-        timm_args={**data.get("model_args", {}), "num_classes": data.get("num_classes")} if is_timm else {},
-        timm_cfg=data.get("pretrained_cfg", {}) if is_timm else {},
+        architecture=data["architecture"] if by_name else "",
+        arguments={**data.get("model_args", {}), "num_classes": data.get("num_classes")} if by_name else {},
+        image_cfg=data.get("pretrained_cfg", {}) if by_name else {},
         record=record,
     )
     files = source.weight_files()
@@ -139,12 +145,7 @@ def _from_folder(spec: str, folder: Path) -> Source:
 def _from_timm(spec: str) -> Source:
     import timm
 
-    name, _, query = spec.removeprefix("timm:").partition("?")
-    pairs = parse_qsl(query, keep_blank_values=True)
-    if any("=" not in part for part in query.split("&") if part):
-        raise UsageError(f"can't read {query!r} in {spec}", "write timm:NAME?checkpoint=FILE&num_classes=10")
-    args: dict[str, Any] = {key: _literal(value) for key, value in pairs}
-    checkpoint = Path(str(args.pop("checkpoint"))).expanduser() if "checkpoint" in args else None
+    name, args, checkpoint = _parts(spec)
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
         near = _nearest(base, timm.list_models())
@@ -153,9 +154,35 @@ def _from_timm(spec: str) -> Source:
     if tag and name not in weights:
         near = _nearest(name, weights) or f"leave .{tag} out"
         raise UsageError(f"timm has no weights {tag!r} of {base}", near)
+    return Source(spec, "timm", architecture=name, arguments=args, checkpoint=checkpoint)
+
+
+def _from_torchvision(spec: str) -> Source:
+    from torchvision import models
+
+    name, args, checkpoint = _parts(spec)
+    known = models.list_models(module=models)  # classifiers: detection and others have modules of their own
+    if name not in known:
+        near = _nearest(name, known)
+        raise UsageError(
+            f"torchvision has no image classifier {name!r}", near or "see torchvision.models.list_models()"
+        )
+    return Source(spec, "torchvision", architecture=name, arguments=args, checkpoint=checkpoint)
+
+
+def _parts(spec: str) -> tuple[str, dict[str, Any], Path | None]:
+    """(name, arguments, checkpoint) of LIBRARY:NAME[?checkpoint=FILE&key=value]."""
+    library, _, rest = spec.partition(":")
+    name, _, query = rest.partition("?")
+    if any("=" not in part for part in query.split("&") if part):
+        raise UsageError(
+            f"can't read {query!r} in {spec}", f"write {library}:NAME?checkpoint=FILE&num_classes=10"
+        )
+    args: dict[str, Any] = {k: _literal(value) for k, value in parse_qsl(query, keep_blank_values=True)}
+    checkpoint = Path(str(args.pop("checkpoint"))).expanduser() if "checkpoint" in args else None
     if checkpoint is not None and not checkpoint.is_file():
         raise UsageError(f"no checkpoint at {checkpoint}")
-    return Source(spec, "timm", timm_name=name, timm_args=args, checkpoint=checkpoint)
+    return name, args, checkpoint
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -259,7 +259,7 @@ def _record(model: OpenModel, mask: Mask) -> PrunedRecord:
     }
     return PrunedRecord(
         library=model.source.library,
-        architecture=model.source.timm_name or type(model.module).__name__,
+        architecture=model.source.architecture or type(model.module).__name__,
         task=model.task.name,
         family=family_to_dict(model.family),
         kept=kept,

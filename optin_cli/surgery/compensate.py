@@ -15,10 +15,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from optin_cli.artefacts.files import digest_json
 from optin_cli.data.batches import Batches
 from optin_cli.errors import InputError
-from optin_cli.models.anatomy import TOKENS, Site
+from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.hidden import Arguments, hidden_argument
 from optin_cli.models.layers import matrix, patches
@@ -26,6 +25,7 @@ from optin_cli.models.slicing import slice_model
 from optin_cli.surgery.consumers import kept_features, kept_outputs, layer_of, write_back
 from optin_cli.surgery.readout import read_positions
 from optin_cli.surgery.refit import NONE, Change, Consumer, Moments, refit
+from optin_cli.surgery.rows import RowChoice
 from optin_cli.surgery.settings import Compensation, Progress, SiteFit
 from optin_cli.surgery.streams import BlockCalls, Store
 from optin_cli.surgery.sumpoint import (
@@ -39,9 +39,6 @@ from optin_cli.surgery.sumpoint import (
 )
 
 log = logging.getLogger("optin")
-
-_POSITIONS = 64
-"""Of a map, so many positions of each example are fitted: neighbours tell much the same."""
 
 
 def compensate(
@@ -110,21 +107,20 @@ class _Streams:
         self.depth = len(model.anatomy.blocks)
         self.steps = len(batches) * (2 * self.depth + len(model.anatomy.sites))
         self.done = 0
-        self.valid: list[Tensor | None] = []
-        self.read: list[int] | None = None
+        self.rows = RowChoice(model, batches, settings)
 
     def run(self) -> list[SiteFit]:
         """Fit every site; returns what was done at each, in the order of the network."""
         for index, batch in enumerate(self.batches):
             batch = batch.to(self.model.device, self.model.dtype)
             if index == 0:
-                self.read = read_positions(self.teacher, batch)
+                self.rows.read = read_positions(self.teacher, batch)
             self.store["pruned", index] = self.calls.record(index, batch)
             if self.dense_calls is not self.calls:
                 self.store["dense", index] = self.dense_calls.record(index, batch)
             else:
                 self.store["dense", index] = self.store["pruned", index]
-            self.valid.append(batch.valid)
+            self.rows.valid.append(batch.valid)
             self._step("reading the data")
         fits = []
         for block in range(self.depth):
@@ -167,7 +163,7 @@ class _Streams:
             found = run_block(module, self._arguments("dense", block, index), {*places, OUTPUT})
             for name, point in points.items():
                 rows = by_example(found[point.place], len(found[OUTPUT]), point.axis)
-                self.store[name, index] = self._drawn(rows, name, index)
+                self.store[name, index] = self.rows.drawn(rows, name, index)
             self.store["dense", index] = found[OUTPUT]
             self._step(f"block {block}, dense")
 
@@ -194,7 +190,7 @@ class _Streams:
         variance = 0.0
         for index in range(len(self.batches)):
             x, error, weight, spread = self._rows(site, point, kept, index)
-            choosing = self._held_out(index, like=weight)
+            choosing = self.rows.held_out(index, like=weight)
             for moments, chosen in ((fit, ~choosing), (held, choosing)):
                 rows = ((weight != 0) & chosen).nonzero(as_tuple=True)  # padding has no weight
                 moments.add(x[rows], error[rows], weight[rows])
@@ -242,7 +238,7 @@ class _Streams:
         x = by_example(patches(layer_of(self.pruned, site.consumer), found[into]), examples)
         if point.rows is not None:
             x = x[:, point.rows.to(x.device)]
-        drawn = self._drawn(own, site.name, index)
+        drawn = self.rows.drawn(own, site.name, index)
         gain = point.gain[kept.to(point.gain.device)]
         inverse = torch.where(
             gain.abs() > 1e-6 * gain.abs().max(), 1 / gain, 0.0
@@ -251,42 +247,10 @@ class _Streams:
         variance = dense.var(-1, correction=0)  # (examples, positions)
         # else these are rows of windows, or a few of many
         in_order = drawn is own and (point.found or len(found[point.place]) == examples)
-        weight = self._token_weights(site.block, index, variance, in_order)
+        weight = self.rows.weights(site.block, index, variance, in_order)
         floor = 1e-6 * float(variance[weight > 0].mean()) or 1.0
         weight = weight / variance.clamp(min=floor)
-        return self._drawn(x, site.name, index), error, weight, variance * dense.shape[-1]
-
-    def _drawn(self, rows: Tensor, name: str, index: int) -> Tensor:
-        """Of rows [examples, positions, d] of a map, the same few positions of each example for a site and batch."""
-        examples, positions = rows.shape[:2]
-        if self.model.family.layout == TOKENS or positions <= _POSITIONS:
-            return rows
-        seed = int(digest_json([self.settings.seed, name, index])[:8], 16)
-        order = torch.rand(examples, positions, generator=torch.Generator().manual_seed(seed)).argsort(1)
-        return rows.gather(1, order[:, :_POSITIONS, None].expand(-1, -1, rows.shape[2]).to(rows.device))
-
-    def _token_weights(self, block: int, index: int, like: Tensor, in_order: bool) -> Tensor:
-        """One for a real token; in the last block the tokens that the head reads share `read_share` of an example."""
-        valid = self.valid[index]
-        weight = torch.ones_like(like) if valid is None else valid.to(like)
-        if self.read is None or block + 1 < self.depth or not in_order:
-            return weight
-        read = torch.zeros_like(weight)
-        read[:, self.read] = weight[:, self.read]
-        rest = weight - read
-        share = self.settings.read_share
-        tokens = weight.sum(1, keepdim=True)
-        # (examples, 1): an example keeps the sum of its weights
-        read_weight = share * tokens / read.sum(1, keepdim=True).clamp(min=1)
-        rest_weight = (1 - share) * tokens / rest.sum(1, keepdim=True).clamp(min=1)
-        return read * read_weight + rest * rest_weight
-
-    def _held_out(self, index: int, like: Tensor) -> Tensor:
-        """True for all tokens of every `held_out`-th row, [examples, tokens]; the two sides of a pair go together."""
-        sides = 2 if self.batches.separate else 1
-        rows = torch.tensor([example // sides for example in self.batches.ids(index)], device=like.device)
-        every = self.settings.held_out
-        return (rows % every == every - 1)[:, None].expand(like.shape)
+        return self.rows.drawn(x, site.name, index), error, weight, variance * dense.shape[-1]
 
     def _change(self, site: Site, layer: nn.Linear | nn.Conv2d, change: Change) -> None:
         """Add to a consumer of the pruned twin, and to the norm behind it what a bias would be."""

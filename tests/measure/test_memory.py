@@ -108,7 +108,7 @@ def test_disk_bytes_are_the_weight_files():
 
 def test_disk_bytes_of_a_model_without_files():
     model = shared_model("bert")
-    source = dataclasses.replace(model.source, folder=None, timm_name=TIMM_NAME)
+    source = dataclasses.replace(model.source, folder=None, architecture=TIMM_NAME)
     assert disk_bytes(dataclasses.replace(model, source=source)) is None
 
 

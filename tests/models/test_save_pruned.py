@@ -39,7 +39,7 @@ from optin_cli.models.slicing import slice_model
 def record_of(model: OpenModel, kept: dict[str, list[int]]) -> PrunedRecord:
     return PrunedRecord(
         library=model.source.library,
-        architecture=model.source.timm_name or type(model.module).__name__,
+        architecture=model.source.architecture or type(model.module).__name__,
         task=model.task.name,
         family=family_to_dict(model.family),
         kept=kept,

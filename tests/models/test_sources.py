@@ -42,9 +42,9 @@ def test_a_directory_with_a_model_type_is_a_transformers_model(name):
 
 def test_a_directory_with_an_architecture_is_a_timm_model_with_its_arguments():
     source = resolve(str(saved_model("timm-vit")))
-    assert (source.library, source.timm_name) == ("timm", TIMM_NAME)
-    assert source.timm_args["num_classes"] == 5
-    assert source.timm_args["embed_dim"] == 48
+    assert (source.library, source.architecture) == ("timm", TIMM_NAME)
+    assert source.arguments["num_classes"] == 5
+    assert source.arguments["embed_dim"] == 48
 
 
 def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
@@ -170,25 +170,25 @@ def test_an_unknown_demo_model_lists_the_known_ones():
 # timm
 
 
-def test_a_timm_name_takes_arguments_and_a_checkpoint(tmp_path):
+def test_a_architecture_takes_arguments_and_a_checkpoint(tmp_path):
     weights = tmp_path / "w.safetensors"
     weights.touch()
     source = resolve(f"timm:{TIMM_NAME}?checkpoint={weights}&num_classes=5&qkv_bias=false&global_pool=avg")
     assert source.library == "timm"
-    assert source.timm_name == TIMM_NAME
-    assert source.timm_args == {"num_classes": 5, "qkv_bias": False, "global_pool": "avg"}
+    assert source.architecture == TIMM_NAME
+    assert source.arguments == {"num_classes": 5, "qkv_bias": False, "global_pool": "avg"}
     assert source.weight_files() == [weights]
 
 
-def test_a_timm_name_without_a_checkpoint_has_no_files():
+def test_a_architecture_without_a_checkpoint_has_no_files():
     assert resolve(f"timm:{TIMM_NAME}").weight_files() == []
 
 
-def test_a_timm_name_may_carry_a_tag():
-    assert resolve(f"timm:{TIMM_NAME}.augreg_in21k").timm_name == f"{TIMM_NAME}.augreg_in21k"
+def test_a_architecture_may_carry_a_tag():
+    assert resolve(f"timm:{TIMM_NAME}.augreg_in21k").architecture == f"{TIMM_NAME}.augreg_in21k"
 
 
-def test_a_misspelt_timm_name_suggests_the_nearest():
+def test_a_misspelt_architecture_suggests_the_nearest():
     with pytest.raises(UsageError, match=rf"no model 'vit_tiny_path16_224'(.|\n)*{TIMM_NAME}"):
         resolve("timm:vit_tiny_path16_224")
 

@@ -167,7 +167,7 @@ def test_an_existing_ranking_is_recognised(tmp_path):
         stage.existing(tmp_path / "r.h5", plan_for(tmp_path, settings=dataclasses.replace(SMALL, probes=3)))
     with pytest.raises(UsageError, match="model"):
         stage.existing(tmp_path / "r.h5", plan_for(tmp_path, "electra"))
-    lighter = plan_for(tmp_path, settings=dataclasses.replace(SMALL, output_weight=0.1))
+    lighter = plan_for(tmp_path, settings=dataclasses.replace(SMALL, output_weight=0.7))
     with pytest.raises(UsageError, match="select --lambda"):
         stage.existing(tmp_path / "r.h5", lighter)
     assert stage.existing(tmp_path / "r.h5", lighter, any_lambda=True) is not None

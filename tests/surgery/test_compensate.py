@@ -358,19 +358,19 @@ def test_fewer_rows_than_units_are_told(folder):
 
 def test_both_sides_of_a_pair_are_fitted_or_held_out_together(folder, monkeypatch):
     """An embedding model gets two sentences a row; hardly different ones must not be on both sides of the choice."""
-    from optin_cli.surgery.compensate import _Streams
+    from optin_cli.surgery.rows import RowChoice
 
     model = copied(shared_model("bert", "encoder"))
     batches = batches_for(model, folder, pairs=True, rows=20)
     held = {}
-    right = _Streams._held_out
+    right = RowChoice.held_out
 
     def watched(self, index, like):
         found = right(self, index, like)
         held.update(zip(self.batches.ids(index), found[:, 0].tolist(), strict=True))
         return found
 
-    monkeypatch.setattr(_Streams, "_held_out", watched)
+    monkeypatch.setattr(RowChoice, "held_out", watched)
     compensate(model, half(model), batches, AUTO)
     assert len(held) == 40
     assert [held[2 * row] for row in range(20)] == [held[2 * row + 1] for row in range(20)]

@@ -1,4 +1,4 @@
-"""Open and save models through timm: by name, from a checkpoint, or from a folder in its own layout."""
+"""Open and save models of timm and torchvision: by name, from a checkpoint, or from a folder in timm's layout."""
 
 from __future__ import annotations
 
@@ -14,22 +14,30 @@ from optin_cli.errors import InputError, UsageError
 from optin_cli.models.sources import Source
 from optin_cli.models.tasks import EMBEDDING, IMAGE, Task
 
+LIBRARIES = ("timm", "torchvision")
 Reshape = Callable[[nn.Module], None]
 _NAMED = 3  # weights of each kind of misfit that an error names
+_CLASSES = 1000  # of ImageNet, torchvision's default
 
 
-def open_timm(source: Source, task_name: str | None, reshape: Reshape) -> tuple[nn.Module, Task, torch.dtype]:
-    import timm
+def open_vision(
+    source: Source, task_name: str | None, reshape: Reshape
+) -> tuple[nn.Module, Task, torch.dtype]:
+    """A model of one of `LIBRARIES`, reshaped before its weights are read. Its `pretrained_cfg` is timm's.
+
+    Raises `UsageError` for a task it can't do and `InputError` for weights that don't fit.
+    """
     from timm.models import load_state_dict
 
-    if task_name not in (None, IMAGE, EMBEDDING):
-        raise UsageError(f"a timm model can't do {task_name}", f"use {IMAGE} or {EMBEDDING}")
-    args = dict(source.timm_args)
+    tasks = (IMAGE, EMBEDDING) if source.library == "timm" else (IMAGE,)
+    if task_name not in (None, *tasks):
+        raise UsageError(f"a {source.library} model can't do {task_name}", f"use {' or '.join(tasks)}")
+    args = dict(source.arguments)
     if task_name == EMBEDDING:
         args["num_classes"] = 0
     files = source.weight_files()
-    module: Any = timm.create_model(source.timm_name, pretrained=not files, **args)
-    module.pretrained_cfg = {**module.pretrained_cfg, **source.timm_cfg, **_built_size(module)}
+    make = _make_timm if source.library == "timm" else _make_torchvision
+    module = make(source, args, pretrained=not files)
     reshape(module)
     stored = torch.float32
     if files:
@@ -38,14 +46,55 @@ def open_timm(source: Source, task_name: str | None, reshape: Reshape) -> tuple[
             state = {key: value for key, value in state.items() if not key.startswith("head")}
         if problems := _misfits(module.state_dict(), state):
             raise InputError(
-                f"{files[0]} does not fit timm's {source.timm_name}: {'; '.join(problems)}",
-                "check the model name, num_classes and img_size (timm:NAME?checkpoint=FILE&num_classes=10)",
+                f"{files[0]} does not fit {source.library}'s {source.architecture}: {'; '.join(problems)}",
+                f"check the model name and its arguments ({source.library}:NAME?checkpoint=FILE&num_classes=10)",
             )
         module.load_state_dict(state)
         stored = next(t.dtype for t in state.values() if t.is_floating_point())
     embedding = module.num_classes == 0
     task = Task(EMBEDDING, regression=True, pooling="none") if embedding else Task(IMAGE)
     return module, task, stored
+
+
+def _make_timm(source: Source, args: dict[str, Any], pretrained: bool) -> Any:
+    import timm
+
+    module: Any = timm.create_model(source.architecture, pretrained=pretrained, **args)
+    module.pretrained_cfg = {**module.pretrained_cfg, **source.image_cfg, **_built_size(module)}
+    return module
+
+
+def _make_torchvision(source: Source, args: dict[str, Any], pretrained: bool) -> Any:
+    """`num_classes`, `num_features` and `pretrained_cfg` are set as timm has them; `image_size` is our argument."""
+    from torchvision import models
+
+    args = dict(args)
+    side = args.pop("image_size", None)
+    takes_size = source.architecture.startswith("vit_")  # the others take any
+    weights = models.get_model_weights(source.architecture).DEFAULT
+    module: Any = models.get_model(
+        source.architecture,
+        weights=weights if pretrained else None,
+        **args,
+        **({"image_size": side} if side and takes_size else {}),
+    )
+    module.num_classes = args.get("num_classes", _CLASSES)
+    module.num_features = _last_linear(module).in_features
+    transform = weights.transforms()
+    size, resized = side or transform.crop_size[0], transform.resize_size[0]
+    module.pretrained_cfg = {
+        "input_size": (3, size, size),
+        "crop_pct": 1.0 if side else size / resized,  # small images are seen whole
+        "interpolation": transform.interpolation.value,
+        "mean": tuple(transform.mean),
+        "std": tuple(transform.std),
+        **source.image_cfg,
+    }
+    return module
+
+
+def _last_linear(module: nn.Module) -> nn.Linear:
+    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
 
 
 def _misfits(model: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> list[str]:
@@ -77,16 +126,17 @@ def _built_size(module: Any) -> dict[str, Any]:
     return {"input_size": (3, *size)} if size else {}
 
 
-def save_timm(folder: Path, module: Any, source: Source) -> None:
+def save_vision(folder: Path, module: Any, source: Source) -> None:
     """config.json in the layout timm itself writes and reads (`local-dir:`), and model.safetensors."""
     from safetensors.torch import save_file
 
     keep = ("tag", "input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
     config = {
-        "architecture": source.timm_name.split(".")[0],
+        **({} if source.library == "timm" else {"library": source.library}),
+        "architecture": source.architecture.split(".")[0],
         "num_classes": module.num_classes,
         "num_features": module.num_features,
-        "model_args": {k: v for k, v in source.timm_args.items() if k != "num_classes"},
+        "model_args": {k: v for k, v in source.arguments.items() if k != "num_classes"},
         "pretrained_cfg": {
             k: module.pretrained_cfg[k] for k in keep if module.pretrained_cfg.get(k) is not None
         },
