@@ -42,7 +42,8 @@ def existing(path: Path, plan: Plan, *, any_lambda: bool = False) -> Ranking | N
     except ArtefactError as error:
         raise UsageError(f"{path} exists and is no readable ranking ({error.what})", redo) from error
     wanted, have = plan.identity(), ranking.settings["identity"]
-    differs = [key for key in wanted if have.get(key) != wanted[key]]
+    # the weights of a model may be those of one that merges other tokens
+    differs = [key for key in {**wanted, "merges": None} if have.get(key) != wanted.get(key)]
     if differs:
         raise UsageError(f"{path} exists, made with another {', '.join(differs)}", redo)
     if not any_lambda and ranking.settings["output_weight"] != plan.settings.output_weight:

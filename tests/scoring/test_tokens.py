@@ -108,6 +108,9 @@ def test_units_of_a_merged_model_are_scored_on_whole_sequences(tmp_path):
     assert merged.macs(merged.tokens) == again.model.anatomy.macs(merged.tokens, merges=[3, 2])
     assert merged.macs(merged.tokens) < dense.macs(dense.tokens) == merged.dense_macs(merged.tokens)
     assert estimate_seconds(again) > 0
+    for path, other in (("dense", again), ("merged", plan_of("vit", tmp_path))):  # the weights are the same
+        with pytest.raises(UsageError, match="another merges"):
+            scoring.existing(tmp_path / f"{path}.h5", other)
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_runs(tmp_path):
