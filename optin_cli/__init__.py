@@ -15,17 +15,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Family", "SiteTable", "__version__", "load", "register_family"]
+__all__ = ["Family", "SiteTable", "TokenTable", "__version__", "load", "register_family"]
 
 if TYPE_CHECKING:
     from optin_cli.models.checkpoint import load
-    from optin_cli.models.families import Family, SiteTable, register_family
+    from optin_cli.models.families import Family, SiteTable, TokenTable, register_family
 
 _HOMES = {
     "load": "optin_cli.models.checkpoint",
     "register_family": "optin_cli.models.families",
     "Family": "optin_cli.models.families",
     "SiteTable": "optin_cli.models.families",
+    "TokenTable": "optin_cli.models.families",
 }
 
 

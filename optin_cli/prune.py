@@ -89,6 +89,10 @@ def _check_serves(plan: Plan, request: Request) -> None:
     method = plan.settings.method
     if request.feature_weights is not None and not plan.method.recombines:
         raise UsageError(f"a {method} ranking has no parts to recombine", "leave --feature-weights out")
+    if request.merge != "none" and not plan.settings.tokens:
+        raise UsageError(
+            f"--tokens {request.merge} needs to know what merging tokens costs", "score with tokens=True"
+        )
     if request.interactions != "none" and not (set(plan.method.engines.values()) & _SKETCHING):
         raise UsageError(
             f"--interactions needs a sketch, and --method {method} makes none", "use --method auto"

@@ -10,8 +10,8 @@ from optin_cli.artefacts.files import atomic_file, digest_json, read_record, to_
 from optin_cli.errors import ArtefactError
 
 FORMAT = "optin-mask"
-SCHEMA_VERSION = 2
-"""1 knew the MACs budget alone, and counted the parameters of the sites alone."""
+SCHEMA_VERSION = 3
+"""1 knew the MACs budget alone, and counted the parameters of the sites alone; 2 merged no tokens."""
 
 
 @dataclass
@@ -34,7 +34,8 @@ class Mask:
     """kept: share of the total score that is kept; bound: the LP bound on it; gap: bound - kept; optimal: whether it
     is proved that no mask within the budgets keeps more; interactions: what exchanging units for their interactions
     did (units moved; dropped: whether the gain was not real; joint losses before and after, as shares of the total
-    score, on the fit and the held-out half, and the standard error of the latter's difference), or null."""
+    score, on the fit and the held-out half, and the standard error of the latter's difference), or null; merging, where
+    tokens were to be merged: the share of the total score that merging loses, which bound and gap count off."""
     calibration: dict[str, Any]
     """Where the ranking's data came from, so that `apply` can check itself on the same rows."""
     units: dict[str, int]
@@ -43,10 +44,15 @@ class Mask:
     """Site name -> kept unit indices, ascending."""
     summary: dict[str, str] = field(default_factory=dict)
     """Site name -> `kept/units`, for readers."""
+    merges: list[int] = field(default_factory=list)
+    """Tokens merged behind each block, from the first one on; empty: none."""
 
     @property
     def digest(self) -> str:
-        return digest_json(asdict(self))
+        content = asdict(self)
+        if not self.merges:  # as before masks merged tokens
+            del content["merges"]
+        return digest_json(content)
 
 
 def mask_to_json(mask: Mask) -> str:
@@ -66,7 +72,7 @@ def read_mask(path: Path) -> Mask:
     it lists every site with indices out of range, repeated or out of order.
     """
     mask = read_record(
-        path, Mask, "a mask", FORMAT, SCHEMA_VERSION, maker="optin select", optional=("summary",)
+        path, Mask, "a mask", FORMAT, SCHEMA_VERSION, maker="optin select", optional=("summary", "merges")
     )
     problems = _problems(mask)
     if problems:
@@ -79,6 +85,11 @@ def _problems(mask: Mask) -> list[str]:
         f"{name}: {units!r} is no number of units"
         for name, units in mask.units.items()
         if type(units) is not int or units < 0
+    ]
+    problems += [
+        f"{count!r} is no number of tokens to merge"
+        for count in mask.merges
+        if type(count) is not int or count < 0
     ]
     if problems:
         return problems

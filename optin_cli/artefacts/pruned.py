@@ -9,7 +9,8 @@ from typing import Any
 from optin_cli.artefacts.files import read_record, to_json
 
 FORMAT = "optin-pruned-model"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1 merged no tokens."""
 FILE_NAME = "optin.json"
 
 
@@ -30,6 +31,8 @@ class PrunedRecord:
     """Block -> sizes left, under the names transformers uses: num_attention_heads, intermediate_size."""
     dense: dict[str, Any]
     """The original: id, digest, params, macs_per_token, macs_per_pair."""
+    merges: list[int] = field(default_factory=list)
+    """Tokens merged behind each block, from the first one on; empty: none."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One entry a pruning: model, ranking and mask digests, budget, measured deviation, versions; compensation: its
     settings, data and a table of sites (error before and after, method kept, ridge)."""
@@ -43,4 +46,6 @@ def write_pruned(folder: Path, record: PrunedRecord) -> None:
 def read_pruned(folder: Path) -> PrunedRecord:
     """Read `optin.json` of a pruned folder. Raises `ArtefactError` when it is damaged or too new."""
     path, what = folder / FILE_NAME, "the record of a pruned model"
-    return read_record(path, PrunedRecord, what, FORMAT, SCHEMA_VERSION, maker="optin apply")
+    return read_record(
+        path, PrunedRecord, what, FORMAT, SCHEMA_VERSION, maker="optin apply", optional=("merges",)
+    )

@@ -2,7 +2,7 @@
 
 HDF5 layout: root attributes (below), `/row_ids`, `/sites/<name>` with attributes and the datasets `score` [units],
 `trajectory` [units, columns], `output` [units] and `by_batch` [batches, units, 2], and optionally `/sketch` (see
-artefacts/sketch.py).
+artefacts/sketch.py) and `/tokens` (see artefacts/tokens.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optin_cli.artefacts.files import atomic_file, digest_bytes, digest_json
+from optin_cli.artefacts.schedule import tokens_by_block
 from optin_cli.artefacts.sketch import Sketch, fill_sketch, load_sketch
+from optin_cli.artefacts.tokens import RankedTokens, fill_tokens, load_tokens
 from optin_cli.errors import ArtefactError, UsageError
 
 FORMAT = "optin-ranking"
@@ -71,7 +73,8 @@ class Ranking:
     """See the module's docstring; the field names are the root attributes."""
 
     model: dict[str, Any]
-    """id, digest (weights SHA-256), family, task, class."""
+    """id, digest (weights SHA-256), family, task, class; of a model whose tokens can be merged also prefix (tokens in
+    front that never are) and, if it merges some, merges (how many behind each block)."""
     data: dict[str, Any]
     """spec, config, split, columns, fingerprint, rows."""
     row_ids: list[int]
@@ -84,6 +87,8 @@ class Ranking:
     dense: dict[str, Any]
     """The original dense model: digest, macs_per_token, macs_per_pair, params; `fixed_macs` outside sites."""
     sites: list[RankedSite]
+    token_sites: list[RankedTokens] = field(default_factory=list)
+    """What merging tokens costs, if that was measured."""
     batch_weights: list[float] = field(default_factory=list)
     """Share of the calibration examples in each batch: what `by_batch` is averaged with."""
     device: str = "cpu"
@@ -103,12 +108,25 @@ class Ranking:
             "settings": self.settings,
             "tokens": self.tokens,
         }
-        arrays = [a.tobytes() for s in self.sites for a in (s.score, s.trajectory, s.output)]
+        parts = [a for s in self.sites for a in (s.score, s.trajectory, s.output)]
+        parts += [a for t in self.token_sites for a in (np.array(t.counts), t.trajectory, t.output)]
+        arrays = [a.tobytes() for a in parts]
         return digest_bytes(digest_json(facts).encode(), *arrays)
 
+    @property
+    def merges(self) -> list[int]:
+        """Tokens that the ranked model merges behind each block; empty: none."""
+        return list(self.model.get("merges", ()))
+
+    def tokens_by_block(self, tokens: float, merges: Sequence[int]) -> list[float]:
+        """How many tokens each block sees, with a schedule of merges."""
+        depth = max((site.block for site in self.sites), default=0) + 1
+        return tokens_by_block(tokens, depth, merges, self.model.get("prefix", 0))
+
     def macs(self, tokens: float) -> float:
-        """MACs of all sites of the ranked model."""
-        return sum(site.units * site.macs_per_unit(tokens) for site in self.sites)
+        """MACs of all sites of the ranked model, merging as it does."""
+        seen = self.tokens_by_block(tokens, self.merges)
+        return sum(site.units * site.macs_per_unit(seen[site.block]) for site in self.sites)
 
     def dense_macs(self, tokens: float) -> float:
         """MACs of all sites of the original dense model."""
@@ -145,7 +163,7 @@ def trajectories(sites: Iterable[RankedSite], feature_weights: FeatureWeights) -
     """The weighted sum of each site's trajectory columns, [units]."""
     sites = list(sites)
     depth = measured_depth(sites)
-    weights = {s.name: _column_weights(s.columns, depth, feature_weights) for s in sites}
+    weights = {s.name: column_weights(s.columns, depth, feature_weights) for s in sites}
     return {s.name: (s.trajectory * weights[s.name]).sum(axis=1) for s in sites}
 
 
@@ -154,7 +172,8 @@ def measured_depth(sites: Iterable[RankedSite]) -> int:
     return max((block for site in sites for block in site.columns), default=-1) + 1
 
 
-def _column_weights(columns: Sequence[int], depth: int, weights: FeatureWeights) -> Array:
+def column_weights(columns: Sequence[int], depth: int, weights: FeatureWeights) -> Array:
+    """The weight of each trajectory column, of blocks `columns`, in a model of which `depth` blocks are measured."""
     if not isinstance(weights, str):
         return np.array([weights[block] for block in columns], dtype=np.float64)
     count, blocks = max(1, len(columns)), np.array(columns, dtype=np.float64)
@@ -208,6 +227,8 @@ def _fill(file: h5py.File, ranking: Ranking) -> None:
         group.attrs["columns"] = np.asarray(site.columns, dtype=np.int64)
         for name in _ARRAYS:
             group.create_dataset(name, data=getattr(site, name), track_times=False)
+    if ranking.token_sites:
+        fill_tokens(file.create_group("tokens"), ranking.token_sites)
     file.attrs["digest"] = ranking.digest
     file.attrs["checksum"] = _checksum(ranking)
     file.attrs["complete"] = True
@@ -218,6 +239,10 @@ def _checksum(ranking: Ranking) -> str:
     content = asdict(ranking)
     for site in content["sites"]:
         site.update({name: digest_bytes(site[name].tobytes()) for name in _ARRAYS})
+    for site in content["token_sites"]:
+        site.update({name: digest_bytes(site[name].tobytes()) for name in ("trajectory", "output")})
+    if not ranking.token_sites:  # as before tokens were scored
+        del content["token_sites"]
     return digest_json(content)
 
 
@@ -284,8 +309,9 @@ def _read(file: h5py.File) -> Ranking:
         value = file.attrs[name]
         attributes[name] = value if isinstance(value, str) else value.item()
     sites = [_read_site(name, group) for name, group in file["sites"].items()]
-    assert set(attributes) | {"sites", "row_ids"} == {f.name for f in fields(Ranking)}
-    return Ranking(**attributes, row_ids=file["row_ids"][:].tolist(), sites=sites)
+    tokens = load_tokens(file["tokens"]) if "tokens" in file else []
+    assert set(attributes) | {"sites", "token_sites", "row_ids"} == {f.name for f in fields(Ranking)}
+    return Ranking(**attributes, row_ids=file["row_ids"][:].tolist(), sites=sites, token_sites=tokens)
 
 
 def _read_site(name: str, group: h5py.Group) -> RankedSite:

@@ -12,7 +12,7 @@ import typer
 from optin_cli.artefacts.latency import read_latency_table
 from optin_cli.commands import options
 from optin_cli.errors import UsageError
-from optin_cli.selection.request import Request
+from optin_cli.selection.request import TOKEN_SEARCHES, Request
 
 Flops = Annotated[
     str | None,
@@ -49,8 +49,13 @@ RelativeTo = Annotated[
     typer.Option("--relative-to", help="Shares of the original `dense` or of the `current` model."),
 ]
 Tokens = Annotated[
-    float | None,
-    typer.Option("--tokens", help="Sequence length that MACs are counted for (default: calibration mean)."),
+    str | None,
+    typer.Option(
+        "--tokens",
+        metavar="joint|only|none|LENGTH",
+        help="Merge tokens of a vision transformer: joint with heads and neurons, only tokens, or none (default). A "
+        "number is the sequence length that MACs are counted for (default: calibration mean).",
+    ),
 ]
 MinHeads = Annotated[int, typer.Option("--min-heads", help="Heads every layer keeps at least.")]
 MinNeurons = Annotated[int, typer.Option("--min-neurons", help="Neurons every layer keeps at least.")]
@@ -106,7 +111,7 @@ def requests(
     latency: str | None,
     table: Path | None,
     relative_to: str,
-    tokens: float | None,
+    tokens: str | None,
     min_heads: int,
     min_neurons: int,
     max_prune: float,
@@ -141,7 +146,7 @@ def requests(
         feature_weights=_feature_weights(feature_weights),
         interactions=interactions,
         relative_to=relative_to,
-        tokens=tokens,
+        **_tokens(tokens),
         force=force,
     )
     found = {}
@@ -185,6 +190,21 @@ def _amount(option: str, text: str) -> tuple[str, float]:
         return name, float(number)
     except ValueError as error:
         raise UsageError(f"{option} {text!r} is no number", way_out) from error
+
+
+def _tokens(text: str | None) -> dict[str, Any]:
+    """Fields of the request that `--tokens` sets: how tokens are merged, or the length MACs are counted for."""
+    if text is None:
+        return {}
+    if text in TOKEN_SEARCHES:
+        return {"merge": text}
+    try:
+        return {"tokens": float(text)}
+    except ValueError as error:
+        raise UsageError(
+            f"--tokens {text!r} is neither a way to merge tokens nor a length",
+            f"use {', '.join(TOKEN_SEARCHES)}, or a number of tokens",
+        ) from error
 
 
 def _feature_weights(text: str | None) -> str | tuple[float, ...] | None:

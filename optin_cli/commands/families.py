@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optin_cli import console
 from optin_cli.commands import options
-from optin_cli.models.families import DOCS, family_to_dict, known_families
+from optin_cli.models.families import DOCS, Family, family_to_dict, known_families
 
 
 def families(json: options.Json = False) -> None:
@@ -23,10 +23,16 @@ def families(json: options.Json = False) -> None:
             family.name,
             ", ".join(family.matches),
             family.modality,
-            ", ".join(dict.fromkeys(site.kind for site in family.sites)),  # a kind may have several tables
+            ", ".join(prunable(family)),
             family.note,
         ]
         for family in known
     ]
     console.table("", ["family", "fits", "reads", "prunable", "note"], rows, numbers=False, stdout=True)
     console.note(f"anything else: describe it in about ten lines, see {DOCS}")
+
+
+def prunable(family: Family) -> list[str]:
+    """The kinds of units of a family; tokens are merged rather than removed."""
+    kinds = dict.fromkeys(site.kind for site in family.sites)  # a kind may have several tables
+    return [*kinds, *(["tokens"] if family.tokens else [])]

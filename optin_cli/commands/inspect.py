@@ -85,6 +85,7 @@ def _show_ranking(path: Path, ranking: Ranking, json: bool) -> None:
         ["lambda", f"{ranking.settings['output_weight']:g} (x {output_scale(ranking.sites, features):.3g})"],
         ["features", features],
         ["mean tokens", f"{ranking.tokens:.2f}"],
+        *([["merging tokens", "measured"]] if ranking.token_sites else []),
         ["MACs in sites", console.count(ranking.macs(ranking.tokens))],
         ["MACs elsewhere", console.count(ranking.dense["fixed_macs"])],
         ["made", f"{ranking.created} in {console.duration(ranking.seconds)} on {ranking.device}"],
@@ -172,7 +173,7 @@ def _show_mask(path: Path, mask: Mask, json: bool) -> None:
         ["weights", mask.model_digest[:16]],
     ]
     console.facts(f"{path}: mask", facts)
-    _show_sizes({n: len(k) for n, k in mask.keep.items()}, mask.units)
+    _show_sizes({n: len(k) for n, k in mask.keep.items()} | _merged(mask.merges), mask.units)
 
 
 def _asked(budget: dict[str, Any]) -> str:
@@ -243,6 +244,7 @@ def _show_pruned(path: Path, record: PrunedRecord, json: bool) -> None:
             "task": record.task,
             "units": sizes,
             "per_layer_config": record.per_layer_config,
+            "merges": record.merges,
             "dense": record.dense,
             "history": record.history,
         }
@@ -263,7 +265,7 @@ def _show_pruned(path: Path, record: PrunedRecord, json: bool) -> None:
             ]
         )
     console.facts(f"{path}: pruned model", facts)
-    _show_sizes(sizes)
+    _show_sizes(sizes | _merged(record.merges))
     for number, step in enumerate(record.history, 1):
         done = step.get("compensation", {})
         if done.get("sites"):
@@ -297,6 +299,11 @@ def _show_model(spec: str, json: bool) -> None:
     ]
     console.facts(f"{spec}: model", facts)
     _show_sizes(units)
+
+
+def _merged(merges: list[int]) -> dict[str, int]:
+    """Tokens merged behind each block, named like sites."""
+    return {f"blocks.{block}.tokens merged": count for block, count in enumerate(merges) if any(merges)}
 
 
 def _show_sizes(sizes: dict[str, int], of: dict[str, int] | None = None) -> None:

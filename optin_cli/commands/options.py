@@ -111,6 +111,10 @@ PerBatch = Annotated[
     bool,
     typer.Option("--per-batch", help="fisher: square the mean gradient of each batch, as PTF's code does."),
 ]
+ScoreTokens = Annotated[
+    bool,
+    typer.Option("--tokens", help="Measure what merging tokens costs, too (vision transformers)."),
+]
 Temperature = Annotated[
     float | None, typer.Option("--temperature", help="Of the output term (default: 4; knowledge: 2).")
 ]

@@ -106,6 +106,7 @@ def prune(
         max_length=max_length,
         probes=probes,
         output_weight=lambda_,
+        tokens=request.merge != "none",
         seed=seed,
     )
     refit = compensation(

@@ -33,6 +33,7 @@ def score(
     sketch: options.KeepSketch = True,
     rows: options.Rows = 768,
     per_batch: options.PerBatch = False,
+    tokens: options.ScoreTokens = False,
     temperature: options.Temperature = None,
     lambda_: options.ScoreLambda = None,
     batch_size: options.BatchSize = 32,
@@ -94,6 +95,7 @@ def score(
             temperature=temperature,
             output_weight=lambda_,
             per_batch=per_batch,
+            tokens=tokens,
             seed=seed,
         )
         room = options.byte_count(memory, "--memory") if memory else None

@@ -56,6 +56,8 @@ def select(
 
       optin select rankings/minilm.h5 --flops 0.9,0.8,0.7 -o 'm-{}.mask.json'
 
+      optin select rankings/vit.h5 --flops 0.6 --tokens joint -o vit-60.mask.json
+
       optin select rankings/minilm.h5 --latency 0.6 --latency-table cpu.latency.json --min-heads 1 -o m.mask.json
     """
     asked = budgets.requests(
@@ -107,6 +109,10 @@ def report(mask: Mask) -> None:
         f"{mask.budget['tokens']:.1f} tokens), {console.count(reached['params'])} of "
         f"{console.count(reached['dense_params'])} parameters ({reached['memory']:.1f} MiB)"
     )
+    if any(mask.merges):
+        console.note(
+            f"merges {sum(mask.merges)} tokens: {', '.join(map(str, mask.merges))} behind the first blocks"
+        )
     if table := mask.budget["latency_table"]:
         share = 100 * reached["latency_ms"] / reached["table_latency_ms"]
         console.note(
@@ -117,8 +123,9 @@ def report(mask: Mask) -> None:
     best = "the best there is" if objective["optimal"] else "no better one was found"
     if moves and objective["interactions"]["moved"]:
         best = "less than it could for units one by one"
+    lost = f", merging loses {100 * objective['merging']:.2f} %" if "merging" in objective else ""
     console.note(
-        f"keeps {100 * objective['kept']:.2f} % of the score: {best}, at most {100 * objective['gap']:.4f} % "
+        f"keeps {100 * objective['kept']:.2f} % of the score{lost}: {best}, at most {100 * objective['gap']:.4f} % "
         "below the bound"
     )
     if moves:
@@ -152,5 +159,6 @@ def describe(mask: Mask) -> dict[str, object]:
         "reached": mask.reached,
         "objective": mask.objective,
         "kept": mask.summary,
+        "merges": mask.merges,
         "emptied": emptied_sites(mask),
     }

@@ -112,7 +112,9 @@ def speedup(dense: Timing, pruned: Timing) -> float:
 
 def ideal_speedup(dense: OpenModel, pruned: OpenModel, size: int) -> float:
     """Dense over pruned MACs of the blocks on an example of `size`: the speed-up if time followed MACs."""
-    costs = [m.anatomy.macs(observed_tokens(m, dummy_inputs(m, 1, size))) for m in (dense, pruned)]
+    costs = [
+        m.anatomy.macs(observed_tokens(m, dummy_inputs(m, 1, size)), merges=m.merges) for m in (dense, pruned)
+    ]
     return costs[0] / costs[1] if costs[1] else math.inf
 
 

@@ -70,10 +70,11 @@ def make_table(
     """Time every kind of site of `model` for a batch of `batch_size` at `size` (see `latency.Setting`).
 
     Blocks of one shape share their measurements. Each pass over the sizes of a curve takes at least `repeats` rounds
-    and about `seconds`. Raises `UsageError` for a setting that the model can't run.
+    and about `seconds`. A model that merges tokens is timed on whole sequences. Raises `UsageError` for a setting that
+    the model can't run.
     """
     inputs = dummy_inputs(model, batch_size, size, seed)
-    with torch.inference_mode():
+    with model.unmerged(), torch.inference_mode():
         try:
             calls = _block_calls(model, inputs)
             shapes = _shapes(model, calls)

@@ -5,8 +5,10 @@ Plain dataclasses without torch. An engine that works on these works on every ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+from optin_cli.artefacts.schedule import tokens_by_block
 
 HEADS = "heads"
 NEURONS = "neurons"
@@ -114,12 +116,31 @@ class Site:
 
 
 @dataclass(frozen=True)
+class TokenSite:
+    """The boundary behind a block, where tokens can be merged by the keys of the block's heads."""
+
+    block: int
+    heads: str
+    """Name of the site of heads whose keys are compared."""
+    keys: Producer
+    """What gives the keys: all of its output, or part number `part` of a fused projection."""
+    part: int
+    attention: str
+    """The module whose argument `bias` is added to the logits: (batch, 1, 1, tokens) of the tokens' log sizes."""
+    bias: str
+
+
+@dataclass(frozen=True)
 class Anatomy:
     """The ordered blocks of a model and the sites that stand in them. Paths are `get_submodule` paths."""
 
     family: str
     blocks: tuple[str, ...]
     sites: tuple[Site, ...]
+    tokens: tuple[TokenSite, ...] = ()
+    """One for each block, or none at all where tokens can't be merged."""
+    prefix: int = 0
+    """Tokens in front that are never merged: class token, registers."""
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -133,8 +154,13 @@ class Anatomy:
     def in_block(self, block: int) -> tuple[Site, ...]:
         return tuple(site for site in self.sites if site.block == block)
 
-    def macs(self, tokens: float, kept: Mapping[str, int] | None = None) -> float:
-        """MACs of all sites on a sequence of `tokens` tokens, or of the `kept` number of units in each."""
+    def macs(self, tokens: float, kept: Mapping[str, int] | None = None, merges: Sequence[int] = ()) -> float:
+        """MACs of all sites on a sequence of `tokens` tokens, or of the `kept` number of units in each.
+
+        `merges` says how many tokens are merged behind each block.
+        """
+        seen = tokens_by_block(tokens, len(self.blocks), merges, self.prefix)
         return sum(
-            site.macs_per_unit(tokens) * (site.units if kept is None else kept[site.name]) for site in self
+            site.macs_per_unit(seen[site.block]) * (site.units if kept is None else kept[site.name])
+            for site in self
         )

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from optin_cli.models.dissect import dissect, family_of
 from optin_cli.models.families import Family, family_from_dict
 from optin_cli.models.from_transformers import open_transformers, save_transformers
 from optin_cli.models.from_vision import LIBRARIES, open_vision, save_vision
+from optin_cli.models.merged import Merging, install_merges
 from optin_cli.models.processors import (
     ImageProcessor,
     TextProcessor,
@@ -53,6 +55,8 @@ class OpenModel:
     task: Task
     stored_dtype: torch.dtype
     """The dtype of the weights on disk, which a pruned copy keeps."""
+    merging: Merging | None = None
+    """How it merges tokens; None where it never does."""
 
     @property
     def spec(self) -> str:
@@ -74,6 +78,17 @@ class OpenModel:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype
+
+    @property
+    def merges(self) -> list[int]:
+        """Tokens merged behind each block; empty where none are."""
+        return self.merging.merges if self.merging else []
+
+    @contextmanager
+    def unmerged(self) -> Iterator[None]:
+        """Within the context, no tokens are merged: units are scored and compensated on whole sequences."""
+        with self.merging.suspended() if self.merging else nullcontext():
+            yield
 
     @property
     def record(self) -> PrunedRecord | None:
@@ -183,7 +198,10 @@ def open_model(
             compute = DTYPES[dtype]
         module.to(device=where, dtype=compute)
     module.eval().requires_grad_(False)
-    return OpenModel(source, module, family, anatomy, found_task, stored)
+    merging = None
+    if record is not None and any(record.merges):
+        merging = install_merges(module, anatomy, record.merges, what=f"{source.folder}/optin.json")
+    return OpenModel(source, module, family, anatomy, found_task, stored, merging)
 
 
 def _check_device_map(device_map: str | dict[str, Any], device: str) -> None:

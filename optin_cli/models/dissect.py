@@ -21,6 +21,7 @@ from optin_cli.models.layers import (
     is_grouped,
     shape_of,
 )
+from optin_cli.models.token_sites import count_prefix, token_sites
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,7 +82,8 @@ def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
             "that mixes its units, or lacks what its tables require",
             f"{DOCS} explains `must_be_identity` and `requires`",
         )
-    return Anatomy(family.name, tuple(blocks), tuple(sites))
+    tokens = token_sites(model, family, blocks, sites)
+    return Anatomy(family.name, tuple(blocks), tuple(sites), tokens, count_prefix(base, family))
 
 
 def _blocks(model: nn.Module, family: Family, prefix: str) -> list[str]:

@@ -16,7 +16,7 @@ from optin_cli.errors import UsageError
 from optin_cli.models.anatomy import CHANNELS, HEADS, LAYOUTS, NEURONS, Bypass, Producer, UnitInput
 from optin_cli.models.cnn_tables import CNNS
 from optin_cli.models.swin_tables import SWIN
-from optin_cli.models.tables import SHIPPED, TOWERS, Family, SiteTable
+from optin_cli.models.tables import SHIPPED, TOWERS, Family, SiteTable, TokenTable
 from optin_cli.models.torchvision_tables import TORCHVISION
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "TOWERS",
     "Family",
     "SiteTable",
+    "TokenTable",
     "family_from_dict",
     "family_to_dict",
     "find_family",
@@ -77,6 +78,8 @@ def family_from_dict(data: dict[str, Any], where: str = "family table") -> Famil
     problems = _mistyped(data, _FAMILY_FIELDS, "")
     for number, site in enumerate(data["sites"] if isinstance(data.get("sites"), list | tuple) else ()):
         problems += _mistyped(site, _SITE_FIELDS, f"sites[{number}].")
+    if data.get("tokens") is not None:
+        problems += _mistyped(data["tokens"], _TOKEN_FIELDS, "tokens.")
     if problems:
         raise UsageError(
             f"{where} is not a family table: {'; '.join(problems)}", f"{DOCS} shows a complete table"
@@ -99,7 +102,11 @@ def family_from_dict(data: dict[str, Any], where: str = "family table") -> Famil
         for site in data["sites"]
     )
     blocks = data["blocks"] if isinstance(data["blocks"], str) else tuple(data["blocks"])
-    return Family(**{**data, "matches": tuple(data["matches"]), "blocks": blocks, "sites": sites})
+    tokens = data.get("tokens")
+    if tokens is not None:
+        tokens = TokenTable(**{**tokens, "prefix": tuple(tokens.get("prefix", ()))})
+    matches = tuple(data["matches"])
+    return Family(**{**data, "matches": matches, "blocks": blocks, "sites": sites, "tokens": tokens})
 
 
 def _is_text(value: Any) -> bool:
@@ -168,6 +175,14 @@ _FAMILY_FIELDS: _Fields = {
     "note": (False, "text", lambda v: isinstance(v, str)),
     "layout": (False, f"one of {', '.join(LAYOUTS)}", lambda v: v in LAYOUTS),
     "hierarchical": (False, "true or false", lambda v: isinstance(v, bool)),
+    "tokens": (False, "{keys, attention, bias, prefix, part}", lambda v: v is None or isinstance(v, dict)),
+}
+_TOKEN_FIELDS: _Fields = {
+    "keys": (True, "a path", _is_text),
+    "attention": (True, "a path", _is_text),
+    "bias": (True, "an argument", _is_text),
+    "prefix": (False, "a list of attributes", _list_of(_is_text)),
+    "part": (False, "a number of 0 or more", lambda v: type(v) is int and v >= 0),
 }
 _SITE_FIELDS: _Fields = {
     "kind": (True, f"{HEADS}, {NEURONS} or {CHANNELS}", lambda v: v in (HEADS, NEURONS, CHANNELS)),

@@ -24,7 +24,7 @@ def count_macs(model: OpenModel, inputs: Mapping[str, Tensor]) -> int:
 
 
 def observed_tokens(model: OpenModel, inputs: Mapping[str, Tensor]) -> int:
-    """Positions in the first block's output, class tokens included: what `Anatomy.macs` takes."""
+    """Positions in the first block's output, class tokens included, none merged: what `Anatomy.macs` takes."""
     seen: list[int] = []
 
     def look(_: nn.Module, __: Any, output: Any) -> None:
@@ -32,7 +32,7 @@ def observed_tokens(model: OpenModel, inputs: Mapping[str, Tensor]) -> int:
 
     handle = model.module.get_submodule(model.anatomy.blocks[0]).register_forward_hook(look)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), model.unmerged():
             model.module(**inputs)
     finally:
         handle.remove()

@@ -52,6 +52,23 @@ class SiteTable:
 
 
 @dataclass(frozen=True)
+class TokenTable:
+    """What merging tokens needs to know of a family. Its blocks must care for no position but by its content."""
+
+    keys: str
+    """One of the producers of the heads, relative to the block: what gives the keys."""
+    attention: str
+    """The attention module, relative to the block."""
+    bias: str
+    """Its argument that is added to the logits of the keys."""
+    prefix: tuple[str, ...] = ()
+    """Attributes, relative to the base model, of tokens in front that are never merged: a number of them, or a
+    parameter whose rows they are. A model need not have all of them."""
+    part: int = 0
+    """Which part of a fused projection holds the keys, counted from 0."""
+
+
+@dataclass(frozen=True)
 class Family:
     """One architecture: which models it fits, where the blocks are, and the sites of a block."""
 
@@ -70,6 +87,8 @@ class Family:
     """How a block's hidden states lie: `tokens` (batch, tokens, d), `nhwc` or `nchw`."""
     hierarchical: bool = False
     """Blocks see different numbers of positions, or attend within windows: costs are counted by a forward."""
+    tokens: TokenTable | None = None
+    """How tokens are merged; None where they can't be."""
 
 
 def linears(*paths: str) -> tuple[Producer, ...]:
@@ -209,6 +228,15 @@ _TIMM_EVA_SITES = (
     *TIMM_NEURONS,
 )
 
+_VIT_TOKENS = TokenTable(
+    keys="attention.k_proj",
+    attention="attention",
+    bias="attention_mask",
+    prefix=("embeddings.cls_token", "embeddings.distillation_token", "embeddings.register_tokens"),
+)
+_CLIP_TOKENS = TokenTable("self_attn.k_proj", "self_attn", "attention_mask", ("embeddings.class_embedding",))
+_TIMM_VIT_TOKENS = TokenTable("attn.qkv", "attn", "attn_mask", ("num_prefix_tokens",), part=1)
+
 SHIPPED = (
     Family("bert", ("bert",), "encoder.layer", BERT_SITES),
     Family("roberta", ("roberta", "xlm-roberta", "camembert"), "encoder.layer", BERT_SITES),
@@ -216,7 +244,7 @@ SHIPPED = (
     Family("distilbert", ("distilbert",), "transformer.layer", _DISTILBERT_SITES),
     Family("mpnet", ("mpnet",), "encoder.layer", _MPNET_SITES, note="position bias sliced with the heads"),
     Family("clip-text", ("clip_text_model",), "encoder.layers", _CLIP_SITES, note="a tower of CLIP"),
-    Family("vit", ("vit", "deit"), "layers", (VIT_HEADS, MLP), "image"),
+    Family("vit", ("vit", "deit"), "layers", (VIT_HEADS, MLP), "image", tokens=_VIT_TOKENS),
     Family("beit", ("beit",), "layers", _BEIT_SITES, "image", note="position bias sliced with the heads"),
     Family(
         "dinov2",
@@ -225,14 +253,24 @@ SHIPPED = (
         _DINOV2_SITES,
         "image",
         note="SwiGLU: a neuron is a gate and a value",
+        tokens=_VIT_TOKENS,
     ),
-    Family("clip-vision", ("clip_vision_model",), "encoder.layers", _CLIP_SITES, "image", "a tower of CLIP"),
+    Family(
+        "clip-vision",
+        ("clip_vision_model",),
+        "encoder.layers",
+        _CLIP_SITES,
+        "image",
+        "a tower of CLIP",
+        tokens=_CLIP_TOKENS,
+    ),
     Family(
         "clip-image-classifier",
         ("CLIPForImageClassification",),
         "vision_model.encoder.layers",
         _CLIP_SITES,
         "image",
+        tokens=replace(_CLIP_TOKENS, prefix=("vision_model.embeddings.class_embedding",)),
     ),
     Family(
         "timm-vit",
@@ -241,6 +279,7 @@ SHIPPED = (
         _TIMM_VIT_SITES,
         "image",
         note="fused qkv",
+        tokens=_TIMM_VIT_TOKENS,
     ),
     Family(
         "timm-eva",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from optin_cli.errors import UsageError
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.tasks import EMBEDDING
-from optin_cli.scoring.calibration import Calibration
+from optin_cli.scoring.calibration import Calibration, mean_tokens
 from optin_cli.scoring.fisher import read_labels, row_examples
 from optin_cli.scoring.methods import METHODS, Method
 from optin_cli.scoring.reference import batch_of, scored_sites
+from optin_cli.scoring.tokens import boundaries, boundary_name, check_mergeable, levels
 
 ENGINES = {name: method.engines for name, method in METHODS.items() if method.engines}
 """Methods that run the model: which engine scores which kind of unit."""
@@ -60,6 +62,8 @@ class ScoreSettings:
     """`fisher` squares the mean gradient of a batch, not the gradient of every example."""
     head_weight: float = 1.0
     """mu: what `knowledge` multiplies the scores of heads with (K-prune: 64)."""
+    tokens: bool = False
+    """Whether to measure what merging tokens costs, too."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -72,6 +76,11 @@ class ScoreSettings:
             object.__setattr__(self, "output_weight", method.output_weight)
         if self.per_batch and self.method != "fisher":
             raise UsageError(f"--per-batch is about fisher's gradients; --method {self.method} has none")
+        if self.tokens and not method.recombines:
+            raise UsageError(
+                f"--tokens measures trajectories, and --method {self.method} scores units by something else",
+                "use auto, ablation or curvature",
+            )
         if self.head_weight <= 0:
             raise UsageError(f"a weight of heads of {self.head_weight:g} is not positive")
         for name in ("samples", "batch_size", "rows", "probes"):
@@ -112,8 +121,10 @@ class Item:
     engine: str
     batch: int
     site: str = ""
-    """The one site an ablation is of; other engines score all they are asked for at once."""
+    """The one site an ablation is of, or the boundary tokens are merged at; other engines score all they are asked
+    for at once."""
     units: tuple[int, ...] = ()
+    """Of the site; of a boundary its block."""
     probes: tuple[int, int] = (0, 0)
     """First probe and the one after the last."""
     work: float = field(default=0.0, compare=False)
@@ -152,6 +163,10 @@ class Plan:
         """What makes two scorings the same work."""
         settings = asdict(self.settings)
         settings.pop("output_weight")  # parts are stored apart, so lambda never means scoring again
+        if not self.settings.tokens:  # a ranking that has them, too, serves
+            settings.pop("tokens")
+        if self.model.merges:
+            settings["merges"] = self.model.merges
         return {
             "model": self.model.digest,
             "data": self.examples.fingerprint,
@@ -192,7 +207,22 @@ class Plan:
             found += self.ablation_items(batch, site, np.arange(site.units), "reference")
         if self.settings.rel_error is None:
             found += self.probe_items(0, self.settings.probes)
-        return found
+        return found + self.token_items()
+
+    @cached_property
+    def token_levels(self) -> list[int]:
+        """How many tokens are merged behind a block, in the measurements of what merging costs."""
+        return levels(round(mean_tokens(self.calibration)), self.model.anatomy.prefix)
+
+    def token_items(self) -> list[Item]:
+        """One measurement for each batch and boundary."""
+        if not self.settings.tokens:
+            return []
+        return [
+            Item("tokens", batch, boundary_name(block), (block,), work=float(len(self.token_levels)))
+            for batch in range(len(self.calibration))
+            for block in boundaries(self.model.anatomy)
+        ]
 
     def weight(self, item: Item) -> float:
         """The share of a site's score that comes from an item's batch."""
@@ -241,6 +271,8 @@ def make_plan(model: OpenModel, data: DataSpec, settings: ScoreSettings, memory:
             f"--method {settings.method} does not score {' and '.join(sorted(unknown))}, which {model.spec} has",
             "use auto, curvature, ablation, fisher or magnitude",
         )
+    if settings.tokens:
+        check_mergeable(model.anatomy, model.spec)
     examples = sample(
         data,
         model.family.modality,
@@ -267,6 +299,11 @@ def make_plan(model: OpenModel, data: DataSpec, settings: ScoreSettings, memory:
 
 def estimate_seconds(plan: Plan) -> float:
     """About how long scoring will take: one call of each kind of work is timed on the middle batch."""
+    with plan.model.unmerged():
+        return _timed(plan)
+
+
+def _timed(plan: Plan) -> float:
     from optin_cli.scoring.work import Worker
 
     middle = len(plan.calibration) // 2

@@ -42,7 +42,8 @@ def existing(path: Path, plan: Plan, *, any_lambda: bool = False) -> Ranking | N
     except ArtefactError as error:
         raise UsageError(f"{path} exists and is no readable ranking ({error.what})", redo) from error
     wanted, have = plan.identity(), ranking.settings["identity"]
-    differs = [key for key in wanted if have.get(key) != wanted[key]]
+    # the weights of a model may be those of one that merges other tokens
+    differs = [key for key in {**wanted, "merges": None} if have.get(key) != wanted.get(key)]
     if differs:
         raise UsageError(f"{path} exists, made with another {', '.join(differs)}", redo)
     if not any_lambda and ranking.settings["output_weight"] != plan.settings.output_weight:
@@ -66,13 +67,17 @@ def score(
 
     Finished items are kept beside `output` until then: a killed run resumes when called again. With a `team` every
     process calls this and the first one writes; all return the same ranking. Raises `ArtefactError` when the
-    processes don't agree on what they do.
+    processes don't agree on what they do. A model that merges tokens is scored on whole sequences.
     """
-    team = team or Team()
+    with plan.model.unmerged():
+        return _scored(plan, output, on_progress, team or Team())
+
+
+def _scored(plan: Plan, output: Path, on_progress: Progress, team: Team) -> Ranking:
     team.check_same(plan.identity())
     started = time.perf_counter()
     tokens = mean_tokens(plan.calibration)
-    run, sketch = None, None
+    run, sketch, token_sites = None, None, []
     if plan.settings.method in ENGINES:
         run = _Run(plan, output, team, on_progress)
         totals = run.finish(tokens)
@@ -83,6 +88,7 @@ def score(
         for site in sites:
             site.score = scores[site.name]
         sketch = totals.sketch()
+        token_sites = totals.token_sites()
         probes = totals.probes
     else:
         sites, probes = _baseline(plan, tokens), 0
@@ -93,6 +99,8 @@ def score(
             "family": plan.model.family.name,
             "task": plan.model.task.name,
             "class": type(plan.model.module).__name__,
+            **({"merges": plan.model.merges} if plan.model.merges else {}),
+            **({"prefix": plan.model.anatomy.prefix} if plan.model.anatomy.tokens else {}),
         },
         data=plan.examples.describe(),
         row_ids=plan.examples.row_ids,
@@ -108,6 +116,7 @@ def score(
         tokens=tokens,
         dense={**plan.model.dense, "fixed_macs": _fixed_macs(plan)},
         sites=sites,
+        token_sites=token_sites,
         batch_weights=[plan.calibration.weight(b) for b in range(len(plan.calibration))],
         device=_device_name(plan.model.device),
         dtype=str(plan.model.dtype).removeprefix("torch."),

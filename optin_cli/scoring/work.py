@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from optin_cli.artefacts.sketch import Sketch
+from optin_cli.artefacts.tokens import RankedTokens
 from optin_cli.scoring.ablation import Ablation
 from optin_cli.scoring.calibration import Scores
 from optin_cli.scoring.curvature import curvature
@@ -14,6 +15,7 @@ from optin_cli.scoring.fisher import fisher
 from optin_cli.scoring.knowledge import knowledge
 from optin_cli.scoring.plan import Item, Plan
 from optin_cli.scoring.reference import Reference
+from optin_cli.scoring.tokens import TokenLosses, boundaries, boundary_name, columns
 
 Arrays = dict[str, np.ndarray]
 """An item's result: `<site>/<part>` -> array. Parts: `t`, `o` (scores), `tr`, `or` (rows of the sketch)."""
@@ -28,6 +30,7 @@ class Worker:
         self.plan = plan
         self.recorded: tuple[int, Ablation] | None = None
         self.reference: tuple[int, Reference] | None = None
+        self.tokens: tuple[int, TokenLosses] | None = None
 
     def run(self, item: Item, tell: Told = lambda _: None) -> Arrays:
         engines = {
@@ -36,6 +39,7 @@ class Worker:
             "fisher": self._fisher,
             "knowledge": self._knowledge,
             "reference": self._reference,
+            "tokens": self._tokens,
         }
         return engines[item.engine](item, tell)
 
@@ -97,6 +101,14 @@ class Worker:
         trajectory, output = self.reference[1].score(site, np.array(item.units), lambda n: tell(n * each))
         return {f"{item.site}/t": trajectory, f"{item.site}/o": output}
 
+    def _tokens(self, item: Item, _: Told) -> Arrays:
+        self.recorded = None  # its memory is needed
+        if self.tokens is None or self.tokens[0] != item.batch:
+            self.tokens = item.batch, TokenLosses(self.plan.calibration, item.batch)
+        (block,) = item.units
+        trajectory, output = self.tokens[1].score(block)
+        return {f"{item.site}/t": trajectory, f"{item.site}/o": output}
+
 
 def _named(parts: Mapping[str, Mapping[str, np.ndarray]]) -> Arrays:
     return {f"{name}/{part}": array for part, arrays in parts.items() for name, array in arrays.items()}
@@ -118,6 +130,11 @@ class Totals:
         }
         self.measured = {s.name: np.zeros(s.units, dtype=bool) for s in plan.model.anatomy}
         """[units]: not estimated by curvature alone."""
+        self.merging = {
+            boundary_name(block): _Sums(len(plan.token_levels), len(columns(block, depth)), self.batches)
+            for block in (boundaries(plan.model.anatomy) if plan.settings.tokens else ())
+        }
+        """What merging tokens costs, boundary by boundary."""
         self.probes = 0
         self.rows: list[tuple[Item, Arrays]] = []
 
@@ -125,7 +142,9 @@ class Totals:
         weight = self.plan.weight(item)
         for name in {key.rpartition("/")[0] for key in arrays}:
             part = arrays[f"{name}/t"], arrays[f"{name}/o"]
-            if item.engine == "curvature":
+            if item.engine == "tokens":
+                self.merging[name].add(item.batch, weight, part)
+            elif item.engine == "curvature":
                 self.probes = max(self.probes, item.probes[1])
                 self.probed[name].add(item.batch, weight, part)
             else:  # a mean already
@@ -148,6 +167,14 @@ class Totals:
             np.where(measured, exact.output, probed.output / probes),
             by_batch.astype(np.float32),
         )
+
+    def token_sites(self) -> list[RankedTokens]:
+        """What merging tokens costs behind each block; none if that was not asked for."""
+        depth, counts = len(self.plan.model.anatomy.blocks), self.plan.token_levels
+        return [
+            RankedTokens(block, list(counts), columns(block, depth), sums.trajectory, sums.output)
+            for block, sums in enumerate(self.merging.values())
+        ]
 
     def probing_error(self) -> float:
         """Median over units of the relative standard error that probing leaves, the larger of the two terms'.

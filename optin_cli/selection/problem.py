@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -48,6 +48,21 @@ class Problem:
     scores: list[Floats]
     """[units] for each site."""
     budgets: list[Budget]
+    merges: tuple[int, ...] = ()
+    """Tokens merged behind each block."""
+
+    @cached_property
+    def seen(self) -> list[float]:
+        """Tokens that each block sees."""
+        return self.ranking.tokens_by_block(self.tokens, self.merges)
+
+    def with_merges(self, merges: tuple[int, ...]) -> Problem:
+        """The same request with another schedule of merges."""
+        return replace(self, merges=merges)
+
+    def with_whole_sites(self) -> Problem:
+        """The same budgets with every unit kept."""
+        return replace(self, request=replace(self.request, protect=("*",)))
 
     @property
     def tokens(self) -> float:
@@ -94,7 +109,7 @@ class Problem:
     def _unit_costs(self, site: RankedSite) -> Floats:
         """[budgets]: what one unit uses of each; latency comes from its curve."""
         costs = {
-            "MACs": site.macs_per_unit(self.tokens),
+            "MACs": site.macs_per_unit(self.seen[site.block]),
             "parameters": site.params_per_unit,
             "memory": site.params_per_unit * stored_bytes(self.ranking),
         }
@@ -109,7 +124,8 @@ def pose(ranking: Ranking, request: Request) -> Problem:
         units = {site.name: site.units for site in ranking.sites}
         check_table(request.table, ranking.device, ranking.dtype, units, force=request.force)
     sites = sorted(ranking.sites, key=lambda s: (s.block, s.kind))
-    return Problem(ranking, request, sites, _scores(ranking, sites, request), _budgets(ranking, request))
+    scores = _scores(ranking, sites, request)
+    return Problem(ranking, request, sites, scores, _budgets(ranking, request), tuple(ranking.merges))
 
 
 def stored_bytes(ranking: Ranking) -> int:

@@ -20,6 +20,7 @@ from optin_cli.errors import ArtefactError, UsageError
 
 ROUND_AUTO = "auto"
 SCOPES = ("none", "layer", "global")
+TOKEN_SEARCHES = ("none", "only", "joint")
 _LEFT_ALONE = ("heads",)
 """Kinds that `round_to` does not round: their units are wide already."""
 
@@ -59,6 +60,8 @@ class Request:
     """What shares are of: the original `dense` model, or the `current`, ranked one."""
     tokens: float | None = None
     """Sequence length that MACs are counted for; None is the calibration mean."""
+    merge: str = "none"
+    """Merge tokens for the MACs budget: `joint` with the units, `only` tokens, or `none` but what the model merges."""
     force: bool = False
     """Take a latency table of another device or dtype."""
 
@@ -85,6 +88,7 @@ class Request:
             raise UsageError(f"--max-prune-per-layer {self.max_prune:g} is no share", "give one in [0, 1]")
         if self.round_to != ROUND_AUTO and (isinstance(self.round_to, str) or self.round_to < 1):
             raise UsageError(f"--round-to {self.round_to}", "give 8, 16, 32, 64 or auto")
+        self._check_merging()
         if self.relative_to not in ("dense", "current"):
             raise UsageError(f"--relative-to {self.relative_to}", "use dense or current")
         if self.tokens is not None and not 0 < self.tokens < math.inf:
@@ -94,6 +98,21 @@ class Request:
         if self.interactions not in SCOPES:
             raise UsageError(f"--interactions {self.interactions}", f"use {', '.join(SCOPES)}")
         self._check_feature_weights()
+
+    def _check_merging(self) -> None:
+        if self.merge not in TOKEN_SEARCHES:
+            raise UsageError(f"--tokens {self.merge}", f"use {', '.join(TOKEN_SEARCHES)}")
+        if self.merge == "none":
+            return
+        if self.flops is None:
+            raise UsageError(
+                f"--tokens {self.merge} saves MACs, and no budget of MACs is given", "give --flops, too"
+            )
+        if self._wants_latency():
+            raise UsageError(
+                f"--latency can't be met with --tokens {self.merge}: a latency table knows whole sequences alone",
+                "leave one out",
+            )
 
     def _check_feature_weights(self) -> None:
         weights = self.feature_weights

@@ -10,6 +10,7 @@ from optin_cli.artefacts.ranking import Ranking
 from optin_cli.artefacts.sketch import Sketch
 from optin_cli.errors import UsageError
 from optin_cli.selection.interactions import Rearranged, halves, rearrange, told
+from optin_cli.selection.merging import Merged, merge_tokens
 from optin_cli.selection.problem import MIB, Problem, fixed_params, out_of_reach, pose, stored_bytes
 from optin_cli.selection.request import Request, feature_weights
 from optin_cli.selection.solver import Solution, solve
@@ -24,20 +25,24 @@ def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = N
     """
     if not isinstance(request, Request):
         request = Request(flops=request)
-    problem = pose(ranking, request)
-    solution = solve(problem.ladders, problem.capacities)
-    if solution is None:
-        raise out_of_reach(problem)
+    problem, merged = pose(ranking, request), None
+    if request.merge == "none":
+        solution = solve(problem.ladders, problem.capacities)
+        if solution is None:
+            raise out_of_reach(problem)
+    else:
+        merged = merge_tokens(problem)
+        problem, solution = problem.with_merges(merged.problem.merges), merged.solution
     keep = problem.keep(solution.counts)
     if request.interactions == "none":
-        return mask_of(problem, solution, keep)
+        return mask_of(problem, solution, keep, merged=merged)
     if sketch is None or not len(sketch):
         raise UsageError(
             "the ranking holds no sketch: nothing tells how its units interact",
             "leave --interactions out, or score again without --no-sketch",
         )
     found = _rearranged(problem, keep, sketch)
-    return mask_of(problem, solution, found.keep, found)
+    return mask_of(problem, solution, found.keep, found, merged)
 
 
 def _rearranged(problem: Problem, keep: dict[str, list[int]], sketch: Sketch) -> Rearranged:
@@ -53,10 +58,12 @@ def mask_of(
     solution: Solution,
     keep: Mapping[str, Sequence[int]],
     rearranged: Rearranged | None = None,
+    merged: Merged | None = None,
 ) -> Mask:
     """The mask that keeps `keep`, site name -> ascending units: the solution's own, or others within its budgets.
 
-    `rearranged` says how `keep` came from the solution, where interactions were asked for.
+    `rearranged` says how `keep` came from the solution, where interactions were asked for; `merged` how the schedule
+    was found, where tokens were to be merged.
     """
     ranking = problem.ranking
     total = sum(float(scores.sum()) for scores in problem.scores) or 1.0
@@ -64,7 +71,9 @@ def mask_of(
         float(scores[keep[site.name]].sum())
         for site, scores in zip(problem.sites, problem.scores, strict=True)
     )
-    bound = max(solution.bound, kept)  # sums in another order differ in the last digit
+    loss = merged.loss if merged else 0.0
+    # sums in another order differ in the last digit
+    bound = max(merged.bound if merged else solution.bound, kept - loss)
     units = {site.name: site.units for site in problem.sites}
     return Mask(
         model_digest=ranking.model["digest"],
@@ -75,21 +84,23 @@ def mask_of(
         objective={
             "kept": kept / total,
             "bound": bound / total,
-            "gap": (bound - kept) / total,
-            "optimal": solution.optimal and not (rearranged and rearranged.moved),
+            "gap": (bound - kept + loss) / total,
+            "optimal": solution.optimal and not merged and not (rearranged and rearranged.moved),
+            **({"merging": loss / total} if merged else {}),
             "interactions": told(rearranged) if rearranged else None,
         },
         calibration={**ranking.data, "row_ids": ranking.row_ids[:64]},
         units=units,
         keep={name: list(indices) for name, indices in keep.items()},
         summary={name: f"{len(keep[name])}/{count}" for name, count in units.items()},
+        merges=list(problem.merges) if any(problem.merges) else [],
     )
 
 
 def reached(problem: Problem, kept: Mapping[str, int]) -> dict[str, float]:
     """What a model with `kept` units in each site costs, and the dense one: MACs of the sites, the rest of all."""
     ranking, tokens, table = problem.ranking, problem.tokens, problem.request.table
-    macs = sum(kept[s.name] * s.macs_per_unit(tokens) for s in problem.sites)
+    macs = sum(kept[s.name] * s.macs_per_unit(problem.seen[s.block]) for s in problem.sites)
     params = fixed_params(ranking) + sum(kept[s.name] * s.params_per_unit for s in problem.sites)
     dense = ranking.dense_macs(tokens)
     found = {
@@ -130,5 +141,6 @@ def _asked(problem: Problem) -> dict[str, Any]:
         "protect": list(request.protect),
         "only": request.only,
         "round_to": problem.round_size,
+        **({"merge": request.merge} if request.merge != "none" else {}),
         "latency_table": request.table.describe() if request.table else None,
     }

@@ -2,12 +2,14 @@
 
 The written folder is loaded back and compared with the masked dense model on real calibration rows before it
 gets its final name: what is on disk is what was checked. Compensation comes before both: the masked model
-with the new weights is what the sliced one is compared with.
+with the new weights is what the sliced one is compared with. Where the mask merges tokens, weights are compensated on
+whole sequences first, and both sides of the comparison run with the schedule.
 """
 
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +30,11 @@ from optin_cli.models.anatomy import HEADS, NEURONS, Anatomy
 from optin_cli.models.checkpoint import OpenModel, open_model, save_pruned
 from optin_cli.models.families import family_to_dict
 from optin_cli.models.masking import masked, masks_from_keep
+from optin_cli.models.merged import install_merges
 from optin_cli.models.processors import ImageProcessor
 from optin_cli.models.slicing import slice_model
 from optin_cli.models.tasks import EMBEDDING
+from optin_cli.models.token_sites import check_merges
 from optin_cli.surgery.compensate import compensate
 from optin_cli.surgery.plan import CompensationPlan, own_data
 from optin_cli.surgery.refit import NONE
@@ -116,11 +120,17 @@ def apply(
 
     `teacher` is what compensation follows: by default the model itself.
     `data` is where the check takes its rows from; by default the mask's own calibration data. Raises
-    `ArtefactError` when mask and model don't belong together and `OptinError` when the check fails.
+    `ArtefactError` when mask and model don't belong together, `InputError` for merges that the model can't
+    run, and `OptinError` when the check fails. The mask's schedule replaces the one that the model runs with.
     """
     check_belongs(model, mask)
     batches, checked_on = _check_batches(model, mask, data)
-    fits = compensate(model, mask.keep, plan.batches, plan.settings, on_progress, teacher) if plan else []
+    fits = []
+    if plan:
+        with model.unmerged(), teacher.unmerged() if teacher else nullcontext():
+            fits = compensate(model, mask.keep, plan.batches, plan.settings, on_progress, teacher)
+    if model.merging:
+        model.merging.remove()
     expected = _outputs_masked(model, mask, batches)
     record = _record(model, mask)
     record.history[-1]["compensation"] = _compensation(plan, fits)
@@ -129,7 +139,7 @@ def apply(
     with atomic_dir(output) as folder:
         save_pruned(folder, model, record)
         reloaded = open_model(str(folder), device=str(model.device), dtype="float32")
-        deviation = _deviation(expected, _outputs(reloaded, batches))
+        deviation = _deviation(expected, _outputs(reloaded, mask, batches))
         if not deviation <= TOLERANCE:
             raise OptinError(
                 f"the sliced model differs from the masked one by {deviation:.2e}, more than {TOLERANCE:.0e}; "
@@ -163,6 +173,7 @@ def check_belongs(model: OpenModel, mask: Mask) -> None:
             f"the mask belongs to other weights ({mask.model_digest[:12]}) than {model.spec} ({model.digest[:12]})",
             "score and select with this model, or give the model the ranking was made on",
         )
+    check_merges(model.anatomy, mask.merges, "the mask")
 
 
 def _check_batches(
@@ -202,14 +213,27 @@ def _inputs(model: OpenModel, data: DataSpec, row_ids: list[int] | None) -> list
 
 
 @torch.inference_mode()
-def _outputs(model: OpenModel, batches: list[dict[str, Tensor]]) -> list[Tensor]:
-    return [model.output(inputs) for inputs in batches]
+def _outputs(model: OpenModel, mask: Mask, batches: list[dict[str, Tensor]]) -> list[Tensor]:
+    """Outputs on every batch; in float64 where tokens merge, since a pair that is next best by a rounding error alone
+    would merge on one side and not on the other."""
+    if not any(mask.merges):
+        return [model.output(inputs) for inputs in batches]
+    dtype = model.dtype
+    model.module.double()
+    try:
+        return [model.output({key: value.double() for key, value in batch.items()}) for batch in batches]
+    finally:
+        model.module.to(dtype)
 
 
 def _outputs_masked(model: OpenModel, mask: Mask, batches: list[dict[str, Tensor]]) -> list[Tensor]:
     masks = masks_from_keep(model.anatomy, mask.keep, model.device)
-    with masked(model.module, model.anatomy, masks):
-        outputs = _outputs(model, batches)
+    merging = install_merges(model.module, model.anatomy, mask.merges, mask.keep, "the mask")
+    try:
+        with masked(model.module, model.anatomy, masks):
+            outputs = _outputs(model, mask, batches)
+    finally:
+        merging.remove()
     if not all(torch.isfinite(output).all() for output in outputs):
         raise InputError(f"{model.spec} gives NaN or infinite outputs under this mask")
     return outputs
@@ -241,6 +265,7 @@ def _record(model: OpenModel, mask: Mask) -> PrunedRecord:
         kept=kept,
         per_layer_config=_per_layer(model.anatomy, mask),
         dense=model.dense,
+        merges=mask.merges,
         history=[*(earlier.history if earlier else []), step],
     )
 

@@ -115,8 +115,25 @@ def test_keys_of_a_later_program_are_passed_over(path):
     assert read_mask(change(path, lambda data: data.update(colour="red"))) == a_mask()
 
 
-def test_masks_of_the_first_schema_still_read(path):
-    assert read_mask(change(path, lambda data: data.update(schema_version=1))) == a_mask()
+@pytest.mark.parametrize("version", [1, 2])
+def test_masks_of_earlier_schemas_still_read(path, version):
+    def older(data):
+        data["schema_version"] = version
+        del data["merges"]
+
+    assert read_mask(change(path, older)) == a_mask()
+
+
+def test_a_schedule_of_merges_is_kept_and_counts(tmp_path):
+    mask = a_mask(merges=[3, 0, 2])
+    write_mask(tmp_path / "m.mask.json", mask)
+    assert read_mask(tmp_path / "m.mask.json").merges == [3, 0, 2]
+    assert len({mask.digest, a_mask().digest, a_mask(merges=[3, 0, 1]).digest}) == 3
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, "2", True])
+def test_counts_that_are_none_are_refused(path, count):
+    assert "tokens to merge" in refused(change(path, lambda data: data.update(merges=[0, count])))
 
 
 def test_a_failing_write_leaves_nothing(tmp_path):
@@ -204,7 +221,9 @@ def test_a_field_of_another_kind_is_refused_by_name(path, field):
     assert field in refused(change(path, lambda data: data.update({field: [1, 2]})))
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Mask) if f.name != "summary"])
+@pytest.mark.parametrize(
+    "field", [f.name for f in dataclasses.fields(Mask) if f.name not in ("summary", "merges")]
+)
 def test_a_missing_field_is_named(path, field):
     assert f"{field} is missing" in refused(change(path, lambda data: data.pop(field)))
 
@@ -235,7 +254,7 @@ def test_json_of_something_else_says_what_writes_masks(tmp_path):
     assert "optin select" in refused(tmp_path / "m.json")
 
 
-@pytest.mark.parametrize("version", [3, 99, "1", None, 1.0])
+@pytest.mark.parametrize("version", [4, 99, "1", None, 1.0])
 def test_a_schema_that_is_newer_or_no_number_is_refused(path, version):
     message = refused(change(path, lambda data: data.update(schema_version=version)))
     assert f"schema version {version}" in message and "update optin" in message

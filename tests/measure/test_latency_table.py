@@ -21,6 +21,7 @@ from optin_cli.measure.latency import default_size, dummy_inputs
 from optin_cli.measure.latency_table import make_table, settled, table_setting
 from optin_cli.models.checkpoint import OpenModel, open_model
 from optin_cli.models.dissect import dissect
+from optin_cli.models.merged import install_merges
 from optin_cli.models.slicing import slice_model
 
 FAST = {"repeats": 1, "seconds": 0.0}
@@ -48,6 +49,15 @@ def whole_ms(model: OpenModel, batch_size: int, size: int) -> float:
     inputs = dummy_inputs(model, batch_size, size)
     with torch.inference_mode():
         return flops(lambda: model.module(**inputs))
+
+
+def test_a_model_that_merges_tokens_is_timed_on_whole_sequences(counted):
+    model = shared_model("timm-vit")
+    merging = dataclasses.replace(model, module=copy.deepcopy(model.module))
+    merging.merging = install_merges(merging.module, model.anatomy, [3, 2])
+    whole, table = (make_table(one, 2, 32, **FAST) for one in (model, merging))
+    assert (table.total_ms, table.curves) == (whole.total_ms, whole.curves)
+    assert whole_ms(merging, 2, 32) < table.total_ms
 
 
 @pytest.mark.parametrize("name", ALL)

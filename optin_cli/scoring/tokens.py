@@ -1,0 +1,105 @@
+"""What merging tokens costs: at one boundary at a time, a few counts each, measured like a unit's removal.
+
+The trajectory is that of the blocks behind the boundary, with tokens spread back to their original positions: the same
+sampled rows as for units, in the same relational loss, beside the same change of the output.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optin_cli.errors import InputError
+from optin_cli.models.anatomy import Anatomy
+from optin_cli.models.macs import observed_tokens
+from optin_cli.models.merged import install_merges
+from optin_cli.models.merging import most_merged
+from optin_cli.scoring.calibration import Calibration, Scores, block_outputs, gather_rows
+from optin_cli.scoring.losses import output_change, relational_change
+
+_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
+"""Of the most that can be merged at once. A schedule spreads its merges over blocks, so small counts matter most."""
+
+
+def boundaries(anatomy: Anatomy) -> list[int]:
+    """Blocks behind which tokens can be merged: all but the last."""
+    return [site.block for site in anatomy.tokens][:-1]
+
+
+def boundary_name(block: int) -> str:
+    return f"blocks.{block}.tokens"
+
+
+def columns(block: int, depth: int) -> list[int]:
+    """The blocks whose features tell what merging behind `block` changes: the deeper ones."""
+    return list(range(block + 1, depth))
+
+
+def levels(tokens: int, prefix: int) -> list[int]:
+    """Counts that are measured: ascending, none of them 0."""
+    most = most_merged(tokens, prefix)
+    return sorted({max(1, round(share * most)) for share in _SHARES}) if most else []
+
+
+def check_mergeable(anatomy: Anatomy, spec: str) -> None:
+    """Raise `InputError` unless tokens of the model can be merged anywhere."""
+    if not boundaries(anatomy):
+        raise InputError(
+            f"--tokens: {spec} of family {anatomy.family!r} has no tokens that can be merged",
+            "`optin families` lists the families whose tokens can be; score this one without --tokens",
+        )
+
+
+class TokenLosses:
+    """Measures boundaries on one batch, from that batch's dense pass."""
+
+    def __init__(self, calibration: Calibration, index: int) -> None:
+        self.calibration = calibration
+        self.model = calibration.model
+        self.depth = len(self.model.anatomy.blocks)
+        self.pieces = calibration.pieces(index)
+        self.weights = [self.model.task.row_weights(piece.inputs) for piece in self.pieces]
+        first = {key: value[:1] for key, value in self.pieces[0].inputs.items()}
+        self.tokens = observed_tokens(self.model, first)
+        lengths = {z: [self.tokens] * len(self.pieces) for z in range(self.depth)}
+        self.rows = calibration.feature_rows(index, self.pieces, lengths)
+        self.dense, self.outputs = self._run(0, 0)
+        calibration.check_finite(self.dense, index)
+
+    def score(self, block: int) -> Scores:
+        """(trajectory [levels, deeper blocks], output [levels]) of merging behind `block`, one level at a time."""
+        found = [self._measure(block, count) for count in levels(self.tokens, self.model.anatomy.prefix)]
+        return np.array([one for one, _ in found]), np.array([two for _, two in found])
+
+    def _measure(self, block: int, count: int) -> tuple[list[float], float]:
+        features, outputs = self._run(block, count)
+        trajectory = [
+            float(relational_change(self.dense[z], features[z][None])) for z in columns(block, self.depth)
+        ]
+        task, temperature = self.model.task, self.calibration.temperature
+        changes = [
+            float(output_change(one, two[None], w, temperature=temperature, regression=task.regression))
+            for one, two, w in zip(self.outputs, outputs, self.weights, strict=True)
+        ]
+        return trajectory, sum(changes) / sum(float(w.sum()) for w in self.weights)
+
+    @torch.inference_mode()
+    def _run(self, block: int, count: int) -> tuple[dict[int, Tensor], list[Tensor]]:
+        """Sampled rows of the features behind `block` (of all for count 0), and each piece's output."""
+        anatomy, last = self.model.anatomy, self.depth - 1
+        merging = install_merges(self.model.module, anatomy, [0] * block + [count])
+        rows: dict[int, list[Tensor]] = {z: [] for z in range(self.depth)}
+        outputs = []
+        try:
+            for number, piece in enumerate(self.pieces):
+                features: dict[int, Tensor] = {}
+                with block_outputs(self.model, features, block + 1 if count else 0):
+                    outputs.append(self.model.output(piece.inputs))
+                for z, feature in features.items():
+                    # behind the last block the model itself has spread the tokens
+                    whole = feature if z == last else merging.spread(feature)
+                    rows[z].append(gather_rows(whole, self.rows[z][number]))
+        finally:
+            merging.remove()
+        return {z: torch.cat(parts, dim=-2) for z, parts in rows.items() if parts}, outputs
