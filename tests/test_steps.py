@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import saved_model, tiny_image_folder, tiny_text_csv
+from helpers.data import tiny_image_folder, tiny_text_csv
+from helpers.models import saved_model
 from typer.testing import CliRunner
 
 from optin_cli import steps as stage

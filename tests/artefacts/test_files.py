@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import examples
+from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -288,7 +288,7 @@ from pathlib import Path
 tests, folder, limits = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
 sys.path.insert(0, tests)
 import numpy as np
-from helpers import tiny_ranking
+from helpers.artefacts import tiny_ranking
 from safetensors.numpy import save_file
 from optin_cli.artefacts.files import atomic_dir, atomic_file
 from optin_cli.artefacts.ranking import write_ranking

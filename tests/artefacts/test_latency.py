@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import examples, latency_table, shared_model
+from helpers.artefacts import latency_table
+from helpers.models import shared_model
+from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import examples, kept_of, tiny_ranking
+from helpers.artefacts import kept_of, tiny_ranking
+from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 

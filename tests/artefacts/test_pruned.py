@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import examples
+from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from helpers import examples, tiny_ranking
+from helpers.artefacts import tiny_ranking
+from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays

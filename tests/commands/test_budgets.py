@@ -6,7 +6,9 @@ import json
 import re
 
 import pytest
-from helpers import latency_table, saved_model, shared_model, tiny_model, tiny_text_csv
+from helpers.artefacts import latency_table
+from helpers.data import tiny_text_csv
+from helpers.models import saved_model, shared_model, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import h5py
 import pytest
-from helpers import hear_interrupts, saved_model, tiny_image_folder, tiny_model, tiny_text_csv
+from helpers.data import tiny_image_folder, tiny_text_csv
+from helpers.models import saved_model, tiny_model
+from helpers.runs import hear_interrupts
 from typer.testing import CliRunner
 
 import optin_cli
@@ -136,7 +138,7 @@ def test_a_family_from_a_file_prunes_a_model_nobody_listed(tmp_path):
     """The example of docs/families.md, as written there."""
     table = (ROOT / "docs/families.md").read_text().split("```yaml\n")[1].split("```")[0]
     (tmp_path / "ernie.yaml").write_text(table)
-    from helpers import save_tokenizer, vocabulary
+    from helpers.models import save_tokenizer, vocabulary
     from transformers import ErnieConfig, ErnieForSequenceClassification
 
     config = ErnieConfig(

@@ -11,7 +11,8 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers import saved_model, tiny_image_folder, tiny_model
+from helpers.data import tiny_image_folder
+from helpers.models import saved_model, tiny_model
 from PIL import Image
 from pyarrow import parquet
 from typer.testing import CliRunner

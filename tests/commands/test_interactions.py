@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import saved_model, tiny_text_csv
+from helpers.data import tiny_text_csv
+from helpers.models import saved_model
 from typer.testing import CliRunner
 
 from optin_cli.artefacts.mask import read_mask

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from helpers import opened, saved_model, tiny_image_folder, tiny_text_csv
+from helpers.data import tiny_image_folder, tiny_text_csv
+from helpers.models import opened, saved_model
 from typer.testing import CliRunner
 
 from optin_cli.main import app

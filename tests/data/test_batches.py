@@ -7,19 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import ClassLabel, Dataset
-from helpers import (
-    IMAGE_FAMILIES,
-    MAX_LENGTH,
-    TEXT_FAMILIES,
-    WORDS,
-    examples,
-    outputs,
-    sentences,
-    shared_model,
-    tiny_image_folder,
-    tiny_text_csv,
-    vocabulary,
-)
+from helpers.data import WORDS, sentences, tiny_image_folder, tiny_text_csv
+from helpers.families import IMAGE_FAMILIES, MAX_LENGTH, TEXT_FAMILIES
+from helpers.models import shared_model, vocabulary
+from helpers.runs import examples, outputs
 from hypothesis import given
 from hypothesis import strategies as st
 

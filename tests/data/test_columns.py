@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
-from helpers import examples
+from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, Image
-from helpers import examples, sentences, tiny_image_folder, tiny_text_csv
+from helpers.data import sentences, tiny_image_folder, tiny_text_csv
+from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -6,7 +6,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from helpers import examples
+from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

@@ -10,7 +10,8 @@ import datasets
 import numpy as np
 import pytest
 from datasets import Dataset
-from helpers import examples, tiny_image_folder
+from helpers.data import tiny_image_folder
+from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 from datasets import Dataset, DatasetDict
-from helpers import sentences, tiny_image_folder, tiny_text_csv
+from helpers.data import sentences, tiny_image_folder, tiny_text_csv
 
 from optin_cli.data.sources import DataSpec, open_split
 from optin_cli.errors import InputError, UsageError

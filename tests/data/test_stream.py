@@ -8,7 +8,8 @@ import datasets
 import numpy as np
 import pytest
 from datasets import Dataset, IterableDataset
-from helpers import saved_model, sentences, tiny_image_folder, tiny_text_csv
+from helpers.data import sentences, tiny_image_folder, tiny_text_csv
+from helpers.models import saved_model
 from typer.testing import CliRunner
 
 from optin_cli.artefacts.mask import read_mask

@@ -14,7 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from helpers import IMAGE_FAMILIES, hear_interrupts, saved_model, shared_model, tiny_image_folder
+from helpers.data import tiny_image_folder
+from helpers.families import IMAGE_FAMILIES
+from helpers.models import saved_model, shared_model
+from helpers.runs import hear_interrupts
 
 from optin_cli.data import workers
 from optin_cli.data.batches import Batches

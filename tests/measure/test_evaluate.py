@@ -13,15 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    IMAGE_SIZE,
-    new_folder,
-    sentences,
-    shared_model,
-    tiny_image_folder,
-    tiny_model,
-    tiny_text_csv,
-)
+from helpers.data import sentences, tiny_image_folder, tiny_text_csv
+from helpers.families import IMAGE_SIZE
+from helpers.models import new_folder, shared_model, tiny_model
 from scipy import stats
 from sklearn import metrics as oracle
 from timm.data import create_transform

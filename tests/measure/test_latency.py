@@ -8,7 +8,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from helpers import ALL, IMAGE_FAMILIES, IMAGE_SIZE, MAX_LENGTH, TEXT_FAMILIES, shared_model, tiny_model
+from helpers.families import ALL, IMAGE_FAMILIES, IMAGE_SIZE, MAX_LENGTH, TEXT_FAMILIES
+from helpers.models import shared_model, tiny_model
 
 from optin_cli.errors import UsageError
 from optin_cli.measure import latency

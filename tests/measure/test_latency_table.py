@@ -9,7 +9,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from helpers import ALL, BLOCKS, HEADS, INNER, examples, saved_model, shared_model, tiny_model
+from helpers.families import ALL, BLOCKS, HEADS, INNER
+from helpers.models import saved_model, shared_model, tiny_model
+from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode

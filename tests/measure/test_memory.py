@@ -7,7 +7,9 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import ALL, IMAGE_FAMILIES, TIMM_NAME, random_inputs, saved_model, shared_model
+from helpers.families import ALL, IMAGE_FAMILIES, TIMM_NAME
+from helpers.models import saved_model, shared_model
+from helpers.runs import random_inputs
 from torch import nn
 
 from optin_cli.measure.memory import activation_peak, disk_bytes, peak_memory, weight_bytes

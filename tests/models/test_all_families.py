@@ -8,24 +8,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    BLOCKS,
-    CNNS,
-    HEADS,
-    INNER,
-    MORE_FAMILIES,
-    MORE_TIMM,
-    TIMM_CNNS,
-    WIDTH,
-    examples,
-    keep_sets,
-    outputs,
-    random_inputs,
-    saved_model,
-    shared_model,
-    tiny_image_folder,
-    tiny_text_csv,
-)
+from helpers.artefacts import keep_sets
+from helpers.data import tiny_image_folder, tiny_text_csv
+from helpers.families import BLOCKS, CNNS, HEADS, INNER, MORE_FAMILIES, MORE_TIMM, TIMM_CNNS, WIDTH
+from helpers.models import saved_model, shared_model
+from helpers.runs import examples, outputs, random_inputs
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn

@@ -8,23 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import (
-    ALL,
-    IMAGE_FAMILIES,
-    TEXT_FAMILIES,
-    TIMM_NAME,
+from helpers.families import ALL, IMAGE_FAMILIES, TEXT_FAMILIES, TIMM_NAME
+from helpers.models import (
     copy_of,
     in_dtype,
     new_model,
     new_timm_vit,
     opened,
-    outputs,
-    random_inputs,
-    same_outputs,
     saved_model,
     shared_model,
     tiny_model,
 )
+from helpers.runs import outputs, random_inputs, same_outputs
 from safetensors.torch import load_file, save_file
 
 from optin_cli.errors import InputError, UnknownArchitecture, UsageError

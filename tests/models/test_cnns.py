@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from helpers import TIMM_CNNS, randomise, saved_model, tiny_image_folder
+from helpers.data import tiny_image_folder
+from helpers.families import TIMM_CNNS
+from helpers.models import randomise, saved_model
 
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import saved_model, shared_model, tiny_text_csv
+from helpers.data import tiny_text_csv
+from helpers.models import saved_model, shared_model
 from typer.testing import CliRunner
 
 from optin_cli.artefacts.ranking import read_ranking

@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import ALL, BLOCKS, HEADS, new_model, new_timm, new_timm_vit, shared_model
+from helpers.families import ALL, BLOCKS, HEADS
+from helpers.models import new_model, new_timm, new_timm_vit, shared_model
 from torch import nn
 
 from optin_cli.errors import InputError

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import ALL, MORE_TRANSFORMERS, examples, new_model, random_inputs, saved_model
+from helpers.families import ALL, MORE_TRANSFORMERS
+from helpers.models import new_model, saved_model
+from helpers.runs import examples, random_inputs
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn

@@ -7,15 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import (
-    IMAGE_FAMILIES,
-    TIMM_NAME,
-    copy_of,
-    opened,
-    same_outputs,
-    saved_model,
-    shared_model,
-)
+from helpers.families import IMAGE_FAMILIES, TIMM_NAME
+from helpers.models import copy_of, opened, saved_model, shared_model
+from helpers.runs import same_outputs
 from safetensors.torch import load_file
 
 from optin_cli.errors import InputError, UsageError
@@ -138,7 +132,7 @@ def test_the_processor_makes_images_of_the_size_the_model_takes(name):
 
 
 def test_a_timm_model_that_is_not_square_gets_images_of_its_shape(tmp_path):
-    from helpers import new_timm_vit
+    from helpers.models import new_timm_vit
     from PIL import Image
 
     torch.save(new_timm_vit(img_size=(32, 48)).state_dict(), tmp_path / "w.pth")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import ALL, outputs, random_inputs, shared_model
+from helpers.families import ALL
+from helpers.models import shared_model
+from helpers.runs import outputs, random_inputs
 
 from optin_cli.models.masking import masked, masks_from_keep
 

@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+from helpers.models import shared_model
+from helpers.runs import examples, outputs, random_inputs
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -19,7 +21,6 @@ from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.merged import install_merges
 from optin_cli.models.merging import match, merge, most_merged, spread
 from optin_cli.models.slicing import slice_model
-from tests.helpers import examples, outputs, random_inputs, shared_model
 
 WITH_TOKENS = [
     "vit", "deit", "timm-vit", "timm-deit-distilled", "timm-deit3", "timm-clip", "timm-post-norm", "timm-registers",

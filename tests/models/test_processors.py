@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import IMAGE_FAMILIES, MAX_LENGTH, TEXT_FAMILIES, shared_model, tiny_model
+from helpers.families import IMAGE_FAMILIES, MAX_LENGTH, TEXT_FAMILIES
+from helpers.models import shared_model, tiny_model
 from PIL import Image
 
 from optin_cli.models.checkpoint import OpenModel, open_model

@@ -7,22 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import (
-    ALL,
-    TEXT_FAMILIES,
-    copy_of,
-    examples,
-    in_dtype,
-    keep_sets,
-    kept_of,
-    opened,
-    outputs,
-    random_inputs,
-    same_outputs,
-    saved_model,
-    shared_model,
-    vocabulary,
-)
+from helpers.artefacts import keep_sets, kept_of
+from helpers.families import ALL, TEXT_FAMILIES
+from helpers.models import copy_of, in_dtype, opened, saved_model, shared_model, vocabulary
+from helpers.runs import examples, outputs, random_inputs, same_outputs
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file

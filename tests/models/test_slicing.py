@@ -6,17 +6,10 @@ import copy
 
 import pytest
 import torch
-from helpers import (
-    ALL,
-    TEXT_FAMILIES,
-    examples,
-    keep_sets,
-    kept_of,
-    new_timm_vit,
-    outputs,
-    random_inputs,
-    shared_model,
-)
+from helpers.artefacts import keep_sets, kept_of
+from helpers.families import ALL, TEXT_FAMILIES
+from helpers.models import new_timm_vit, shared_model
+from helpers.runs import examples, outputs, random_inputs
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-from helpers import TIMM_NAME, saved_model, tiny_model
+from helpers.families import TIMM_NAME
+from helpers.models import saved_model, tiny_model
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 
 from optin_cli.errors import ArtefactError, InputError, UsageError

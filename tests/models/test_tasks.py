@@ -6,7 +6,9 @@ import json
 
 import pytest
 import torch
-from helpers import TEXT_FAMILIES, random_inputs, shared_model, tiny_model
+from helpers.families import TEXT_FAMILIES
+from helpers.models import shared_model, tiny_model
+from helpers.runs import random_inputs
 
 from optin_cli.models.checkpoint import open_model
 from optin_cli.models.tasks import EMBEDDING, Task

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import new_torchvision, tiny_image_folder
+from helpers.data import tiny_image_folder
+from helpers.models import new_torchvision
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models

@@ -7,7 +7,9 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from helpers import ALL, shared_model, tiny_image_folder, tiny_text_csv
+from helpers.data import tiny_image_folder, tiny_text_csv
+from helpers.families import ALL
+from helpers.models import shared_model
 from scipy.stats import spearmanr
 
 from optin_cli.data.batches import Batches

@@ -9,15 +9,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    opened,
-    saved_model,
-    sentences,
-    shared_model,
-    tiny_image_folder,
-    tiny_model,
-    tiny_text_csv,
-)
+from helpers.data import sentences, tiny_image_folder, tiny_text_csv
+from helpers.models import opened, saved_model, shared_model, tiny_model
 from torch.nn import functional as F
 from typer.testing import CliRunner
 

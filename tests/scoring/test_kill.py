@@ -9,7 +9,8 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from helpers import saved_model, shared_model, tiny_text_csv
+from helpers.data import tiny_text_csv
+from helpers.models import saved_model, shared_model
 
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError

@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from helpers import opened, shared_model, tiny_image_folder, tiny_model, tiny_text_csv
+from helpers.data import tiny_image_folder, tiny_text_csv
+from helpers.models import opened, shared_model, tiny_model
 from torch.nn import functional as F
 
 from optin_cli.artefacts.ranking import read_sketch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import examples
+from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F

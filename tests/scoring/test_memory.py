@@ -7,7 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from helpers import examples, saved_model, shared_model, tiny_image_folder, tiny_text_csv
+from helpers.data import tiny_image_folder, tiny_text_csv
+from helpers.models import saved_model, shared_model
+from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner

@@ -9,7 +9,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import shared_model, tiny_image_folder, tiny_text_csv
+from helpers.data import tiny_image_folder, tiny_text_csv
+from helpers.models import shared_model
 from torch.nn import functional as F
 
 from optin_cli.artefacts.ranking import read_sketch

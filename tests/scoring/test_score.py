@@ -12,7 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import saved_model, shared_model, tiny_text_csv
+from helpers.data import tiny_text_csv
+from helpers.models import saved_model, shared_model
 
 from optin_cli.artefacts.ranking import combine, output_scale, read_ranking, read_sketch
 from optin_cli.data.sources import DataSpec

@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from helpers import saved_model, tiny_text_csv
+from helpers.data import tiny_text_csv
+from helpers.models import saved_model
 from typer.testing import CliRunner
 
 from optin_cli.artefacts.ranking import read_ranking

@@ -7,7 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers import opened, saved_model, tiny_image_folder, tiny_ranking, tiny_text_csv
+from helpers.artefacts import tiny_ranking
+from helpers.data import tiny_image_folder, tiny_text_csv
+from helpers.models import opened, saved_model
 
 from optin_cli.artefacts.ranking import read_ranking, write_ranking
 from optin_cli.artefacts.tokens import RankedTokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import tiny_ranking
+from helpers.artefacts import tiny_ranking
 
 from optin_cli.artefacts.ranking import Ranking, combine
 from optin_cli.errors import UsageError

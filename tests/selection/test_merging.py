@@ -7,7 +7,8 @@ from itertools import product
 
 import numpy as np
 import pytest
-from helpers import examples, tiny_ranking
+from helpers.artefacts import tiny_ranking
+from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 

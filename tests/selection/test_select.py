@@ -8,7 +8,8 @@ from itertools import product
 
 import numpy as np
 import pytest
-from helpers import examples, latency_table
+from helpers.artefacts import latency_table
+from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 

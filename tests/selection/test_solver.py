@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from helpers import examples
+from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog

@@ -7,7 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import ALL, in_dtype, random_inputs, saved_model, tiny_image_folder, tiny_model, tiny_text_csv
+from helpers.data import tiny_image_folder, tiny_text_csv
+from helpers.families import ALL
+from helpers.models import in_dtype, saved_model, tiny_model
+from helpers.runs import random_inputs
 
 import optin_cli
 from optin_cli.artefacts.pruned import read_pruned

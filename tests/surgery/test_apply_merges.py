@@ -7,7 +7,9 @@ import json
 
 import pytest
 import torch
-from helpers import opened, random_inputs, saved_model, tiny_image_folder, tiny_text_csv
+from helpers.data import tiny_image_folder, tiny_text_csv
+from helpers.models import opened, saved_model
+from helpers.runs import random_inputs
 
 import optin_cli
 from optin_cli.artefacts.pruned import FILE_NAME, read_pruned

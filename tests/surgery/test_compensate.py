@@ -11,20 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    ALL,
-    BLOCKS,
-    IMAGE_SIZE,
-    PATCH_SIZE,
-    SWIN_WINDOWS,
-    in_dtype,
-    saved_model,
-    shared_model,
-    tiny_image_folder,
-    tiny_model,
-    tiny_text_csv,
-    window_rows,
-)
+from helpers.data import tiny_image_folder, tiny_text_csv
+from helpers.families import ALL, BLOCKS, IMAGE_SIZE, PATCH_SIZE
+from helpers.models import in_dtype, saved_model, shared_model, tiny_model
+from helpers.runs import SWIN_WINDOWS, window_rows
 
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample

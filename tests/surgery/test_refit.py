@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import examples
+from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 

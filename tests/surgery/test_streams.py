@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ALL, random_inputs, shared_model
+from helpers.families import ALL
+from helpers.models import shared_model
+from helpers.runs import random_inputs
 from torch import nn
 
 from optin_cli.data.batches import Batch

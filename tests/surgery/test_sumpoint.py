@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import ALL, new_timm_vit, random_inputs, shared_model, window_rows
+from helpers.families import ALL
+from helpers.models import new_timm_vit, shared_model
+from helpers.runs import random_inputs, window_rows
 from torch import nn
 
 from optin_cli.data.batches import Batch

@@ -1,0 +1,1 @@
+"""Tiny models and data sets that every test shares."""

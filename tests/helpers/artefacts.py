@@ -1,0 +1,112 @@
+"""Rankings, latency tables and masks without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from optin_cli.artefacts.latency import LatencyTable, processor_name
+from optin_cli.artefacts.ranking import RankedSite, Ranking
+from optin_cli.models.anatomy import Anatomy, Site
+
+
+def tiny_ranking(blocks: int = 3, heads: int = 4, neurons: int = 6, seed: int = 0, **changes: Any) -> Ranking:
+    """A ranking of no model in particular, with positive scores that add up from their parts."""
+    rng = np.random.default_rng(seed)
+    sites = []
+    for block in range(blocks):
+        for kind, units, width in (("heads", heads, 8), ("neurons", neurons, 1)):
+            columns = list(range(block, blocks))
+            trajectory, output = rng.exponential(size=(units, len(columns))), rng.exponential(size=units)
+            noise = rng.normal(0, 0.1, units)  # of the one batch against the other
+            both = np.stack([trajectory.sum(axis=1), output], axis=-1)  # (units, 2)
+            sites.append(
+                RankedSite(
+                    name=f"blocks.{block}.{kind}",
+                    kind=kind,
+                    block=block,
+                    units=units,
+                    width=width,
+                    macs_per_token=4 * 32 * width if kind == "heads" else 64,
+                    macs_per_pair=2 * width if kind == "heads" else 0,
+                    params_per_unit=4 * 32 * width + 3 * width if kind == "heads" else 65,
+                    score=trajectory.sum(axis=1) + output,
+                    trajectory=trajectory,
+                    output=output,
+                    columns=columns,
+                    by_batch=np.stack([both + noise[:, None], both - noise[:, None]]).astype(np.float32),
+                )
+            )
+    facts = {
+        "model": {
+            "id": "tiny",
+            "digest": "m" * 64,
+            "family": "bert",
+            "task": "embedding",
+            "class": "BertModel",
+        },
+        "data": {"spec": "data.csv", "config": None, "split": "train", "fingerprint": "f" * 64, "rows": 60},
+        "row_ids": [1, 4, 9],
+        "method": "curvature",
+        "settings": {"seed": 0, "probes": 4, "lambda": 1.0},
+        "tokens": 11.5,
+        "dense": {
+            "id": "tiny",
+            "digest": "m" * 64,
+            "params": 10_000,
+            "macs_per_token": sum(s.units * s.macs_per_token for s in sites),
+            "macs_per_pair": sum(s.units * s.macs_per_pair for s in sites),
+            "site_params": sum(s.units * s.params_per_unit for s in sites),
+        },
+        "batch_weights": [0.5, 0.5],
+        "versions": {"optin": "0.1.0"},
+        "created": "2025-01-31T12:00:00",
+        "seconds": 1.5,
+    }
+    return Ranking(**{**facts, "sites": sites, **changes})
+
+
+def latency_table(sites: Iterable[RankedSite | Site], step: int = 1, **setting: Any) -> LatencyTable:
+    """A made-up table of a model with these sites; neurons cost a stair of `step` units, heads a line."""
+    curves, facts = [], {}
+    for index, site in enumerate(sites):
+        counts = np.arange(site.units + 1)
+        steps = counts if site.kind == "heads" else -(-counts // step) * step
+        curves.append(
+            {"counts": counts.tolist(), "ms": (0.001 * site.params_per_unit * steps).tolist(), "noise": 0.0}
+        )
+        facts[site.name] = {"kind": site.kind, "units": site.units, "curve": index}
+    here = {
+        "device": "cpu",
+        "processor": processor_name(),
+        "threads": 1,
+        "dtype": "float32",
+        "batch_size": 8,
+        "size": 16,
+    }
+    table = LatencyTable(
+        model={"id": "m", "digest": "d" * 64, "dense_digest": "d" * 64, "family": "made-up"},
+        setting={**here, **setting},
+        total_ms=1.0,
+        fixed_ms=1.0,
+        curves=curves,
+        sites=facts,
+    )
+    table.total_ms = table.model_ms({name: site["units"] for name, site in facts.items()})
+    return table
+
+
+def keep_sets(anatomy: Anatomy) -> st.SearchStrategy[dict[str, list[int]]]:
+    """Any kept units of any sites: none, one, some or all of each; a site may be left out (so it stays whole)."""
+    return st.fixed_dictionaries({}, optional={site.name: kept_of(site.units) for site in anatomy})
+
+
+def kept_of(units: int) -> st.SearchStrategy[list[int]]:
+    """Ascending indices below `units`; none and just one come up often."""
+    every = list(range(units))
+    some = st.lists(st.sampled_from(every), unique=True, max_size=units).map(sorted) if units else st.just([])
+    one = st.sampled_from(every).map(lambda unit: [unit]) if units else st.just([])
+    return st.one_of(st.just([]), one, some, st.just(every))

@@ -1,0 +1,73 @@
+"""Small data sets of random sentences and images."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+_WORDS = (
+    "the a cat dog bird house tree river sits runs sings falls on under near with red small old quiet very "
+    "never always good bad fine dull"
+)
+WORDS = _WORDS.split()
+ENDINGS = ["##s", "##ly", "##er"]
+
+
+def sentences(count: int, seed: int = 0, words: tuple[int, int] = (3, 20)) -> list[str]:
+    """`count` texts of words that the tiny tokenizers know."""
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(*words))) for _ in range(count)]
+
+
+def tiny_text_csv(
+    folder: Path,
+    rows: int = 60,
+    labels: str | None = "class",
+    pairs: bool = True,
+    seed: int = 0,
+    name: str = "train.csv",
+) -> Path:
+    """A CSV file with `sentence1`, `sentence2` (or just `sentence`) and `label`.
+
+    `labels`: `class` (0 or 1), `name` (negative or positive), `score` (0 to 5), or None for no such column.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed + 1)
+    texts = (
+        {"sentence1": sentences(rows, seed), "sentence2": sentences(rows, seed + 100)}
+        if pairs
+        else {"sentence": sentences(rows, seed)}
+    )
+    classes = rng.integers(0, 2, rows).tolist()
+    column = {
+        "class": classes,
+        "name": [("negative", "positive")[c] for c in classes],
+        "score": rng.uniform(0, 5, rows).round(2).tolist(),
+        None: None,
+    }[labels]
+    table = texts if column is None else {**texts, "label": column}
+    path = folder / name
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(table)
+        writer.writerows(zip(*table.values(), strict=True))
+    return path
+
+
+def tiny_image_folder(
+    folder: Path, n: int = 12, classes: Iterable[str] = ("cat", "dog"), seed: int = 0
+) -> Path:
+    """`n` noisy PNG images, spread over one folder a class."""
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    names = list(classes)
+    for i in range(n):
+        target = folder / names[i % len(names)]
+        target.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(target / f"{i:03}.png")
+    return folder

@@ -1,0 +1,95 @@
+"""Which tiny models there are. tests/models/test_all_families.py checks the promises for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TEXT_FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "electra", "mpnet"]
+IMAGE_FAMILIES = ["vit", "deit", "timm-vit"]
+ALL = [*TEXT_FAMILIES, *IMAGE_FAMILIES]
+
+BLOCKS, HEADS, WIDTH, INNER = 3, 4, 32, 64
+IMAGE_SIZE, PATCH_SIZE = 32, 8
+MAX_LENGTH = 64
+TIMM_NAME = "vit_tiny_patch16_224"
+
+_LAYERS = {"num_hidden_layers": BLOCKS, "num_attention_heads": HEADS, "hidden_size": WIDTH}
+_IMAGE = {**_LAYERS, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
+_TOWER = {**_IMAGE, "intermediate_size": INNER, "projection_dim": 16}
+# a CLIP text model reads its embedding at the highest id when `eos_token_id` is 2
+_TEXT_TOWER = {
+    **_LAYERS, "intermediate_size": INNER, "projection_dim": 16, "max_position_embeddings": MAX_LENGTH,
+    "vocab_size": 80, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 2,
+}  # fmt: skip
+# 8 x 8 tokens, then 4 x 4: windows are shifted, and windows of 3 padded as well
+_SWIN = {
+    "image_size": IMAGE_SIZE, "patch_size": 4, "embed_dim": WIDTH, "depths": [2, 2], "num_heads": [HEADS] * 2,
+    "mlp_ratio": 2.0, "num_labels": 5,
+}  # fmt: skip
+MORE_TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "beit": (
+        "BeitForImageClassification",
+        {**_IMAGE, "intermediate_size": INNER, "num_labels": 5, "use_relative_position_bias": True},
+    ),
+    "beit-shared": (
+        "BeitForImageClassification",
+        {
+            **_IMAGE, "intermediate_size": INNER, "num_labels": 5, "use_relative_position_bias": True,
+            "use_shared_relative_position_bias": True, "use_mean_pooling": False, "layer_scale_init_value": 0.0,
+        },
+    ),
+    "dinov2": ("Dinov2ForImageClassification", {**_IMAGE, "mlp_ratio": 2, "num_labels": 5}),
+    "dinov2-swiglu": (
+        "Dinov2ForImageClassification", {**_IMAGE, "mlp_ratio": 3, "num_labels": 5, "use_swiglu_ffn": True}
+    ),
+    "dinov2-registers": (
+        "Dinov2WithRegistersForImageClassification", {**_IMAGE, "mlp_ratio": 2, "num_labels": 5}
+    ),
+    "clip-vision": ("CLIPVisionModel", _TOWER),
+    "clip-vision-projected": ("CLIPVisionModelWithProjection", _TOWER),
+    "clip-image-classifier": (
+        "CLIPForImageClassification",
+        {"vision_config": _TOWER, "text_config": _TEXT_TOWER, "num_labels": 5},
+    ),
+    "clip-text": ("CLIPTextModel", _TEXT_TOWER),
+    "clip-text-projected": ("CLIPTextModelWithProjection", _TEXT_TOWER),
+    "convnext": (
+        "ConvNextForImageClassification",
+        {"hidden_sizes": [8, 16, 24], "depths": [1, 2, 1], "image_size": IMAGE_SIZE, "num_labels": 5,
+         "num_stages": 3},
+    ),
+    "swin": ("SwinForImageClassification", {**_SWIN, "window_size": 4}),
+    "swin-padded": ("SwinForImageClassification", {**_SWIN, "window_size": 3}),
+    "swinv2": ("Swinv2ForImageClassification", {**_SWIN, "window_size": 3}),
+}  # fmt: skip
+MORE_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
+    "timm-deit-distilled": ("deit_tiny_distilled_patch16_224", {}),
+    "timm-deit3": ("deit3_small_patch16_224", {}),  # layer scale
+    "timm-clip": ("vit_base_patch32_clip_224", {}),  # norm_pre
+    "timm-post-norm": ("vit_base_patch16_rpn_224", {}),  # ResPostBlock, no class token, average pooling
+    "timm-registers": ("vit_medium_patch16_reg4_gap_256", {"qk_norm": True}),
+    "timm-swiglu": ("vit_giant_patch14_reg4_dinov2", {}),  # gate and value packed
+    "timm-eva-rope": ("vit_small_patch16_rope_224", {}),
+    "timm-eva-mixed": ("vit_small_patch16_rope_mixed_224", {"qkv_fused": False}),  # a rotation for each head
+    "timm-eva02": ("eva02_tiny_patch14_224", {}),
+    "timm-dinov3": ("vit_small_plus_patch16_dinov3", {}),  # gate and value apart
+    "timm-beit": ("beit_base_patch16_224", {}),
+    "timm-swin": ("swin_tiny_patch4_window7_224", {}),
+    "timm-swin-padded": ("swin_tiny_patch4_window7_224", {"window_size": 3, "head_dim": 6}),
+    "timm-swinv2": ("swinv2_tiny_window8_256", {}),
+}
+TIMM_CNNS = {
+    "timm-resnet": "test_resnet",  # a basic block in a stage, a bottleneck in the next
+    "timm-efficientnet": "test_efficientnet",  # fused and plain inverted residuals, squeeze-and-excite
+    "timm-convnext": "test_convnext",
+}
+"""timm's own tiny models."""
+TORCHVISION: dict[str, tuple[str, dict[str, Any]]] = {
+    "torchvision-mobilenet-v2": (
+        "mobilenet_v2",
+        {"inverted_residual_setting": [[1, 8, 1, 1], [3, 12, 2, 2]], "width_mult": 0.5},
+    ),
+}
+CNNS = [*TIMM_CNNS, *TORCHVISION, "convnext"]
+MORE_FAMILIES = [*MORE_TRANSFORMERS, *MORE_TIMM, *TIMM_CNNS, *TORCHVISION]
+"""Further families and variants; tests/models/test_all_families.py checks the promises for each."""

@@ -1,0 +1,325 @@
+"""Tiny random models, saved with what they need and opened. Everything is seeded; nothing needs the network.
+
+The models have three blocks, four heads and biases far from zero: an index that is off by one shows in the
+output.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from helpers.data import ENDINGS, WORDS
+from helpers.families import (
+    BLOCKS,
+    HEADS,
+    IMAGE_FAMILIES,
+    IMAGE_SIZE,
+    INNER,
+    MAX_LENGTH,
+    MORE_TIMM,
+    MORE_TRANSFORMERS,
+    PATCH_SIZE,
+    TEXT_FAMILIES,
+    TIMM_CNNS,
+    TIMM_NAME,
+    TORCHVISION,
+    WIDTH,
+)
+from optin_cli.models.checkpoint import OpenModel, open_model
+
+_PAD_FIRST = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_PAD_SECOND = [
+    "[CLS]",
+    "[PAD]",
+    "[SEP]",
+    "[UNK]",
+    "[MASK]",
+]  # position ids of RoBERTa and MPNet count on pad = 1
+
+_HEADS = {
+    "encoder": "Model",
+    "classifier": "ForSequenceClassification",
+    "tagger": "ForTokenClassification",
+    "reader": "ForQuestionAnswering",
+}
+_PREFIX = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "xlm-roberta": "XLMRoberta",
+    "distilbert": "DistilBert",
+    "electra": "Electra",
+    "mpnet": "MPNet",
+    "vit": "ViT",
+    "deit": "DeiT",
+}
+
+
+def tiny_model(name: str, folder: Path, head: str = "classifier", seed: int = 0, **overrides: Any) -> Path:
+    """Save a tiny random model with its tokenizer or image processor into `folder`; returns `folder`.
+
+    `head`: `encoder` (bare), `classifier`, and for text also `tagger` and `reader`. `overrides` go to the config
+    (for timm: to `model_args`). Of `MORE_TRANSFORMERS` each has one head, the one its table names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if name in TIMM_CNNS:
+        model = new_timm_cnn(TIMM_CNNS[name], 0 if head == "encoder" else 5, seed)
+        _save_timm(TIMM_CNNS[name], folder, model, overrides)
+        return folder
+    if name in TORCHVISION:
+        architecture, args = TORCHVISION[name]
+        save_torchvision(architecture, folder, new_torchvision(architecture, 5, seed, **args), args)
+        return folder
+    if name == "timm-vit" or name in MORE_TIMM:
+        architecture, args = MORE_TIMM.get(name, (TIMM_NAME, {}))
+        args = timm_args(architecture, **{**args, **overrides})
+        model = new_timm(architecture, 0 if head == "encoder" else 5, seed, **args)
+        _save_timm(architecture, folder, model, args)
+        return folder
+    model = new_model(name, head, seed, **overrides)
+    model.save_pretrained(folder)
+    if name in TEXT_FAMILIES or name.startswith("clip-text"):
+        save_tokenizer(name, folder)
+    else:
+        _save_image_processor(folder)
+    return folder
+
+
+def new_model(name: str, head: str = "classifier", seed: int = 0, **overrides: Any) -> nn.Module:
+    """A tiny transformers model in memory."""
+    import transformers
+
+    if name in MORE_TRANSFORMERS:
+        class_name, settings = MORE_TRANSFORMERS[name]
+        cls = getattr(transformers, class_name)
+        return randomise(cls(cls.config_class(**{**settings, **overrides})), seed).eval()
+    image = name in IMAGE_FAMILIES
+    suffix = "ForImageClassification" if image and head == "classifier" else _HEADS[head]
+    cls = getattr(transformers, _PREFIX[name] + suffix)
+    settings = _image_config() if image else _text_config(name)
+    config = transformers.AutoConfig.for_model(name, **{**settings, **overrides})
+    return randomise(cls(config), seed).eval()
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter a random value of a size that keeps activations near one, and norms some statistics."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.dim() > 1:
+            parameter.data = noise * (1.5 / parameter[0].numel() ** 0.5)
+        elif bool((parameter == 1).all()):  # the gain of a norm
+            parameter.data = 1 + 0.2 * noise
+        else:
+            parameter.data = 0.3 * noise
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
+        elif name.endswith("running_var"):
+            buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
+    return model
+
+
+def _text_config(name: str) -> dict[str, Any]:
+    pad = _specials(name).index("[PAD]")
+    sizes = {"vocab_size": len(vocabulary(name)), "pad_token_id": pad, "num_labels": 2}
+    if name == "distilbert":
+        return {
+            **sizes,
+            "dim": WIDTH,
+            "n_layers": BLOCKS,
+            "n_heads": HEADS,
+            "hidden_dim": INNER,
+            "max_position_embeddings": MAX_LENGTH,
+        }
+    return {
+        **sizes,
+        "hidden_size": WIDTH,
+        "num_hidden_layers": BLOCKS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": INNER,
+        "max_position_embeddings": MAX_LENGTH + (2 if pad == 1 else 0),
+        **({"embedding_size": 16} if name == "electra" else {}),
+    }
+
+
+def _image_config() -> dict[str, Any]:
+    return {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": BLOCKS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": INNER,
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "num_labels": 5,
+    }
+
+
+def _save_image_processor(folder: Path) -> None:
+    from transformers import ViTImageProcessor
+
+    ViTImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(folder)
+
+
+def timm_args(architecture: str = TIMM_NAME, **overrides: Any) -> dict[str, Any]:
+    """Arguments that make a timm model as small as the other models."""
+    if architecture.startswith("swin"):
+        sizes = {"img_size": IMAGE_SIZE, "patch_size": 4, "embed_dim": WIDTH, "depths": (2, 2)}
+        return {**sizes, "num_heads": (HEADS, HEADS), "window_size": 4, "mlp_ratio": 2.0, **overrides}
+    return {
+        "img_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "embed_dim": 48,
+        "depth": BLOCKS,
+        "num_heads": HEADS,
+        "mlp_ratio": 2.0,
+        **overrides,
+    }
+
+
+def new_timm_vit(num_classes: int = 5, seed: int = 0, **overrides: Any) -> nn.Module:
+    """A tiny timm VisionTransformer in memory."""
+    return new_timm(TIMM_NAME, num_classes, seed, **overrides)
+
+
+def new_timm(architecture: str, num_classes: int = 5, seed: int = 0, **overrides: Any) -> nn.Module:
+    """A tiny timm model of any architecture that takes the arguments of a VisionTransformer or a Swin."""
+    import timm
+
+    model = timm.create_model(architecture, num_classes=num_classes, **timm_args(architecture, **overrides))
+    return randomise(model, seed).eval()
+
+
+def new_timm_cnn(architecture: str, num_classes: int = 5, seed: int = 0) -> nn.Module:
+    """One of timm's convolutional models in memory."""
+    import timm
+
+    return randomise(timm.create_model(architecture, num_classes=num_classes), seed).eval()
+
+
+def _save_timm(architecture: str, folder: Path, model: Any, args: dict[str, Any]) -> None:
+    config = {
+        "architecture": architecture,
+        "num_classes": model.num_classes,
+        "model_args": args,
+        "pretrained_cfg": {
+            "input_size": [3, IMAGE_SIZE, IMAGE_SIZE],
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "mean": [0.4, 0.5, 0.6],
+            "std": [0.2, 0.25, 0.3],
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def new_torchvision(architecture: str, num_classes: int = 5, seed: int = 0, **args: Any) -> Any:
+    """A random torchvision classifier in memory."""
+    from torchvision import models
+
+    model = models.get_model(architecture, weights=None, num_classes=num_classes, **args)
+    return randomise(model, seed).eval()
+
+
+def save_torchvision(architecture: str, folder: Path, model: Any, args: dict[str, Any]) -> None:
+    """A torchvision model in the layout of a pruned directory."""
+    config = {
+        "library": "torchvision",
+        "architecture": architecture,
+        "num_classes": 5,
+        "model_args": {**args, "image_size": IMAGE_SIZE},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _specials(name: str) -> list[str]:
+    return _PAD_SECOND if name in ("roberta", "xlm-roberta", "mpnet") else _PAD_FIRST
+
+
+def vocabulary(name: str) -> dict[str, int]:
+    """Token -> id of a model's tokenizer."""
+    letters = [prefix + letter for prefix in ("", "##") for letter in "bcdefghijklmnopqrstuvwxyz"]
+    tokens = dict.fromkeys([*_specials(name), *WORDS, *ENDINGS, *letters])
+    return {token: i for i, token in enumerate(tokens)}
+
+
+def save_tokenizer(name: str, folder: Path) -> None:
+    """A small WordPiece tokenizer that AutoTokenizer finds in `folder`."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = vocabulary(name)
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
+    )
+    types = ["token_type_ids"] if name in ("bert", "electra") else []
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=MAX_LENGTH,
+        model_input_names=["input_ids", *types, "attention_mask"],
+        **{f"{key}_token": f"[{key.upper()}]" for key in ("pad", "unk", "cls", "sep", "mask")},
+    ).save_pretrained(folder)
+
+
+_KEEP_ALIVE: list[tempfile.TemporaryDirectory] = []
+
+
+def new_folder() -> Path:
+    """An empty folder that lives as long as the process: for what tests build once and share."""
+    _KEEP_ALIVE.append(tempfile.TemporaryDirectory(prefix="optin-test-"))
+    return Path(_KEEP_ALIVE[-1].name)
+
+
+def saved_model(name: str, head: str = "classifier") -> Path:
+    """The folder of a tiny model, made once. Only for reading."""
+    return _saved_model(name, head)
+
+
+@cache
+def _saved_model(name: str, head: str) -> Path:
+    return tiny_model(name, new_folder() / f"{name}-{head}", head)
+
+
+def shared_model(name: str, head: str = "classifier") -> OpenModel:
+    """A tiny model, opened once. Don't change it: copy its module first."""
+    return _shared_model(name, head)
+
+
+@cache
+def _shared_model(name: str, head: str) -> OpenModel:
+    return open_model(str(saved_model(name, head)), device="cpu")
+
+
+def opened(folder: Path | str, **options) -> OpenModel:
+    return open_model(str(folder), device="cpu", **options)
+
+
+def copy_of(folder: Path, target: Path) -> Path:
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    return target
+
+
+def in_dtype(folder: Path, target: Path, dtype: str) -> Path:
+    """A copy of a model directory with its weights in another dtype."""
+    copy_of(folder, target)
+    weights = {k: v.to(getattr(torch, dtype)) for k, v in load_file(folder / "model.safetensors").items()}
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((target / "config.json").read_text())
+    if "model_type" in config:
+        (target / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
+    return target

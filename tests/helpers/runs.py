@@ -1,0 +1,80 @@
+"""Inputs and outputs of models, and how tests run."""
+
+from __future__ import annotations
+
+import signal
+
+import torch
+from hypothesis import Phase, settings
+from torch import Tensor, nn
+
+from helpers.families import IMAGE_SIZE
+from optin_cli.models.checkpoint import OpenModel
+from optin_cli.models.tasks import EMBEDDING, QUESTION, TOKEN
+
+
+def hear_interrupts() -> None:
+    """For `preexec_fn`: a shell's background jobs start with Ctrl-C ignored, and so would what a test starts there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def examples(count: int, shrink: bool = True) -> settings:
+    """Decorator of a property test: `count` examples, the same at every run.
+
+    A failing example is shrunk, unless each try is slow.
+    """
+    phases = [phase for phase in Phase if shrink or phase not in (Phase.shrink, Phase.explain)]
+    return settings(max_examples=count, deadline=None, derandomize=True, phases=phases)
+
+
+def random_inputs(model: OpenModel, batch: int = 3, tokens: int = 9, seed: int = 0) -> dict[str, Tensor]:
+    """Inputs of `model`: pixels, or texts of which all but the first are padded."""
+    generator = torch.Generator().manual_seed(seed)
+    if model.family.modality == "image":
+        pixels = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+        return {"pixel_values" if model.source.library == "transformers" else "x": pixels}
+    config = model.module.config
+    ids = torch.randint(5, config.vocab_size, (batch, tokens), generator=generator)
+    mask = torch.ones_like(ids)
+    for row in range(1, batch):
+        mask[row, tokens - min(row, tokens - 1) :] = 0
+    ids[mask == 0] = config.pad_token_id
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+SWIN_WINDOWS = {
+    "swin": (4, False), "swin-padded": (3, False), "timm-swin": (4, True), "timm-swin-padded": (3, True)
+}  # fmt: skip
+"""Name -> (side of a window, whether an image is shifted before it is padded)."""
+
+
+def window_rows(name: str, block: int) -> Tensor:
+    """Where a tiny Swin has each position of an image, (positions,), among the rows of a block's windows."""
+    side, shift = (8 if block < 2 else 4), block in (1, 4)
+    window, shifted_first = SWIN_WINDOWS[name]
+    step = window // 2 if shift and window < side else 0
+    room = -(-side // window) * window - side
+    numbers = torch.arange(side * side).view(side, side)
+    if shifted_first:
+        numbers = numbers.roll((-step, -step), (0, 1))
+    grid = nn.functional.pad(numbers, (0, room, 0, room), value=-1)
+    if not shifted_first:
+        grid = grid.roll((-step, -step), (0, 1))
+    cut = grid.unfold(0, window, window).unfold(1, window, window).flatten()  # window by window
+    rows = torch.empty(side * side, dtype=torch.long)
+    rows[cut[cut >= 0]] = (cut >= 0).nonzero()[:, 0]
+    return rows
+
+
+@torch.no_grad()
+def outputs(model: OpenModel, module: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Output rows that count, [rows, classes]: what `model`'s task reads from `module`."""
+    rows = model.task.output(module, inputs)
+    if model.task.name == EMBEDDING:
+        return rows[:, 0]
+    return rows[model.task.row_weights(inputs).bool()] if model.task.name in (TOKEN, QUESTION) else rows[:, 0]
+
+
+def same_outputs(one: OpenModel, other: OpenModel) -> bool:
+    inputs = random_inputs(one)
+    return torch.equal(outputs(one, one.module, inputs), outputs(other, other.module, inputs))
