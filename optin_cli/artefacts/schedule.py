@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def most_merged(tokens: float, prefix: int) -> int:
+    """How many of `tokens` can be merged at once: half of those that are not among the `prefix` in front."""
+    return max(0, int(tokens) - prefix) // 2
+
+
 def tokens_by_block(tokens: float, depth: int, merges: Sequence[int], prefix: int) -> list[float]:
-    """How many of `tokens` each of `depth` blocks sees; at a boundary, half of what is not `prefix` merges at most."""
+    """How many of `tokens` each of `depth` blocks sees."""
     seen = [tokens]
     for block in range(depth - 1):
         count = merges[block] if block < len(merges) else 0
-        most = int(max(0, seen[-1] - prefix)) // 2
-        seen.append(seen[-1] - min(count, most))
+        seen.append(seen[-1] - min(count, most_merged(seen[-1], prefix)))
     return seen

@@ -146,31 +146,18 @@ def _empty(layer: nn.Module) -> None:
 
 def select_outputs(layer: nn.Module, indices: Tensor) -> None:
     """Keep output features or channels, in place."""
-    _select(layer, indices, dim=0)
-    if isinstance(layer, nn.Linear):
-        layer.out_features = len(indices)
-    else:
-        assert isinstance(layer, nn.Conv2d)
-        layer.out_channels = len(indices)
-    if not len(indices):
-        _empty(layer)
+    _select_ends(layer, indices, dim=0)
 
 
 def select_inputs(layer: nn.Module, indices: Tensor) -> None:
     """Keep input features or channels, in place."""
-    _select(layer, indices, dim=1)
-    if isinstance(layer, nn.Linear):
-        layer.in_features = len(indices)
-    else:
-        assert isinstance(layer, nn.Conv2d)
-        layer.in_channels = len(indices)
-    if not len(indices):
-        _empty(layer)
+    _select_ends(layer, indices, dim=1)
 
 
 def select_carried(layer: nn.Module, indices: Tensor) -> None:
     """Keep channels of a BatchNorm or a depthwise convolution, in place."""
-    _select(layer, indices, dim=0)
+    for name in _BY_OUTPUT:
+        select_slices(layer, name, 0, indices)
     if isinstance(layer, nn.BatchNorm2d):
         layer.num_features = len(indices)
     elif isinstance(layer, nn.Conv2d):
@@ -179,13 +166,24 @@ def select_carried(layer: nn.Module, indices: Tensor) -> None:
         _empty(layer)
 
 
-def _select(layer: nn.Module, indices: Tensor, dim: int) -> None:
-    """Keep `indices` of the weight along `dim`; of all other tensors with an entry an output, where dim is 0."""
-    names = ["weight"] if dim else ["weight", "bias", "running_mean", "running_var"]
-    for name in names:
-        tensor = getattr(layer, name, None)
-        if tensor is None:
-            continue
-        kept = tensor.detach().index_select(dim, indices.to(tensor.device)).contiguous()
-        is_parameter = isinstance(tensor, nn.Parameter)
-        setattr(layer, name, nn.Parameter(kept, tensor.requires_grad) if is_parameter else kept)
+def select_slices(module: nn.Module, name: str, axis: int, indices: Tensor) -> None:
+    """Keep slices of a parameter or buffer along an axis, in place; nothing where there is none of that name."""
+    old = getattr(module, name, None)
+    if old is None:
+        return
+    kept = old.detach().index_select(axis, indices.to(old.device)).contiguous()
+    setattr(module, name, nn.Parameter(kept, old.requires_grad) if isinstance(old, nn.Parameter) else kept)
+
+
+_BY_OUTPUT = ("weight", "bias", "running_mean", "running_var")
+
+
+def _select_ends(layer: nn.Module, indices: Tensor, dim: int) -> None:
+    """Keep outputs (dim 0) or inputs (dim 1) of a Linear or Conv2d."""
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    for name in ("weight",) if dim else _BY_OUTPUT:
+        select_slices(layer, name, dim, indices)
+    what = "features" if isinstance(layer, nn.Linear) else "channels"
+    setattr(layer, f"{'in' if dim else 'out'}_{what}", len(indices))
+    if not len(indices):
+        _empty(layer)

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from optin_cli.artefacts.schedule import most_merged
 from optin_cli.models.anatomy import Anatomy, TokenSite
 from optin_cli.models.hidden import hidden_of, output_with
-from optin_cli.models.merging import log_sizes, match, merge, most_merged, spread
+from optin_cli.models.merging import log_sizes, match, merge, spread
 from optin_cli.models.token_sites import check_merges
 
 

@@ -11,10 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-def most_merged(tokens: int, protected: int) -> int:
-    """How many of `tokens` can be merged at once: half of those that are not protected."""
-    return max(0, tokens - protected) // 2
+from optin_cli.artefacts.schedule import most_merged
 
 
 def match(keys: Tensor, count: int, protected: int = 0) -> Tensor:

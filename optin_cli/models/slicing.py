@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from optin_cli.models.anatomy import Anatomy, Site, UnitInput
 from optin_cli.models.hidden import hidden_argument
-from optin_cli.models.layers import select_carried, select_inputs, select_outputs
+from optin_cli.models.layers import select_carried, select_inputs, select_outputs, select_slices
 
 
 def slice_model(model: nn.Module, anatomy: Anatomy, keep: Mapping[str, Sequence[int]]) -> None:
@@ -32,7 +32,7 @@ def slice_model(model: nn.Module, anatomy: Anatomy, keep: Mapping[str, Sequence[
 
 
 def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
-    features = _expand(torch.as_tensor(units, dtype=torch.long), site.width)
+    features = features_of(torch.as_tensor(units, dtype=torch.long), site.width)
     for producer in site.producers:
         # fused projections are part-major: part p of feature f stands in row p * features + f
         rows = torch.cat([features + part * site.features for part in range(producer.parts)])
@@ -48,25 +48,16 @@ def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
     for unit_input in site.unit_inputs:
         select_unit_input(model.get_submodule(unit_input.module), unit_input, units)
     for path, axis in site.tensors:
-        _select_slices(model, path, axis, units)
+        owner, _, name = path.rpartition(".")
+        select_slices(model.get_submodule(owner), name, axis, torch.as_tensor(units, dtype=torch.long))
     if site.bypass and not units:
         consumer = site.consumer.removeprefix(f"{site.bypass.module}.")
         _bypass(model.get_submodule(site.bypass.module), consumer, site.bypass.in_tuple)
 
 
-def _expand(units: Tensor, width: int) -> Tensor:
+def features_of(units: Tensor, width: int) -> Tensor:
     """Unit indices -> feature indices: unit u owns features u * width .. (u + 1) * width - 1."""
     return (units[:, None] * width + torch.arange(width)[None, :]).reshape(-1)
-
-
-def _select_slices(model: nn.Module, path: str, axis: int, units: list[int]) -> None:
-    """Keep the units' slices of a parameter or buffer, in place."""
-    owner, _, name = path.rpartition(".")
-    module = model.get_submodule(owner)
-    old = getattr(module, name)
-    index = torch.as_tensor(units, dtype=torch.long, device=old.device)
-    new = old.detach().index_select(axis, index).contiguous()
-    setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
 
 
 def _bypass(module: nn.Module, consumer: str, in_tuple: bool) -> None:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optin_cli.artefacts.schedule import most_merged
 from optin_cli.errors import InputError
 from optin_cli.models.anatomy import Anatomy
 from optin_cli.models.macs import observed_tokens
 from optin_cli.models.merged import install_merges
-from optin_cli.models.merging import most_merged
 from optin_cli.scoring.calibration import Calibration, Scores, block_outputs, gather_rows
 from optin_cli.scoring.losses import output_change, relational_change
 

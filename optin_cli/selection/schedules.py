@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from optin_cli.artefacts.ranking import RankedSite
-from optin_cli.artefacts.schedule import tokens_by_block
+from optin_cli.artefacts.schedule import most_merged, tokens_by_block
 from optin_cli.selection.ladder import Floats, Ints, Ladder
 
 Schedule = tuple[int, ...]
@@ -66,7 +66,7 @@ class Pricing:
         """[tokens seen] of one unit of each site."""
         most = max((len(losses) for losses in boundaries.losses), default=1)
         self.after = states[:, None] - np.arange(most)  # [tokens seen, tokens merged] -> tokens seen next
-        free = np.maximum(states - boundaries.prefix, 0) // 2
+        free = np.array([most_merged(int(n), boundaries.prefix) for n in states])
         self.possible = np.arange(most) <= free[:, None]
 
     def best_at(self, price: float) -> tuple[Schedule, float, float]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from optin_cli.models.anatomy import Anatomy, Site
 from optin_cli.models.checkpoint import OpenModel
+from optin_cli.models.slicing import features_of
 
 
 def write_back(model: OpenModel, site: Site, keep: Mapping[str, list[int]], pruned: nn.Module) -> None:
@@ -31,7 +32,7 @@ def write_back(model: OpenModel, site: Site, keep: Mapping[str, list[int]], prun
 def kept_features(site: Site, keep: Mapping[str, list[int]]) -> Tensor:
     """Features of the consumer's input that stay: (units, width) -> (features,)."""
     units = torch.as_tensor(keep.get(site.name, range(site.units)), dtype=torch.long)
-    return (units[:, None] * site.width + torch.arange(site.width)).reshape(-1)
+    return features_of(units, site.width)
 
 
 def kept_outputs(anatomy: Anatomy, site: Site, keep: Mapping[str, list[int]], outputs: int) -> Tensor:

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from optin_cli.artefacts.schedule import most_merged
 from optin_cli.errors import InputError
 from optin_cli.models.dissect import dissect
 from optin_cli.models.hidden import hidden_argument, with_hidden
 from optin_cli.models.macs import observed_tokens
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.merged import install_merges
-from optin_cli.models.merging import match, merge, most_merged, spread
+from optin_cli.models.merging import match, merge, spread
 from optin_cli.models.slicing import slice_model
 
 WITH_TOKENS = [
