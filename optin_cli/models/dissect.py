@@ -21,6 +21,7 @@ from optin_cli.models.layers import (
     is_grouped,
     shape_of,
 )
+from optin_cli.models.ties import refuse_ties
 from optin_cli.models.token_sites import count_prefix, token_sites
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def family_of(model: nn.Module) -> Family:
         raise UnknownArchitecture(
             f"no family table for {type(model).__name__}"
             + (f" (model_type {model_type!r})" if model_type else ""),
-            f"known: {names}. {DOCS} shows how to describe a new one in about ten lines",
+            f"known: {names}. `optin families --trace MODEL -o FILE.yaml` proposes a table for --anatomy; {DOCS} shows "
+            "how to write one",
         )
     return family
 
@@ -58,12 +60,11 @@ def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
     """Resolve `family` against `model` (dense or already pruned, real or meta tensors).
 
     Without `costs` a hierarchical model is not run to count what each site sees: its MACs are then not to be used.
-    Raises `InputError` naming the table's path and the module that lacks it, and when producers and consumer
-    don't fit each other.
+    Raises `InputError` naming the table's path and the module that lacks it, when producers and consumer don't fit
+    each other, and for weights that two modules share and slicing would treat differently.
     """
     base = getattr(model, "base_model", model)
-    prefix = next((name for name, module in model.named_modules() if module is base), "")
-    blocks = _blocks(model, family, f"{prefix}." if prefix else "")
+    blocks = block_paths(model, family, base_prefix(model))
     seen = _count_positions(model, family, blocks[0]) if costs and family.hierarchical else None
     sites: list[Site] = []
     for index, block in enumerate(blocks):
@@ -82,12 +83,20 @@ def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
             "that mixes its units, or lacks what its tables require",
             f"{DOCS} explains `must_be_identity` and `requires`",
         )
+    refuse_ties(model, sites)
     tokens = token_sites(model, family, blocks, sites)
     return Anatomy(family.name, tuple(blocks), tuple(sites), tokens, count_prefix(base, family))
 
 
-def _blocks(model: nn.Module, family: Family, prefix: str) -> list[str]:
-    """Paths of the blocks, in the order they run."""
+def base_prefix(model: nn.Module) -> str:
+    """What the paths within the base model (without the task head) start with: a path and a dot, or nothing."""
+    base = getattr(model, "base_model", model)
+    prefix = next((name for name, module in model.named_modules() if module is base), "")
+    return f"{prefix}." if prefix else ""
+
+
+def block_paths(model: nn.Module, family: Family, prefix: str) -> list[str]:
+    """Paths of the blocks, in the order they run. `prefix` is that of the base model."""
     from torch import nn
 
     if isinstance(family.blocks, str) and "*" not in family.blocks:
@@ -103,6 +112,8 @@ def _blocks(model: nn.Module, family: Family, prefix: str) -> list[str]:
         if any(_matches(path, prefix + pattern) for pattern in patterns)
         and not isinstance(module, nn.Identity)
     ]
+    if not any(set("*?[") & set(pattern) for pattern in patterns):  # plain paths: in the order they are given
+        blocks.sort(key=lambda path: patterns.index(path.removeprefix(prefix)))
     if not blocks:
         raise InputError(
             f"family {family.name!r}: {type(model).__name__} has no {prefix}{f' and no {prefix}'.join(patterns)}"
@@ -126,12 +137,12 @@ def _tables_of(block: nn.Module, family: Family) -> list[SiteTable]:
     """The first table of each name that fits a block."""
     fitting: dict[str, SiteTable] = {}
     for table in family.sites:
-        if all(_has(block, path) for path in table.requires):
+        if all(has_path(block, path) for path in table.requires):
             fitting.setdefault(table.label, table)
     return list(fitting.values())
 
 
-def _has(block: nn.Module, path: str) -> bool:
+def has_path(block: nn.Module, path: str) -> bool:
     """True if there is a module or an attribute at `path`; None is none."""
     found: Any = block
     for name in path.split("."):
@@ -201,7 +212,9 @@ def _site(
         width=width,
         producers=tuple(Producer(f"{block}.{p.path}", p.parts) for p in table.producers),
         consumer=f"{block}.{table.consumer}",
-        carried=tuple(f"{block}.{path}" for path in table.carried if _has(model.get_submodule(block), path)),
+        carried=tuple(
+            f"{block}.{path}" for path in table.carried if has_path(model.get_submodule(block), path)
+        ),
         readers=tuple(f"{block}.{path}" for path in table.readers),
         masked_at=f"{block}.{table.masked_at}" if table.masked_at else "",
         axis=channel_axis(layer),
@@ -219,7 +232,7 @@ def _site(
 def _norm_behind(model: nn.Module, block: str, table: SiteTable) -> str:
     """Path of the norm behind the consumer; '' where there is none with a bias."""
     path = f"{block}.{table.norm}"
-    if not table.norm or not _has(model.get_submodule(block), table.norm):
+    if not table.norm or not has_path(model.get_submodule(block), table.norm):
         return ""
     norm = model.get_submodule(path)
     return path if is_affine_norm(norm) else ""

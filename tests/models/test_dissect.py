@@ -316,3 +316,66 @@ def test_a_number_of_units_gives_their_width():
 def test_a_bypass_around_another_module_is_refused():
     with pytest.raises(InputError, match=r"attention\.self can't give the bias of attention\.output\.dense"):
         dissect(new_model("bert", "encoder"), changed(bypass=Bypass("attention.self")))
+
+
+# weights that several modules share
+
+
+class Tied(nn.Module):
+    """Two blocks of `up` and `down`, and an embedding in front."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(6, 4)
+        layers = [nn.ModuleDict({"up": nn.Linear(4, 6), "down": nn.Linear(6, 4)}) for _ in range(2)]
+        self.layers = nn.ModuleList(layers)
+
+
+TIED = Family("tied", ("Tied",), "layers", (PLAIN,))
+
+
+def test_a_weight_that_two_sites_would_slice_is_refused_naming_both():
+    model = Tied()
+    model.layers[1]["down"].weight = model.layers[0]["down"].weight
+    with pytest.raises(InputError, match=r"layers\.0\.down\.weight and layers\.1\.down\.weight") as caught:
+        dissect(model, TIED)
+    assert "blocks.0.neurons along axis 1" in str(caught.value)
+    assert "blocks.1.neurons along axis 1" in str(caught.value)
+
+
+def test_a_weight_that_something_else_needs_whole_is_refused():
+    model = Tied()
+    model.layers[0]["up"].weight = model.embedding.weight
+    with pytest.raises(
+        InputError, match=r"layers\.0\.up\.weight and embedding\.weight .* no site the second"
+    ):
+        dissect(model, TIED)
+
+
+def test_a_layer_under_two_names_is_refused():
+    model = Tied()
+    model.layers[1]["up"] = model.layers[0]["up"]
+    with pytest.raises(InputError, match=r"layers\.0\.up\.weight and layers\.1\.up\.weight are one weight"):
+        dissect(model, TIED)
+
+
+def test_a_weight_that_one_site_slices_alike_under_two_names_may_be_shared():
+    model = Tied()
+    for layer in model.layers:
+        layer["gate"] = nn.Linear(4, 6)
+        layer["gate"].weight = layer["up"].weight
+    assert len(dissect(model, dataclasses.replace(TIED, sites=(GATED,))).sites) == 2
+
+
+def test_weights_that_no_site_slices_may_be_shared():
+    model = Tied()
+    model.head = nn.Linear(4, 6, bias=False)
+    model.head.weight = model.embedding.weight
+    assert len(dissect(model, TIED).sites) == 2
+    model.layers[1]["down"].bias = model.layers[0]["down"].bias  # a consumer keeps its bias
+    assert len(dissect(model, TIED).sites) == 2
+
+
+def test_plain_paths_of_blocks_keep_their_order():
+    family = dataclasses.replace(TIED, blocks=("layers.1", "layers.0"))
+    assert dissect(Tied(), family).blocks == ("layers.1", "layers.0")
