@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
 from optin_cli import console
+from optin_cli.artefacts.files import atomic_file
 from optin_cli.commands import options
-from optin_cli.models.families import DOCS, Family, family_to_dict, known_families
+from optin_cli.errors import UsageError
+from optin_cli.models.families import DOCS, Family, family_to_dict, family_to_yaml, known_families
+
+if TYPE_CHECKING:
+    from optin_cli.models.trace.propose import Proposal, Row
 
 
-def families(json: options.Json = False) -> None:
-    """List the known architectures and what is prunable in each.
+def families(
+    trace: Annotated[
+        str | None,
+        typer.Option("--trace", metavar="MODEL", help="Propose a table for a model, listed or not."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.yaml", help="Table to write, for --anatomy."),
+    ] = None,
+    task: options.Task = None,
+    modality: Annotated[
+        str | None, typer.Option("--modality", help="text or image, if the model does not say what it reads.")
+    ] = None,
+    force: options.Force = False,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+) -> None:
+    """List the known architectures and what is prunable in each, or propose a table for another one.
 
     Examples:
 
       optin families
+
+      optin families --trace ./my-ernie -o ernie.yaml
     """
+    if trace is not None:
+        _trace(trace, output, task, modality, force, quiet, json)
+        return
+    given = {"-o": output, "--task": task, "--modality": modality, "--force": force, "--quiet": quiet}
+    if names := [name for name, value in given.items() if value]:
+        raise UsageError(f"{names[0]} is for a table to be proposed", "say which model's: --trace MODEL")
     known = known_families()
     if json:
         console.emit_json({"families": [family_to_dict(family) for family in known]})
@@ -29,10 +63,111 @@ def families(json: options.Json = False) -> None:
         for family in known
     ]
     console.table("", ["family", "fits", "reads", "prunable", "note"], rows, numbers=False, stdout=True)
-    console.note(f"anything else: describe it in about ten lines, see {DOCS}")
+    console.note(f"anything else: optin families --trace MODEL proposes a table, see {DOCS}")
 
 
 def prunable(family: Family) -> list[str]:
     """The kinds of units of a family; tokens are merged rather than removed."""
     kinds = dict.fromkeys(site.kind for site in family.sites)  # a kind may have several tables
     return [*kinds, *(["tokens"] if family.tokens else [])]
+
+
+def _trace(
+    model: str,
+    output: Path | None,
+    task: str | None,
+    modality: str | None,
+    force: bool,
+    quiet: bool,
+    json: bool,
+) -> None:
+    """Propose a table for `model`: to a file, or on stdout."""
+    from optin_cli.models.trace.propose import propose
+
+    with console.progress(not quiet) as on_progress:
+        proposal = propose(model, task, modality, on_progress)
+    text = family_to_yaml(proposal.family, _comments(proposal))
+    if output is not None:
+        _write(output, text, force)
+    if not quiet:
+        _report(proposal)
+    if json:
+        console.emit_json({"model": model, "anatomy": output and str(output), **_described(proposal)})
+    elif output is None:
+        console.data(text)
+    else:
+        console.data(str(output))
+
+
+def _write(path: Path, text: str, force: bool) -> None:
+    same = path.is_file() and path.read_bytes() == text.encode()
+    if path.exists() and not same and not force:
+        raise UsageError(
+            f"{path} exists and holds something else", "choose another name, or --force to replace it"
+        )
+    if not same:
+        with atomic_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _comments(proposal: Proposal) -> list[str]:
+    """What the table itself can't say."""
+    notes = [f"{row.table.label}: {note}" for row in proposal.rows for note in row.notes]
+    return [
+        "proposed by `optin families --trace`; in every site the sliced model computed what the masked one did",
+        *notes,
+        *(f"left out: {gone.where}: {gone.why}" for gone in proposal.left),
+    ]
+
+
+def _report(proposal: Proposal) -> None:
+    """The sites that held and those that did not, on stderr."""
+    family = proposal.family
+    if proposal.listed:
+        console.note(f"{proposal.model} is listed already, as {proposal.listed!r}: it needs no --anatomy")
+    rows = [
+        [
+            row.table.label,
+            f"{_producers(row)} -> {row.table.consumer}",
+            str(len(row.blocks)),
+            _units(row),
+            console.count(row.params),
+            console.count(row.macs),
+            "; ".join(["verified", *row.notes]),
+        ]
+        for row in proposal.rows
+    ]
+    rows += [["-", gone.where, "", "", "", "", f"left out: {gone.why}"] for gone in proposal.left]
+    blocks = family.blocks if isinstance(family.blocks, str) else ", ".join(family.blocks)
+    title = f"{len(proposal.anatomy.blocks)} blocks in {blocks}, MACs at {proposal.positions} positions"
+    columns = ["site", "in a block", "blocks", "units", "params", "MACs", "verdict"]
+    console.table(title, columns, rows, numbers=False)
+
+
+def _producers(row: Row) -> str:
+    return ", ".join(p.path if p.parts == 1 else f"{p.path} ({p.parts} parts)" for p in row.table.producers)
+
+
+def _units(row: Row) -> str:
+    return ", ".join(str(units) if width == 1 else f"{units} x {width}" for units, width in row.units)
+
+
+def _described(proposal: Proposal) -> dict[str, Any]:
+    return {
+        "listed": proposal.listed or None,
+        "family": family_to_dict(proposal.family),
+        "blocks": list(proposal.anatomy.blocks),
+        "positions": proposal.positions,
+        "sites": [
+            {
+                "name": row.table.label,
+                "blocks": list(row.blocks),
+                "units": [list(pair) for pair in row.units],
+                "params": row.params,
+                "macs": row.macs,
+                "notes": row.notes,
+            }
+            for row in proposal.rows
+        ],
+        "left_out": [{"where": gone.where, "why": gone.why} for gone in proposal.left],
+    }

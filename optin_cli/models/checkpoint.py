@@ -169,26 +169,11 @@ def open_model(
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}", f"use auto, {', '.join(DTYPES)}")
     where = pick_device(device)
-    source = resolve(spec)
+    compute = DTYPES.get(dtype) if device_map else None
+    source, module, found_task, stored = open_module(spec, task, device_map, compute)
     record = source.record
     if record is not None:
-        family = family_from_dict(record.family, f"{source.folder}/optin.json")
-
-    def reshape(module: nn.Module) -> None:
-        if record is not None:
-            assert family is not None
-            slice_model(module, dissect(module, family, costs=False), record.kept)
-
-    if device_map is not None and source.library in LIBRARIES:
-        raise UsageError(
-            f"{spec} is a {source.library} model, and --device-map spreads transformers models alone"
-        )
-    with _clear_errors(source):
-        if source.library in LIBRARIES:
-            module, found_task, stored = open_vision(source, task, reshape)
-        else:
-            compute = DTYPES.get(dtype) if device_map else None
-            module, found_task, stored = open_transformers(source, task, reshape, device_map, compute)
+        family = _recorded(source)
     family = family or family_of(module)
     anatomy = dissect(module, family)
     if device_map is None:
@@ -202,6 +187,38 @@ def open_model(
     if record is not None and any(record.merges):
         merging = install_merges(module, anatomy, record.merges, what=f"{source.folder}/optin.json")
     return OpenModel(source, module, family, anatomy, found_task, stored, merging)
+
+
+def open_module(
+    spec: str,
+    task: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[Source, nn.Module, Task, torch.dtype]:
+    """(source, module, task, dtype of the stored weights) of any MODEL that its library can build, in a table or not.
+
+    `dtype` is for a `device_map` alone. Raises `UsageError` or `InputError`.
+    """
+    source = resolve(spec)
+
+    def reshape(module: nn.Module) -> None:
+        if source.record is not None:
+            slice_model(module, dissect(module, _recorded(source), costs=False), source.record.kept)
+
+    if device_map is not None and source.library in LIBRARIES:
+        raise UsageError(
+            f"{spec} is a {source.library} model, and --device-map spreads transformers models alone"
+        )
+    with _clear_errors(source):
+        if source.library in LIBRARIES:
+            return source, *open_vision(source, task, reshape)
+        return source, *open_transformers(source, task, reshape, device_map, dtype)
+
+
+def _recorded(source: Source) -> Family:
+    """The family that a pruned directory carries."""
+    assert source.record is not None
+    return family_from_dict(source.record.family, f"{source.folder}/optin.json")
 
 
 def _check_device_map(device_map: str | dict[str, Any], device: str) -> None:

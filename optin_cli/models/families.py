@@ -7,8 +7,9 @@ See docs/families.md for how to write one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "TokenTable",
     "family_from_dict",
     "family_to_dict",
+    "family_to_yaml",
     "find_family",
     "known_families",
     "read_family",
@@ -68,6 +70,29 @@ def find_family(candidates: list[str]) -> Family | None:
 def family_to_dict(family: Family) -> dict[str, Any]:
     """A family as plain JSON or YAML data; `family_from_dict` reads it back."""
     return asdict(family)
+
+
+def family_to_yaml(family: Family, comments: Sequence[str] = ()) -> str:
+    """A family as `read_family` reads it: only what differs from the defaults, after lines of `comments`."""
+    import yaml
+
+    table = _differing(family)
+    table["sites"] = [_differing(site) for site in family.sites]
+    for site, short in zip(family.sites, table["sites"], strict=True):
+        short["producers"] = [p.path if p.parts == 1 else asdict(p) for p in site.producers]
+    plain = json.loads(json.dumps(table))  # no tuples
+    text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
+    return "".join(f"# {line}\n" for line in comments) + text
+
+
+def _differing(data: Family | SiteTable) -> dict[str, Any]:
+    """The fields of a dataclass that are not at their defaults, as plain data."""
+    plain = asdict(data)
+    defaults = {
+        field.name: field.default_factory() if field.default_factory is not MISSING else field.default
+        for field in fields(data)
+    }
+    return {name: value for name, value in plain.items() if getattr(data, name) != defaults[name]}
 
 
 def family_from_dict(data: dict[str, Any], where: str = "family table") -> Family:

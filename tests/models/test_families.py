@@ -27,6 +27,7 @@ from optin_cli.models.families import (
     SiteTable,
     family_from_dict,
     family_to_dict,
+    family_to_yaml,
     find_family,
     known_families,
     read_family,
@@ -183,6 +184,15 @@ def test_a_family_survives_a_yaml_file(tmp_path_factory, family):
 @pytest.mark.parametrize("family", known_families(), ids=lambda family: family.name)
 def test_every_shipped_family_survives_json(family):
     assert family_from_dict(json.loads(json.dumps(family_to_dict(family)))) == family
+
+
+@pytest.mark.parametrize("family", known_families(), ids=lambda family: family.name)
+def test_every_shipped_family_survives_the_yaml_that_is_written(tmp_path, family):
+    assert read_family(written(tmp_path, family_to_yaml(family, ["why", "and how"]))) == family
+
+
+def test_the_yaml_that_is_written_holds_nothing_that_is_the_default():
+    assert yaml.safe_load(family_to_yaml(a_family())) == yaml.safe_load(TABLE)
 
 
 TABLE = """

@@ -1,0 +1,301 @@
+"""Propose the family table of a model: find blocks and sites, keep what holds, say what does not and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optin_cli.errors import InputError, UnknownArchitecture
+from optin_cli.models.anatomy import HEADS, Anatomy
+from optin_cli.models.checkpoint import open_module
+from optin_cli.models.dissect import family_of
+from optin_cli.models.layers import matrix
+from optin_cli.models.tables import Family, SiteTable
+from optin_cli.models.trace.blocks import Blocks, find_blocks
+from optin_cli.models.trace.describe import describe, name_width
+from optin_cli.models.trace.flow import is_layer, outputs_of, watch
+from optin_cli.models.trace.run import (
+    BATCH,
+    RUN_ERRORS,
+    Run,
+    constants,
+    first_line,
+    modality_of,
+    record,
+    synthetic_inputs,
+    unsettle,
+)
+from optin_cli.models.trace.sites import Found, Left, common_parent, find_sites
+from optin_cli.models.trace.tabling import Fitted, as_tables
+from optin_cli.models.trace.verify import Failed, Trial, complete, empties, mismatch
+from optin_cli.models.trace.whole import Checked, Whole
+
+_EXTRAS = ("use_cache", "output_attentions")  # one grows from trial to trial, the other has an axis of heads
+EMPTY = "can't run without any unit: prune with a minimum (--min-heads 1, --min-neurons 1)"
+
+
+OnProgress = Callable[[float, float, str], None]
+
+
+def _silent(done: float, total: float, what: str) -> None:
+    """For callers that want no news."""
+
+
+@dataclass
+class Row:
+    """One table of the proposal."""
+
+    table: SiteTable
+    blocks: tuple[int, ...]
+    units: tuple[tuple[int, int], ...]
+    """(units, features of one) of its sites, each pair once."""
+    macs: float
+    """Of all its sites, for one example of the trial."""
+    params: float
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Proposal:
+    """What was found in a model."""
+
+    model: str
+    family: Family
+    anatomy: Anatomy
+    rows: list[Row]
+    left: list[Left]
+    listed: str
+    """The family that describes this model already; '' if none does."""
+    positions: int
+    """Tokens (or positions) of an example of the trial."""
+
+
+def propose(
+    spec: str, task: str | None = None, modality: str | None = None, on_progress: OnProgress = _silent
+) -> Proposal:
+    """Trace the model that `spec` names, on the CPU and in float32. `on_progress` hears (done, total, what).
+
+    Raises `InputError` saying what was looked for where no blocks, or no sites in them, are found.
+    """
+    source, module, _, _ = open_module(spec, task)
+    module.to("cpu", torch.float32).eval().requires_grad_(False)
+    reads = modality_of(module, source.library, modality)
+    inputs = synthetic_inputs(module, source.library, reads)
+    return trace(module, inputs, library=source.library, modality=reads, spec=spec, on_progress=on_progress)
+
+
+def trace(
+    module: Any,
+    inputs: Mapping[str, Tensor],
+    *,
+    library: str,
+    modality: str,
+    spec: str = "",
+    on_progress: OnProgress = _silent,
+) -> Proposal:
+    """Trace a model in eval mode on a batch of `BATCH` inputs. Its weights are moved a little, in place."""
+    inputs = dict(inputs)
+    module.requires_grad_(False)
+    for extra in _EXTRAS:
+        if getattr(getattr(module, "config", None), extra, False):
+            setattr(module.config, extra, False)
+    try:
+        unsettle(module, inputs)
+        run = record(module, inputs)
+        other = record(module, {name: value.roll(1, 0) for name, value in inputs.items()})
+        flow = watch(module, inputs)
+    except RUN_ERRORS as error:
+        raise InputError(
+            f"{type(module).__name__} does not run on made-up inputs ({', '.join(inputs)}): {first_line(error)}",
+            "say --modality text or --modality image if it reads the other, or write its table by hand",
+        ) from error
+    found, unfit = find_sites(module, flow, run)
+    del flow
+    found = _costly(module, run, other, found)
+    if not found:
+        raise _nothing(module, unfit)
+    weights: dict[str, float] = {}
+    for site in found:
+        weights[site.root] = weights.get(site.root, 0) + _weight(module, site)
+    try:
+        blocks = find_blocks(module, run, weights)
+    except InputError as error:
+        raise InputError(error.what + _reasons(unfit), error.hint) from error
+    held, left = _try_all(module, run, blocks, found, on_progress)
+    left += _never_called(module, run, blocks)
+    inside = [gone for gone in unfit if _in_one_block(blocks, gone.layers)]
+    tables, mixed = as_tables([module.get_submodule(path) for path in blocks.paths], held)
+    left = _merged([*left, *inside, *mixed], blocks)
+    if not tables:
+        raise _nothing(module, left)
+    checked = Whole(module, inputs, run, blocks).check(_family(module, blocks, library, modality), tables)
+    rows = [_row(module, run, blocks, checked, fitted) for fitted in checked.fitted]
+    listed = _listed(module)
+    return Proposal(
+        spec, checked.family, checked.anatomy, rows, [*left, *checked.left], listed, checked.positions
+    )
+
+
+def _family(module: Any, blocks: Blocks, library: str, modality: str) -> Family:
+    """A family without tables yet."""
+    name = getattr(getattr(module, "config", None), "model_type", None) or type(module).__name__
+    match = f"torchvision.{name}" if library == "torchvision" else name
+    return Family(name.lower(), (match,), blocks.table, (), modality, layout=blocks.layout)
+
+
+def _listed(module: nn.Module) -> str:
+    try:
+        return family_of(module).name
+    except UnknownArchitecture:
+        return ""
+
+
+def _row(module: nn.Module, run: Run, blocks: Blocks, checked: Checked, fitted: Fitted) -> Row:
+    table = fitted.table
+    sites = [s for s in checked.anatomy if s.label == table.label and s.block in fitted.blocks]
+    notes = [note] if (note := checked.notes.get(table.consumer)) else []
+    path = blocks.paths[fitted.blocks[0]]
+    call = run.once(path)
+    assert call is not None
+    if table.bypass is None and empties(Trial(module.get_submodule(path), call, ""), table) is None:
+        notes.append(EMPTY)
+    units = tuple(dict.fromkeys((site.units, site.width) for site in sites))
+    macs = sum(site.units * site.macs_per_unit(checked.positions) for site in sites)
+    params = sum(site.units * site.params_per_unit for site in sites)
+    return Row(table, fitted.blocks, units, macs, params, notes)
+
+
+def _pooled(module: nn.Module, run: Run, site: Found) -> bool:
+    """Whether all layers of a site see one position of an example: a squeeze-and-excite, a head. They cost nothing."""
+    for path in (site.consumer, *(producer.path for producer in site.producers)):
+        call = run.once(path)
+        outputs = outputs_of(module.get_submodule(path))
+        if call is None or call.gave is None or call.gave.numel() != BATCH * outputs:
+            return False
+    return True
+
+
+def _costly(module: nn.Module, run: Run, other: Run, found: Sequence[Found]) -> list[Found]:
+    """Sites that compute something for every position of every example, or are alike to some that do."""
+    idle = constants(run, other)
+    kinds: dict[str, list[Found]] = {}
+    for site in found:
+        if site.consumer not in idle:
+            kinds.setdefault(_alike(site.consumer), []).append(site)
+    worth = {kind for kind, sites in kinds.items() if not all(_pooled(module, run, site) for site in sites)}
+    return [site for site in found if _alike(site.consumer) in worth and site.consumer not in idle]
+
+
+def _alike(path: str) -> str:
+    return re.sub(r"\d+", "*", path)
+
+
+def _weight(module: nn.Module, site: Found) -> float:
+    return matrix(module.get_submodule(site.consumer)).numel()
+
+
+def _in_one_block(blocks: Blocks, layers: Sequence[str]) -> bool:
+    homes = {blocks.of(layer) for layer in layers}
+    return len(homes) == 1 and None not in homes
+
+
+def _never_called(module: nn.Module, run: Run, blocks: Blocks) -> list[Left]:
+    """Layers in the blocks whose weights are used, if at all, without calling them."""
+    why = "it is never called, so what becomes of its units can't be seen"
+    return [
+        Left(path, why)
+        for path, layer in module.named_modules()
+        if is_layer(layer) and path not in run.calls and blocks.of(path)
+    ]
+
+
+def _nothing(module: nn.Module, left: Sequence[Left]) -> InputError:
+    return InputError(
+        f"nothing prunable is found in {type(module).__name__}: looked for Linear and Conv2d layers each of whose "
+        f"inputs is made of one unit (neuron, channel, head) of the layers before{_reasons(left)}",
+        "layers of other kinds (Conv1d, Conv1D) can't be sliced",
+    )
+
+
+def _reasons(left: Sequence[Left]) -> str:
+    """The first few reasons, of what stands within one of several alike modules."""
+    alike: dict[tuple[str, str], str] = {}
+    for gone in left:
+        home = common_parent(gone.layers) if gone.layers else gone.where
+        if re.search(r"\d", home):
+            alike.setdefault((_alike(gone.where), _alike(gone.why)), gone.why.replace(f"{home}.", ""))
+    return "".join(f"; {where}: {why}" for (where, _), why in list(alike.items())[:4])
+
+
+def _merged(left: Sequence[Left], blocks: Blocks) -> list[Left]:
+    """One line for what is alike in many blocks, named from the block."""
+    lines: dict[tuple[str, str], list[int]] = {}
+    for gone in left:
+        block = blocks.of(gone.where)
+        where = gone.where.removeprefix(f"{block}.") if block else gone.where
+        why = gone.why.replace(f"{block}.", "") if block else gone.why
+        lines.setdefault((where, why), []).append(blocks.paths.index(block) if block else -1)
+    told = []
+    for (where, why), indices in lines.items():
+        numbers = sorted({i for i in indices if i >= 0})
+        several = "all blocks" if len(numbers) == len(blocks.paths) else f"blocks {_spans(numbers)}"
+        told.append(Left(f"{where} ({several})" if numbers else where, why))
+    return told
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """`0-3,5`"""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1][1:] = [number]
+        else:
+            spans.append([number])
+    return ",".join("-".join(map(str, span)) for span in spans)
+
+
+def _try_all(
+    module: nn.Module, run: Run, blocks: Blocks, found: Sequence[Found], on_progress: OnProgress
+) -> tuple[list[tuple[SiteTable, int]], list[Left]]:
+    """(tables that hold, each in one block), and those that don't."""
+    held: list[tuple[SiteTable, int]] = []
+    left: list[Left] = []
+    solved: list[tuple[SiteTable, SiteTable]] = []  # as found -> completed
+    outside: dict[str, list[Found]] = {}
+    for done, site in enumerate(found):
+        on_progress(done, len(found), f"trying {site.consumer}")
+        block = blocks.of(site.root)
+        call = run.once(block) if block else None
+        if block is None or call is None:
+            if not any(blocks.of(layer) for layer in site.layers):  # else it is the residual stream
+                outside.setdefault(_alike(site.consumer), []).append(site)
+            continue
+        trial = Trial(module.get_submodule(block), call, site.root.removeprefix(block).removeprefix("."))
+        table = describe(module, site, block)
+        try:
+            held.append((_solve(trial, table, site, solved), blocks.paths.index(block)))
+        except Failed as reason:
+            left.append(Left(site.consumer, str(reason)))
+    why = "these stand outside of the chain of blocks: what each gives is not what the next one is given"
+    left += [Left(pattern, why) for pattern, sites in outside.items() if len(sites) > 1]
+    return held, left
+
+
+def _solve(
+    trial: Trial, table: SiteTable, site: Found, solved: list[tuple[SiteTable, SiteTable]]
+) -> SiteTable:
+    """The completed table; first as it was completed in another block."""
+    for before, after in solved:
+        if before == table and mismatch(trial, after) is None:
+            return after
+    full = complete(trial, table, site.units, site.width)
+    if site.kind == HEADS:
+        full = name_width(trial, full, site.width)
+    full = empties(trial, full) or full
+    solved.append((table, full))
+    return full

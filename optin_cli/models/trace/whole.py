@@ -1,0 +1,145 @@
+"""Put tables together to a family and try it on the whole model: outputs, costs, and what `dissect` makes of it."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from optin_cli.errors import InputError, OptinError
+from optin_cli.models.anatomy import TOKENS, Anatomy, Site
+from optin_cli.models.dissect import dissect
+from optin_cli.models.hidden import as_rows
+from optin_cli.models.masking import masked, masks_from_keep
+from optin_cli.models.slicing import slice_model
+from optin_cli.models.tables import Family
+from optin_cli.models.trace.blocks import Blocks
+from optin_cli.models.trace.run import RUN_ERRORS, Run, first_line, forward, tensors_of
+from optin_cli.models.trace.sites import Left
+from optin_cli.models.trace.tabling import Fitted, named
+from optin_cli.models.trace.verify import same
+
+_CLOSE = 0.02  # MACs that are counted may differ so much from those that the table predicts
+_FAR = 2  # times as many is another operation than the table knows
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A family that holds on the whole model."""
+
+    family: Family
+    anatomy: Anatomy
+    fitted: tuple[Fitted, ...]
+    left: tuple[Left, ...]
+    notes: Mapping[str, str]
+    """Consumer of a table -> what to know of it."""
+    positions: int
+    """Tokens (or positions) that the first block gives."""
+
+
+class Whole:
+    """The model that is traced, and its inputs."""
+
+    def __init__(self, module: nn.Module, inputs: Mapping[str, Tensor], run: Run, blocks: Blocks) -> None:
+        self.module = module
+        self.inputs = dict(inputs)
+        self.blocks = blocks
+        call = run.once(blocks.paths[0])
+        assert call is not None and call.gave is not None
+        self.batch = call.gave.shape[0]
+        self.positions = as_rows(call.gave, blocks.layout).shape[1]
+
+    def check(self, family: Family, fitted: Sequence[Fitted]) -> Checked:
+        """The family with those of the tables that hold, its costs counted in the way that holds for most.
+
+        Raises `InputError` when none does.
+        """
+        ways = [True] if family.layout != TOKENS else [False, True] if family.modality == "image" else [False]
+        tried = [self._check(replace(family, hierarchical=way), fitted) for way in ways]
+        best = max(tried, key=lambda checked: (len(checked.fitted), -sum(map(bool, checked.notes.values()))))
+        if not best.fitted:
+            raise InputError(
+                f"nothing that was found in {type(self.module).__name__} holds on the whole model: "
+                + "; ".join(f"{gone.where}: {gone.why}" for gone in best.left)
+            )
+        return best
+
+    def _check(self, family: Family, fitted: Sequence[Fitted]) -> Checked:
+        kept: list[Fitted] = []
+        left: list[Left] = []
+        notes: dict[str, str] = {}
+        groups: dict[str, list[Fitted]] = {}
+        for one in fitted:
+            groups.setdefault(one.table.label, []).append(one)
+        for group in groups.values():
+            consumer = group[0].table.consumer
+            try:
+                anatomy = dissect(self.module, replace(family, sites=tuple(one.table for one in group)))
+                notes[consumer] = self._try(anatomy)
+                kept += group
+            except (OptinError, ValueError) as error:
+                left.append(Left(consumer, getattr(error, "what", str(error))))
+        kept = named(kept)
+        while kept:
+            whole = replace(family, sites=tuple(one.table for one in kept))
+            try:
+                anatomy = dissect(self.module, whole)
+                self._compare(anatomy)
+                return Checked(whole, anatomy, tuple(kept), tuple(left), notes, self.positions)
+            except (OptinError, ValueError) as error:
+                gone = kept.pop()
+                left.append(
+                    Left(gone.table.consumer, f"with the other sites: {getattr(error, 'what', error)}")
+                )
+        return Checked(family, Anatomy(family.name, (), ()), (), tuple(left), {}, self.positions)
+
+    def _try(self, anatomy: Anatomy) -> str:
+        """Slice units out of the whole model; returns what to know of their cost. Raises ValueError if it differs."""
+        smaller, kept = self._compare(anatomy)
+        saved = self._macs(self.module) - self._macs(smaller)
+        predicted = anatomy.macs(self.positions) - anatomy.macs(self.positions, kept)
+        if predicted > saved * (1 + _CLOSE) or saved > predicted * _FAR:
+            share = 1 - sum(kept.values()) / sum(site.units for site in anatomy)
+            raise ValueError(
+                f"its MACs can't be told from a table: without {100 * share:.0f} % of its units the model saves "
+                f"{saved:.0f} for an example, and {predicted:.0f} are counted"
+            )
+        shared = any(_shares(anatomy, site) for site in anatomy)
+        if saved > predicted * (1 + _CLOSE) and not shared and predicted:
+            return f"saves {saved / predicted:.2f} x the MACs that are counted for it"
+        return ""
+
+    def _compare(self, anatomy: Anatomy) -> tuple[nn.Module, dict[str, int]]:
+        """(the model with about half of all units sliced away, units kept); ValueError if it differs from the masked
+        one."""
+        draw = random.Random(0)
+        keep = {s.name: sorted(draw.sample(range(s.units), max(1, s.units // 2))) for s in anatomy}
+        smaller = copy.deepcopy(self.module)
+        with torch.no_grad():
+            with masked(self.module, anatomy, masks_from_keep(anatomy, keep)):
+                expected = tensors_of(forward(self.module, self.inputs))
+            try:
+                slice_model(smaller, anatomy, keep)
+                found = tensors_of(forward(smaller, self.inputs))
+            except RUN_ERRORS as error:
+                raise ValueError(f"the sliced model does not run: {first_line(error)}") from error
+        if not same(found, expected):
+            raise ValueError("the sliced model does not compute what the masked one does")
+        return smaller, {name: len(units) for name, units in keep.items()}
+
+    def _macs(self, module: nn.Module) -> float:
+        """MACs of an example, counted by torch."""
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            forward(module, self.inputs)
+        return counter.get_total_flops() / 2 / self.batch
+
+
+def _shares(anatomy: Anatomy, site: Site) -> bool:
+    """Whether a layer stands between this site and another: each then has half of its cost."""
+    ends: list[str] = [p.path for p in site.producers]
+    return any(other.consumer in ends for other in anatomy.in_block(site.block))
