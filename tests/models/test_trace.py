@@ -256,11 +256,11 @@ def test_an_unknown_modality_is_a_usage_error():
 class Block(nn.Module):
     """x + down(between(act(up(x))))"""
 
-    def __init__(self, between: nn.Module, down: int = 6) -> None:
+    def __init__(self, between: nn.Module) -> None:
         super().__init__()
         self.up = nn.Linear(4, 6)
         self.between = between
-        self.down = nn.Linear(down, 4)
+        self.down = nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.down(self.between(torch.relu(self.up(x))))
@@ -282,9 +282,11 @@ class Roll(nn.Module):
         return x.roll(1, -1)
 
 
-class Twice(nn.Module):
+class PerUnit(nn.Module):
+    """What it gives depends on how many units there are."""
+
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x, x], -1)
+        return x / x.shape[-1]
 
 
 def trace_stack(*blocks: nn.Module):
@@ -305,6 +307,13 @@ def test_plain_blocks_of_no_library_are_traced():
 def test_units_that_mix_or_move_are_left_out(between, said):
     with pytest.raises(InputError, match=rf"no blocks are found in Stack.*layers\.\*\.down: .*{said}"):
         trace_stack(Block(between()), Block(between()))
+
+
+def test_a_block_that_runs_without_units_but_computes_something_else_is_left_out():
+    with pytest.raises(
+        InputError, match=r"down \(all blocks\): the sliced block does not compute what the masked"
+    ):
+        trace_stack(Block(PerUnit()), Block(PerUnit()))
 
 
 def test_blocks_between_which_hidden_states_change_in_place_are_no_chain():

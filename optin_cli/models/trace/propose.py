@@ -36,6 +36,7 @@ from optin_cli.models.trace.verify import Failed, Trial, complete, empties, mism
 from optin_cli.models.trace.whole import Checked, Whole
 
 _EXTRAS = ("use_cache", "output_attentions")  # one grows from trial to trial, the other has an axis of heads
+_TOLD = 4  # reasons in an error
 EMPTY = "can't run without any unit: prune with a minimum (--min-heads 1, --min-neurons 1)"
 
 
@@ -118,7 +119,7 @@ def trace(
     del flow
     found = _costly(module, run, other, found)
     if not found:
-        raise _nothing(module, unfit)
+        raise _nothing(module, _reasons(unfit))
     weights: dict[str, float] = {}
     for site in found:
         weights[site.root] = weights.get(site.root, 0) + _weight(module, site)
@@ -132,7 +133,7 @@ def trace(
     tables, mixed = as_tables([module.get_submodule(path) for path in blocks.paths], held)
     left = _merged([*left, *inside, *mixed], blocks)
     if not tables:
-        raise _nothing(module, left)
+        raise _nothing(module, "".join(f"; {gone.where}: {gone.why}" for gone in left[:_TOLD]))
     checked = Whole(module, inputs, run, blocks).check(_family(module, blocks, library, modality), tables)
     rows = [_row(module, run, blocks, checked, fitted) for fitted in checked.fitted]
     listed = _listed(module)
@@ -214,10 +215,10 @@ def _never_called(module: nn.Module, run: Run, blocks: Blocks) -> list[Left]:
     ]
 
 
-def _nothing(module: nn.Module, left: Sequence[Left]) -> InputError:
+def _nothing(module: nn.Module, reasons: str) -> InputError:
     return InputError(
         f"nothing prunable is found in {type(module).__name__}: looked for Linear and Conv2d layers each of whose "
-        f"inputs is made of one unit (neuron, channel, head) of the layers before{_reasons(left)}",
+        f"inputs is made of one unit (neuron, channel, head) of the layers before{reasons}",
         "layers of other kinds (Conv1d, Conv1D) can't be sliced",
     )
 
@@ -229,7 +230,7 @@ def _reasons(left: Sequence[Left]) -> str:
         home = common_parent(gone.layers) if gone.layers else gone.where
         if re.search(r"\d", home):
             alike.setdefault((_alike(gone.where), _alike(gone.why)), gone.why.replace(f"{home}.", ""))
-    return "".join(f"; {where}: {why}" for (where, _), why in list(alike.items())[:4])
+    return "".join(f"; {where}: {why}" for (where, _), why in list(alike.items())[:_TOLD])
 
 
 def _merged(left: Sequence[Left], blocks: Blocks) -> list[Left]:
