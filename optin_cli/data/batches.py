@@ -13,7 +13,7 @@ from torch import Tensor
 
 from optin_cli.data.examples import Examples
 from optin_cli.data.images import BrokenImage, decode
-from optin_cli.data.readers import ROWS, Encoded, Reader
+from optin_cli.data.readers import ROWS, Encoded, Reader, Window
 from optin_cli.data.workers import in_order, worker_count
 from optin_cli.errors import InputError
 
@@ -27,6 +27,9 @@ class TextEncoder(Protocol):
         self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int | None
     ) -> list[dict[str, list[int]]]: ...
     def tokenize_words(self, words: Sequence[str], max_length: int | None) -> tuple[dict, list]: ...
+    def windows(
+        self, questions: Sequence[str], contexts: Sequence[str], max_length: int
+    ) -> Iterator[tuple[int, dict[str, list[int]], Window]]: ...
     def pad(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]: ...
 
 

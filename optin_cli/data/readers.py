@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from optin_cli.data.columns import Columns, find_columns
 from optin_cli.data.sources import DataSpec
@@ -60,8 +62,45 @@ class SidesReader(Reader):
         return Encoded(processor.tokenize(texts, None, max_length), [i // 2 for i in range(len(texts))])
 
 
+@dataclass
+class Window:
+    """What a window of question answering shows of its context."""
+
+    offsets: np.ndarray
+    """[tokens, 2]: the characters of the context that each token stands for; -1 for other tokens."""
+    none: int
+    """The token that stands for no answer."""
+
+
+class WindowReader(Reader):
+    """A question with a part of its context is an example: as many as it takes for the context to be seen whole."""
+
+    length = 384
+    """Tokens of a window, unless told otherwise."""
+
+    def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
+        """`question` and `context` with `answers`; any pair of texts, without labels, where these are not."""
+        features = dataset.features
+        if not data.text and not {"question", "context"} <= set(features):
+            found = find_columns(dataset, data, modality)
+        else:
+            text = data.text or ("question", "context")
+            found = find_columns(dataset, replace(data, text=text), modality)
+        label = data.label or ("answers" if "answers" in features else None)
+        return replace(found, label=label)
+
+    def encode(self, rows: Dataset, columns: Columns, processor: Any, max_length: int | None) -> Encoded:
+        if len(columns.text) < 2 or columns.words:
+            return super().encode(rows, columns, processor, max_length)
+        questions, contexts = (plain(rows[name][:]) for name in columns.text)
+        found = list(processor.windows(questions, contexts, max_length or self.length))
+        row_ids, inputs, details = ([item[part] for item in found] for part in range(3))
+        return Encoded(inputs, row_ids, details)
+
+
 ROWS = Reader()
 SIDES = SidesReader()
+WINDOWS = WindowReader()
 
 
 def plain(texts: list[Any]) -> list[str]:
