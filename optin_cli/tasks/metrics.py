@@ -16,14 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from optin_cli.data.batches import IGNORE
 from optin_cli.errors import InputError
 
 log = logging.getLogger("optin")
 Array = NDArray[Any]
 
 
-def classification(logits: Array, labels: Sequence[int], images: bool) -> dict[str, float]:
+def classification(logits: Array, labels: Sequence[int], images: bool = False) -> dict[str, float]:
     """`accuracy`, which for images is called `top1`, with `top5` where there are over five classes; for two classes
     also `f1` and `matthews`.
 
@@ -43,13 +42,11 @@ def classification(logits: Array, labels: Sequence[int], images: bool) -> dict[s
     return _points(found)
 
 
-def tagging(predicted: Sequence[Array], labels: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Token `accuracy` and macro `f1` over the labelled tokens; one array of classes for each row."""
+def tagging(predicted: Sequence[Array], labels: Sequence[Array]) -> dict[str, float]:
+    """`accuracy` and macro `f1` over the words; one array of classes for each row."""
     from sklearn import metrics
 
-    guess = np.concatenate([np.asarray(row) for row in predicted])
-    truth = np.concatenate([np.asarray(row) for row in labels])
-    guess, truth = guess[truth != IGNORE], truth[truth != IGNORE]
+    guess, truth = np.concatenate(list(predicted)), np.concatenate(list(labels))
     f1 = metrics.f1_score(truth, guess, average="macro", zero_division=0.0)
     return _points({"accuracy": metrics.accuracy_score(truth, guess), "f1": f1})
 
