@@ -20,6 +20,7 @@ from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.labels import check_range, check_varied, class_labels
 from optin_cli.data.readers import ROWS, Reader
 from optin_cli.tasks import metrics
+from optin_cli.tasks.divergence import KL, Term, class_kl
 
 Inputs = Mapping[str, Tensor]
 Forward = Callable[..., Any]
@@ -36,8 +37,8 @@ class Task:
     """How the names of model classes for the task end."""
     reader: ClassVar[Reader] = ROWS
     """How the rows of a data set become examples."""
-    regression: ClassVar[bool] = False
-    """Outputs are values compared by squared error instead of logits compared by KL."""
+    term: ClassVar[Term] = KL
+    """How outputs are compared in scores."""
     main: ClassVar[tuple[str, ...]] = ("accuracy",)
     """Metrics that a drop is about: the first that was measured."""
 
@@ -108,7 +109,7 @@ class Task:
         """Sums over the rows of a batch that `fidelity` is made of."""
         ours, dense = output[weights > 0], baseline[weights > 0]  # (real rows, classes)
         same = float((ours.argmax(-1) == dense.argmax(-1)).sum())
-        return {"rows": len(ours), "agreement": 100 * same, "kl": float(metrics.kl_rows(dense, ours).sum())}
+        return {"rows": len(ours), "agreement": 100 * same, "kl": float(class_kl(dense, ours).sum())}
 
     def fidelity(
         self, sums: Mapping[str, float], ours: Sequence[Any], theirs: Sequence[Any], device: torch.device

@@ -42,6 +42,22 @@ def classification(logits: Array, labels: Sequence[int], images: bool = False) -
     return _points(found)
 
 
+def multi_label(logits: Array, labels: Array) -> dict[str, float]:
+    """`micro_f1` and `macro_f1` of the labels that are more likely on than off, and `mean_average_precision` over the
+    labels that occur; `logits` and `labels` (0 or 1): [examples, labels]."""
+    from sklearn import metrics
+
+    found = {
+        f"{average}_f1": metrics.f1_score(labels, logits > 0, average=average, zero_division=0.0)
+        for average in ("micro", "macro")
+    }
+    occurring = labels.any(axis=0)
+    found["mean_average_precision"] = metrics.average_precision_score(
+        labels[:, occurring], logits[:, occurring], average="macro"
+    )
+    return _points(found)
+
+
 def tagging(predicted: Sequence[Array], labels: Sequence[Array]) -> dict[str, float]:
     """`accuracy` and macro `f1` over the words; one array of classes for each row."""
     from sklearn import metrics
@@ -67,12 +83,6 @@ def correlation(values: Array, labels: Sequence[float], where: str) -> dict[str,
         log.warning("the model gives the same value for every example of %s: correlation counts as 0", where)
         found = dict.fromkeys(found, 0.0)
     return _points(found)
-
-
-def kl_rows(baseline: Tensor, ours: Tensor) -> Tensor:
-    """KL(baseline || ours) of each row in nats: logits [rows, classes] -> [rows]."""
-    log_p, log_q = (logits.double().log_softmax(dim=-1) for logits in (baseline, ours))
-    return torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1)
 
 
 def mean_cosine(first: Tensor, second: Tensor) -> float:
