@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.labels import check_range, check_varied, class_labels
+from optin_cli.data.numbering import class_names, numbering
 from optin_cli.data.readers import ROWS, Reader
 from optin_cli.tasks import metrics
 from optin_cli.tasks.divergence import KL, Term, class_kl
@@ -103,7 +104,16 @@ class Task:
 
     def metrics(self, kept: Sequence[Any], labels: Any, batches: Batches) -> dict[str, float]:
         """The metrics of all examples in order, in points: 100 is perfect."""
-        return metrics.classification(torch.stack(list(kept)).numpy(), labels)
+        logits = torch.stack(list(kept)).numpy()
+        return metrics.classification(logits, labels, positive=self._positive(batches))
+
+    def _positive(self, batches: Batches) -> int:
+        """The class that F1 of two is about: the data's second, by the model's number."""
+        rows, label = batches.examples.rows, batches.examples.columns.label
+        feature = rows.features[label] if label else None
+        if len(class_names(feature)) != 2:
+            return 1
+        return numbering([[0, 1]], feature, self.label2id, batches.examples.data.spec)(1)
 
     def compare(self, output: Tensor, baseline: Tensor, weights: Tensor) -> dict[str, float]:
         """Sums over the rows of a batch that `fidelity` is made of."""

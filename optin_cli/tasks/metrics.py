@@ -22,9 +22,11 @@ log = logging.getLogger("optin")
 Array = NDArray[Any]
 
 
-def classification(logits: Array, labels: Sequence[int], images: bool = False) -> dict[str, float]:
+def classification(
+    logits: Array, labels: Sequence[int], images: bool = False, positive: int = 1
+) -> dict[str, float]:
     """`accuracy`, which for images is called `top1`, with `top5` where there are over five classes; for two classes
-    also `f1` and `matthews`.
+    also `f1` of the class `positive` and `matthews`.
 
     `logits`: [examples, classes].
     """
@@ -35,7 +37,7 @@ def classification(logits: Array, labels: Sequence[int], images: bool = False) -
     if classes == 2:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a single class is no news: the coefficient is 0 by convention
-            found["f1"] = metrics.f1_score(labels, predicted, zero_division=0.0)
+            found["f1"] = metrics.f1_score(labels, predicted, pos_label=positive, zero_division=0.0)
             found["matthews"] = metrics.matthews_corrcoef(labels, predicted)
     if images and classes > 5:
         found["top5"] = metrics.top_k_accuracy_score(labels, logits, k=5, labels=range(classes))
