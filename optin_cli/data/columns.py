@@ -30,6 +30,8 @@ class Columns:
     text: tuple[str, ...] = ()
     image: str | None = None
     label: str | None = None
+    labels: tuple[str, ...] = ()
+    """Instead of `label`: columns of 0 and 1, one for each of several labels."""
     words: bool = False
     """The text column holds lists of words (token classification)."""
 

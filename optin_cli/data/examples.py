@@ -52,7 +52,7 @@ class Examples:
             "split": self.data.split,
             "text": list(self.columns.text),
             "image": self.columns.image,
-            "label": self.columns.label,
+            "label": self.columns.label or ",".join(self.columns.labels) or None,
             "fingerprint": self.fingerprint,
             "rows": self.total,
             "stream": self.data.stream,
@@ -99,7 +99,7 @@ def _fingerprint(rows: Dataset, columns: Columns) -> str:
 
 def _content(rows: Dataset, columns: Columns) -> Iterator[bytes]:
     """What the used columns hold; one image at a time, since all may be more than memory."""
-    names = [c for c in (*columns.text, columns.label) if c]
+    names = [c for c in (*columns.text, columns.label, *columns.labels) if c]
     yield json.dumps([rows[name][:] for name in names], default=str).encode()
     if columns.image:
         for stored in rows[columns.image]:

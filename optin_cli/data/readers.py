@@ -9,6 +9,7 @@ import numpy as np
 
 from optin_cli.data.columns import Columns, find_columns
 from optin_cli.data.sources import DataSpec
+from optin_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,6 +63,22 @@ class SidesReader(Reader):
         return Encoded(processor.tokenize(texts, None, max_length), [i // 2 for i in range(len(texts))])
 
 
+class LabelsReader(Reader):
+    """A row is an example with several labels: in one column of lists, or in a column each (`A,B,C`)."""
+
+    def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
+        """Raises `UsageError` for a label column that is not there."""
+        if data.label is None or data.label in dataset.features:
+            return find_columns(dataset, data, modality)
+        names = tuple(part.strip() for part in data.label.split(","))
+        if absent := [name for name in names if name not in dataset.features]:
+            raise UsageError(
+                f"{data.spec} has no column {absent[0]!r}", f"it has {', '.join(dataset.features)}"
+            )
+        rest = dataset.remove_columns(list(names))
+        return replace(find_columns(rest, replace(data, label=None), modality), label=None, labels=names)
+
+
 @dataclass
 class Window:
     """What a window of question answering shows of its context."""
@@ -100,6 +117,7 @@ class WindowReader(Reader):
 
 ROWS = Reader()
 SIDES = SidesReader()
+LABELS = LabelsReader()
 WINDOWS = WindowReader()
 
 

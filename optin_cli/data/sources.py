@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.artefacts.files import disk_is_full
-from optin_cli.data import docs, squad
+from optin_cli.data import docs, glue, squad
 from optin_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ BUILTIN_DOCS = "builtin:docs"
 _READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _ALIASES = ({"validation", "valid", "val", "dev"}, {"train", "training"}, {"test", "testing"})
 # data sets whose old name without an organisation is still what everyone types
-_HUB_HOMES = {"glue": "nyu-mll/glue", "super_glue": "aps/super_glue", "imdb": "stanfordnlp/imdb"}
+_HUB_HOMES = {"glue": glue.HOME, "super_glue": "aps/super_glue", "imdb": "stanfordnlp/imdb"}
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,8 @@ def _open(data: DataSpec) -> Any:
         return datasets.Dataset.from_dict({"text": docs.split_sentences(data.split)})
     if data.spec.startswith("builtin:"):
         raise UsageError(f"unknown built-in data {data.spec!r}", f"there is: {BUILTIN_DOCS}")
+    if (task := glue.glue_task(data.spec, data.config)) is not None:
+        data = replace(data, split=task.splits.get(data.split, data.split))
     path = Path(data.spec).expanduser()
     if path.is_file():
         return _load_files([path], data)
@@ -182,6 +184,8 @@ def _load_hub(data: DataSpec) -> Any:
     name, config = data.spec, data.config
     if first in _HUB_HOMES:
         name, config = _HUB_HOMES[first], rest or data.config
+    if name == glue.HOME:
+        config = glue.config_of(data.spec, data.config)
     try:
         return _load(name, config, split=_slice_safe(data.split), stream=data.stream)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
