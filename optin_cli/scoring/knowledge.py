@@ -117,7 +117,7 @@ def _seed(calibration: Calibration, output: Tensor, weights: Tensor, generator: 
 def _contributions(module: nn.Module, site: Site, inputs: Tensor, piece: Batch) -> np.ndarray:
     """||h_u W_u||_F^2 over the real tokens of a piece, (units,); `inputs` is what the consumer is given."""
     consumer = module.get_submodule(site.consumer)
-    rows = patches(consumer, inputs)  # (examples, tokens, features)
+    rows = patches(consumer, inputs, len(piece))  # (examples, tokens, features)
     real = rows.flatten(0, -2) if piece.valid is None else rows[piece.valid]  # (real tokens, features)
     parts = real.float().unflatten(-1, (site.units, -1)).movedim(1, 0)  # (units, real tokens, width)
     columns = matrix(consumer).float().t().unflatten(0, (site.units, -1))  # (units, width, d)

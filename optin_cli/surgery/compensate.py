@@ -20,7 +20,7 @@ from optin_cli.errors import InputError
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.hidden import Arguments, hidden_argument
-from optin_cli.models.layers import matrix, patches
+from optin_cli.models.layers import like_weight, matrix, patches
 from optin_cli.models.slicing import slice_model
 from optin_cli.surgery.consumers import kept_features, kept_outputs, layer_of, write_back
 from optin_cli.surgery.readout import read_positions
@@ -235,7 +235,7 @@ class _Streams:
         examples = len(hidden_argument(*arguments))
         dense = self.store.pop((site.name, index)).to(self.model.device).double()[..., kept]
         own = by_example(found[point.place].double(), examples, point.axis)
-        x = by_example(patches(layer_of(self.pruned, site.consumer), found[into]), examples)
+        x = patches(layer_of(self.pruned, site.consumer), found[into], examples)
         if point.rows is not None:
             x = x[:, point.rows.to(x.device)]
         drawn = self.rows.drawn(own, site.name, index)
@@ -252,11 +252,11 @@ class _Streams:
         weight = weight / variance.clamp(min=floor)
         return self.rows.drawn(x, site.name, index), error, weight, variance * dense.shape[-1]
 
-    def _change(self, site: Site, layer: nn.Linear | nn.Conv2d, change: Change) -> None:
+    def _change(self, site: Site, layer: nn.Module, change: Change) -> None:
         """Add to a consumer of the pruned twin, and to the norm behind it what a bias would be."""
         if change.method == NONE:
             return
-        self._add(layer, "weight", change.weight.reshape(layer.weight.shape))
+        self._add(layer, "weight", like_weight(layer, change.weight))
         if layer.bias is not None:
             self._add(layer, "bias", change.bias)
         elif site.norm:

@@ -45,7 +45,7 @@ from optin_cli.surgery.streams import BlockCalls, Store
 from optin_cli.surgery.sumpoint import find_sum_point
 
 NEURONS_ALONE = {"timm-eva02", "timm-dinov3", "timm-beit", "timm-swinv2"}
-POST_NORM = {"timm-post-norm", "swinv2", "timm-swinv2"}
+POST_NORM = {"timm-post-norm", "swinv2", "timm-swinv2", "gemma2", "gemma3"}
 SWINS = [name for name in MORE_FAMILIES if "swin" in name]
 POSITION_BIAS = ("continuous_position_bias_mlp", "cpb_mlp")  # made once a batch: not counted as a unit's
 TIMM_WIDTH = 48
@@ -323,6 +323,10 @@ def test_a_layer_scale_is_the_gain_of_the_sum_point(name):
 # ---- engines against brute force ----
 
 MEASURED = [
+    "gpt2",
+    "llama",
+    "opt",
+    "gpt-neox",
     "beit",
     "beit-shared",
     "dinov2-swiglu",
