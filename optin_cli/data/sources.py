@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.artefacts.files import disk_is_full
-from optin_cli.data import docs
+from optin_cli.data import docs, squad
 from optin_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ def _load_files(files: list[Path], data: DataSpec) -> Any:
             options["sep"] = "\t"
     if any(file.stat().st_size == 0 for file in files):
         raise InputError(f"{files[0]} is empty")
+    if reader == "json" and squad.looks_like(files[0]):
+        return squad.load(files)
     paths = {data.split: [str(f) for f in files]}
     return _load(reader, data_files=paths, split=_slice_safe(data.split), stream=data.stream, **options)
 
