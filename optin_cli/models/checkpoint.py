@@ -139,6 +139,10 @@ class OpenModel:
         """The model's output, [batch, rows, classes] (see `Task.output`)."""
         return self.task.output(self.module, {**inputs, **self.family.arguments})
 
+    def full_output(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What metrics are measured on (see `Task.full_output`)."""
+        return self.task.full_output(self.module, {**inputs, **self.family.arguments})
+
 
 def pick_device(name: str) -> torch.device:
     """`auto` is CUDA when there is one. Raises `UsageError` for a device that is not there."""

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_HELD = 1 << 24  # logits in float64 at a time
+
 
 def unit_rows(features: Tensor) -> Tensor:
     """L2-normalise the last dimension, in float32."""
@@ -53,12 +55,17 @@ def output_change(
     """
     if regression:
         change = (variants - dense).square().sum(-1)  # (v, batch, rows)
-    else:
+        return (change * weights).sum((1, 2))
+    total = weights.new_zeros(len(variants), dtype=torch.float64)
+    # a few examples at a time: rows of a language model are as long as its vocabulary
+    step = max(1, _HELD * dense.shape[0] // max(1, variants.numel()))
+    parts = zip(dense.split(step), variants.split(step, 1), weights.split(step), strict=True)
+    for ours, theirs, weight in parts:
         # KL of two close distributions is a difference of second order: float32 would leave two digits of it
-        teacher = F.log_softmax(dense.double() / temperature, dim=-1)
-        student = F.log_softmax(variants.double() / temperature, dim=-1)
-        change = (teacher.exp() * (teacher - student)).sum(-1)
-    return (change * weights).sum((1, 2))
+        teacher = F.log_softmax(ours.double() / temperature, dim=-1)
+        student = F.log_softmax(theirs.double() / temperature, dim=-1)
+        total += ((teacher.exp() * (teacher - student)).sum(-1) * weight).sum((1, 2))
+    return total
 
 
 def relation_probe(features: Tensor, generator: torch.Generator) -> Tensor:

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from helpers.data import tiny_text_csv
 from helpers.families import BLOCKS, DECODERS
-from helpers.models import saved_model, shared_model
+from helpers.models import opened, saved_model, shared_model
 from helpers.runs import random_inputs
 from torch import nn
 
+from optin_cli.artefacts.mask import Mask
+from optin_cli.data.sources import DataSpec
+from optin_cli.models.checkpoint import OpenModel, load
 from optin_cli.models.dissect import dissect, family_of
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.slicing import slice_model
+from optin_cli.scoring import score as scoring
+from optin_cli.scoring.plan import ScoreSettings, make_plan
+from optin_cli.selection.select import select
+from optin_cli.surgery.apply import apply
 
 every_decoder = pytest.mark.parametrize("name", DECODERS)
 UNEVEN = {
@@ -88,3 +99,31 @@ def test_a_conv1d_is_cut_along_its_other_axis():
     assert (cut.c_fc.nf, cut.c_proj.nx) == (2, 2)
     empty = smaller.get_submodule(f"{model.anatomy.blocks[1]}.mlp")
     torch.testing.assert_close(empty(torch.randn(2, 3, 32)), empty.c_proj.bias.expand(2, 3, -1))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+def test_a_pruned_decoder_on_disk_generates(name, tmp_path):
+    dense = opened(saved_model(name))
+    prompts = random_inputs(dense)
+    with masked(dense.module, dense.anatomy, masks_from_keep(dense.anatomy, UNEVEN)):
+        expected = generated(dense.module, prompts, use_cache=False)
+    mask = mask_of(dense, UNEVEN, tmp_path)
+    assert apply(opened(saved_model(name)), mask, tmp_path / "pruned").deviation <= 1e-5
+    loaded = load(tmp_path / "pruned")
+    torch.testing.assert_close(generated(loaded, prompts), expected, rtol=0, atol=1e-4)
+    record = json.loads((tmp_path / "pruned" / "optin.json").read_text())
+    if name == "llama":
+        assert record["per_layer_config"]["0"] == {
+            "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 17
+        }  # fmt: skip
+    again = opened(tmp_path / "pruned")
+    assert again.task.name == "language-modeling"
+    assert {site.name: site.units for site in again.anatomy} == {n: len(k) for n, k in UNEVEN.items()}
+
+
+def mask_of(model: OpenModel, keep: dict[str, list[int]], folder: Path) -> Mask:
+    """A mask with units of our own choice."""
+    data = DataSpec(str(tiny_text_csv(folder)))
+    settings = ScoreSettings(method="magnitude", samples=8)
+    mask = select(scoring.score(make_plan(model, data, settings), folder / "r.h5"), 0.5)
+    return dataclasses.replace(mask, keep=keep)

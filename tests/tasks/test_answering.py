@@ -146,7 +146,8 @@ def test_metrics_are_squads_on_brute_forced_spans(tmp_path, without):
     golds = [[a["text"] for a in row["answers"]] or [""] for row in rows]
     f1 = [max(official_f1(guess, g) for g in gold) for guess, gold in zip(guesses, golds, strict=True)]
     exact = [
-        max(f1 == 1 and len(guess) == len(g) for g in gold) for guess, gold, f1 in zip(guesses, golds, f1, strict=True)
+        max(f1 == 1 and len(guess) == len(g) for g in gold)
+        for guess, gold, f1 in zip(guesses, golds, f1, strict=True)
     ]
     assert 0 < np.mean(f1) < 1
     assert result.metrics["f1"] == pytest.approx(100 * np.mean(f1))
