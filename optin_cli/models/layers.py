@@ -133,14 +133,14 @@ def output_size(layer: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def patches(layer: nn.Module, x: Tensor, examples: int) -> Tensor:
+def patches(layer: nn.Module, x: Tensor) -> Tensor:
     """What each position of the output is a linear map of, [examples, positions, inputs * taps], as in `matrix`.
 
-    `x` is what `layer` is given for `examples`: [examples, inputs, height, width] for a Conv2d, [..., inputs] for a
-    Linear, example after example.
+    `x` is what `layer` is given: [examples, inputs, height, width] for a Conv2d, [examples, ..., inputs] for a
+    Linear; or [rows, inputs], which stay as they are.
     """
     if not isinstance(layer, nn.Conv2d):
-        return x.reshape(examples, x.shape[:-1].numel() // examples, x.shape[-1])
+        return x.flatten(1, -2) if x.dim() > 2 else x
     padded = F.pad(x, padding_of(layer, (x.shape[-2], x.shape[-1])))
     return F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride).transpose(1, 2)
 

@@ -77,17 +77,19 @@ class TextProcessor:
                 yield pair, inputs, Window(offsets, ids.index(cls) if cls in ids else 0)
 
     def running_text(self, texts: Sequence[str], max_length: int) -> list[dict[str, list[int]]]:
-        """Texts, one after the other, as windows of `max_length` tokens, the last one as long as is left.
+        """Texts, one after the other, as windows of one length, at most `max_length` tokens.
 
-        Each begins with the token that the tokenizer puts in front of a text, if it does.
+        Each begins with the token that the tokenizer puts in front of a text, if it does. Fewer tokens than there
+        are windows are left over at the end.
         """
         limit = min(self.max_length, max_length)
         begin = self.tokenizer.bos_token_id
         front = [begin] if begin is not None and self.tokenizer("")["input_ids"][:1] == [begin] else []
         encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         ids = [token for text in encoded for token in text]
-        step = max(1, limit - len(front))
-        windows = [front + ids[start : start + step] for start in range(0, len(ids), step)]
+        count = -(-len(ids) // max(1, limit - len(front)))
+        length = len(ids) // max(1, count)
+        windows = [front + ids[i * length : (i + 1) * length] for i in range(count)]
         return [{"input_ids": window, "attention_mask": [1] * len(window)} for window in windows]
 
     def _cut(self, text: str, tokens: int) -> str:

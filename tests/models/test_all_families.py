@@ -171,7 +171,9 @@ def test_sites_with_no_unit_or_one_unit_left_work(name, kept):
     model = shared_model(name)
     keep = {site.name: kept for site in model.anatomy}
     found = outputs(model, sliced(model, keep), random_inputs(model))
-    torch.testing.assert_close(found, masked_outputs(model, keep), rtol=0, atol=1e-5)
+    # a norm behind a single neuron makes its rounding error as large as itself
+    atol = 1e-3 if name in ("gemma2", "gemma3") else 1e-5
+    torch.testing.assert_close(found, masked_outputs(model, keep), rtol=0, atol=atol)
 
 
 @every_family
