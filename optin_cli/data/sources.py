@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 BUILTIN_DOCS = "builtin:docs"
-_READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_READERS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
 _ALIASES = ({"validation", "valid", "val", "dev"}, {"train", "training"}, {"test", "testing"})
 # data sets whose old name without an organisation is still what everyone types
 _HUB_HOMES = {"glue": glue.HOME, "super_glue": "aps/super_glue", "imdb": "stanfordnlp/imdb"}
@@ -43,8 +50,8 @@ class DataSpec:
 
 
 def open_split(data: DataSpec) -> Dataset:
-    """Open one split of `builtin:docs`, a CSV, JSONL or Parquet file, a folder of them, an image folder, a folder
-    written by `datasets`, or a hub data set.
+    """Open one split of `builtin:docs`, a CSV, JSONL, Parquet or text file (a row a line), a folder of them, an
+    image folder, a folder written by `datasets`, or a hub data set.
 
     Raises `UsageError` for what does not exist and `InputError` for what can't be read.
     """
@@ -157,9 +164,11 @@ def _open_folder(path: Path, data: DataSpec) -> Any:
                 raise UsageError(f"{path} has no split {data.split!r}", f"it has {', '.join(loaded)}")
             return loaded[data.split]
         return loaded
+    names = _names(data.split)
     tables = sorted(f for f in path.rglob("*") if f.suffix in _READERS and f.name != "metadata.jsonl")
+    # a readme or a list of labels is no data
+    tables = [f for f in tables if f.suffix != ".txt" or f.stem in names]
     if tables:
-        names = _names(data.split)
         chosen = [f for f in tables if f.stem in names or f.stem.split("-")[0] in names]
         if not chosen:
             have = sorted({f.stem.split("-")[0] for f in tables})

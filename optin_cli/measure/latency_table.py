@@ -23,7 +23,7 @@ from optin_cli.artefacts.latency import LatencyTable, processor_name
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.errors import UsageError
 from optin_cli.measure.latency import Progress, call_ms, device_name, dummy_inputs
-from optin_cli.models.anatomy import HEADS, Anatomy, Producer, Site, UnitInput
+from optin_cli.models.anatomy import HEADS, Anatomy, Site, UnitInput
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.slicing import slice_model
 
@@ -152,7 +152,7 @@ def _block_calls(model: OpenModel, inputs: Mapping[str, Tensor]) -> list[_BlockC
         for index, path in enumerate(model.anatomy.blocks)
     ]
     try:
-        model.module(**inputs)
+        model.run(inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -255,7 +255,7 @@ def _inside(site: Site, block: str) -> Site:
 
     return replace(
         site,
-        producers=tuple(Producer(cut(p.path), p.parts) for p in site.producers),
+        producers=tuple(replace(p, path=cut(p.path)) for p in site.producers),
         consumer=cut(site.consumer),
         carried=tuple(map(cut, site.carried)),
         readers=tuple(map(cut, site.readers)),
@@ -276,7 +276,7 @@ def _whole(
     seconds: float,
 ) -> tuple[float, list[float]]:
     """Median milliseconds of the whole model, and what each block takes of them."""
-    calls = [lambda: model.module(**inputs), *(block.on(block.module) for block in blocks)]
+    calls = [lambda: model.run(inputs), *(block.on(block.module) for block in blocks)]
     rounds = _rounds(calls, model.device, repeats, seconds)
     total = float(np.median(rounds[:, 0]))
     return total, (_shares(rounds) * total).tolist()

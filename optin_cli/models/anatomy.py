@@ -30,6 +30,10 @@ class Producer:
 
     path: str
     parts: int = 1
+    by_unit: bool = False
+    """A unit's parts stand side by side, q k v of one head before those of the next (GPT-NeoX)."""
+    shared: bool = False
+    """One slice for all heads of a group: the keys and values of grouped-query attention."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,13 @@ class UnitInput:
 class Bypass:
     """A `module` around a consumer that can't run without units: once all are gone, it gives the consumer's bias.
 
-    What `module` returns is a tensor, or a tuple of one (`in_tuple`).
+    What `module` returns is a tensor, or a tuple of `in_tuple` elements of which the others are None.
     """
 
     module: str
-    in_tuple: bool = False
+    in_tuple: int = 0
+    cache: str = ""
+    """Its argument that is a cache of keys and values. The cache counts tokens, so it gets them without heads too."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,8 @@ class Site:
     """Features of the consumer's input that belong to one unit: head_dim for heads, 1 for the others."""
     producers: tuple[Producer, ...]
     consumer: str
+    group: int = 1
+    """Heads in a unit: those that share keys and values."""
     carried: tuple[str, ...] = ()
     """Modules between producers and consumer that hold something for each unit: norms, depthwise convolutions."""
     readers: tuple[str, ...] = ()
@@ -107,6 +115,10 @@ class Site:
     def features(self) -> int:
         """Size of the consumer's input."""
         return self.units * self.width
+
+    def rows_of(self, producer: Producer) -> int:
+        """Outputs of a producer that belong to one unit, in each of its parts."""
+        return self.width // self.group if producer.shared else self.width
 
     @property
     def entry(self) -> str:

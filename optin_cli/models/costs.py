@@ -24,9 +24,9 @@ class Cost:
 
 
 def unit_costs(
-    table: SiteTable, width: int, module: Callable[[str], nn.Module], ends: Mapping[str, int]
+    table: SiteTable, width: int, group: int, module: Callable[[str], nn.Module], ends: Mapping[str, int]
 ) -> Iterator[Cost]:
-    """Costs of a unit in all the modules that a table names.
+    """Costs of a unit, `width` features of `group` heads, in all the modules that a table names.
 
     A layer between two sites costs as much as the product of their units. Either has half of it: the sum is right
     for the whole layer, and never less than what is left when both lose units.
@@ -37,8 +37,9 @@ def unit_costs(
         yield Cost(path, weights, weights)
     for producer in table.producers:
         shape = shape_of(module(producer.path), producer.path)
-        weights = producer.parts * width * shape.taps * shape.inputs / ends[producer.path]
-        yield Cost(producer.path, weights, weights + producer.parts * width * shape.biased)
+        rows = producer.parts * (width // group if producer.shared else width)
+        weights = rows * shape.taps * shape.inputs / ends[producer.path]
+        yield Cost(producer.path, weights, weights + rows * shape.biased)
     for path in table.carried:
         macs, params = carried_weights(module(path))
         yield Cost(path, width * macs, width * params)

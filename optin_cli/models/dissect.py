@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.errors import InputError, UnknownArchitecture
-from optin_cli.models.anatomy import HEADS, Anatomy, Producer, Site, Stream, UnitInput
+from optin_cli.models.anatomy import HEADS, Anatomy, Site, Stream, UnitInput
 from optin_cli.models.costs import plain, unit_costs
 from optin_cli.models.families import DOCS, TOWERS, Family, SiteTable, find_family, known_families
 from optin_cli.models.layers import (
@@ -183,12 +183,13 @@ def _site(
     name = f"blocks.{index}.{table.label}"
     layer = module(table.consumer)
     features = shape_of(layer, f"{block}.{table.consumer}").inputs
-    units, width = _units(model, family, table, block, name, features)
+    group = int(_attribute(model, f"{block}.{table.group}", family)) if table.group else 1
+    units, width = _units(model, family, table, block, name, features, group)
 
     def share(path: str) -> float:
         return seen.share(f"{block}.{path}") if seen else 1
 
-    costs = list(unit_costs(table, width, module, ends))
+    costs = list(unit_costs(table, width, group, module, ends))
     params = sum(cost.params for cost in costs)
     per_token = sum(cost.macs * share(cost.path) for cost in costs)
     per_pair = 2 * width if table.kind == HEADS else 0
@@ -198,9 +199,10 @@ def _site(
     for producer in table.producers:
         path = f"{block}.{producer.path}"
         given_features = shape_of(module(producer.path), path).outputs
-        if given_features != producer.parts * units * width:
+        rows = width // group if producer.shared else width
+        if given_features != producer.parts * units * rows:
             raise InputError(
-                f"{name}: {path} gives {given_features} features, but {producer.parts} x {units} units x {width} "
+                f"{name}: {path} gives {given_features} features, but {producer.parts} x {units} units x {rows} "
                 f"feed {block}.{table.consumer}",
                 f"the table of family {family.name!r} does not describe this model: see {DOCS}",
             )
@@ -226,8 +228,9 @@ def _site(
         block=index,
         units=units,
         width=width,
-        producers=tuple(Producer(f"{block}.{p.path}", p.parts) for p in table.producers),
+        producers=tuple(replace(p, path=f"{block}.{p.path}") for p in table.producers),
         consumer=f"{block}.{table.consumer}",
+        group=group,
         carried=tuple(f"{block}.{path}" for path in table.carried if _has(model.get_submodule(block), path)),
         readers=tuple(f"{block}.{path}" for path in table.readers),
         masked_at=f"{block}.{table.masked_at}" if table.masked_at else "",
@@ -254,9 +257,9 @@ def _norm_behind(model: nn.Module, block: str, table: SiteTable) -> str:
 
 
 def _units(
-    model: nn.Module, family: Family, table: SiteTable, block: str, name: str, features: int
+    model: nn.Module, family: Family, table: SiteTable, block: str, name: str, features: int, group: int
 ) -> tuple[int, int]:
-    """(units, width of one) of a site whose consumer takes `features`."""
+    """(units, width of one) of a site whose consumer takes `features`; a unit is a group of heads."""
     if table.unit_count:
         units = int(_attribute(model, f"{block}.{table.unit_count}", family))
         width, rest = divmod(features, units) if units else (1, features)  # none left: any width will do
@@ -264,7 +267,7 @@ def _units(
             raise InputError(f"{name}: consumer input {features} is not a multiple of its {units} units")
         return units, width
     given = table.unit_width
-    width = given if isinstance(given, int) else int(_attribute(model, f"{block}.{given}", family))
+    width = group * (given if isinstance(given, int) else int(_attribute(model, f"{block}.{given}", family)))
     units, rest = divmod(features, width)
     if rest:
         raise InputError(f"{name}: consumer input {features} is not a multiple of the unit width {width}")

@@ -1,12 +1,15 @@
 """The layers a site is made of: what units cost in them, and how they are sliced. Linear, Conv2d and BatchNorm2d.
 
-A unit of a Linear is a row or a column, of a Conv2d an output or an input channel with its whole kernel.
+A unit of a Linear is a row or a column, of a Conv2d an output or an input channel with its whole kernel. GPT-2's
+Conv1D is a Linear whose weight is [inputs, outputs].
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +19,7 @@ from optin_cli.errors import InputError
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a Linear or a Conv2d."""
+    """Sizes of a Linear, a Conv1D or a Conv2d."""
 
     inputs: int
     outputs: int
@@ -25,9 +28,23 @@ class Shape:
     biased: bool
 
 
+def is_transposed(layer: nn.Module) -> bool:
+    """True for transformers' Conv1D: a Linear whose weight is [inputs, outputs]."""
+    loaded: Any = sys.modules.get("transformers.pytorch_utils")  # timm's models need no import of it
+    return loaded is not None and isinstance(layer, loaded.Conv1D)
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """True for a layer that maps the last axis of its input, whichever way its weight lies."""
+    return isinstance(layer, nn.Linear) or is_transposed(layer)
+
+
 def shape_of(layer: nn.Module, path: str) -> Shape:
     """Sizes of `layer`; raises `InputError` naming `path` when it is no layer that a site is made of."""
     biased = getattr(layer, "bias", None) is not None
+    if is_transposed(layer):
+        inputs, outputs = layer.weight.shape  # type: ignore[misc]
+        return Shape(inputs, outputs, 1, biased)
     if isinstance(layer, nn.Linear):
         return Shape(layer.in_features, layer.out_features, 1, biased)
     if isinstance(layer, nn.Conv2d):
@@ -71,10 +88,22 @@ def along(axis: int, values: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (-axis - 1))
 
 
+def by_output(layer: nn.Module) -> Tensor:
+    """The weight, or a view of it, as [outputs, inputs, ...]."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.t() if is_transposed(layer) else weight
+
+
 def matrix(layer: nn.Module) -> Tensor:
     """The weight as [outputs, inputs * taps]: an input owns `taps` neighbouring columns."""
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
-    return layer.weight.flatten(1)
+    return by_output(layer).flatten(1)
+
+
+def like_weight(layer: nn.Module, values: Tensor) -> Tensor:
+    """Values in the order of `matrix`, [outputs, inputs * taps], shaped as the layer's weight."""
+    shaped = values.reshape(by_output(layer).shape)
+    return shaped.t().contiguous() if is_transposed(layer) else shaped
 
 
 def padding_of(layer: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -107,10 +136,11 @@ def output_size(layer: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int]:
 def patches(layer: nn.Module, x: Tensor) -> Tensor:
     """What each position of the output is a linear map of, [examples, positions, inputs * taps], as in `matrix`.
 
-    `x` is what `layer` is given: [examples, inputs, height, width] for a Conv2d, [examples, ..., inputs] for a Linear.
+    `x` is what `layer` is given: [examples, inputs, height, width] for a Conv2d, [examples, ..., inputs] for a
+    Linear; or [rows, inputs], which stay as they are.
     """
     if not isinstance(layer, nn.Conv2d):
-        return x.flatten(1, -2)
+        return x.flatten(1, -2) if x.dim() > 2 else x
     padded = F.pad(x, padding_of(layer, (x.shape[-2], x.shape[-1])))
     return F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride).transpose(1, 2)
 
@@ -142,6 +172,13 @@ def _empty(layer: nn.Module) -> None:
         layer.pads_same = same  # type: ignore[assignment]
     elif isinstance(layer, nn.BatchNorm2d):
         layer.__class__ = EmptyBatchNorm2d
+    elif is_transposed(layer):
+        layer.__class__ = type("EmptyConv1D", (type(layer),), {"forward": _through_linear})
+
+
+def _through_linear(layer: Any, x: Tensor) -> Tensor:
+    """A Conv1D without inputs or outputs, which its own forward can't reshape."""
+    return F.linear(x, layer.weight.t(), layer.bias)
 
 
 def select_outputs(layer: nn.Module, indices: Tensor) -> None:
@@ -179,11 +216,14 @@ _BY_OUTPUT = ("weight", "bias", "running_mean", "running_var")
 
 
 def _select_ends(layer: nn.Module, indices: Tensor, dim: int) -> None:
-    """Keep outputs (dim 0) or inputs (dim 1) of a Linear or Conv2d."""
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    """Keep outputs (dim 0) or inputs (dim 1) of a Linear, Conv1D or Conv2d."""
+    transposed = is_transposed(layer)
     for name in ("weight",) if dim else _BY_OUTPUT:
-        select_slices(layer, name, dim, indices)
-    what = "features" if isinstance(layer, nn.Linear) else "channels"
-    setattr(layer, f"{'in' if dim else 'out'}_{what}", len(indices))
+        select_slices(layer, name, 1 - dim if transposed and name == "weight" else dim, indices)
+    if transposed:
+        setattr(layer, "nx" if dim else "nf", len(indices))
+    else:
+        what = "features" if isinstance(layer, nn.Linear) else "channels"
+        setattr(layer, f"{'in' if dim else 'out'}_{what}", len(indices))
     if not len(indices):
         _empty(layer)

@@ -76,6 +76,22 @@ class TextProcessor:
                 cls = self.tokenizer.cls_token_id
                 yield pair, inputs, Window(offsets, ids.index(cls) if cls in ids else 0)
 
+    def running_text(self, texts: Sequence[str], max_length: int) -> list[dict[str, list[int]]]:
+        """Texts, one after the other, as windows of one length, at most `max_length` tokens.
+
+        Each begins with the token that the tokenizer puts in front of a text, if it does. Fewer tokens than there
+        are windows are left over at the end.
+        """
+        limit = min(self.max_length, max_length)
+        begin = self.tokenizer.bos_token_id
+        front = [begin] if begin is not None and self.tokenizer("")["input_ids"][:1] == [begin] else []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        ids = [token for text in encoded for token in text]
+        count = -(-len(ids) // max(1, limit - len(front)))
+        length = len(ids) // max(1, count)
+        windows = [front + ids[i * length : (i + 1) * length] for i in range(count)]
+        return [{"input_ids": window, "attention_mask": [1] * len(window)} for window in windows]
+
     def _cut(self, text: str, tokens: int) -> str:
         """The first `tokens` tokens of a text."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -114,6 +130,7 @@ def text_processor(folder: Path, config: Any) -> TextProcessor:
             f"{folder} has no usable tokenizer: {str(error).splitlines()[0]}",
             "put tokenizer.json (or the vocabulary files) beside config.json",
         ) from error
+    tokenizer.padding_side = "right"  # a decoder counts positions from the first token, whatever it is
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return TextProcessor(tokenizer, _max_length(folder, tokenizer, config))

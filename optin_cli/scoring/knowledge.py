@@ -119,8 +119,10 @@ def _seed(calibration: Calibration, output: Tensor, weights: Tensor, generator: 
 def _contributions(module: nn.Module, site: Site, inputs: Tensor, valid: Tensor | None) -> np.ndarray:
     """||h_u W_u||_F^2 over the real tokens (`valid`) of a piece, (units,); `inputs` is what the consumer is given."""
     consumer = module.get_submodule(site.consumer)
-    rows = patches(consumer, inputs).movedim(site.batch_axis, 0)  # (examples, tokens, features)
-    real = rows.flatten(0, -2) if valid is None else rows[valid]  # (real tokens, features)
+    rows = (
+        patches(consumer, inputs).movedim(site.batch_axis, 0).flatten(0, -2)
+    )  # (examples * tokens, features)
+    real = rows if valid is None else rows[valid.flatten()]
     parts = real.float().unflatten(-1, (site.units, -1)).movedim(1, 0)  # (units, real tokens, width)
     columns = matrix(consumer).float().t().unflatten(0, (site.units, -1))  # (units, width, d)
     gram = parts.mT @ parts  # (units, width, width)

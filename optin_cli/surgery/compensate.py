@@ -19,7 +19,7 @@ from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.layers import matrix, patches
+from optin_cli.models.layers import like_weight, matrix, patches
 from optin_cli.models.slicing import slice_model
 from optin_cli.surgery.consumers import kept_features, kept_outputs, layer_of, write_back
 from optin_cli.surgery.readout import read_positions
@@ -247,11 +247,11 @@ class _Streams:
         weight = weight / variance.clamp(min=floor)
         return self.rows.drawn(x, site.name, index), error, weight, variance * dense.shape[-1]
 
-    def _change(self, site: Site, layer: nn.Linear | nn.Conv2d, change: Change) -> None:
+    def _change(self, site: Site, layer: nn.Module, change: Change) -> None:
         """Add to a consumer of the pruned twin, and to the norm behind it what a bias would be."""
         if change.method == NONE:
             return
-        self._add(layer, "weight", change.weight.reshape(layer.weight.shape))
+        self._add(layer, "weight", like_weight(layer, change.weight))
         if layer.bias is not None:
             self._add(layer, "bias", change.bias)
         elif site.norm:

@@ -20,6 +20,7 @@ from torch import nn
 from helpers.data import ENDINGS, WORDS
 from helpers.families import (
     BLOCKS,
+    DECODERS,
     HEADS,
     IMAGE_FAMILIES,
     IMAGE_SIZE,
@@ -86,7 +87,7 @@ def tiny_model(name: str, folder: Path, head: str = "classifier", seed: int = 0,
         return folder
     model = new_model(name, head, seed, **overrides)
     model.save_pretrained(folder)
-    if name in TEXT_FAMILIES or name.startswith("clip-text"):
+    if name in TEXT_FAMILIES or name in DECODERS or name.startswith("clip-text"):
         save_tokenizer(name, folder)
     else:
         _save_image_processor(folder)

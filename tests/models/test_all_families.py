@@ -45,7 +45,7 @@ from optin_cli.surgery.streams import BlockCalls, Store
 from optin_cli.surgery.sumpoint import find_sum_point
 
 NEURONS_ALONE = {"timm-eva02", "timm-dinov3", "timm-beit", "timm-swinv2"}
-POST_NORM = {"timm-post-norm", "swinv2", "timm-swinv2"}
+POST_NORM = {"timm-post-norm", "swinv2", "timm-swinv2", "gemma2", "gemma3"}
 SWINS = [name for name in MORE_FAMILIES if "swin" in name]
 POSITION_BIAS = ("continuous_position_bias_mlp", "cpb_mlp")  # made once a batch: not counted as a unit's
 TIMM_WIDTH = 48
@@ -171,7 +171,9 @@ def test_sites_with_no_unit_or_one_unit_left_work(name, kept):
     model = shared_model(name)
     keep = {site.name: kept for site in model.anatomy}
     found = outputs(model, sliced(model, keep), random_inputs(model))
-    torch.testing.assert_close(found, masked_outputs(model, keep), rtol=0, atol=1e-5)
+    # a norm behind a single neuron makes its rounding error as large as itself
+    atol = 1e-3 if name in ("gemma2", "gemma3") else 1e-5
+    torch.testing.assert_close(found, masked_outputs(model, keep), rtol=0, atol=atol)
 
 
 @every_family
@@ -322,6 +324,10 @@ def test_a_layer_scale_is_the_gain_of_the_sum_point(name):
 # ---- engines against brute force ----
 
 MEASURED = [
+    "gpt2",
+    "llama",
+    "opt",
+    "gpt-neox",
     "beit",
     "beit-shared",
     "dinov2-swiglu",
