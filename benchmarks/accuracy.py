@@ -34,7 +34,6 @@ from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.measure.evaluate import evaluate
 from optin_cli.models.checkpoint import OpenModel, open_model
-from optin_cli.models.tasks import EMBEDDING
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import existing, score
 from optin_cli.selection.request import Request
@@ -181,9 +180,10 @@ class Runner:
         self.data = str(shared / case.data)
         opened = open_model(self.spec)
         self.dense = Remembering(*(getattr(opened, field.name) for field in fields(opened)))
-        separate = self.dense.task.name == EMBEDDING
-        rows = sample(DataSpec(self.data, case.test), self.dense.family.modality, None, 0, separate=separate)
-        self.batches = Kept(rows, self.dense.processor, 64, separate=separate)
+        rows = sample(
+            DataSpec(self.data, case.test), self.dense.family.modality, None, 0, reader=self.dense.task.reader
+        )
+        self.batches = Kept(rows, self.dense.processor, 64, reader=self.dense.task.reader)
 
     def run(self, method: Method, budget: float, seed: int) -> dict[str, Any]:
         """Prune and measure one cell."""

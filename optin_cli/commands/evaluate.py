@@ -53,14 +53,14 @@ def evaluate(
     from optin_cli.data.batches import Batches
     from optin_cli.data.examples import sample
     from optin_cli.measure import evaluate as stage
-    from optin_cli.models.tasks import EMBEDDING
 
     opened = options.open_with(model, task, anatomy, device, dtype)
     dense = options.open_with(baseline, task, anatomy, device, dtype) if baseline else None
-    separate = opened.task.name == EMBEDDING
     spec = options.data_spec(data, split, config, text, label, image, workers=workers)
-    examples = sample(spec, opened.family.modality, samples, seed, separate=separate)
-    batches = Batches(examples, opened.processor, batch_size, max_length=max_length, separate=separate)
+    examples = sample(spec, opened.family.modality, samples, seed, reader=opened.task.reader)
+    batches = Batches(
+        examples, opened.processor, batch_size, max_length=max_length, reader=opened.task.reader
+    )
     with console.progress(not json) as on_progress:
         evaluation = stage.evaluate(opened, batches, dense, on_progress)
     if json:

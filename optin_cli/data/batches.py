@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optin_cli.data.examples import Examples
 from optin_cli.data.images import BrokenImage, decode
+from optin_cli.data.readers import ROWS, Encoded, Reader
 from optin_cli.data.workers import in_order, worker_count
 from optin_cli.errors import InputError
 
@@ -106,9 +107,8 @@ def _runs(lengths: Sequence[int], overhead: int, most: int | None) -> list[tuple
 class Batches:
     """A fixed sequence of batches: item i is the same at every pass.
 
-    `separate` makes each of two text columns an example of its own (sentence pairs for an embedding model):
-    example 2 * row + side. `together` keeps the sides of a row in one batch. `shuffle` is a seed that draws which
-    examples share a batch; without it those of one length do.
+    `reader` makes the examples. `together` keeps the sides of a row in one batch. `shuffle` is a seed that draws
+    which examples share a batch; without it those of one length do.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Batches:
         batch_size: int,
         *,
         max_length: int | None = None,
-        separate: bool = False,
+        reader: Reader = ROWS,
         together: bool = False,
         shuffle: int | None = None,
     ) -> None:
@@ -126,22 +126,21 @@ class Batches:
         self.processor = processor
         self.batch_size = batch_size
         self.max_length = max_length
-        self.separate = separate and len(examples.columns.text) == 2
+        self.reader = reader
+        self.separate = reader.sides(examples.columns) == 2
+        """Each row is two examples."""
         self.together = together and self.separate
         self.shuffle = shuffle
 
     @cached_property
-    def _encoded(self) -> list[dict[str, list[int]]]:
-        """Token ids of every text example."""
-        columns, rows = self.examples.columns, self.examples.rows
-        texts = [rows[name][:] for name in columns.text]
-        if columns.words:
-            return [self.processor.tokenize_words(words, self.max_length)[0] for words in texts[0]]
-        texts = [["" if text is None else str(text) for text in column] for column in texts]
-        if self.separate:
-            interleaved = [text for pair in zip(*texts, strict=True) for text in pair]
-            return self.processor.tokenize(interleaved, None, self.max_length)
-        return self.processor.tokenize(texts[0], texts[1] if len(texts) == 2 else None, self.max_length)
+    def encoded(self) -> Encoded:
+        """Every text example, by its id."""
+        return self.reader.encode(self.examples.rows, self.examples.columns, self.processor, self.max_length)
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """The row of each example, by its position in the sample."""
+        return list(range(len(self.examples.rows))) if self.examples.columns.image else self.encoded.rows
 
     @cached_property
     def _ids(self) -> list[list[int]]:
@@ -149,7 +148,7 @@ class Batches:
         if self.examples.columns.image:
             lengths = [0] * len(self.examples.rows)
         else:
-            lengths = [len(row["input_ids"]) for row in self._encoded]
+            lengths = [len(row["input_ids"]) for row in self.encoded.inputs]
         size = 2 if self.together else 1
         groups = [list(range(first, first + size)) for first in range(0, len(lengths), size)]
         if self.shuffle is None:
@@ -184,7 +183,7 @@ class Batches:
         if self.examples.columns.image:
             # here, in no worker: what asks for batches one by one computes much longer on each than it decodes
             return self._image_batch(ids, self._pixels(index))
-        inputs = self.processor.pad([self._encoded[i] for i in ids])
+        inputs = self.processor.pad([self.encoded.inputs[i] for i in ids])
         return Batch(inputs, inputs["attention_mask"].bool(), ids)
 
     def __iter__(self) -> Iterator[Batch]:

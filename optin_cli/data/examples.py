@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.artefacts.files import digest_chunks
-from optin_cli.data.columns import Columns, find_columns
+from optin_cli.data.columns import Columns
 from optin_cli.data.images import encoded
 from optin_cli.data.intact import leave_out_broken, undecoded
+from optin_cli.data.readers import ROWS, Reader
 from optin_cli.data.rows import SplitRows, StreamRows
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import UsageError
@@ -38,6 +39,11 @@ class Examples:
     broken: list[int] = field(default_factory=list)
     """Rows whose images can't be used: they are left out, and others drawn in their place where there are any."""
 
+    @property
+    def where(self) -> str:
+        """The data's name in errors."""
+        return f"{self.data.spec} ({self.data.split})"
+
     def describe(self) -> dict[str, Any]:
         """What an artefact records, and `examples_again` needs."""
         return {
@@ -60,12 +66,12 @@ def sample(
     seed: int,
     *,
     row_ids: list[int] | None = None,
-    separate: bool = False,
+    reader: Reader = ROWS,
     at_most: bool = False,
 ) -> Examples:
     """Open a split and take `samples` rows drawn by `seed` (all of them for None), or exactly `row_ids`.
 
-    With `separate`, each of two text columns is an example of its own, so half as many rows are drawn.
+    Where `reader` makes two examples of a row, half as many rows are drawn.
     A split with fewer rows is used whole, with a note unless `at_most`. A stream is read no further than the first
     20 * `samples` rows, or the last of `row_ids`. Rows with broken images are left out, with a warning, and others
     are drawn in their place. Raises `InputError` for an empty split, and when too many images are broken.
@@ -73,8 +79,8 @@ def sample(
     if samples is not None and samples < 1:
         raise UsageError(f"--samples {samples}: at least one example is needed")
     source = StreamRows(data) if data.stream else SplitRows(data)
-    columns = find_columns(source.first, data, modality)
-    wanted = samples and _rows_for(samples, columns, separate)
+    columns = reader.columns(source.first, data, modality)
+    wanted = samples and -(-samples // reader.sides(columns))
     drawn = source.draw(wanted, seed) if row_ids is None else row_ids
     broken: list[int] = []
     if columns.image:
@@ -85,11 +91,6 @@ def sample(
     if wanted and row_ids is None and wanted > source.total and not at_most:
         log.warning("%s has %d rows, fewer than the %d asked for: using all", data.spec, source.total, wanted)
     return Examples(data, columns, drawn, rows, source.total, _fingerprint(rows, columns), broken)
-
-
-def _rows_for(samples: int, columns: Columns, separate: bool) -> int:
-    """Rows that make `samples` examples."""
-    return -(-samples // 2) if separate and len(columns.text) == 2 else samples
 
 
 def _fingerprint(rows: Dataset, columns: Columns) -> str:

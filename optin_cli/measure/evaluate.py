@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from optin_cli.data.batches import Batch, Batches
-from optin_cli.data.labels import check_range, class_labels, number_labels, token_labels
 from optin_cli.errors import GateError, InputError, UsageError
-from optin_cli.measure import metrics
 from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.tasks import EMBEDDING, IMAGE, QUESTION, SEQUENCE, TOKEN, Task
+from optin_cli.tasks.base import Task
 
 Progress = Callable[[int, int, str], None]
 """Called with (batches done, batches in all, what is being done)."""
@@ -58,24 +56,23 @@ def evaluate(
         raise UsageError(
             f"{model.spec} does {model.task.name}, but the baseline {baseline.spec} does {baseline.task.name}"
         )
-    where = f"{batches.examples.data.spec} ({batches.examples.data.split})"
-    labels = _labels(model, batches, where)
+    task, where = model.task, batches.examples.where
+    labels = task.labels(batches)
     if labels is None and baseline is None:
         raise UsageError(
-            f"nothing to measure: {where} has no labels for {model.task.name}",
+            f"nothing to measure: {where} has no labels for {task.name}",
             "compare with the dense model (--baseline MODEL), or name the label column with --label",
         )
-    ours, theirs = _run(model, batches, baseline, labels, where, on_progress)
-    result = Evaluation(model.task.name, batches.count, {}, "")
+    ours, theirs, sums = _run(model, batches, baseline, labels, on_progress)
+    result = Evaluation(task.name, batches.count, {}, "")
     result.broken = len(batches.examples.broken)
     if labels is not None:
-        result.metrics = _metrics(model.task, ours, labels, where)
-        result.main = next(name for name in ("accuracy", "top1", "spearman") if name in result.metrics)
+        result.metrics = task.metrics(ours.in_order(), labels, batches)
+        result.main = next(name for name in task.main if name in result.metrics)
     if baseline is not None:
-        assert theirs is not None
         if labels is not None:
-            result.baseline_metrics = _metrics(model.task, theirs, labels, where)
-        result.fidelity = _fidelity(model, ours, theirs)
+            result.baseline_metrics = task.metrics(theirs.in_order(), labels, batches)
+        result.fidelity = task.fidelity(sums, ours.in_order(), theirs.in_order(), model.device)
         result.drop = _drop(result)
     return result
 
@@ -95,55 +92,34 @@ def gate(evaluation: Evaluation, max_drop: float) -> None:
         )
 
 
-class _Outputs:
-    """What is kept of one model's outputs, and the sums of its fidelity, until all batches are through."""
+class _Kept:
+    """What a task keeps of one model's outputs until all batches are through."""
 
     def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.kept: list[Any] = []
-        self.rows = self.same = self.kl = 0.0
+        self.items: dict[int, Any] = {}
 
-    def keep(self, task: Task, batch: Batch, output: Tensor, weights: Tensor) -> None:
-        """Vectors of one-row tasks, classes of a tagger's tokens, nothing of question answering."""
-        self.ids += batch.example_ids
-        if task.name == TOKEN:
-            classes = output.argmax(dim=-1)  # (batch, tokens)
-            pairs = zip(classes, weights > 0, strict=True)
-            self.kept += [row[real].cpu().numpy() for row, real in pairs]
-        elif task.name != QUESTION:
-            self.kept.append(output[:, 0].cpu())
+    def add(self, task: Task, batch: Batch, output: Tensor, weights: Tensor, labels: Any) -> None:
+        self.items |= zip(batch.example_ids, task.keep(batch, output, weights, labels), strict=True)
 
-    def compare(self, output: Tensor, baseline: Tensor, weights: Tensor) -> None:
-        """Add a batch's rows to the agreement and the divergence from the baseline."""
-        ours, dense = output[weights > 0], baseline[weights > 0]  # (real rows, classes)
-        self.rows += len(ours)
-        self.same += float((ours.argmax(-1) == dense.argmax(-1)).sum())
-        self.kl += float(metrics.kl_rows(dense, ours).sum())
-
-    def vectors(self) -> Tensor:
-        """[examples, classes], in the order of the examples."""
-        return torch.cat(self.kept)[torch.tensor(self.ids).argsort()]
-
-    def tags(self) -> list[Any]:
-        return [row for _, row in sorted(zip(self.ids, self.kept, strict=True), key=lambda pair: pair[0])]
+    def in_order(self) -> list[Any]:
+        """One item for each example."""
+        return [self.items[example] for example in sorted(self.items)]
 
 
 def _run(
     model: OpenModel,
     batches: Batches,
     baseline: OpenModel | None,
-    labels: Sequence[Any] | None,
-    where: str,
+    labels: Any,
     on_progress: Progress | None,
-) -> tuple[_Outputs, _Outputs | None]:
-    """Each batch once through both models."""
-    ours, theirs = _Outputs(), None if baseline is None else _Outputs()
+) -> tuple[_Kept, _Kept, Counter[str]]:
+    """Each batch once through both models: what is kept of each, and the sums of their comparison."""
+    task, ours, theirs = model.task, _Kept(), _Kept()
+    sums: Counter[str] = Counter()
     for index, batch in enumerate(batches):
         output, weights = _forward(model, batch)
-        if index == 0 and labels is not None and not model.task.regression:
-            check_range(labels, output.shape[-1], where)
-        ours.keep(model.task, batch, output, weights)
-        if baseline is not None and theirs is not None:
+        ours.add(task, batch, output, weights, labels)
+        if baseline is not None:
             expected = _forward(baseline, batch)[0].to(output.device)
             if expected.shape[1:] != output.shape[1:]:
                 raise UsageError(
@@ -151,12 +127,11 @@ def _run(
                     f"but the baseline {baseline.spec} {tuple(expected.shape[1:])}",
                     "compare with the dense model it was made from",
                 )
-            theirs.keep(model.task, batch, expected, weights)
-            if not model.task.regression:
-                ours.compare(output, expected, weights)
+            theirs.add(task, batch, expected, weights, labels)
+            sums.update(task.compare(output, expected, weights))
         if on_progress:
             on_progress(index + 1, len(batches), "evaluating")
-    return ours, theirs
+    return ours, theirs, sums
 
 
 @torch.inference_mode()
@@ -171,47 +146,6 @@ def _forward(model: OpenModel, batch: Batch) -> tuple[Tensor, Tensor]:
             "the weights may be damaged; if it computes in half precision, try --dtype float32",
         )
     return output, weights
-
-
-def _labels(model: OpenModel, batches: Batches, where: str) -> list[Any] | None:
-    """The labels that the task is measured on, checked; None if there are none."""
-    task = model.task
-    measurable = task.name in (SEQUENCE, IMAGE, TOKEN) or (task.name == EMBEDDING and batches.separate)
-    if not measurable:
-        return None
-    label2id = None if task.regression else getattr(getattr(model.module, "config", None), "label2id", None)
-    labels = batches.labels(label2id)
-    if labels is None:
-        return None
-    if task.name == TOKEN:
-        return token_labels(labels, where)
-    return (number_labels if task.regression else class_labels)(labels, where)
-
-
-def _metrics(task: Task, outputs: _Outputs, labels: list[Any], where: str) -> dict[str, float]:
-    if task.name == TOKEN:
-        return metrics.tagging(outputs.tags(), labels)
-    vectors = outputs.vectors()
-    if task.name == EMBEDDING:
-        # example 2 * row + side: even examples are first sentences, odd ones second
-        cosines = torch.nn.functional.cosine_similarity(vectors[0::2], vectors[1::2], dim=-1)
-        return metrics.correlation(cosines.numpy(), labels, where)
-    if task.regression:
-        return metrics.correlation(vectors[:, 0].numpy(), labels, where)
-    return metrics.classification(vectors.numpy(), labels, images=task.name == IMAGE)
-
-
-def _fidelity(model: OpenModel, ours: _Outputs, theirs: _Outputs) -> dict[str, float]:
-    if not model.task.regression:
-        return {"agreement": 100 * ours.same / ours.rows, "kl": ours.kl / ours.rows}
-    mine, dense = (outputs.vectors() for outputs in (ours, theirs))
-    if model.task.name != EMBEDDING:
-        return {"mean_abs_difference": float(np.abs(mine.numpy() - dense.numpy()).mean())}
-    found = {"cosine": metrics.mean_cosine(mine, dense)}
-    if len(mine) > 1:
-        device = model.device
-        found["top10_overlap"] = metrics.neighbour_overlap(mine.to(device), dense.to(device))
-    return found
 
 
 def _drop(result: Evaluation) -> float | None:

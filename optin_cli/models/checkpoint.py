@@ -37,7 +37,7 @@ from optin_cli.models.processors import (
 )
 from optin_cli.models.slicing import slice_model
 from optin_cli.models.sources import Source, resolve
-from optin_cli.models.tasks import Task
+from optin_cli.tasks.base import Task
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -12,7 +12,9 @@ from torch import nn
 
 from optin_cli.errors import InputError, UsageError
 from optin_cli.models.sources import Source
-from optin_cli.models.tasks import AUTO_CLASSES, EMBEDDING, PROJECTED, Task, task_from_config
+from optin_cli.tasks.base import Task
+from optin_cli.tasks.embedding import EMBEDDING, PROJECTED
+from optin_cli.tasks.known import task_from_config
 
 log = logging.getLogger("optin")
 
@@ -40,7 +42,7 @@ def open_transformers(
         or task_from_config(config, source.folder, None).name != task.name
         or (task.name == EMBEDDING and not architecture.endswith(PROJECTED))
     ):
-        auto = getattr(transformers, AUTO_CLASSES[task.name])
+        auto = getattr(transformers, task.auto_class)
         cls = auto._model_mapping.get(type(config), None)
         if cls is None:
             raise UsageError(f"a {config.model_type} model can't do {task.name}", "choose another --task")

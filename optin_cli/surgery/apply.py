@@ -33,7 +33,6 @@ from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.merged import install_merges
 from optin_cli.models.processors import ImageProcessor
 from optin_cli.models.slicing import slice_model
-from optin_cli.models.tasks import EMBEDDING
 from optin_cli.models.token_sites import check_merges
 from optin_cli.surgery.compensate import compensate
 from optin_cli.surgery.plan import CompensationPlan, own_data
@@ -207,8 +206,10 @@ def _noise_images(model: OpenModel) -> dict[str, Tensor]:
 
 
 def _inputs(model: OpenModel, data: DataSpec, row_ids: list[int] | None) -> list[dict[str, Tensor]]:
-    examples = sample(data, model.family.modality, _CHECK_ROWS, seed=0, row_ids=row_ids)
-    batches = Batches(examples, model.processor, 8, separate=model.task.name == EMBEDDING)
+    examples = sample(
+        data, model.family.modality, _CHECK_ROWS, seed=0, row_ids=row_ids, reader=model.task.reader
+    )
+    batches = Batches(examples, model.processor, 8, reader=model.task.reader)
     return [batch.to(model.device, torch.float32).inputs for batch in batches]
 
 

@@ -12,7 +12,6 @@ from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, OptinError
 from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.tasks import EMBEDDING
 from optin_cli.surgery.refit import NONE
 from optin_cli.surgery.settings import Compensation
 
@@ -66,14 +65,13 @@ def make_plan(
     """
     if settings.method == NONE:
         return None
-    separate = model.task.name == EMBEDDING
     try:
         examples = sample(
             data or own_data(mask, workers),
             model.family.modality,
             settings.samples,
             settings.seed,
-            separate=separate,
+            reader=model.task.reader,
             at_most=at_most,
         )
     except OptinError as error:
@@ -84,6 +82,10 @@ def make_plan(
             "give other rows with --data DATA, or leave it out with --compensate none",
         ) from error
     batches = Batches(
-        examples, model.processor, settings.batch_size, max_length=settings.max_length, separate=separate
+        examples,
+        model.processor,
+        settings.batch_size,
+        max_length=settings.max_length,
+        reader=model.task.reader,
     )
     return CompensationPlan(settings, batches)

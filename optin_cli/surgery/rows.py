@@ -54,8 +54,7 @@ class RowChoice:
         return read * read_weight + rest * rest_weight
 
     def held_out(self, index: int, like: Tensor) -> Tensor:
-        """True for all tokens of every `held_out`-th row, [examples, tokens]; the two sides of a pair go together."""
-        sides = 2 if self.batches.separate else 1
-        rows = torch.tensor([example // sides for example in self.batches.ids(index)], device=like.device)
+        """True for all tokens of every `held_out`-th row, [examples, tokens]; examples of one row go together."""
+        rows = torch.tensor([self.batches.rows[i] for i in self.batches.ids(index)], device=like.device)
         every = self.settings.held_out
         return (rows % every == every - 1)[:, None].expand(like.shape)

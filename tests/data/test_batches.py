@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from optin_cli.data.batches import IGNORE, Batch, Batches
 from optin_cli.data.columns import find_columns
 from optin_cli.data.examples import Examples, sample
+from optin_cli.data.readers import SIDES
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError
 
@@ -173,7 +174,7 @@ def test_two_columns_are_one_example_of_two_segments():
 
 
 def test_two_columns_apart_are_two_examples_a_row():
-    found = by_example(text_batches(PAIRS, separate=True))
+    found = by_example(text_batches(PAIRS, reader=SIDES))
     assert len(found) == 12
     for row in range(6):
         assert found[2 * row] == tokenized(PAIRS["sentence1"][row])
@@ -182,11 +183,11 @@ def test_two_columns_apart_are_two_examples_a_row():
 
 def test_a_single_column_apart_is_as_ever():
     table = {"text": sentences(5)}
-    assert by_example(text_batches(table, separate=True)) == by_example(text_batches(table))
+    assert by_example(text_batches(table, reader=SIDES)) == by_example(text_batches(table))
 
 
 def test_two_columns_apart_still_have_one_label_a_row():
-    batches = text_batches({**PAIRS, "score": [0.5, 1, 2, 3, 4, 5]}, separate=True)
+    batches = text_batches({**PAIRS, "score": [0.5, 1, 2, 3, 4, 5]}, reader=SIDES)
     assert batches.labels() == [0.5, 1, 2, 3, 4, 5]
 
 

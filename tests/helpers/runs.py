@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from helpers.families import IMAGE_SIZE
 from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.tasks import EMBEDDING, QUESTION, TOKEN
 
 
 def hear_interrupts() -> None:
@@ -69,10 +68,7 @@ def window_rows(name: str, block: int) -> Tensor:
 @torch.no_grad()
 def outputs(model: OpenModel, module: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """Output rows that count, [rows, classes]: what `model`'s task reads from `module`."""
-    rows = model.task.output(module, inputs)
-    if model.task.name == EMBEDDING:
-        return rows[:, 0]
-    return rows[model.task.row_weights(inputs).bool()] if model.task.name in (TOKEN, QUESTION) else rows[:, 0]
+    return model.task.output(module, inputs)[model.task.row_weights(inputs).bool()]
 
 
 def same_outputs(one: OpenModel, other: OpenModel) -> bool:

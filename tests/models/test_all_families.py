@@ -252,9 +252,8 @@ def test_all_stages_run_and_compensation_helps(name, tmp_path):
     assert lost == ({site.name for site in model.anatomy} if name in POST_NORM else set())
 
     pruned = open_model(str(tmp_path / "out"))
-    separate = dense.task.name == "embedding"
-    found = sample(data_for(model, tmp_path), model.family.modality, 6, 0, separate=separate)
-    told = evaluate(pruned, Batches(found, pruned.processor, 3, separate=separate), dense)
+    found = sample(data_for(model, tmp_path), model.family.modality, 6, 0, reader=model.task.reader)
+    told = evaluate(pruned, Batches(found, pruned.processor, 3, reader=model.task.reader), dense)
     assert told.fidelity
     inputs = dummy_inputs(pruned, 2, default_size(pruned))
     assert outputs(pruned, pruned.module, inputs).isfinite().all()
@@ -335,9 +334,8 @@ MEASURED = [
 
 
 def calibrate(model: OpenModel, folder, rows: int = 24) -> Calibration:
-    separate = model.task.name == "embedding"
-    found = sample(data_for(model, folder), model.family.modality, 12, 0, separate=separate)
-    return Calibration(model, Batches(found, model.processor, 6, separate=separate), rows, 4.0, seed=0)
+    found = sample(data_for(model, folder), model.family.modality, 12, 0, reader=model.task.reader)
+    return Calibration(model, Batches(found, model.processor, 6, reader=model.task.reader), rows, 4.0, seed=0)
 
 
 def forward(calibration: Calibration, masks: dict[str, torch.Tensor]) -> tuple[dict, torch.Tensor]:

@@ -18,7 +18,6 @@ from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.masking import masked
-from optin_cli.models.tasks import EMBEDDING
 from optin_cli.scoring.ablation import Ablation
 from optin_cli.scoring.calibration import Calibration, block_outputs, mean_tokens, measured_blocks
 from optin_cli.scoring.curvature import Probed, curvature
@@ -29,9 +28,8 @@ from optin_cli.scoring.replay import Replay
 def calibrate(model: OpenModel, folder, rows: int = 24, samples: int = 12) -> Calibration:
     image = model.family.modality == "image"
     data = tiny_image_folder(folder) if image else tiny_text_csv(folder)
-    separate = model.task.name == EMBEDDING
-    found = sample(DataSpec(str(data)), model.family.modality, samples, 0, separate=separate)
-    return Calibration(model, Batches(found, model.processor, 6, separate=separate), rows, 4.0, seed=0)
+    found = sample(DataSpec(str(data)), model.family.modality, samples, 0, reader=model.task.reader)
+    return Calibration(model, Batches(found, model.processor, 6, reader=model.task.reader), rows, 4.0, seed=0)
 
 
 def measure(

@@ -23,7 +23,7 @@ log = logging.getLogger("optin")
 Array = NDArray[Any]
 
 
-def classification(logits: Array, labels: Sequence[int], images: bool) -> dict[str, float]:
+def classification(logits: Array, labels: Sequence[int], images: bool = False) -> dict[str, float]:
     """`accuracy`, which for images is called `top1`, with `top5` where there are over five classes; for two classes
     also `f1` and `matthews`.
 
