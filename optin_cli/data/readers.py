@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from optin_cli.data.columns import Columns, find_columns
 from optin_cli.data.sources import DataSpec
@@ -27,9 +27,12 @@ class Encoded:
 class Reader:
     """A row is an example: a text, a pair of texts, a list of words, or an image."""
 
+    masks: ClassVar[bool] = False
+    """Labels are label maps beside the images."""
+
     def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
         """Find the columns. Raises what `find_columns` does."""
-        return find_columns(dataset, data, modality)
+        return find_columns(dataset, data, modality, self.masks)
 
     def sides(self, columns: Columns) -> int:
         """How many examples a row makes at least; `--samples` counts examples."""
@@ -60,8 +63,15 @@ class SidesReader(Reader):
         return Encoded(processor.tokenize(texts, None, max_length), [i // 2 for i in range(len(texts))])
 
 
+class MaskReader(Reader):
+    """A row is an image, with its label map where there is one."""
+
+    masks = True
+
+
 ROWS = Reader()
 SIDES = SidesReader()
+MASKS = MaskReader()
 
 
 def plain(texts: list[Any]) -> list[str]:

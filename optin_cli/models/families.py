@@ -15,6 +15,7 @@ from typing import Any
 from optin_cli.errors import UsageError
 from optin_cli.models.anatomy import CHANNELS, HEADS, LAYOUTS, NEURONS, Bypass, Producer, UnitInput
 from optin_cli.models.cnn_tables import CNNS
+from optin_cli.models.segmentation_tables import SEGMENTATION
 from optin_cli.models.swin_tables import SWIN
 from optin_cli.models.tables import SHIPPED, TOWERS, Family, SiteTable, TokenTable
 from optin_cli.models.torchvision_tables import TORCHVISION
@@ -231,5 +232,5 @@ def read_family(path: Path) -> Family:
     return family_from_dict(data, str(path))
 
 
-for _family in (*SHIPPED, *SWIN, *CNNS, *TORCHVISION):
+for _family in (*SHIPPED, *SWIN, *CNNS, *TORCHVISION, *SEGMENTATION):
     register_family(_family)

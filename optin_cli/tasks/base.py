@@ -40,6 +40,8 @@ class Task:
     """Outputs are values compared by squared error instead of logits compared by KL."""
     main: ClassVar[tuple[str, ...]] = ("accuracy",)
     """Metrics that a drop is about: the first that was measured."""
+    label_option: ClassVar[str] = "--label"
+    """The option that names what the labels are read from."""
 
     label2id: Mapping[str, int] = field(default_factory=dict, hash=False)
     """The model's own numbers of its classes, by name."""
@@ -62,7 +64,7 @@ class Task:
         return logits_of(model(**inputs)).float()[:, None, :]
 
     def row_weights(self, inputs: Inputs) -> Tensor:
-        """Weight of each output row, [batch, rows]; zero for rows that count nothing."""
+        """Weight of each output row, [batch, rows]; zero for rows that count nothing. [batch, 1] is for all rows."""
         return ones(inputs, 1)
 
     # the labels
