@@ -14,9 +14,11 @@ HEADS = "heads"
 NEURONS = "neurons"
 CHANNELS = "channels"
 
-TOKENS, NHWC, NCHW = "tokens", "nhwc", "nchw"
-LAYOUTS = (TOKENS, NHWC, NCHW)
-"""Of hidden states: (batch, tokens, d), (batch, height, width, d) and (batch, d, height, width)."""
+TOKENS, SEQUENCE, NHWC, NCHW = "tokens", "sequence", "nhwc", "nchw"
+LAYOUTS = (TOKENS, SEQUENCE, NHWC, NCHW)
+"""Of hidden states: (batch, tokens, d), (tokens, batch, d), (batch, height, width, d) and (batch, d, height, width)."""
+
+ATTENTION_MASK = "attention_mask"
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Site:
     """The module whose input is masked, where something reads the units before the consumer does."""
     axis: int = -1
     """Where the units stand in what is masked, counted from the end: -3 in (examples, channels, height, width)."""
+    batch_axis: int = 0
+    """Where the examples stand in what is masked."""
     norm: str = ""
     """The BatchNorm right behind the consumer, whose bias stands for the one the consumer lacks."""
     counts: tuple[tuple[str, str], ...] = ()
@@ -131,6 +135,18 @@ class TokenSite:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """Blocks that pass on the same hidden states: an encoder's, a decoder's."""
+
+    first: int = 0
+    """Its first block; the next stream's first block ends it."""
+    layout: str = TOKENS
+    """One of `LAYOUTS`."""
+    mask: str = ATTENTION_MASK
+    """The input of the model that tells which of its tokens are no padding, (batch, tokens)."""
+
+
+@dataclass(frozen=True)
 class Anatomy:
     """The ordered blocks of a model and the sites that stand in them. Paths are `get_submodule` paths."""
 
@@ -141,6 +157,11 @@ class Anatomy:
     """One for each block, or none at all where tokens can't be merged."""
     prefix: int = 0
     """Tokens in front that are never merged: class token, registers."""
+    streams: tuple[Stream, ...] = (Stream(),)
+    """In order of depth."""
+    chained: bool = True
+    """Each block needs the hidden states of the one before and nothing else that changes with it. Where blocks need
+    more (an encoder's output, an earlier stage's), whatever is run is the whole model."""
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -150,6 +171,11 @@ class Anatomy:
             if site.name == name:
                 return site
         raise KeyError(name)
+
+    def stream_of(self, block: int) -> Stream:
+        """The stream that a block belongs to; negative numbers count from the last."""
+        block %= len(self.blocks)
+        return next(stream for stream in reversed(self.streams) if stream.first <= block)
 
     def in_block(self, block: int) -> tuple[Site, ...]:
         return tuple(site for site in self.sites if site.block == block)

@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.errors import InputError, UnknownArchitecture
-from optin_cli.models.anatomy import HEADS, Anatomy, Producer, Site, UnitInput
+from optin_cli.models.anatomy import HEADS, Anatomy, Producer, Site, Stream, UnitInput
 from optin_cli.models.costs import plain, unit_costs
 from optin_cli.models.families import DOCS, TOWERS, Family, SiteTable, find_family, known_families
 from optin_cli.models.layers import (
@@ -63,8 +63,10 @@ def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
     """
     base = getattr(model, "base_model", model)
     prefix = next((name for name, module in model.named_modules() if module is base), "")
-    blocks = _blocks(model, family, f"{prefix}." if prefix else "")
-    seen = _count_positions(model, family, blocks[0]) if costs and family.hierarchical else None
+    blocks, streams = _streams(model, family, f"{prefix}." if prefix else "")
+    seen = None
+    if costs and family.hierarchical:
+        seen = _count_positions(model, blocks[0], streams[0].layout)
     sites: list[Site] = []
     for index, block in enumerate(blocks):
         tables = [
@@ -83,31 +85,56 @@ def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
             f"{DOCS} explains `must_be_identity` and `requires`",
         )
     tokens = token_sites(model, family, blocks, sites)
-    return Anatomy(family.name, tuple(blocks), tuple(sites), tokens, count_prefix(base, family))
+    chained = family.chained and len(streams) == 1
+    return Anatomy(
+        family.name, tuple(blocks), tuple(sites), tokens, count_prefix(base, family), tuple(streams), chained
+    )
 
 
-def _blocks(model: nn.Module, family: Family, prefix: str) -> list[str]:
-    """Paths of the blocks, in the order they run."""
-    from torch import nn
-
-    if isinstance(family.blocks, str) and "*" not in family.blocks:
-        root = prefix + family.blocks
-        blocks = [f"{root}.{name}" for name, _ in _module(model, root, family).named_children()]
-        if not blocks:
-            raise InputError(f"family {family.name!r}: {type(model).__name__}.{root} holds no blocks")
-        return blocks
-    patterns = (family.blocks,) if isinstance(family.blocks, str) else family.blocks
-    blocks = [
-        path
-        for path, module in model.named_modules()
-        if any(_matches(path, prefix + pattern) for pattern in patterns)
-        and not isinstance(module, nn.Identity)
-    ]
+def _streams(model: nn.Module, family: Family, prefix: str) -> tuple[list[str], list[Stream]]:
+    """Paths of the blocks, in the order they run, and the streams that they form."""
+    blocks: list[str] = []
+    streams: list[Stream] = []
+    looked: list[str] = []
+    for table in family.all_streams:
+        patterns = [prefix + pattern for pattern in table.patterns]
+        found = _blocks(model, patterns)
+        if found:
+            streams.append(Stream(len(blocks), table.layout, table.mask))
+        blocks += found
+        looked += patterns
     if not blocks:
         raise InputError(
-            f"family {family.name!r}: {type(model).__name__} has no {prefix}{f' and no {prefix}'.join(patterns)}"
+            f"family {family.name!r}: {type(model).__name__} has no blocks at "
+            + " or ".join(f"{path} ({_deepest(model, path)})" for path in looked),
+            f"this variant is built differently; describe it with --anatomy FILE.yaml ({DOCS})",
         )
-    return blocks
+    return blocks, streams
+
+
+def _deepest(model: nn.Module, pattern: str) -> str:
+    """What there is of the way to a pattern: the last module that exists, and what it holds."""
+    from torch import nn
+
+    path, module = "", model
+    for name in pattern.split("."):
+        child = getattr(module, name, None)
+        if not isinstance(child, nn.Module):
+            break
+        path, module = f"{path}.{name}".lstrip("."), child
+    held = ", ".join(name for name, _ in module.named_children()) or "nothing"
+    return f"{path or 'the model'} is a {type(module).__name__} and holds {held}"
+
+
+def _blocks(model: nn.Module, patterns: list[str]) -> list[str]:
+    """Paths of the modules that match a pattern."""
+    from torch import nn
+
+    return [
+        path
+        for path, module in model.named_modules()
+        if any(_matches(path, pattern) for pattern in patterns) and not isinstance(module, nn.Identity)
+    ]
 
 
 def _matches(path: str, pattern: str) -> bool:
@@ -116,10 +143,10 @@ def _matches(path: str, pattern: str) -> bool:
     return len(names) == len(wanted) and all(map(fnmatchcase, names, wanted))
 
 
-def _count_positions(model: nn.Module, family: Family, first_block: str) -> Positions:
+def _count_positions(model: nn.Module, first_block: str, layout: str) -> Positions:
     from optin_cli.models.positions import count_positions
 
-    return count_positions(model, first_block, family.layout)
+    return count_positions(model, first_block, layout)
 
 
 def _tables_of(block: nn.Module, family: Family) -> list[SiteTable]:
@@ -206,6 +233,7 @@ def _site(
         readers=tuple(f"{block}.{path}" for path in table.readers),
         masked_at=f"{block}.{table.masked_at}" if table.masked_at else "",
         axis=channel_axis(layer),
+        batch_axis=table.batch_axis,
         norm=_norm_behind(model, block, table),
         counts=tuple((f"{block}.{path}", unit) for path, unit in table.counts.items()),
         unit_inputs=tuple(UnitInput(f"{block}.{u.module}", u.argument, u.axis) for u in table.unit_inputs),

@@ -7,7 +7,7 @@ See docs/families.md for how to write one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from optin_cli.models.anatomy import CHANNELS, HEADS, LAYOUTS, NEURONS, Bypass, 
 from optin_cli.models.cnn_tables import CNNS
 from optin_cli.models.segmentation_tables import SEGMENTATION
 from optin_cli.models.swin_tables import SWIN
-from optin_cli.models.tables import SHIPPED, TOWERS, Family, SiteTable, TokenTable
+from optin_cli.models.tables import SHIPPED, TOWERS, Family, SiteTable, StreamTable, TokenTable
 from optin_cli.models.torchvision_tables import TORCHVISION
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "TOWERS",
     "Family",
     "SiteTable",
+    "StreamTable",
     "TokenTable",
     "family_from_dict",
     "family_to_dict",
@@ -79,6 +80,10 @@ def family_from_dict(data: dict[str, Any], where: str = "family table") -> Famil
     problems = _mistyped(data, _FAMILY_FIELDS, "")
     for number, site in enumerate(data["sites"] if isinstance(data.get("sites"), list | tuple) else ()):
         problems += _mistyped(site, _SITE_FIELDS, f"sites[{number}].")
+    for number, stream in enumerate(data["streams"] if isinstance(data.get("streams"), list | tuple) else ()):
+        problems += _mistyped(stream, _STREAM_FIELDS, f"streams[{number}].")
+    if not data.get("blocks") and not data.get("streams"):
+        problems.append("blocks is missing")
     if data.get("tokens") is not None:
         problems += _mistyped(data["tokens"], _TOKEN_FIELDS, "tokens.")
     if problems:
@@ -102,12 +107,26 @@ def family_from_dict(data: dict[str, Any], where: str = "family table") -> Famil
         )
         for site in data["sites"]
     )
-    blocks = data["blocks"] if isinstance(data["blocks"], str) else tuple(data["blocks"])
+    streams = tuple(
+        StreamTable(**{**stream, "blocks": _patterns(stream["blocks"])}) for stream in data.get("streams", ())
+    )
     tokens = data.get("tokens")
     if tokens is not None:
         tokens = TokenTable(**{**tokens, "prefix": tuple(tokens.get("prefix", ()))})
-    matches = tuple(data["matches"])
-    return Family(**{**data, "matches": matches, "blocks": blocks, "sites": sites, "tokens": tokens})
+    return Family(
+        **{
+            **data,
+            "matches": tuple(data["matches"]),
+            "blocks": _patterns(data.get("blocks", "")),
+            "sites": sites,
+            "tokens": tokens,
+            "streams": streams,
+        }
+    )
+
+
+def _patterns(blocks: str | Sequence[str]) -> str | tuple[str, ...]:
+    return blocks if isinstance(blocks, str) else tuple(blocks)
 
 
 def _is_text(value: Any) -> bool:
@@ -120,6 +139,10 @@ def _is_count(value: Any) -> bool:
 
 def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list | tuple) and all(check(item) for item in value)
+
+
+def _is_blocks(value: Any) -> bool:
+    return _is_text(value) or (bool(value) and _list_of(_is_text)(value))
 
 
 def _is_producer(value: Any) -> bool:
@@ -166,17 +189,20 @@ _Fields = dict[str, tuple[bool, str, Callable[[Any], bool]]]
 _FAMILY_FIELDS: _Fields = {
     "name": (True, "a name", _is_text),
     "matches": (True, "a list of names", _list_of(_is_text)),
-    "blocks": (
-        True,
-        "a path or a list of patterns",
-        lambda v: _is_text(v) or (bool(v) and _list_of(_is_text)(v)),
-    ),
+    "blocks": (False, "a path or a list of patterns", lambda v: isinstance(v, str) or _is_blocks(v)),
     "sites": (True, "a list of sites", lambda v: _list_of(lambda s: isinstance(s, dict))(v) and bool(v)),
     "modality": (False, "text or image", lambda v: v in ("text", "image")),
     "note": (False, "text", lambda v: isinstance(v, str)),
     "layout": (False, f"one of {', '.join(LAYOUTS)}", lambda v: v in LAYOUTS),
     "hierarchical": (False, "true or false", lambda v: isinstance(v, bool)),
+    "streams": (False, "a list of streams", _list_of(lambda s: isinstance(s, dict))),
+    "chained": (False, "true or false", lambda v: isinstance(v, bool)),
     "tokens": (False, "{keys, attention, bias, prefix, part}", lambda v: v is None or isinstance(v, dict)),
+}
+_STREAM_FIELDS: _Fields = {
+    "blocks": (True, "a path or a list of patterns", _is_blocks),
+    "layout": (False, f"one of {', '.join(LAYOUTS)}", lambda v: v in LAYOUTS),
+    "mask": (False, "the name of an input", _is_text),
 }
 _TOKEN_FIELDS: _Fields = {
     "keys": (True, "a path", _is_text),
@@ -199,6 +225,7 @@ _SITE_FIELDS: _Fields = {
     "counts": (False, "attribute: units or features", _is_counts),
     "unit_inputs": (False, "a list of {module, argument, axis}", _list_of(_is_unit_input)),
     "tensors": (False, "path: axis", _is_axes),
+    "batch_axis": (False, "0 or more", lambda v: type(v) is int and v >= 0),
     "bypass": (False, "{module, in_tuple}", lambda v: v is None or _is_bypass(v)),
     "must_be_identity": (False, "a list of paths", _list_of(_is_text)),
     "requires": (False, "a list of paths", _list_of(_is_text)),

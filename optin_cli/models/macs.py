@@ -28,7 +28,7 @@ def observed_tokens(model: OpenModel, inputs: Mapping[str, Tensor]) -> int:
     seen: list[int] = []
 
     def look(_: nn.Module, __: Any, output: Any) -> None:
-        seen.append(as_rows(hidden_of(output), model.family.layout).shape[1])
+        seen.append(as_rows(hidden_of(output), model.anatomy.stream_of(0).layout).shape[1])
 
     handle = model.module.get_submodule(model.anatomy.blocks[0]).register_forward_hook(look)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from optin_cli.models.anatomy import HEADS, NEURONS, TOKENS, Bypass, Producer, UnitInput
+from optin_cli.models.anatomy import ATTENTION_MASK, HEADS, NEURONS, TOKENS, Bypass, Producer, UnitInput
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class SiteTable:
     """Parameters and buffers with one slice a unit: path -> axis (the biases of each head's relative positions)."""
     bypass: Bypass | None = None
     """A module that can't run without units, for when all are gone."""
+    batch_axis: int = 0
+    """Where the examples stand in what is masked: 1 in (tokens, batch, features)."""
     must_be_identity: tuple[str, ...] = ()
     """Modules that mix units when present (a norm over all heads): the site is left out if one is there."""
     requires: tuple[str, ...] = ()
@@ -69,6 +71,24 @@ class TokenTable:
 
 
 @dataclass(frozen=True)
+class StreamTable:
+    """One of several lists of blocks."""
+
+    blocks: str | tuple[str, ...]
+    """As `Family.blocks`. A model need not have any, as long as another stream has some."""
+    layout: str = TOKENS
+    mask: str = ATTENTION_MASK
+    """The input of the model that tells which tokens are no padding."""
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """What paths of blocks look like: those that a list of blocks holds, where its path is given."""
+        if not isinstance(self.blocks, str):
+            return self.blocks
+        return (self.blocks if "*" in self.blocks else f"{self.blocks}.*",)
+
+
+@dataclass(frozen=True)
 class Family:
     """One architecture: which models it fits, where the blocks are, and the sites of a block."""
 
@@ -89,6 +109,16 @@ class Family:
     """Blocks see different numbers of positions, or attend within windows: costs are counted by a forward."""
     tokens: TokenTable | None = None
     """How tokens are merged; None where they can't be."""
+    streams: tuple[StreamTable, ...] = ()
+    """In place of `blocks` and `layout`, where there are several lists of blocks: an encoder's and a decoder's. In
+    order of depth: what a block computes changes nothing in those before."""
+    chained: bool = True
+    """False where blocks need more than the hidden states of the one before. Several streams are never chained."""
+
+    @property
+    def all_streams(self) -> tuple[StreamTable, ...]:
+        """Its lists of blocks: one, unless `streams` has more."""
+        return self.streams or (StreamTable(self.blocks, self.layout),)
 
 
 def linears(*paths: str) -> tuple[Producer, ...]:

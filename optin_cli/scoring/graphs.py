@@ -30,6 +30,8 @@ class Graph:
     """Site name -> what its mask multiplies: as a rule its consumer's input, (examples * windows, tokens, features)."""
     features: dict[int, Tensor]
     output: Tensor
+    chained: bool = True
+    """Whether whatever is asked for depends on every site before it."""
 
     def gradients(
         self, source: Tensor, seed: Tensor, sites: Sequence[Site], reduced: bool = True
@@ -40,12 +42,14 @@ class Graph:
         """
         leaves = [self.inputs[site.name] for site in sites]
         with reduced_products(source.device, reduced):
-            found = torch.autograd.grad(source, leaves, seed, retain_graph=True)
+            found = torch.autograd.grad(
+                source, leaves, seed, retain_graph=True, materialize_grads=not self.chained
+            )
         return [self._of_units(g, h, s) for g, h, s in zip(found, leaves, sites, strict=True)]
 
     def _of_units(self, gradient: Tensor, value: Tensor, site: Site) -> Tensor:
         """Masking multiplies h: dq/dm_u = sum of (dq/dh * h) over positions and features."""
-        product = (gradient * value.detach()).movedim(site.axis, -1)
+        product = (gradient * value.detach()).movedim(site.axis, -1).movedim(site.batch_axis, 0)
         product = product.reshape(len(self.piece), -1, site.units, site.width)
         return product.sum((1, 3), dtype=torch.float32)  # (examples, units)
 
@@ -56,19 +60,23 @@ def record_graph(model: OpenModel, piece: Batch, sites: Sequence[Site]) -> Graph
     inputs: dict[str, Tensor] = {}
     with torch.enable_grad(), _tapped(model, sites, inputs), block_outputs(model, features):
         output = model.output(piece.inputs)
-    return Graph(piece, inputs, features, output)
+    return Graph(piece, inputs, features, output, model.anatomy.chained)
 
 
 @contextmanager
 def _tapped(model: OpenModel, sites: Sequence[Site], inputs: dict[str, Tensor]) -> Iterator[None]:
-    """Start the graph at the first block's input and collect the inputs of the sites' consumers."""
+    """Start the graph at the first input of each stream and collect the inputs of the sites' consumers."""
 
     def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        return with_hidden((args, kwargs), hidden_argument(args, kwargs).detach().requires_grad_())
+        hidden = hidden_argument(args, kwargs)
+        if hidden.requires_grad:  # it comes from an earlier stream
+            return args, kwargs
+        return with_hidden((args, kwargs), hidden.detach().requires_grad_())
 
     with ExitStack() as stack:
-        first = model.module.get_submodule(model.anatomy.blocks[0])
-        stack.callback(first.register_forward_pre_hook(begin, with_kwargs=True).remove)
+        for stream in model.anatomy.streams:
+            first = model.module.get_submodule(model.anatomy.blocks[stream.first])
+            stack.callback(first.register_forward_pre_hook(begin, with_kwargs=True).remove)
         for site in sites:
 
             def tap(_: nn.Module, args: tuple[Tensor, ...], name: str = site.name) -> None:

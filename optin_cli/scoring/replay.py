@@ -67,7 +67,9 @@ class Replay:
     @torch.inference_mode()
     def broadcasts(self, site: Site) -> bool:
         """Whether the own block lets a leading variant dimension through unchanged: tried on one unit."""
-        if site.units == 0 or site.masked_at or not isinstance(self._consumer(site), nn.Linear):
+        if site.units == 0 or site.masked_at or not self.model.anatomy.chained:
+            return False
+        if not isinstance(self._consumer(site), nn.Linear):
             return False
         one = torch.zeros(1, dtype=torch.long, device=self.model.device)
         try:
@@ -78,7 +80,7 @@ class Replay:
             return False  # the block looks at the number of dimensions; the expanded run does not mind
         if fast.dim() != hidden_of(self.calls[site.block][2]).dim() + 1:
             return False
-        fast = as_rows(fast, self.model.family.layout)
+        fast = as_rows(fast, self.model.anatomy.stream_of(site.block).layout)
         found, _ = self.run(site, one, broadcast=False)
         return bool(torch.allclose(fast, found[site.block], rtol=1e-3, atol=1e-4))
 
@@ -117,7 +119,10 @@ class Replay:
 
     @contextmanager
     def _expanded(self, site: Site, units: Tensor) -> Iterator[None]:
-        """Run the own block on a full batch of variants, masking one unit in each: works for any block."""
+        """Run the own block on a full batch of variants, masking one unit in each: works for any block.
+
+        Where blocks are not chained, all of them run.
+        """
         entry = self.model.module.get_submodule(site.entry)
         mask = torch.ones(len(units), site.units, device=units.device, dtype=self.model.dtype)
         mask[torch.arange(len(units)), units] = 0
@@ -127,19 +132,21 @@ class Replay:
         hidden = dense.repeat(len(units), *[1] * (dense.dim() - 1))
 
         def apply_mask(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            split = args[0].unflatten(0, (len(units), -1))  # (v, examples, ..., features)
+            # (v, examples, ..., features)
+            split = args[0].movedim(site.batch_axis, 0).unflatten(0, (len(units), -1))
             shaped = mask.view(len(units), *[1] * (split.dim() - 1 + site.axis), -1, *[1] * (-site.axis - 1))
-            return ((split * shaped).flatten(0, 1), *args[1:])
+            return ((split * shaped).flatten(0, 1).movedim(0, site.batch_axis), *args[1:])
 
         def feed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
             return with_hidden((args, kwargs), hidden)
 
         with ExitStack() as stack:
             stack.callback(entry.register_forward_pre_hook(apply_mask).remove)
-            own = self.blocks[site.block]
-            stack.callback(own.register_forward_pre_hook(feed, with_kwargs=True).remove)
-            for index in range(site.block):
-                stack.enter_context(self._stubbed(index, None))
+            if self.model.anatomy.chained:
+                own = self.blocks[site.block]
+                stack.callback(own.register_forward_pre_hook(feed, with_kwargs=True).remove)
+                for index in range(site.block):
+                    stack.enter_context(self._stubbed(index, None))
             yield
 
     @contextmanager

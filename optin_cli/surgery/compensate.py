@@ -15,11 +15,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from optin_cli.data.batches import Batches
+from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.hidden import Arguments, hidden_argument
 from optin_cli.models.layers import matrix, patches
 from optin_cli.models.slicing import slice_model
 from optin_cli.surgery.consumers import kept_features, kept_outputs, layer_of, write_back
@@ -27,7 +26,7 @@ from optin_cli.surgery.readout import read_positions
 from optin_cli.surgery.refit import NONE, Change, Consumer, Moments, refit
 from optin_cli.surgery.rows import RowChoice
 from optin_cli.surgery.settings import Compensation, Progress, SiteFit
-from optin_cli.surgery.streams import BlockCalls, Store
+from optin_cli.surgery.streams import Store, read_streams
 from optin_cli.surgery.sumpoint import (
     OUTPUT,
     Place,
@@ -35,7 +34,6 @@ from optin_cli.surgery.sumpoint import (
     by_example,
     find_sum_point,
     order_of,
-    run_block,
 )
 
 log = logging.getLogger("optin")
@@ -101,27 +99,20 @@ class _Streams:
         self.settings = settings
         self.store = store
         self.on_progress = on_progress
-        self.calls = BlockCalls(model, store)
-        # a pruned model calls its blocks as the dense one does, but for what it computes outside them
-        self.dense_calls = self.calls if teacher is model else BlockCalls(teacher, store)
         self.depth = len(model.anatomy.blocks)
         self.steps = len(batches) * (2 * self.depth + len(model.anatomy.sites))
         self.done = 0
         self.rows = RowChoice(model, batches, settings)
+        self.dense, self.ours = read_streams(model, pruned, teacher, batches, store, self._read)
+
+    def _read(self, index: int, batch: Batch) -> None:
+        if index == 0:
+            self.rows.read = read_positions(self.teacher, batch)
+        self.rows.add(batch)
+        self._step("reading the data")
 
     def run(self) -> list[SiteFit]:
         """Fit every site; returns what was done at each, in the order of the network."""
-        for index, batch in enumerate(self.batches):
-            batch = batch.to(self.model.device, self.model.dtype)
-            if index == 0:
-                self.rows.read = read_positions(self.teacher, batch)
-            self.store["pruned", index] = self.calls.record(index, batch)
-            if self.dense_calls is not self.calls:
-                self.store["dense", index] = self.dense_calls.record(index, batch)
-            else:
-                self.store["dense", index] = self.store["pruned", index]
-            self.rows.valid.append(batch.valid)
-            self._step("reading the data")
         fits = []
         for block in range(self.depth):
             points = self._sum_points(block)
@@ -135,11 +126,17 @@ class _Streams:
 
     def _sum_points(self, block: int) -> dict[str, SumPoint]:
         """Where each site of a block meets the residual, in the order the sites run."""
-        module, arguments = self._block(self.teacher.module, block), self._arguments("dense", block, 0)
-        paths = {self._within(site): site.name for site in self.model.anatomy.in_block(block)}
-        order = order_of(module, list(paths), arguments)
-        once = [path for path in order if order.count(path) == 1]
-        points = {paths[path]: find_sum_point(module, path, arguments) for path in once}
+        module, arguments = self._block(block), self.dense.arguments(block, 0)
+        layout = self.model.anatomy.stream_of(block).layout
+        sites = {self._within(site): site for site in self.model.anatomy.in_block(block)}
+        order = order_of(module, list(sites), arguments)
+        points = {
+            sites[path].name: find_sum_point(
+                module, path, arguments, layout=layout, batch_axis=sites[path].batch_axis
+            )
+            for path in order
+            if order.count(path) == 1
+        }
         for name, point in points.items():
             if not point.found and not self._is_inner(self.model.anatomy[name]):
                 log.warning("%s: no sum with a residual found; its own output is the target", name)
@@ -157,20 +154,18 @@ class _Streams:
 
     def _dense_pass(self, block: int, points: dict[str, SumPoint]) -> None:
         """Bring the dense stream behind a block, and keep what it has at the sum points."""
-        module = self._block(self.teacher.module, block)
         places = {point.place for point in points.values()}
         for index in range(len(self.batches)):
-            found = run_block(module, self._arguments("dense", block, index), {*places, OUTPUT})
+            found = self.dense.run(block, index, {*places, OUTPUT})
             for name, point in points.items():
-                rows = by_example(found[point.place], len(found[OUTPUT]), point.axis)
+                rows = self._by_example(found[point.place], index, point.axis, point.batch_axis)
                 self.store[name, index] = self.rows.drawn(rows, name, index)
-            self.store["dense", index] = found[OUTPUT]
+            self.dense.advance(block, index, found[OUTPUT])
             self._step(f"block {block}, dense")
 
     def _pruned_pass(self, block: int) -> None:
-        module = self._block(self.pruned, block)
         for index in range(len(self.batches)):
-            self.store["pruned", index] = run_block(module, self._arguments("pruned", block, index))[OUTPUT]
+            self.ours.advance(block, index)
             self._step(f"block {block}, pruned")
 
     def _fit(self, site: Site, point: SumPoint | None) -> SiteFit:
@@ -230,12 +225,11 @@ class _Streams:
         The error counts relative to the token's own spread, as the norms that read the stream see it.
         """
         into = Place(self._within(site), 0, 0)
-        module, arguments = self._block(self.pruned, site.block), self._arguments("pruned", site.block, index)
-        found = run_block(module, arguments, {into, point.place}, stop=True)
-        examples = len(hidden_argument(*arguments))
+        found = self.ours.run(site.block, index, {into, point.place}, stop=True)
         dense = self.store.pop((site.name, index)).to(self.model.device).double()[..., kept]
-        own = by_example(found[point.place].double(), examples, point.axis)
-        x = by_example(patches(layer_of(self.pruned, site.consumer), found[into]), examples)
+        own = self._by_example(found[point.place].double(), index, point.axis, point.batch_axis)
+        taken = patches(layer_of(self.pruned, site.consumer), found[into])
+        x = self._by_example(taken, index, -1, site.batch_axis)
         if point.rows is not None:
             x = x[:, point.rows.to(x.device)]
         drawn = self.rows.drawn(own, site.name, index)
@@ -246,7 +240,8 @@ class _Streams:
         error = (dense - drawn) * inverse
         variance = dense.var(-1, correction=0)  # (examples, positions)
         # else these are rows of windows, or a few of many
-        in_order = drawn is own and (point.found or len(found[point.place]) == examples)
+        alone = found[point.place].shape[point.batch_axis] == len(own)
+        in_order = drawn is own and (point.found or alone)
         weight = self.rows.weights(site.block, index, variance, in_order)
         floor = 1e-6 * float(variance[weight > 0].mean()) or 1.0
         weight = weight / variance.clamp(min=floor)
@@ -273,16 +268,15 @@ class _Streams:
 
     # ---- plumbing ----
 
-    def _block(self, module: nn.Module, block: int) -> nn.Module:
-        return module.get_submodule(self.model.anatomy.blocks[block])
+    def _block(self, block: int) -> nn.Module:
+        return self.teacher.module.get_submodule(self.model.anatomy.blocks[block])
+
+    def _by_example(self, tensor: Tensor, index: int, axis: int, batch_axis: int) -> Tensor:
+        return by_example(tensor, len(self.batches.ids(index)), axis, batch_axis)
 
     def _within(self, site: Site) -> str:
         """Path of a site's consumer within its block."""
         return site.consumer.removeprefix(f"{self.model.anatomy.blocks[site.block]}.")
-
-    def _arguments(self, stream: str, block: int, index: int) -> Arguments:
-        calls = self.dense_calls if stream == "dense" else self.calls
-        return calls.arguments(block, index, self.store[stream, index])
 
     def _step(self, what: str) -> None:
         self.done += 1
