@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -30,9 +30,12 @@ class Encoded:
 class Reader:
     """A row is an example: a text, a pair of texts, a list of words, or an image."""
 
+    masks: ClassVar[bool] = False
+    """Labels are label maps beside the images."""
+
     def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
         """Find the columns. Raises what `find_columns` does."""
-        return find_columns(dataset, data, modality)
+        return find_columns(dataset, data, modality, self.masks)
 
     def sides(self, columns: Columns) -> int:
         """How many examples a row makes at least; `--samples` counts examples."""
@@ -137,11 +140,18 @@ class RunningTextReader(Reader):
         return Encoded(inputs, list(range(len(inputs))))  # a window stands for a row: some are held out
 
 
+class MaskReader(Reader):
+    """A row is an image, with its label map where there is one."""
+
+    masks = True
+
+
 ROWS = Reader()
 SIDES = SidesReader()
 LABELS = LabelsReader()
 WINDOWS = WindowReader()
 RUNNING_TEXT = RunningTextReader()
+MASKS = MaskReader()
 
 
 def plain(texts: list[Any]) -> list[str]:

@@ -63,7 +63,7 @@ def evaluate(
     if labels is None and baseline is None:
         raise UsageError(
             f"nothing to measure: {where} has no labels for {task.name}",
-            "compare with the dense model (--baseline MODEL), or name the label column with --label",
+            f"compare with the dense model (--baseline MODEL), or name the label column with {task.label_option}",
         )
     ours, theirs, sums = _run(model, batches, baseline, labels, on_progress)
     result = Evaluation(task.name, batches.count, {}, "")

@@ -44,6 +44,8 @@ class Task:
     """Metrics that a drop is about: the first that was measured."""
     sampled: ClassVar[bool] = False
     """`output` gives a sample of the rows, and `full_output` all of them."""
+    label_option: ClassVar[str] = "--label"
+    """The option that names what the labels are read from."""
 
     label2id: Mapping[str, int] = field(default_factory=dict, hash=False)
     """The model's own numbers of its classes, by name."""
@@ -66,7 +68,7 @@ class Task:
         return logits_of(model(**inputs)).float()[:, None, :]
 
     def row_weights(self, inputs: Inputs) -> Tensor:
-        """Weight of each output row, [batch, rows]; zero for rows that count nothing."""
+        """Weight of each output row, [batch, rows]; zero for rows that count nothing. [batch, 1] is for all rows."""
         return ones(inputs, 1)
 
     def full_output(self, model: Forward, inputs: Inputs) -> Tensor:
