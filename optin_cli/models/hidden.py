@@ -39,7 +39,9 @@ def _name(kwargs: dict[str, Any]) -> str:
 
 
 def as_rows(hidden: Tensor, layout: str) -> Tensor:
-    """Hidden states of any layout as (..., batch, positions, d)."""
+    """Hidden states of any layout as (..., batch, positions, d); (batch, d) has one position."""
+    if hidden.dim() == 2:
+        return hidden[:, None]
     if layout == NHWC:
         return hidden.flatten(-3, -2)
     return hidden.flatten(-2).mT if layout == NCHW else hidden

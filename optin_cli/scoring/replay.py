@@ -135,9 +135,9 @@ class Replay:
             return with_hidden((args, kwargs), hidden)
 
         with ExitStack() as stack:
-            stack.callback(entry.register_forward_pre_hook(apply_mask).remove)
-            own = self.blocks[site.block]
+            own = self.blocks[site.block]  # may be the entry itself: first fed, then masked
             stack.callback(own.register_forward_pre_hook(feed, with_kwargs=True).remove)
+            stack.callback(entry.register_forward_pre_hook(apply_mask).remove)
             for index in range(site.block):
                 stack.enter_context(self._stubbed(index, None))
             yield
