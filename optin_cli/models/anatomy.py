@@ -28,6 +28,10 @@ class Producer:
 
     path: str
     parts: int = 1
+    by_unit: bool = False
+    """Parts stand together for each unit (DeBERTa's q, k, v of head 0, of head 1, ...), not one after the other."""
+    per_batch: bool = False
+    """It runs once a batch, on relative positions: its MACs are no unit's."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,13 @@ class UnitInput:
 class Bypass:
     """A `module` around a consumer that can't run without units: once all are gone, it gives the consumer's bias.
 
-    What `module` returns is a tensor, or a tuple of one (`in_tuple`).
+    What `module` returns is a tensor, or the first of two in a tuple (`in_tuple`).
     """
 
     module: str
     in_tuple: bool = False
+    empty: bool = False
+    """The module stands in front of the consumer, and gives no features."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class Site:
     """Attributes that hold a count and change with the units: (module.attribute, 'units' or 'features')."""
     unit_inputs: tuple[UnitInput, ...] = ()
     tensors: tuple[tuple[str, int], ...] = ()
-    """Parameters and buffers beside the producers with one slice a unit: (module.attribute, axis)."""
+    """Parameters and buffers beside the producers with one slice a unit, or one a feature: (module.attribute, axis)."""
     bypass: Bypass | None = None
     macs_per_token: float = 0
     """MACs of one unit for each token of the first block: its rows of the producers and columns of the consumer.

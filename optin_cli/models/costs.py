@@ -38,7 +38,8 @@ def unit_costs(
     for producer in table.producers:
         shape = shape_of(module(producer.path), producer.path)
         weights = producer.parts * width * shape.taps * shape.inputs / ends[producer.path]
-        yield Cost(producer.path, weights, weights + producer.parts * width * shape.biased)
+        macs = 0 if producer.per_batch else weights
+        yield Cost(producer.path, macs, weights + producer.parts * width * shape.biased)
     for path in table.carried:
         macs, params = carried_weights(module(path))
         yield Cost(path, width * macs, width * params)

@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.errors import InputError, UnknownArchitecture
-from optin_cli.models.anatomy import HEADS, Anatomy, Producer, Site, UnitInput
+from optin_cli.models.anatomy import HEADS, Anatomy, Site, UnitInput
 from optin_cli.models.costs import plain, unit_costs
 from optin_cli.models.families import DOCS, TOWERS, Family, SiteTable, find_family, known_families
 from optin_cli.models.layers import (
@@ -165,6 +165,13 @@ def _site(
     params = sum(cost.params for cost in costs)
     per_token = sum(cost.macs * share(cost.path) for cost in costs)
     per_pair = 2 * width if table.kind == HEADS else 0
+    if table.relative:
+        kinds = len(_attribute(model, f"{block}.{table.relative.kinds}", family) or ())
+        if table.relative.rows:
+            rows = 2 * int(_attribute(model, f"{block}.{table.relative.rows}", family))
+            per_token += kinds * rows * width
+        else:
+            per_pair += kinds * 2 * width
     if seen:  # every position attends to those of its window
         per_token += per_pair * share(table.consumer) * seen.group(f"{block}.{table.consumer}")
         per_pair = 0
@@ -187,9 +194,9 @@ def _site(
     for path in table.counts:
         _attribute(model, f"{block}.{path}", family)
     for path, axis in table.tensors.items():
-        params += _slice_size(model, family, f"{block}.{path}", axis, units, name)
+        params += _slice_size(model, family, f"{block}.{path}", axis, units, width, name)
     bypass = table.bypass
-    if bypass and not table.consumer.startswith(f"{bypass.module}."):
+    if bypass and not bypass.empty and not table.consumer.startswith(f"{bypass.module}."):
         raise InputError(
             f"{name}: {bypass.module} can't give the bias of {table.consumer}, which stands outside of it"
         )
@@ -199,7 +206,7 @@ def _site(
         block=index,
         units=units,
         width=width,
-        producers=tuple(Producer(f"{block}.{p.path}", p.parts) for p in table.producers),
+        producers=tuple(replace(p, path=f"{block}.{p.path}") for p in table.producers),
         consumer=f"{block}.{table.consumer}",
         carried=tuple(f"{block}.{path}" for path in table.carried if _has(model.get_submodule(block), path)),
         readers=tuple(f"{block}.{path}" for path in table.readers),
@@ -243,19 +250,22 @@ def _units(
     return units, width
 
 
-def _slice_size(model: nn.Module, family: Family, path: str, axis: int, units: int, name: str) -> int:
-    """Parameters that one unit has in a tensor with one slice a unit; a buffer has none."""
+def _slice_size(
+    model: nn.Module, family: Family, path: str, axis: int, units: int, width: int, name: str
+) -> int:
+    """Parameters that one unit has in a tensor with one slice a unit or a feature; a buffer has none."""
     from torch import nn
 
     tensor = _attribute(model, path, family)
     shape = list(getattr(tensor, "shape", ()))
-    if not -len(shape) <= axis < len(shape) or shape[axis] != units:
+    if not -len(shape) <= axis < len(shape) or shape[axis] not in (units, units * width):
         raise InputError(
             f"{name}: {path} of shape {tuple(shape)} has no slice along axis {axis} for each of {units} units",
             f"the table of family {family.name!r} does not describe this model: see {DOCS}",
         )
+    each = width if shape[axis] != units else 1
     del shape[axis]
-    return prod(shape) if isinstance(tensor, nn.Parameter) else 0
+    return each * prod(shape) if isinstance(tensor, nn.Parameter) else 0
 
 
 def _is_mixed(model: nn.Module, family: Family, table: SiteTable, block: str) -> bool:

@@ -15,8 +15,9 @@ from typing import Any
 from optin_cli.errors import UsageError
 from optin_cli.models.anatomy import CHANNELS, HEADS, LAYOUTS, NEURONS, Bypass, Producer, UnitInput
 from optin_cli.models.cnn_tables import CNNS
+from optin_cli.models.encoder_tables import ENCODERS
 from optin_cli.models.swin_tables import SWIN
-from optin_cli.models.tables import SHIPPED, TOWERS, Family, SiteTable, TokenTable
+from optin_cli.models.tables import SHIPPED, TOWERS, Family, RelativePositions, SiteTable, TokenTable
 from optin_cli.models.torchvision_tables import TORCHVISION
 
 __all__ = [
@@ -92,6 +93,7 @@ def family_from_dict(data: dict[str, Any], where: str = "family table") -> Famil
                     Producer(**p) if isinstance(p, dict) else Producer(p) for p in site["producers"]
                 ),
                 "unit_inputs": tuple(UnitInput(**u) for u in site.get("unit_inputs", ())),
+                "relative": RelativePositions(**site["relative"]) if site.get("relative") else None,
                 "bypass": Bypass(**site["bypass"]) if site.get("bypass") else None,
                 **{
                     field: tuple(site.get(field, ()))
@@ -124,9 +126,10 @@ def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
 def _is_producer(value: Any) -> bool:
     if isinstance(value, dict):
         return (
-            set(value) <= {"path", "parts"}
+            set(value) <= {"path", "parts", "by_unit", "per_batch"}
             and _is_text(value.get("path"))
             and _is_count(value.get("parts", 1))
+            and all(isinstance(value.get(flag, False), bool) for flag in ("by_unit", "per_batch"))
         )
     return _is_text(value)
 
@@ -154,9 +157,18 @@ def _is_axes(value: Any) -> bool:
 def _is_bypass(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and set(value) <= {"module", "in_tuple"}
+        and set(value) <= {"module", "in_tuple", "empty"}
         and _is_text(value.get("module"))
-        and isinstance(value.get("in_tuple", False), bool)
+        and all(isinstance(value.get(flag, False), bool) for flag in ("in_tuple", "empty"))
+    )
+
+
+def _is_relative(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) <= {"kinds", "rows"}
+        and _is_text(value.get("kinds"))
+        and isinstance(value.get("rows", ""), str)
     )
 
 
@@ -198,7 +210,8 @@ _SITE_FIELDS: _Fields = {
     "counts": (False, "attribute: units or features", _is_counts),
     "unit_inputs": (False, "a list of {module, argument, axis}", _list_of(_is_unit_input)),
     "tensors": (False, "path: axis", _is_axes),
-    "bypass": (False, "{module, in_tuple}", lambda v: v is None or _is_bypass(v)),
+    "relative": (False, "{kinds, rows}", lambda v: v is None or _is_relative(v)),
+    "bypass": (False, "{module, in_tuple, empty}", lambda v: v is None or _is_bypass(v)),
     "must_be_identity": (False, "a list of paths", _list_of(_is_text)),
     "requires": (False, "a list of paths", _list_of(_is_text)),
 }
@@ -231,5 +244,5 @@ def read_family(path: Path) -> Family:
     return family_from_dict(data, str(path))
 
 
-for _family in (*SHIPPED, *SWIN, *CNNS, *TORCHVISION):
+for _family in (*SHIPPED, *ENCODERS, *SWIN, *CNNS, *TORCHVISION):
     register_family(_family)

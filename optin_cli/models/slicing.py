@@ -34,8 +34,10 @@ def slice_model(model: nn.Module, anatomy: Anatomy, keep: Mapping[str, Sequence[
 def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
     features = features_of(torch.as_tensor(units, dtype=torch.long), site.width)
     for producer in site.producers:
-        # fused projections are part-major: part p of feature f stands in row p * features + f
-        rows = torch.cat([features + part * site.features for part in range(producer.parts)])
+        if producer.by_unit:
+            rows = features_of(torch.as_tensor(units, dtype=torch.long), producer.parts * site.width)
+        else:  # part-major: part p of feature f stands in row p * features + f
+            rows = torch.cat([features + part * site.features for part in range(producer.parts)])
         select_outputs(model.get_submodule(producer.path), rows)
     for path in site.carried:
         select_carried(model.get_submodule(path), features)
@@ -49,9 +51,12 @@ def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
         select_unit_input(model.get_submodule(unit_input.module), unit_input, units)
     for path, axis in site.tensors:
         owner, _, name = path.rpartition(".")
-        select_slices(model.get_submodule(owner), name, axis, torch.as_tensor(units, dtype=torch.long))
+        module = model.get_submodule(owner)
+        slices = getattr(module, name).shape[axis]
+        kept = torch.as_tensor(units, dtype=torch.long) if slices == site.units else features
+        select_slices(module, name, axis, kept)
     if site.bypass and not units:
-        consumer = site.consumer.removeprefix(f"{site.bypass.module}.")
+        consumer = "" if site.bypass.empty else site.consumer.removeprefix(f"{site.bypass.module}.")
         _bypass(model.get_submodule(site.bypass.module), consumer, site.bypass.in_tuple)
 
 
@@ -61,13 +66,15 @@ def features_of(units: Tensor, width: int) -> Tensor:
 
 
 def _bypass(module: nn.Module, consumer: str, in_tuple: bool) -> None:
-    """Make `module` give what its `consumer` makes of no features. A class, so that copies of the module do it too."""
+    """Make `module` give no features, or what a `consumer` in it makes of them. A class, so that copies do it too."""
 
     class Bypassed(type(module)):  # type: ignore[misc]
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             hidden = hidden_argument(args, kwargs)
-            output = self.get_submodule(consumer)(hidden.new_zeros(*hidden.shape[:-1], 0))
-            return (output,) if in_tuple else output
+            output = hidden.new_zeros(*hidden.shape[:-1], 0)
+            if consumer:
+                output = self.get_submodule(consumer)(output)
+            return (output, None) if in_tuple else output
 
     Bypassed.__name__ = type(module).__name__
     Bypassed.__module__ = type(module).__module__

@@ -8,6 +8,16 @@ from optin_cli.models.anatomy import HEADS, NEURONS, TOKENS, Bypass, Producer, U
 
 
 @dataclass(frozen=True)
+class RelativePositions:
+    """Relative positions that each head multiplies its queries or keys with, as well as with each other."""
+
+    kinds: str
+    """The attribute that lists how: one product each."""
+    rows: str = ""
+    """The attribute that holds half the number of positions; by default there are twice as many as tokens."""
+
+
+@dataclass(frozen=True)
 class SiteTable:
     """Where a site stands inside a block. All paths are relative to the block."""
 
@@ -36,7 +46,9 @@ class SiteTable:
     unit_inputs: tuple[UnitInput, ...] = ()
     """Forward arguments with one slice a unit, computed outside the block."""
     tensors: dict[str, int] = field(default_factory=dict)
-    """Parameters and buffers with one slice a unit: path -> axis (the biases of each head's relative positions)."""
+    """Parameters and buffers with one slice a unit, or one a feature of it: path -> axis (the biases of each head's
+    relative positions)."""
+    relative: RelativePositions | None = None
     bypass: Bypass | None = None
     """A module that can't run without units, for when all are gone."""
     must_be_identity: tuple[str, ...] = ()

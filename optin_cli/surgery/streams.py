@@ -146,10 +146,19 @@ class BlockCalls:
         return first[0]
 
     def _look(self, batch: Batch) -> None:
-        """Run the model once to see what its blocks give."""
+        """Run the model once to see what its blocks give. Raises `InputError` where one is not given what the one
+        before gives."""
+        given: list[Tensor] = []
 
         def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            self.reshaping |= hidden_of(output).shape != hidden_argument(args, kwargs).shape
+            hidden = hidden_argument(args, kwargs)
+            if given and not torch.equal(hidden, given.pop()):
+                raise InputError(
+                    f"{self.model.spec} changes hidden states between its blocks, so they can't be refitted one by one",
+                    "leave it out with --compensate none",
+                )
+            given.append(hidden_of(output))
+            self.reshaping |= hidden_of(output).shape != hidden.shape
 
         def see_first(_: nn.Module, __: Any, output: Any) -> None:
             self.tail = None if isinstance(output, Tensor) else tuple(output[1:])
