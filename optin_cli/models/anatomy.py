@@ -138,7 +138,10 @@ class TokenSite:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The ordered blocks of a model and the sites that stand in them. Paths are `get_submodule` paths."""
+    """The ordered blocks of a model and the sites that stand in them. Paths are `get_submodule` paths.
+
+    Blocks may share a module, which runs once for each: their sites stand in the first of them.
+    """
 
     family: str
     blocks: tuple[str, ...]
@@ -156,6 +159,10 @@ class Anatomy:
             if site.name == name:
                 return site
         raise KeyError(name)
+
+    def uses(self, block: int) -> int:
+        """How many blocks share the module of one."""
+        return self.blocks.count(self.blocks[block])
 
     def in_block(self, block: int) -> tuple[Site, ...]:
         return tuple(site for site in self.sites if site.block == block)

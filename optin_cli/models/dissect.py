@@ -67,6 +67,8 @@ def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
     seen = _count_positions(model, family, blocks[0]) if costs and family.hierarchical else None
     sites: list[Site] = []
     for index, block in enumerate(blocks):
+        if block in blocks[:index]:
+            continue
         tables = [
             table
             for table in _tables_of(model.get_submodule(block), family)
@@ -75,7 +77,12 @@ def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
         ends = Counter(
             path for table in tables for path in (table.consumer, *(p.path for p in table.producers))
         )
-        sites += [_site(model, family, table, index, block, ends, seen) for table in tables]
+        found = [_site(model, family, table, index, block, ends, seen) for table in tables]
+        uses = blocks.count(block)
+        sites += [
+            replace(s, macs_per_token=uses * s.macs_per_token, macs_per_pair=uses * s.macs_per_pair)
+            for s in found
+        ]
     if not sites:
         raise InputError(
             f"nothing is prunable in {type(model).__name__}: every site of family {family.name!r} has a module "
@@ -95,7 +102,7 @@ def _blocks(model: nn.Module, family: Family, prefix: str) -> list[str]:
         blocks = [f"{root}.{name}" for name, _ in _module(model, root, family).named_children()]
         if not blocks:
             raise InputError(f"family {family.name!r}: {type(model).__name__}.{root} holds no blocks")
-        return blocks
+        return _repeated(model, family, blocks)
     patterns = (family.blocks,) if isinstance(family.blocks, str) else family.blocks
     blocks = [
         path
@@ -108,6 +115,14 @@ def _blocks(model: nn.Module, family: Family, prefix: str) -> list[str]:
             f"family {family.name!r}: {type(model).__name__} has no {prefix}{f' and no {prefix}'.join(patterns)}"
         )
     return blocks
+
+
+def _repeated(model: nn.Module, family: Family, modules: list[str]) -> list[str]:
+    """The module of each block, where modules run several times."""
+    if not family.repeats:
+        return modules
+    depth = int(getattr(model.config, family.repeats))
+    return [modules[block * len(modules) // depth] for block in range(depth)]
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -71,7 +71,30 @@ _MODERNBERT_SITES = (
     SiteTable(NEURONS, (Producer("mlp.Wi", parts=2),), "mlp.Wo"),
 )
 
+_ALBERT_LAYER = "albert_layers.0"
+_ALBERT_SITES = (
+    SiteTable(
+        HEADS,
+        producers=linears(*(f"{_ALBERT_LAYER}.attention.{name}" for name in ("query", "key", "value"))),
+        consumer=f"{_ALBERT_LAYER}.attention.dense",
+        unit_width=f"{_ALBERT_LAYER}.attention.attention_head_size",
+        counts={
+            f"{_ALBERT_LAYER}.attention.num_attention_heads": "units",
+            f"{_ALBERT_LAYER}.attention.all_head_size": "features",
+        },
+    ),
+    SiteTable(NEURONS, linears(f"{_ALBERT_LAYER}.ffn"), f"{_ALBERT_LAYER}.ffn_output"),
+)
+
 ENCODERS = (
+    Family(
+        "albert",
+        ("albert",),
+        "encoder.albert_layer_groups",
+        _ALBERT_SITES,
+        note="a unit goes from all layers that share it; no compensation",
+        repeats="num_hidden_layers",
+    ),
     Family("deberta-v2", ("deberta-v2",), "encoder.layer", _DEBERTA_V2_SITES, note="versions 2 and 3"),
     Family("deberta", ("deberta",), "encoder.layer", _DEBERTA_SITES, note="talking heads: neurons alone"),
     Family("modernbert", ("modernbert",), "layers", _MODERNBERT_SITES, note="a neuron is a gate and a value"),

@@ -187,6 +187,7 @@ _FAMILY_FIELDS: _Fields = {
     "note": (False, "text", lambda v: isinstance(v, str)),
     "layout": (False, f"one of {', '.join(LAYOUTS)}", lambda v: v in LAYOUTS),
     "hierarchical": (False, "true or false", lambda v: isinstance(v, bool)),
+    "repeats": (False, "an attribute of the config", lambda v: isinstance(v, str)),
     "tokens": (False, "{keys, attention, bias, prefix, part}", lambda v: v is None or isinstance(v, dict)),
 }
 _TOKEN_FIELDS: _Fields = {

@@ -101,6 +101,9 @@ class Family:
     """Blocks see different numbers of positions, or attend within windows: costs are counted by a forward."""
     tokens: TokenTable | None = None
     """How tokens are merged; None where they can't be."""
+    repeats: str = ""
+    """The attribute of the config with the number of blocks, where fewer modules share them: each runs as many times,
+    one after the other (ALBERT)."""
 
 
 def linears(*paths: str) -> tuple[Producer, ...]:

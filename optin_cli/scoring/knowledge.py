@@ -93,8 +93,9 @@ def _measured(
         graph = record_graph(model, piece, sites)
         calibration.check_finite(graph.features, index)
         for site in sites:
-            parts = _contributions(model.module, site, graph.inputs[site.name].detach(), piece)
-            result.representational[site.name][:, 0] += parts / examples
+            for value in graph.inputs[site.name]:
+                parts = _contributions(model.module, site, value.detach(), piece)
+                result.representational[site.name][:, 0] += parts / examples
         for number, generator in enumerate(generators):
             seed = _seed(calibration, graph.output.detach(), weight / total, generator)
             start = number * examples + first

@@ -20,6 +20,7 @@ from optin_cli.data.batches import Batch
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.hidden import as_rows, hidden_argument, hidden_of, output_with, with_hidden
+from optin_cli.models.uses import on_blocks
 from optin_cli.scoring.calibration import block_outputs
 from optin_cli.scoring.precision import reduced_products
 from optin_cli.scoring.room import ran_out
@@ -69,6 +70,8 @@ class Replay:
         """Whether the own block lets a leading variant dimension through unchanged: tried on one unit."""
         if site.units == 0 or site.masked_at or not isinstance(self._consumer(site), nn.Linear):
             return False
+        if self.model.anatomy.uses(site.block) > 1:
+            return False  # the change is made again in deeper blocks
         one = torch.zeros(1, dtype=torch.long, device=self.model.device)
         try:
             fast = self._own_block(site, one)
@@ -91,7 +94,8 @@ class Replay:
         with ExitStack() as stack:
             for index in range(site.block + 1):
                 value = hidden.flatten(0, 1) if index == site.block else None
-                stack.enter_context(self._stubbed(index, value))
+                if self.blocks[index] not in self.blocks[:index]:
+                    stack.enter_context(self._stubbed(index, value))
             yield
 
     def _own_block(self, site: Site, units: Tensor) -> Tensor:
@@ -131,15 +135,15 @@ class Replay:
             shaped = mask.view(len(units), *[1] * (split.dim() - 1 + site.axis), -1, *[1] * (-site.axis - 1))
             return ((split * shaped).flatten(0, 1), *args[1:])
 
-        def feed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-            return with_hidden((args, kwargs), hidden)
+        def feed(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return with_hidden((args, kwargs), hidden) if index == site.block else None
 
         with ExitStack() as stack:
             stack.callback(entry.register_forward_pre_hook(apply_mask).remove)
-            own = self.blocks[site.block]
-            stack.callback(own.register_forward_pre_hook(feed, with_kwargs=True).remove)
+            stack.enter_context(on_blocks(self.model.module, self.model.anatomy.blocks, feed, before=True))
             for index in range(site.block):
-                stack.enter_context(self._stubbed(index, None))
+                if self.blocks[index] not in self.blocks[:index]:
+                    stack.enter_context(self._stubbed(index, None))
             yield
 
     @contextmanager
@@ -177,16 +181,14 @@ class Replay:
     def _recorded(self) -> Iterator[None]:
         """Remember how every block was called and what it returned; input and output of every Linear in them."""
         seen: set[nn.Module] = set()
+
+        def record(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            self.calls[index] = (args, kwargs, out)
+
         with ExitStack() as stack:
-            for index, block in enumerate(self.blocks):
-
-                def record(
-                    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, index: int = index
-                ) -> None:
-                    self.calls[index] = (args, kwargs, out)
-
-                stack.callback(block.register_forward_hook(record, with_kwargs=True).remove)
-                for linear in block.modules() if self.reduced and index else ():
+            stack.enter_context(on_blocks(self.model.module, self.model.anatomy.blocks, record))
+            for block in dict.fromkeys(self.blocks[1:] if self.reduced else ()):
+                for linear in block.modules():
                     if type(linear) is nn.Linear:
                         stack.callback(linear.register_forward_hook(self._record_linear(seen)).remove)
             yield

@@ -135,6 +135,8 @@ class _Streams:
 
     def _sum_points(self, block: int) -> dict[str, SumPoint]:
         """Where each site of a block meets the residual, in the order the sites run."""
+        if self.model.anatomy.uses(block) > 1:
+            return {}  # a change here would be made in all blocks that share the module
         module, arguments = self._block(self.teacher.module, block), self._arguments("dense", block, 0)
         paths = {self._within(site): site.name for site in self.model.anatomy.in_block(block)}
         order = order_of(module, list(paths), arguments)
@@ -177,7 +179,10 @@ class _Streams:
         """Gather a site's equations from the pruned stream, solve them and change its consumer."""
         if point is None:
             self.done += len(self.batches)
-            note = "its consumer does not run exactly once"
+            shared = self.model.anatomy.uses(site.block) > 1
+            note = (
+                "its consumer serves several blocks" if shared else "its consumer does not run exactly once"
+            )
             return SiteFit(site.name, NONE, None, 0.0, 0.0, 0, note)
         layer = layer_of(self.pruned, site.consumer)
         weight_matrix = matrix(layer).data

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from optin_cli.data.batches import Batch
 from optin_cli.errors import InputError
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.hidden import Arguments, hidden_argument, hidden_of, with_hidden
+from optin_cli.models.uses import by_module
 
 
 class Store:
@@ -122,9 +124,11 @@ class BlockCalls:
                 self.store[key] = value
             return _Stored(key)
 
-        def passing(block: int, run: Callable[..., Any]) -> Any:
+        def passing(blocks: list[int], run: Callable[..., Any]) -> Any:
+            turns = cycle(blocks)
+
             def forward(*args: Any, **kwargs: Any) -> Any:
-                hidden = hidden_argument(args, kwargs)
+                block, hidden = next(turns), hidden_argument(args, kwargs)
                 if not first:
                     first.append(hidden)
                 rest, named = with_hidden((args, kwargs), None)
@@ -139,9 +143,8 @@ class BlockCalls:
             return forward
 
         with ExitStack() as stack:
-            for block, path in enumerate(self.model.anatomy.blocks):
-                module = self.model.module.get_submodule(path)
-                stack.enter_context(_replaced(module, passing(block, module.forward)))
+            for module, blocks in by_module(self.model.module, self.model.anatomy.blocks).items():
+                stack.enter_context(_replaced(module, passing(blocks, module.forward)))
             self.model.output(batch.inputs)
         return first[0]
 
@@ -163,7 +166,7 @@ class BlockCalls:
         def see_first(_: nn.Module, __: Any, output: Any) -> None:
             self.tail = None if isinstance(output, Tensor) else tuple(output[1:])
 
-        blocks = [self.model.module.get_submodule(path) for path in self.model.anatomy.blocks]
+        blocks = list(by_module(self.model.module, self.model.anatomy.blocks))
         with ExitStack() as stack:
             stack.callback(blocks[0].register_forward_hook(see_first).remove)
             for block in blocks:

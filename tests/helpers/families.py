@@ -73,6 +73,11 @@ MORE_TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_DEBERTA, "position_buckets": 4, "share_att_key": True, "norm_rel_ebd": "layer_norm",
          "position_biased_input": False},
     ),
+    "albert": ("AlbertForSequenceClassification", {**_TEXT, "embedding_size": 16}),
+    "albert-groups": (
+        "AlbertForSequenceClassification",
+        {**_TEXT, "embedding_size": 16, "num_hidden_layers": 4, "num_hidden_groups": 2},
+    ),
     "modernbert": (
         "ModernBertForSequenceClassification",
         {**_TEXT, "local_attention": 6, "global_attn_every_n_layers": 2, "bos_token_id": 2, "eos_token_id": 3,
@@ -82,7 +87,16 @@ MORE_TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "swin-padded": ("SwinForImageClassification", {**_SWIN, "window_size": 3}),
     "swinv2": ("Swinv2ForImageClassification", {**_SWIN, "window_size": 3}),
 }  # fmt: skip
-MORE_TEXT = ["clip-text", "clip-text-projected", "deberta", "deberta-v2", "deberta-v3", "modernbert"]
+MORE_TEXT = [
+    "clip-text",
+    "clip-text-projected",
+    "deberta",
+    "deberta-v2",
+    "deberta-v3",
+    "modernbert",
+    "albert",
+    "albert-groups",
+]
 """Of them, those that read text."""
 MORE_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "timm-deit-distilled": ("deit_tiny_distilled_patch16_224", {}),

@@ -46,6 +46,7 @@ from optin_cli.surgery.streams import BlockCalls, Store
 from optin_cli.surgery.sumpoint import find_sum_point
 
 NEURONS_ALONE = {"timm-eva02", "timm-dinov3", "timm-beit", "timm-swinv2"}
+SHARED = {"albert": [0], "albert-groups": [0, 2]}
 POST_NORM = {"timm-post-norm", "swinv2", "timm-swinv2"}
 SWINS = [name for name in MORE_FAMILIES if "swin" in name]
 TIMM_WIDTH = 48
@@ -105,6 +106,8 @@ def test_the_sites_are_the_heads_and_neurons_of_every_block(name):
             block: {"heads": (HEADS, head or w // HEADS), "neurons": (2 * w, 1)}
             for block, w in {0: WIDTH, 1: WIDTH, 3: 2 * WIDTH, 4: 2 * WIDTH}.items()
         }
+    if name in SHARED:  # the sites stand in the first block of those that share a module
+        blocks = dict.fromkeys(SHARED[name], blocks[0])
     assert [(site.name, site.units, site.width) for site in model.anatomy] == [
         (f"blocks.{block}.{kind}", *sizes)
         for block, kinds in blocks.items()
@@ -157,7 +160,9 @@ def counted_macs(model: OpenModel, module: nn.Module) -> tuple[float, int]:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             module(**random_inputs(model, batch=batch))
         flops = {path: sum(counts.values()) for path, counts in counter.get_flop_counts().items()}
-        totals.append(sum(flops.get(f"{type(module).__name__}.{path}", 0) for path in model.anatomy.blocks))
+        totals.append(
+            sum(flops.get(f"{type(module).__name__}.{path}", 0) for path in set(model.anatomy.blocks))
+        )
     handle.remove()
     return (totals[1] - totals[0]) / 4, shapes[0][1:-1].numel()
 
@@ -208,6 +213,8 @@ def test_a_skeleton_without_weights_gets_the_same_shapes(name):
         "deberta",
         "deberta-v3",
         "modernbert",
+        "albert",
+        "albert-groups",
     ],
 )
 def test_bare_encoders_have_the_same_sites(name):
@@ -229,7 +236,7 @@ def test_written_models_load_and_are_pruned_again(name, tmp_path):
     mask = select(rank(open_model(str(saved_model(name))), tmp_path), 0.7)
     for kept in mask.keep.values():  # which heads stay must not be the first ones by chance
         kept[:] = kept[1:] if len(kept) > 1 else kept
-    inner = [site for site in dense.anatomy if site.block > 0]
+    inner = [site for site in dense.anatomy if site.block > 0 or name in SHARED]
     mask.keep[inner[0].name] = []  # of a transformer its heads, if it has any
     assert stage.apply(open_model(str(saved_model(name))), mask, tmp_path / "once").deviation <= 1e-5
     once = open_model(str(tmp_path / "once"))
@@ -259,7 +266,10 @@ def test_all_stages_run_and_compensation_helps(name, tmp_path):
     applied = stage.apply(model, mask, tmp_path / "out", plan=plan)
     assert applied.deviation <= 1e-5
     assert all(fit.after <= fit.before for fit in applied.fits)
-    assert any(fit.after < 0.95 * fit.before for fit in applied.fits)
+    if name in SHARED:
+        assert all("several blocks" in fit.note for fit in applied.fits)
+    else:
+        assert any(fit.after < 0.95 * fit.before for fit in applied.fits)
     lost = {fit.site for fit in applied.fits if "no residual" in fit.note}
     assert lost == ({site.name for site in model.anatomy} if name in POST_NORM else set())
 
