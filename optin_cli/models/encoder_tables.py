@@ -92,7 +92,7 @@ ENCODERS = (
         ("albert",),
         "encoder.albert_layer_groups",
         _ALBERT_SITES,
-        note="a unit goes from all layers that share it; no compensation",
+        note="a unit goes from all layers that share it",
         repeats="num_hidden_layers",
     ),
     Family("deberta-v2", ("deberta-v2",), "encoder.layer", _DEBERTA_V2_SITES, note="versions 2 and 3"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.hidden import Arguments, hidden_argument
 from optin_cli.models.layers import matrix, patches
 from optin_cli.models.slicing import slice_model
+from optin_cli.models.uses import by_module
 from optin_cli.surgery.consumers import kept_features, kept_outputs, layer_of, write_back
 from optin_cli.surgery.readout import read_positions
 from optin_cli.surgery.refit import NONE, Change, Consumer, Moments, refit
@@ -123,20 +124,18 @@ class _Streams:
             self.rows.valid.append(batch.valid)
             self._step("reading the data")
         fits = []
-        for block in range(self.depth):
-            points = self._sum_points(block)
-            self._dense_pass(block, points)
-            fits += [self._fit(site, points.get(site.name)) for site in self._ordered(block, points)]
-            if block + 1 < self.depth:
-                self._pruned_pass(block)
+        for uses in by_module(self.model.module, self.model.anatomy.blocks).values():
+            points = self._sum_points(uses[0])
+            self._dense_pass(uses, points)
+            fits += [self._fit(site, points.get(site.name), uses) for site in self._ordered(uses[0], points)]
+            if uses[-1] + 1 < self.depth:
+                self._pruned_pass(uses)
         return fits
 
     # ---- passes over all batches ----
 
     def _sum_points(self, block: int) -> dict[str, SumPoint]:
         """Where each site of a block meets the residual, in the order the sites run."""
-        if self.model.anatomy.uses(block) > 1:
-            return {}  # a change here would be made in all blocks that share the module
         module, arguments = self._block(self.teacher.module, block), self._arguments("dense", block, 0)
         paths = {self._within(site): site.name for site in self.model.anatomy.in_block(block)}
         order = order_of(module, list(paths), arguments)
@@ -157,32 +156,36 @@ class _Streams:
         sites = self.model.anatomy.in_block(block)
         return sorted(sites, key=lambda s: list(points).index(s.name) if s.name in points else len(points))
 
-    def _dense_pass(self, block: int, points: dict[str, SumPoint]) -> None:
-        """Bring the dense stream behind a block, and keep what it has at the sum points."""
-        module = self._block(self.teacher.module, block)
+    def _dense_pass(self, uses: Sequence[int], points: dict[str, SumPoint]) -> None:
+        """Bring the dense stream behind the blocks that share a module, and keep what it has at their sum points."""
+        module = self._block(self.teacher.module, uses[0])
         places = {point.place for point in points.values()}
-        for index in range(len(self.batches)):
-            found = run_block(module, self._arguments("dense", block, index), {*places, OUTPUT})
-            for name, point in points.items():
-                rows = by_example(found[point.place], len(found[OUTPUT]), point.axis)
-                self.store[name, index] = self.rows.drawn(rows, name, index)
-            self.store["dense", index] = found[OUTPUT]
-            self._step(f"block {block}, dense")
+        for block in uses:
+            for index in range(len(self.batches)):
+                found = run_block(module, self._arguments("dense", block, index), {*places, OUTPUT})
+                for name, point in points.items():
+                    rows = by_example(found[point.place], len(found[OUTPUT]), point.axis)
+                    self.store[name, block, index] = self.rows.drawn(rows, name, index)
+                self.store["dense", index] = found[OUTPUT]
+                self._step(f"block {block}, dense")
 
-    def _pruned_pass(self, block: int) -> None:
-        module = self._block(self.pruned, block)
-        for index in range(len(self.batches)):
-            self.store["pruned", index] = run_block(module, self._arguments("pruned", block, index))[OUTPUT]
-            self._step(f"block {block}, pruned")
+    def _pruned_pass(self, uses: Sequence[int]) -> None:
+        module = self._block(self.pruned, uses[0])
+        for block in uses:
+            for index in range(len(self.batches)):
+                arguments = self._arguments("pruned", block, index)
+                self.store["pruned", index] = run_block(module, arguments)[OUTPUT]
+                self._step(f"block {block}, pruned")
 
-    def _fit(self, site: Site, point: SumPoint | None) -> SiteFit:
-        """Gather a site's equations from the pruned stream, solve them and change its consumer."""
+    def _fit(self, site: Site, point: SumPoint | None, uses: Sequence[int]) -> SiteFit:
+        """Gather a site's equations from the pruned stream, solve them and change its consumer.
+
+        Where blocks share it, the equations of all are solved together: those of deeper ones on the stream that the
+        consumer gives before its change.
+        """
         if point is None:
             self.done += len(self.batches)
-            shared = self.model.anatomy.uses(site.block) > 1
-            note = (
-                "its consumer serves several blocks" if shared else "its consumer does not run exactly once"
-            )
+            note = "its consumer does not run exactly once"
             return SiteFit(site.name, NONE, None, 0.0, 0.0, 0, note)
         layer = layer_of(self.pruned, site.consumer)
         weight_matrix = matrix(layer).data
@@ -194,12 +197,17 @@ class _Streams:
         kept = kept_outputs(self.model.anatomy, site, self.keep, outputs)
         variance = 0.0
         for index in range(len(self.batches)):
-            x, error, weight, spread = self._rows(site, point, kept, index)
-            choosing = self.rows.held_out(index, like=weight)
-            for moments, chosen in ((fit, ~choosing), (held, choosing)):
-                rows = ((weight != 0) & chosen).nonzero(as_tuple=True)  # padding has no weight
-                moments.add(x[rows], error[rows], weight[rows])
-            variance += float((weight * spread)[choosing].sum())
+            arguments = self._arguments("pruned", uses[0], index)
+            for block in uses:
+                if block != uses[0]:
+                    hidden = run_block(self._block(self.pruned, block), arguments)[OUTPUT]
+                    arguments = self.calls.arguments(block, index, hidden)
+                x, error, weight, spread = self._rows(site, point, kept, index, block, arguments)
+                choosing = self.rows.held_out(index, like=weight)
+                for moments, chosen in ((fit, ~choosing), (held, choosing)):
+                    rows = ((weight != 0) & chosen).nonzero(as_tuple=True)  # padding has no weight
+                    moments.add(x[rows], error[rows], weight[rows])
+                variance += float((weight * spread)[choosing].sum())
             self._step(site.name)
         if not all(bool(torch.isfinite(sums).all()) for m in (fit, held) for sums in (m.gram, m.ee)):
             raise InputError(
@@ -228,17 +236,16 @@ class _Streams:
     # ---- one batch ----
 
     def _rows(
-        self, site: Site, point: SumPoint, kept: Tensor, index: int
+        self, site: Site, point: SumPoint, kept: Tensor, index: int, block: int, arguments: Arguments
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(x, what the `kept` outputs lack, weight, dense variance) of a batch: [examples, positions, ...].
+        """(x, what the `kept` outputs lack, weight, dense variance) of a batch in a block: [examples, positions, ...].
 
         The error counts relative to the token's own spread, as the norms that read the stream see it.
         """
         into = Place(self._within(site), 0, 0)
-        module, arguments = self._block(self.pruned, site.block), self._arguments("pruned", site.block, index)
-        found = run_block(module, arguments, {into, point.place}, stop=True)
+        found = run_block(self._block(self.pruned, block), arguments, {into, point.place}, stop=True)
         examples = len(hidden_argument(*arguments))
-        dense = self.store.pop((site.name, index)).to(self.model.device).double()[..., kept]
+        dense = self.store.pop((site.name, block, index)).to(self.model.device).double()[..., kept]
         own = by_example(found[point.place].double(), examples, point.axis)
         x = by_example(patches(layer_of(self.pruned, site.consumer), found[into]), examples)
         if point.rows is not None:
@@ -252,7 +259,7 @@ class _Streams:
         variance = dense.var(-1, correction=0)  # (examples, positions)
         # else these are rows of windows, or a few of many
         in_order = drawn is own and (point.found or len(found[point.place]) == examples)
-        weight = self.rows.weights(site.block, index, variance, in_order)
+        weight = self.rows.weights(block, index, variance, in_order)
         floor = 1e-6 * float(variance[weight > 0].mean()) or 1.0
         weight = weight / variance.clamp(min=floor)
         return self.rows.drawn(x, site.name, index), error, weight, variance * dense.shape[-1]
