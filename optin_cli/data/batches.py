@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from optin_cli.data.workers import in_order, worker_count
 from optin_cli.errors import InputError
 
 IGNORE = -100
+_MASK = "attention_mask"
 
 
 class TextEncoder(Protocol):
@@ -31,6 +32,7 @@ class TextEncoder(Protocol):
     def windows(
         self, questions: Sequence[str], contexts: Sequence[str], max_length: int
     ) -> Iterator[tuple[int, dict[str, list[int]], Window]]: ...
+    def running_text(self, texts: Sequence[str], max_length: int) -> list[dict[str, list[int]]]: ...
     def pad(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]: ...
 
 
@@ -77,13 +79,28 @@ class Batch:
             lengths = (self.valid * slots).amax(1).tolist()
         return [self._run(start, stop, lengths) for start, stop in _runs(lengths, overhead, most)]
 
+    def real(self, mask: str) -> Tensor | None:
+        """[batch, tokens] True for what the input called `mask` says is no padding; None when there is none."""
+        found = self.inputs.get(mask)
+        return self.valid if found is None or mask == _MASK else found.bool()
+
     def _run(self, start: int, stop: int, lengths: Sequence[int]) -> Batch:
         ids = self.example_ids[start:stop]
         if self.valid is None:
             return Batch({k: v[start:stop] for k, v in self.inputs.items()}, None, ids)
-        longest = max(lengths[start:stop])
-        inputs = {k: v[start:stop, :longest] for k, v in self.inputs.items()}
-        return Batch(inputs, self.valid[start:stop, :longest], ids)
+        longest = {_MASK: max(lengths[start:stop])}
+        for name, mask in self.inputs.items():  # a decoder's inputs have lengths of their own
+            if name.endswith(_MASK) and name != _MASK:
+                longest[name] = (
+                    max(1, int(mask[start:stop].any(0).sum())) if bool(mask[:, 0].all()) else mask.shape[1]
+                )
+        inputs = {k: v[start:stop, : longest[_mask_of(k, longest)]] for k, v in self.inputs.items()}
+        return Batch(inputs, self.valid[start:stop, : longest[_MASK]], ids)
+
+
+def _mask_of(name: str, masks: Iterable[str]) -> str:
+    """The mask of an input, by the longest beginning they share: `decoder_input_ids` has `decoder_attention_mask`."""
+    return max((m for m in masks if name.startswith(m.removesuffix(_MASK))), key=len)
 
 
 def _runs(lengths: Sequence[int], overhead: int, most: int | None) -> list[tuple[int, int]]:

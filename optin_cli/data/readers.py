@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -30,9 +30,12 @@ class Encoded:
 class Reader:
     """A row is an example: a text, a pair of texts, a list of words, or an image."""
 
+    masks: ClassVar[bool] = False
+    """Labels are label maps beside the images."""
+
     def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
         """Find the columns. Raises what `find_columns` does."""
-        return find_columns(dataset, data, modality)
+        return find_columns(dataset, data, modality, self.masks)
 
     def sides(self, columns: Columns) -> int:
         """How many examples a row makes at least; `--samples` counts examples."""
@@ -115,10 +118,40 @@ class WindowReader(Reader):
         return Encoded(inputs, row_ids, details)
 
 
+class RunningTextReader(Reader):
+    """All rows are one text, each ended by a line break; its examples are windows that follow each other."""
+
+    length = 512
+    """Tokens of a window, unless told otherwise."""
+
+    def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
+        """The column `text` where there is one. The text is its own label."""
+        text = data.text or (("text",) if "text" in dataset.features else ())
+        return replace(find_columns(dataset, replace(data, text=text), modality), label=None)
+
+    def encode(self, rows: Dataset, columns: Columns, processor: Any, max_length: int | None) -> Encoded:
+        texts = [rows[name][:] for name in columns.text]
+        if columns.words:
+            lines = [" ".join(words) for words in texts[0]]
+        else:
+            lines = [text for row in zip(*map(plain, texts), strict=True) for text in row]
+        ended = [line if line.endswith("\n") else f"{line}\n" for line in lines]
+        inputs = processor.running_text(ended, max_length or self.length)
+        return Encoded(inputs, list(range(len(inputs))))  # a window stands for a row: some are held out
+
+
+class MaskReader(Reader):
+    """A row is an image, with its label map where there is one."""
+
+    masks = True
+
+
 ROWS = Reader()
 SIDES = SidesReader()
 LABELS = LabelsReader()
 WINDOWS = WindowReader()
+RUNNING_TEXT = RunningTextReader()
+MASKS = MaskReader()
 
 
 def plain(texts: list[Any]) -> list[str]:

@@ -24,7 +24,7 @@ _ROUNDING = 1e-9
 
 @dataclass
 class Evaluation:
-    """What `evaluate` found. Metrics are in points: 100 is perfect."""
+    """What `evaluate` found. Metrics are in points, where 100 is perfect; a perplexity is not."""
 
     task: str
     examples: int
@@ -37,7 +37,8 @@ class Evaluation:
     """Classifiers: agreement (points), kl (nats, KL(baseline || model) a row). Embeddings: cosine,
     top10_overlap (points). Regression: mean_abs_difference (in units of the label)."""
     drop: float | None = None
-    """Points of the main metric lost to the baseline; without labels, 100 - agreement or 100 - cosine."""
+    """Points of the main metric lost to the baseline, or how many per cent the perplexity rises; without labels,
+    100 - agreement or 100 - cosine."""
     broken: int = 0
     """Rows that were left out, since their images can't be used."""
 
@@ -62,7 +63,7 @@ def evaluate(
     if labels is None and baseline is None:
         raise UsageError(
             f"nothing to measure: {where} has no labels for {task.name}",
-            "compare with the dense model (--baseline MODEL), or name the label column with --label",
+            f"compare with the dense model (--baseline MODEL), or name the label column with {task.label_option}",
         )
     ours, theirs, sums = _run(model, batches, baseline, labels, on_progress)
     result = Evaluation(task.name, batches.count, {}, "")
@@ -75,7 +76,7 @@ def evaluate(
         if labels is not None:
             result.baseline_metrics = _ordered(task.metrics(theirs.in_order(), labels, batches), first)
         result.fidelity = task.fidelity(sums, ours.in_order(), theirs.in_order(), model.device)
-        result.drop = _drop(result)
+        result.drop = _drop(task, result)
     return result
 
 
@@ -92,7 +93,8 @@ def _ordered(found: dict[str, float], first: tuple[str, ...]) -> dict[str, float
 
 
 def gate(evaluation: Evaluation, max_drop: float) -> None:
-    """Raise `GateError` if more than `max_drop` points were lost, `UsageError` if no drop was measured."""
+    """Raise `GateError` if more than `max_drop` points (of perplexity: per cent) were lost, `UsageError` if no drop
+    was measured."""
     drop = evaluation.drop
     if drop is None:
         raise UsageError(
@@ -100,8 +102,9 @@ def gate(evaluation: Evaluation, max_drop: float) -> None:
         )
     if not drop <= max_drop + _ROUNDING:
         what = evaluation.main or f"{next(iter(evaluation.fidelity), 'agreement')} with the baseline"
+        change = f"rises by {drop:.3f} per cent" if what == "perplexity" else f"drops by {drop:.3f} points"
         raise GateError(
-            f"{what} drops by {drop:.3f} points, more than the {max_drop:g} allowed",
+            f"{what} {change}, more than the {max_drop:g} allowed",
             "keep more of the model (a larger budget), or allow a larger --max-drop",
         )
 
@@ -131,18 +134,19 @@ def _run(
     task, ours, theirs = model.task, _Kept(), _Kept()
     sums: Counter[str] = Counter()
     for index, batch in enumerate(batches):
-        output, weights = _forward(model, batch)
-        ours.add(task, batch, output, weights, labels)
-        if baseline is not None:
-            expected = _forward(baseline, batch)[0].to(output.device)
-            if expected.shape[1:] != output.shape[1:]:
-                raise UsageError(
-                    f"{model.spec} gives outputs of shape {tuple(output.shape[1:])}, "
-                    f"but the baseline {baseline.spec} {tuple(expected.shape[1:])}",
-                    "compare with the dense model it was made from",
-                )
-            theirs.add(task, batch, expected, weights, labels)
-            sums.update(task.compare(output, expected, weights))
+        for piece in [batch] if task.slots is None else batch.split(0, task.slots):
+            output, weights = _forward(model, piece)
+            ours.add(task, piece, output, weights, labels)
+            if baseline is not None:
+                expected = _forward(baseline, piece)[0].to(output.device)
+                if expected.shape[1:] != output.shape[1:]:
+                    raise UsageError(
+                        f"{model.spec} gives outputs of shape {tuple(output.shape[1:])}, "
+                        f"but the baseline {baseline.spec} {tuple(expected.shape[1:])}",
+                        "compare with the dense model it was made from",
+                    )
+                theirs.add(task, piece, expected, weights, labels)
+                sums.update(task.compare(output, expected, weights))
         if on_progress:
             on_progress(index + 1, len(batches), "evaluating")
     return ours, theirs, sums
@@ -152,7 +156,7 @@ def _run(
 def _forward(model: OpenModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """(output [batch, rows, classes], row weights [batch, rows])"""
     inputs = batch.to(model.device, model.dtype).inputs
-    output, weights = model.output(inputs), model.task.row_weights(inputs)
+    output, weights = model.full_output(inputs), model.task.full_weights(inputs)
     broken = (~output.isfinite().all(dim=-1) & (weights > 0)).any(dim=-1)  # (batch)
     if broken.any():
         raise InputError(
@@ -162,8 +166,8 @@ def _forward(model: OpenModel, batch: Batch) -> tuple[Tensor, Tensor]:
     return output, weights
 
 
-def _drop(result: Evaluation) -> float | None:
+def _drop(task: Task, result: Evaluation) -> float | None:
     if result.main:
-        return result.baseline_metrics[result.main] - result.metrics[result.main]
+        return task.lost(result.main, result.metrics[result.main], result.baseline_metrics[result.main])
     likeness = result.fidelity.get("agreement", result.fidelity.get("cosine"))
     return None if likeness is None else 100 - likeness

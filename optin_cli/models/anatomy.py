@@ -14,9 +14,11 @@ HEADS = "heads"
 NEURONS = "neurons"
 CHANNELS = "channels"
 
-TOKENS, NHWC, NCHW = "tokens", "nhwc", "nchw"
-LAYOUTS = (TOKENS, NHWC, NCHW)
-"""Of hidden states: (batch, tokens, d), (batch, height, width, d) and (batch, d, height, width)."""
+TOKENS, SEQUENCE, NHWC, NCHW = "tokens", "sequence", "nhwc", "nchw"
+LAYOUTS = (TOKENS, SEQUENCE, NHWC, NCHW)
+"""Of hidden states: (batch, tokens, d), (tokens, batch, d), (batch, height, width, d) and (batch, d, height, width)."""
+
+ATTENTION_MASK = "attention_mask"
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ class Producer:
     path: str
     parts: int = 1
     by_unit: bool = False
-    """Parts stand together for each unit (DeBERTa's q, k, v of head 0, of head 1, ...), not one after the other."""
+    """A unit's parts stand side by side, q k v of one head before those of the next (GPT-NeoX, DeBERTa)."""
+    shared: bool = False
+    """One slice for all heads of a group: the keys and values of grouped-query attention."""
     per_batch: bool = False
     """It runs once a batch, on relative positions: its MACs are no unit's."""
 
@@ -48,14 +52,26 @@ class UnitInput:
 
 
 @dataclass(frozen=True)
+class RelativePositions:
+    """Relative positions that each head multiplies its queries or keys with, as well as with each other."""
+
+    kinds: str
+    """The attribute that lists how: one product each."""
+    rows: str = ""
+    """The attribute that holds half the number of positions; by default there are twice as many as tokens."""
+
+
+@dataclass(frozen=True)
 class Bypass:
     """A `module` around a consumer that can't run without units: once all are gone, it gives the consumer's bias.
 
-    What `module` returns is a tensor, or the first of two in a tuple (`in_tuple`).
+    What `module` returns is a tensor, or a tuple of `in_tuple` elements of which the others are None.
     """
 
     module: str
-    in_tuple: bool = False
+    in_tuple: int = 0
+    cache: str = ""
+    """Its argument that is a cache of keys and values. The cache counts tokens, so it gets them without heads too."""
     empty: bool = False
     """The module stands in front of the consumer, and gives no features."""
 
@@ -69,12 +85,18 @@ class Site:
     kind: str
     """`heads`, `neurons` or `channels`."""
     block: int
+    """Where the consumer stands; in a chain the producer stands in an earlier block."""
     units: int
     """Units present now (fewer than in the dense model once pruned)."""
     width: int
-    """Features of the consumer's input that belong to one unit: head_dim for heads, 1 for the others."""
+    """Features of the consumer's input that belong to one unit: head_dim for heads, as a rule 1 for the others."""
     producers: tuple[Producer, ...]
     consumer: str
+    group: int = 1
+    """Heads in a unit: those that share keys and values."""
+    spread: int = 1
+    """Features of the consumer's input that stem from one output of a producer: the positions of a map that is
+    flattened for a Linear."""
     carried: tuple[str, ...] = ()
     """Modules between producers and consumer that hold something for each unit: norms, depthwise convolutions."""
     readers: tuple[str, ...] = ()
@@ -83,6 +105,8 @@ class Site:
     """The module whose input is masked, where something reads the units before the consumer does."""
     axis: int = -1
     """Where the units stand in what is masked, counted from the end: -3 in (examples, channels, height, width)."""
+    batch_axis: int = 0
+    """Where the examples stand in what is masked."""
     norm: str = ""
     """The BatchNorm right behind the consumer, whose bias stands for the one the consumer lacks."""
     counts: tuple[tuple[str, str], ...] = ()
@@ -100,6 +124,10 @@ class Site:
     """MACs of one unit for each pair of tokens: 2 * head_dim for a head (scores and context); 0 if hierarchical."""
     params_per_unit: float = 0
     """Of a layer between two sites, each has half: never less than what goes when both lose units."""
+    own_share: float = 1
+    """Its MACs as a share of what goes when this site alone loses its units: less than 1 beside another site."""
+    passed: tuple[int, ...] = ()
+    """Blocks whose outputs are in no trajectory, because a mere norm, activation or pooling follows."""
 
     def macs_per_unit(self, tokens: float) -> float:
         """MACs one unit costs on a sequence of `tokens` tokens (METHOD section 4, PTF's FLOPs model)."""
@@ -109,6 +137,15 @@ class Site:
     def features(self) -> int:
         """Size of the consumer's input."""
         return self.units * self.width
+
+    @property
+    def rows(self) -> int:
+        """Outputs of a part of a producer that belong to one unit."""
+        return self.width // self.spread
+
+    def rows_of(self, producer: Producer) -> int:
+        """The same of a producer that may be shared by the heads of a group."""
+        return self.rows // self.group if producer.shared else self.rows
 
     @property
     def entry(self) -> str:
@@ -137,6 +174,18 @@ class TokenSite:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """Blocks that pass on the same hidden states: an encoder's, a decoder's."""
+
+    first: int = 0
+    """Its first block; the next stream's first block ends it."""
+    layout: str = TOKENS
+    """One of `LAYOUTS`."""
+    mask: str = ATTENTION_MASK
+    """The input of the model that tells which of its tokens are no padding, (batch, tokens)."""
+
+
+@dataclass(frozen=True)
 class Anatomy:
     """The ordered blocks of a model and the sites that stand in them. Paths are `get_submodule` paths.
 
@@ -150,6 +199,11 @@ class Anatomy:
     """One for each block, or none at all where tokens can't be merged."""
     prefix: int = 0
     """Tokens in front that are never merged: class token, registers."""
+    streams: tuple[Stream, ...] = (Stream(),)
+    """In order of depth."""
+    chained: bool = True
+    """Each block needs the hidden states of the one before and nothing else that changes with it. Where blocks need
+    more (an encoder's output, an earlier stage's), whatever is run is the whole model."""
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -163,6 +217,15 @@ class Anatomy:
     def uses(self, block: int) -> int:
         """How many blocks share the module of one."""
         return self.blocks.count(self.blocks[block])
+
+    def stream_of(self, block: int) -> Stream:
+        """The stream that a block belongs to; negative numbers count from the last."""
+        block %= len(self.blocks)
+        return next(stream for stream in reversed(self.streams) if stream.first <= block)
+
+    def fed_by(self, layer: str) -> Site | None:
+        """The site whose units come out of the layer at this path."""
+        return next((s for s in self.sites if any(p.path == layer for p in s.producers)), None)
 
     def in_block(self, block: int) -> tuple[Site, ...]:
         return tuple(site for site in self.sites if site.block == block)

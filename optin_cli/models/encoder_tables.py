@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from optin_cli.models.anatomy import HEADS, NEURONS, Bypass, Producer
-from optin_cli.models.tables import BERT_SITES, Family, RelativePositions, SiteTable, linears
+from optin_cli.models.anatomy import HEADS, NEURONS, Bypass, Producer, RelativePositions
+from optin_cli.models.tables import BERT_SITES, Family, SiteTable, linears
 
 _COUNTS = {"attention.self.num_attention_heads": "units", "attention.self.all_head_size": "features"}
 _RELATIVE = ("attention.self.pos_dropout",)  # there are relative positions
-_EMPTY = Bypass("attention.self", in_tuple=True, empty=True)  # it can't be told how wide no heads are
+_EMPTY = Bypass("attention.self", in_tuple=2, empty=True)  # it can't be told how wide no heads are
 
 
 def _deberta_v2_heads(*positions: str, relative: bool = True) -> SiteTable:

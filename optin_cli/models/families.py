@@ -7,17 +7,35 @@ See docs/families.md for how to write one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from optin_cli.errors import UsageError
-from optin_cli.models.anatomy import CHANNELS, HEADS, LAYOUTS, NEURONS, Bypass, Producer, UnitInput
+from optin_cli.models.anatomy import (
+    CHANNELS,
+    HEADS,
+    LAYOUTS,
+    NEURONS,
+    Bypass,
+    Producer,
+    RelativePositions,
+    UnitInput,
+)
 from optin_cli.models.cnn_tables import CNNS
+from optin_cli.models.decoder_tables import DECODERS
 from optin_cli.models.encoder_tables import ENCODERS
+from optin_cli.models.segmentation_tables import SEGMENTATION
 from optin_cli.models.swin_tables import SWIN
-from optin_cli.models.tables import SHIPPED, TOWERS, Family, RelativePositions, SiteTable, TokenTable
+from optin_cli.models.tables import (
+    SHIPPED,
+    TOWERS,
+    Family,
+    SiteTable,
+    StreamTable,
+    TokenTable,
+)
 from optin_cli.models.torchvision_tables import TORCHVISION
 
 __all__ = [
@@ -25,6 +43,7 @@ __all__ = [
     "TOWERS",
     "Family",
     "SiteTable",
+    "StreamTable",
     "TokenTable",
     "family_from_dict",
     "family_to_dict",
@@ -72,13 +91,18 @@ def family_to_dict(family: Family) -> dict[str, Any]:
 
 
 def family_from_dict(data: dict[str, Any], where: str = "family table") -> Family:
-    """Read a family from plain data. A producer is a path or `{path, parts}`; `where` names the source in errors.
+    """Read a family from plain data. A producer is a path or a mapping of its fields; `where` names the source in
+    errors.
 
     Raises `UsageError` naming every field that is missing, unknown or of the wrong kind.
     """
     problems = _mistyped(data, _FAMILY_FIELDS, "")
     for number, site in enumerate(data["sites"] if isinstance(data.get("sites"), list | tuple) else ()):
         problems += _mistyped(site, _SITE_FIELDS, f"sites[{number}].")
+    for number, stream in enumerate(data["streams"] if isinstance(data.get("streams"), list | tuple) else ()):
+        problems += _mistyped(stream, _STREAM_FIELDS, f"streams[{number}].")
+    if not data.get("blocks") and not data.get("streams"):
+        problems.append("blocks is missing")
     if data.get("tokens") is not None:
         problems += _mistyped(data["tokens"], _TOKEN_FIELDS, "tokens.")
     if problems:
@@ -103,12 +127,26 @@ def family_from_dict(data: dict[str, Any], where: str = "family table") -> Famil
         )
         for site in data["sites"]
     )
-    blocks = data["blocks"] if isinstance(data["blocks"], str) else tuple(data["blocks"])
+    streams = tuple(
+        StreamTable(**{**stream, "blocks": _patterns(stream["blocks"])}) for stream in data.get("streams", ())
+    )
     tokens = data.get("tokens")
     if tokens is not None:
         tokens = TokenTable(**{**tokens, "prefix": tuple(tokens.get("prefix", ()))})
-    matches = tuple(data["matches"])
-    return Family(**{**data, "matches": matches, "blocks": blocks, "sites": sites, "tokens": tokens})
+    return Family(
+        **{
+            **data,
+            "matches": tuple(data["matches"]),
+            "blocks": _patterns(data.get("blocks", "")),
+            "sites": sites,
+            "tokens": tokens,
+            "streams": streams,
+        }
+    )
+
+
+def _patterns(blocks: str | Sequence[str]) -> str | tuple[str, ...]:
+    return blocks if isinstance(blocks, str) else tuple(blocks)
 
 
 def _is_text(value: Any) -> bool:
@@ -123,13 +161,17 @@ def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list | tuple) and all(check(item) for item in value)
 
 
+def _is_blocks(value: Any) -> bool:
+    return _is_text(value) or (bool(value) and _list_of(_is_text)(value))
+
+
 def _is_producer(value: Any) -> bool:
     if isinstance(value, dict):
         return (
-            set(value) <= {"path", "parts", "by_unit", "per_batch"}
+            set(value) <= {"path", "parts", "by_unit", "shared", "per_batch"}
             and _is_text(value.get("path"))
             and _is_count(value.get("parts", 1))
-            and all(isinstance(value.get(flag, False), bool) for flag in ("by_unit", "per_batch"))
+            and all(isinstance(value.get(name, False), bool) for name in ("by_unit", "shared", "per_batch"))
         )
     return _is_text(value)
 
@@ -157,9 +199,11 @@ def _is_axes(value: Any) -> bool:
 def _is_bypass(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and set(value) <= {"module", "in_tuple", "empty"}
+        and set(value) <= {"module", "in_tuple", "cache", "empty"}
         and _is_text(value.get("module"))
-        and all(isinstance(value.get(flag, False), bool) for flag in ("in_tuple", "empty"))
+        and isinstance(value.get("in_tuple", 0), int)
+        and isinstance(value.get("cache", ""), str)
+        and isinstance(value.get("empty", False), bool)
     )
 
 
@@ -177,18 +221,22 @@ _Fields = dict[str, tuple[bool, str, Callable[[Any], bool]]]
 _FAMILY_FIELDS: _Fields = {
     "name": (True, "a name", _is_text),
     "matches": (True, "a list of names", _list_of(_is_text)),
-    "blocks": (
-        True,
-        "a path or a list of patterns",
-        lambda v: _is_text(v) or (bool(v) and _list_of(_is_text)(v)),
-    ),
+    "blocks": (False, "a path or a list of patterns", lambda v: isinstance(v, str) or _is_blocks(v)),
     "sites": (True, "a list of sites", lambda v: _list_of(lambda s: isinstance(s, dict))(v) and bool(v)),
     "modality": (False, "text or image", lambda v: v in ("text", "image")),
     "note": (False, "text", lambda v: isinstance(v, str)),
     "layout": (False, f"one of {', '.join(LAYOUTS)}", lambda v: v in LAYOUTS),
     "hierarchical": (False, "true or false", lambda v: isinstance(v, bool)),
     "repeats": (False, "an attribute of the config", lambda v: isinstance(v, str)),
+    "arguments": (False, "argument: value", lambda v: isinstance(v, dict) and all(map(_is_text, v))),
+    "streams": (False, "a list of streams", _list_of(lambda s: isinstance(s, dict))),
+    "chained": (False, "true or false", lambda v: isinstance(v, bool)),
     "tokens": (False, "{keys, attention, bias, prefix, part}", lambda v: v is None or isinstance(v, dict)),
+}
+_STREAM_FIELDS: _Fields = {
+    "blocks": (True, "a path or a list of patterns", _is_blocks),
+    "layout": (False, f"one of {', '.join(LAYOUTS)}", lambda v: v in LAYOUTS),
+    "mask": (False, "the name of an input", _is_text),
 }
 _TOKEN_FIELDS: _Fields = {
     "keys": (True, "a path", _is_text),
@@ -200,19 +248,21 @@ _TOKEN_FIELDS: _Fields = {
 _SITE_FIELDS: _Fields = {
     "kind": (True, f"{HEADS}, {NEURONS} or {CHANNELS}", lambda v: v in (HEADS, NEURONS, CHANNELS)),
     "name": (False, "a word without dots", lambda v: isinstance(v, str) and "." not in v),
-    "producers": (True, "a list of paths or {path, parts}", lambda v: _list_of(_is_producer)(v) and bool(v)),
-    "consumer": (True, "a path", _is_text),
+    "producers": (True, "a list of paths or {path, parts, by_unit, shared}", _list_of(_is_producer)),
+    "consumer": (True, "a path", lambda v: isinstance(v, str)),
     "carried": (False, "a list of paths", _list_of(_is_text)),
     "readers": (False, "a list of paths", _list_of(_is_text)),
     "masked_at": (False, "a path", lambda v: isinstance(v, str)),
     "norm": (False, "a path", lambda v: isinstance(v, str)),
     "unit_width": (False, "a number above 0 or an attribute", lambda v: _is_text(v) or _is_count(v)),
     "unit_count": (False, "an attribute", lambda v: isinstance(v, str)),
+    "group": (False, "an attribute", lambda v: isinstance(v, str)),
     "counts": (False, "attribute: units or features", _is_counts),
     "unit_inputs": (False, "a list of {module, argument, axis}", _list_of(_is_unit_input)),
     "tensors": (False, "path: axis", _is_axes),
     "relative": (False, "{kinds, rows}", lambda v: v is None or _is_relative(v)),
-    "bypass": (False, "{module, in_tuple, empty}", lambda v: v is None or _is_bypass(v)),
+    "batch_axis": (False, "0 or more", lambda v: type(v) is int and v >= 0),
+    "bypass": (False, "{module, in_tuple, cache, empty}", lambda v: v is None or _is_bypass(v)),
     "must_be_identity": (False, "a list of paths", _list_of(_is_text)),
     "requires": (False, "a list of paths", _list_of(_is_text)),
 }
@@ -245,5 +295,5 @@ def read_family(path: Path) -> Family:
     return family_from_dict(data, str(path))
 
 
-for _family in (*SHIPPED, *ENCODERS, *SWIN, *CNNS, *TORCHVISION):
+for _family in (*SHIPPED, *ENCODERS, *DECODERS, *SWIN, *CNNS, *TORCHVISION, *SEGMENTATION):
     register_family(_family)

@@ -76,6 +76,22 @@ class TextProcessor:
                 cls = self.tokenizer.cls_token_id
                 yield pair, inputs, Window(offsets, ids.index(cls) if cls in ids else 0)
 
+    def running_text(self, texts: Sequence[str], max_length: int) -> list[dict[str, list[int]]]:
+        """Texts, one after the other, as windows of one length, at most `max_length` tokens.
+
+        Each begins with the token that the tokenizer puts in front of a text, if it does. Fewer tokens than there
+        are windows are left over at the end.
+        """
+        limit = min(self.max_length, max_length)
+        begin = self.tokenizer.bos_token_id
+        front = [begin] if begin is not None and self.tokenizer("")["input_ids"][:1] == [begin] else []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        ids = [token for text in encoded for token in text]
+        count = -(-len(ids) // max(1, limit - len(front)))
+        length = len(ids) // max(1, count)
+        windows = [front + ids[i * length : (i + 1) * length] for i in range(count)]
+        return [{"input_ids": window, "attention_mask": [1] * len(window)} for window in windows]
+
     def _cut(self, text: str, tokens: int) -> str:
         """The first `tokens` tokens of a text."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -97,6 +113,15 @@ class ImageProcessor:
     def __call__(self, image: Image) -> Tensor:
         return self.transform(image.convert("RGB"))
 
+    @property
+    def reduces_labels(self) -> bool:
+        """Whether 0 counts nothing in label maps, and every other id is one lower in the model."""
+        return bool(getattr(getattr(self.transform, "processor", None), "do_reduce_labels", False))
+
+    def follow(self, ids: np.ndarray, void: int) -> Tensor:
+        """A label map (height, width) at the size and crop of the model's images: the nearest pixel's id."""
+        return self.transform.follow(ids, void)
+
 
 def text_processor(folder: Path, config: Any) -> TextProcessor:
     """The tokenizer of a transformers model directory.
@@ -114,6 +139,7 @@ def text_processor(folder: Path, config: Any) -> TextProcessor:
             f"{folder} has no usable tokenizer: {str(error).splitlines()[0]}",
             "put tokenizer.json (or the vocabulary files) beside config.json",
         ) from error
+    tokenizer.padding_side = "right"  # a decoder counts positions from the first token, whatever it is
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return TextProcessor(tokenizer, _max_length(folder, tokenizer, config))
@@ -166,6 +192,36 @@ class _Transform:
 
     def __call__(self, image: Image) -> Tensor:
         return self.processor(images=image, return_tensors="pt", **self.options)["pixel_values"][0]
+
+    def follow(self, ids: np.ndarray, void: int) -> Tensor:
+        """A label map through the same geometry, as the colour of an image that is not normalised."""
+        from PIL import Image
+
+        grey = Image.fromarray(np.where(ids == void, 255, ids).astype(np.uint8)).convert("RGB")
+        plain = {"do_rescale": False, "do_normalize": False, "resample": Image.Resampling.NEAREST}
+        found = self.processor(images=grey, return_tensors="pt", **{**self.options, **plain})
+        mask = found["pixel_values"][0][0].long()  # (height, width) of the first channel
+        return mask.masked_fill(mask == 255, void)
+
+
+def settle_image_size(folder: Path, config: Any) -> None:
+    """Give a config without an image size (models that take any) the one that its processor makes.
+
+    A processor that gives images sizes of their own is made to give squares of its shortest edge: a batch, and what a
+    model costs, needs one size.
+    """
+    from transformers import AutoImageProcessor
+
+    fixed = getattr(getattr(config, "vision_config", config), "image_size", None)
+    if fixed is not None or not (folder / "preprocessor_config.json").is_file():
+        return
+    processor = AutoImageProcessor.from_pretrained(folder)
+    wide, high = (tuple(_Transform(processor)(_wide(size)).shape[-2:]) for size in ((64, 96), (96, 64)))
+    if wide != high:
+        edge = dict(processor.size).get("shortest_edge") or min(wide)
+        log.info("%s gives images sizes of their own: taking %d x %d for all", folder, edge, edge)
+        wide = (edge, edge)
+    config.image_size = list(wide)
 
 
 def _wide(size: tuple[int, int]) -> Image:

@@ -32,6 +32,8 @@ class Graph:
     input, (examples * windows, tokens, features)."""
     features: dict[int, Tensor]
     output: Tensor
+    chained: bool = True
+    """Whether whatever is asked for depends on every site before it."""
 
     def gradients(
         self, source: Tensor, seed: Tensor, sites: Sequence[Site], reduced: bool = True
@@ -43,19 +45,18 @@ class Graph:
         leaves = [leaf for site in sites for leaf in self.inputs[site.name]]
         with reduced_products(source.device, reduced):
             # a use in a deeper block than the source has no part in it
-            shared = len(leaves) > len(sites)
-            found = torch.autograd.grad(source, leaves, seed, retain_graph=True, allow_unused=shared)
+            partly = not self.chained or len(leaves) > len(sites)
+            found = torch.autograd.grad(source, leaves, seed, retain_graph=True, materialize_grads=partly)
         owners = (site for site in sites for _ in self.inputs[site.name])
         sums: dict[str, Tensor] = {}
         for site, gradient, value in zip(owners, found, leaves, strict=True):
-            if gradient is not None:
-                part = self._of_units(gradient, value, site)
-                sums[site.name] = part + sums[site.name] if site.name in sums else part
+            part = self._of_units(gradient, value, site)
+            sums[site.name] = part + sums[site.name] if site.name in sums else part
         return [sums[site.name] for site in sites]
 
     def _of_units(self, gradient: Tensor, value: Tensor, site: Site) -> Tensor:
         """Masking multiplies h: dq/dm_u = sum of (dq/dh * h) over positions and features."""
-        product = (gradient * value.detach()).movedim(site.axis, -1)
+        product = (gradient * value.detach()).movedim(site.axis, -1).movedim(site.batch_axis, 0)
         product = product.reshape(len(self.piece), -1, site.units, site.width)
         return product.sum((1, 3), dtype=torch.float32)  # (examples, units)
 
@@ -66,17 +67,19 @@ def record_graph(model: OpenModel, piece: Batch, sites: Sequence[Site]) -> Graph
     inputs: dict[str, list[Tensor]] = {site.name: [] for site in sites}
     with torch.enable_grad(), _tapped(model, sites, inputs), block_outputs(model, features):
         output = model.output(piece.inputs)
-    return Graph(piece, inputs, features, output)
+    return Graph(piece, inputs, features, output, model.anatomy.chained)
 
 
 @contextmanager
 def _tapped(model: OpenModel, sites: Sequence[Site], inputs: dict[str, list[Tensor]]) -> Iterator[None]:
-    """Start the graph at the first block's input and collect the inputs of the sites' consumers."""
+    """Start the graph at the first input of each stream and collect the inputs of the sites' consumers."""
+    starts = {stream.first for stream in model.anatomy.streams}
 
     def begin(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if index:
+        hidden = hidden_argument(args, kwargs)
+        if index not in starts or hidden.requires_grad:  # it comes from an earlier stream
             return None
-        return with_hidden((args, kwargs), hidden_argument(args, kwargs).detach().requires_grad_())
+        return with_hidden((args, kwargs), hidden.detach().requires_grad_())
 
     with ExitStack() as stack:
         stack.enter_context(on_blocks(model.module, model.anatomy.blocks, begin, before=True))

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from optin_cli.tasks.divergence import BINARY_KL, SQUARES, Term, binary_kl, class_kl
 
+_HELD = 1 << 24  # logits in float64 at a time
+
 
 def unit_rows(features: Tensor) -> Tensor:
     """L2-normalise the last dimension, in float32."""
@@ -56,10 +58,16 @@ def output_change(
     """
     if term == SQUARES:
         change = (variants - dense).square().sum(-1)  # (v, batch, rows)
-    else:
-        kl = binary_kl if term == BINARY_KL else class_kl
-        change = kl(dense.double() / temperature, variants.double() / temperature)
-    return (change * weights).sum((1, 2))
+        return (change * weights).sum((1, 2))
+    kl = binary_kl if term == BINARY_KL else class_kl
+    total = weights.new_zeros(len(variants), dtype=torch.float64)
+    # a few examples at a time: rows of a language model are as long as its vocabulary
+    step = max(1, _HELD * dense.shape[0] // max(1, variants.numel()))
+    parts = zip(dense.split(step), variants.split(step, 1), weights.split(step), strict=True)
+    for ours, theirs, weight in parts:
+        change = kl(ours.double() / temperature, theirs.double() / temperature)
+        total += (change * weight).sum((1, 2))
+    return total
 
 
 def relation_probe(features: Tensor, generator: torch.Generator) -> Tensor:

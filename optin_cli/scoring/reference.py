@@ -147,12 +147,14 @@ class Reference:
     def _features(self, found: dict[int, Tensor], blocks: Sequence[int] | None = None) -> Iterator[None]:
         """Within the context, collect the features of `blocks` (all of them for None)."""
         # a consumer's output, the feature of a text model, has no layout
-        layout = self.model.family.layout if self.paths == list(self.model.anatomy.blocks) else TOKENS
+        anatomy = self.model.anatomy
+        laid = self.paths == list(anatomy.blocks)
         with ExitStack() as stack:
             for z, path in enumerate(self.paths):
                 if blocks is None or z in blocks:
 
                     def keep(_: nn.Module, __: Any, output: Any, z: int = z) -> None:
+                        layout = anatomy.stream_of(z).layout if laid else TOKENS
                         found[z] = as_rows(hidden_of(output), layout)
 
                     stack.callback(self.model.module.get_submodule(path).register_forward_hook(keep).remove)

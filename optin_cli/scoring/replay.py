@@ -20,6 +20,7 @@ from optin_cli.data.batches import Batch
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.hidden import as_rows, hidden_argument, hidden_of, output_with, with_hidden
+from optin_cli.models.layers import is_linear, matrix
 from optin_cli.models.uses import on_blocks
 from optin_cli.scoring.calibration import block_outputs
 from optin_cli.scoring.precision import reduced_products
@@ -68,7 +69,9 @@ class Replay:
     @torch.inference_mode()
     def broadcasts(self, site: Site) -> bool:
         """Whether the own block lets a leading variant dimension through unchanged: tried on one unit."""
-        if site.units == 0 or site.masked_at or not isinstance(self._consumer(site), nn.Linear):
+        if site.units == 0 or site.masked_at or not self.model.anatomy.chained:
+            return False
+        if not is_linear(self._consumer(site)):
             return False
         if self.model.anatomy.uses(site.block) > 1:
             return False  # the change is made again in deeper blocks
@@ -81,7 +84,7 @@ class Replay:
             return False  # the block looks at the number of dimensions; the expanded run does not mind
         if fast.dim() != hidden_of(self.calls[site.block][2]).dim() + 1:
             return False
-        fast = as_rows(fast, self.model.family.layout)
+        fast = as_rows(fast, self.model.anatomy.stream_of(site.block).layout)
         found, _ = self.run(site, one, broadcast=False)
         return bool(torch.allclose(fast, found[site.block], rtol=1e-3, atol=1e-4))
 
@@ -101,8 +104,7 @@ class Replay:
     def _own_block(self, site: Site, units: Tensor) -> Tensor:
         """Hidden states after the site's block without each of `units`, (v, examples, tokens, d)."""
         consumer = self._consumer(site)
-        assert isinstance(consumer, nn.Linear)
-        weight = consumer.weight.t().reshape(site.units, site.width, -1)[units]  # (v, width, d)
+        weight = matrix(consumer).t().reshape(site.units, site.width, -1)[units]  # (v, width, d)
 
         def branch(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             parts = args[0].unflatten(-1, (site.units, site.width)).index_select(-2, units)
@@ -121,7 +123,10 @@ class Replay:
 
     @contextmanager
     def _expanded(self, site: Site, units: Tensor) -> Iterator[None]:
-        """Run the own block on a full batch of variants, masking one unit in each: works for any block."""
+        """Run the own block on a full batch of variants, masking one unit in each: works for any block.
+
+        Where blocks are not chained, all of them run.
+        """
         entry = self.model.module.get_submodule(site.entry)
         mask = torch.ones(len(units), site.units, device=units.device, dtype=self.model.dtype)
         mask[torch.arange(len(units)), units] = 0
@@ -131,19 +136,24 @@ class Replay:
         hidden = dense.repeat(len(units), *[1] * (dense.dim() - 1))
 
         def apply_mask(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            split = args[0].unflatten(0, (len(units), -1))  # (v, examples, ..., features)
+            # (v, examples, ..., features)
+            split = args[0].movedim(site.batch_axis, 0).unflatten(0, (len(units), -1))
             shaped = mask.view(len(units), *[1] * (split.dim() - 1 + site.axis), -1, *[1] * (-site.axis - 1))
-            return ((split * shaped).flatten(0, 1), *args[1:])
+            return ((split * shaped).flatten(0, 1).movedim(0, site.batch_axis), *args[1:])
 
         def feed(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return with_hidden((args, kwargs), hidden) if index == site.block else None
 
         with ExitStack() as stack:
+            if self.model.anatomy.chained:
+                # the block may be the entry itself: first fed, then masked
+                stack.enter_context(
+                    on_blocks(self.model.module, self.model.anatomy.blocks, feed, before=True)
+                )
+                for index in range(site.block):
+                    if self.blocks[index] not in self.blocks[:index]:
+                        stack.enter_context(self._stubbed(index, None))
             stack.callback(entry.register_forward_pre_hook(apply_mask).remove)
-            stack.enter_context(on_blocks(self.model.module, self.model.anatomy.blocks, feed, before=True))
-            for index in range(site.block):
-                if self.blocks[index] not in self.blocks[:index]:
-                    stack.enter_context(self._stubbed(index, None))
             yield
 
     @contextmanager

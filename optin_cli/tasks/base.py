@@ -42,6 +42,10 @@ class Task:
     """How outputs are compared in scores."""
     main: ClassVar[tuple[str, ...]] = ("accuracy",)
     """Metrics that a drop is about: the first that was measured."""
+    sampled: ClassVar[bool] = False
+    """`output` gives a sample of the rows, and `full_output` all of them."""
+    label_option: ClassVar[str] = "--label"
+    """The option that names what the labels are read from."""
 
     label2id: Mapping[str, int] = field(default_factory=dict, hash=False)
     """The model's own numbers of its classes, by name."""
@@ -64,8 +68,21 @@ class Task:
         return logits_of(model(**inputs)).float()[:, None, :]
 
     def row_weights(self, inputs: Inputs) -> Tensor:
-        """Weight of each output row, [batch, rows]; zero for rows that count nothing."""
+        """Weight of each output row, [batch, rows]; zero for rows that count nothing. [batch, 1] is for all rows."""
         return ones(inputs, 1)
+
+    def full_output(self, model: Forward, inputs: Inputs) -> Tensor:
+        """What metrics are measured on, where `output` gives a sample of it."""
+        return self.output(model, inputs)
+
+    def full_weights(self, inputs: Inputs) -> Tensor:
+        """Weight of each row of `full_output`."""
+        return self.row_weights(inputs)
+
+    @property
+    def slots(self) -> int | None:
+        """Token slots in one call while measuring, if a batch's `full_output` may be too large to hold."""
+        return None
 
     # the labels
 
@@ -114,6 +131,10 @@ class Task:
         if len(class_names(feature)) != 2:
             return 1
         return numbering([[0, 1]], feature, self.label2id, batches.examples.data.spec)(1)
+
+    def lost(self, metric: str, ours: float, baseline: float) -> float:
+        """What `--max-drop` is compared with: points of a metric that are lost to the baseline."""
+        return baseline - ours
 
     def compare(self, output: Tensor, baseline: Tensor, weights: Tensor) -> dict[str, float]:
         """Sums over the rows of a batch that `fidelity` is made of."""

@@ -69,6 +69,27 @@ def tagging(predicted: Sequence[Array], labels: Sequence[Array]) -> dict[str, fl
     return _points({"accuracy": metrics.accuracy_score(truth, guess), "f1": f1})
 
 
+def prediction(nats: float, right: int, count: int, where: str) -> dict[str, float]:
+    """`perplexity` and next-token `accuracy` of `count` tokens: the sum of their negative log likelihoods, and how many
+    were the likeliest."""
+    if not count:
+        raise InputError(f"{where} has no token that follows another, so there is nothing to predict")
+    return {"perplexity": math.exp(min(nats / count, 700.0)), **_points({"accuracy": right / count})}
+
+
+def segmentation(true: Array, seen: Array, counts: Array) -> dict[str, float]:
+    """`miou`, the mean intersection over union of the classes that occur, and `pixel_accuracy`.
+
+    `counts[i]` pixels are of class `true[i]` and taken for `seen[i]`.
+    """
+    from sklearn import metrics
+
+    miou = metrics.jaccard_score(
+        true, seen, labels=np.unique(true), average="macro", sample_weight=counts, zero_division=0.0
+    )
+    return _points({"miou": miou, "pixel_accuracy": metrics.accuracy_score(true, seen, sample_weight=counts)})
+
+
 def correlation(values: Array, labels: Sequence[float], where: str) -> dict[str, float]:
     """`pearson` and `spearman` of [examples] values with the labels; 0 when all values are equal."""
     from scipy import stats
