@@ -1,8 +1,9 @@
-"""Text encoders after BERT: DeBERTa with its relative positions, ModernBERT with its fused projections."""
+"""Text encoders unlike BERT: MPNet and DeBERTa with relative positions, ModernBERT with fused projections, ALBERT with
+layers that share their weights."""
 
 from __future__ import annotations
 
-from optin_cli.models.anatomy import HEADS, NEURONS, Bypass, Producer, RelativePositions
+from optin_cli.models.anatomy import HEADS, NEURONS, Bypass, Producer, RelativePositions, UnitInput
 from optin_cli.models.tables import BERT_SITES, Family, SiteTable, linears
 
 _COUNTS = {"attention.self.num_attention_heads": "units", "attention.self.all_head_size": "features"}
@@ -71,6 +72,18 @@ _MODERNBERT_SITES = (
     SiteTable(NEURONS, (Producer("mlp.Wi", parts=2),), "mlp.Wo"),
 )
 
+_MPNET_SITES = (
+    SiteTable(
+        HEADS,
+        producers=linears("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+        consumer="attention.attn.o",
+        unit_width="attention.attn.attention_head_size",
+        counts={"attention.attn.num_attention_heads": "units", "attention.attn.all_head_size": "features"},
+        unit_inputs=(UnitInput("attention.attn", "position_bias", axis=1),),
+    ),
+    BERT_SITES[1],
+)
+
 _ALBERT_LAYER = "albert_layers.0"
 _ALBERT_SITES = (
     SiteTable(
@@ -97,5 +110,6 @@ ENCODERS = (
     ),
     Family("deberta-v2", ("deberta-v2",), "encoder.layer", _DEBERTA_V2_SITES, note="versions 2 and 3"),
     Family("deberta", ("deberta",), "encoder.layer", _DEBERTA_SITES, note="talking heads: neurons alone"),
+    Family("mpnet", ("mpnet",), "encoder.layer", _MPNET_SITES, note="position bias sliced with the heads"),
     Family("modernbert", ("modernbert",), "layers", _MODERNBERT_SITES, note="a neuron is a gate and a value"),
 )

@@ -168,18 +168,6 @@ _DISTILBERT_SITES = (
     SiteTable(NEURONS, producers=linears("ffn.lin1"), consumer="ffn.lin2"),
 )
 
-_MPNET_SITES = (
-    SiteTable(
-        HEADS,
-        producers=linears("attention.attn.q", "attention.attn.k", "attention.attn.v"),
-        consumer="attention.attn.o",
-        unit_width="attention.attn.attention_head_size",
-        counts={"attention.attn.num_attention_heads": "units", "attention.attn.all_head_size": "features"},
-        unit_inputs=(UnitInput("attention.attn", "position_bias", axis=1),),
-    ),
-    BERT_SITES[1],
-)
-
 VIT_HEADS = SiteTable(
     HEADS,
     producers=linears("attention.q_proj", "attention.k_proj", "attention.v_proj"),
@@ -293,7 +281,6 @@ SHIPPED = (
     Family("roberta", ("roberta", "xlm-roberta", "camembert"), "encoder.layer", BERT_SITES),
     Family("electra", ("electra",), "encoder.layer", BERT_SITES),
     Family("distilbert", ("distilbert",), "transformer.layer", _DISTILBERT_SITES),
-    Family("mpnet", ("mpnet",), "encoder.layer", _MPNET_SITES, note="position bias sliced with the heads"),
     Family("clip-text", ("clip_text_model",), "encoder.layers", _CLIP_SITES, note="a tower of CLIP"),
     Family("vit", ("vit", "deit"), "layers", (VIT_HEADS, MLP), "image", tokens=_VIT_TOKENS),
     Family("beit", ("beit",), "layers", _BEIT_SITES, "image", note="position bias sliced with the heads"),
