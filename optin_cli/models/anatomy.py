@@ -31,9 +31,11 @@ class Producer:
     path: str
     parts: int = 1
     by_unit: bool = False
-    """A unit's parts stand side by side, q k v of one head before those of the next (GPT-NeoX)."""
+    """A unit's parts stand side by side, q k v of one head before those of the next (GPT-NeoX, DeBERTa)."""
     shared: bool = False
     """One slice for all heads of a group: the keys and values of grouped-query attention."""
+    per_batch: bool = False
+    """It runs once a batch, on relative positions: its MACs are no unit's."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,16 @@ class UnitInput:
 
 
 @dataclass(frozen=True)
+class RelativePositions:
+    """Relative positions that each head multiplies its queries or keys with, as well as with each other."""
+
+    kinds: str
+    """The attribute that lists how: one product each."""
+    rows: str = ""
+    """The attribute that holds half the number of positions; by default there are twice as many as tokens."""
+
+
+@dataclass(frozen=True)
 class Bypass:
     """A `module` around a consumer that can't run without units: once all are gone, it gives the consumer's bias.
 
@@ -60,6 +72,8 @@ class Bypass:
     in_tuple: int = 0
     cache: str = ""
     """Its argument that is a cache of keys and values. The cache counts tokens, so it gets them without heads too."""
+    empty: bool = False
+    """The module stands in front of the consumer, and gives no features."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,7 @@ class Site:
     """Attributes that hold a count and change with the units: (module.attribute, 'units' or 'features')."""
     unit_inputs: tuple[UnitInput, ...] = ()
     tensors: tuple[tuple[str, int], ...] = ()
-    """Parameters and buffers beside the producers with one slice a unit: (module.attribute, axis)."""
+    """Parameters and buffers beside the producers with one slice a unit, or one a feature: (module.attribute, axis)."""
     bypass: Bypass | None = None
     macs_per_token: float = 0
     """MACs of one unit for each token of the first block: its rows of the producers and columns of the consumer.
@@ -173,7 +187,10 @@ class Stream:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The ordered blocks of a model and the sites that stand in them. Paths are `get_submodule` paths."""
+    """The ordered blocks of a model and the sites that stand in them. Paths are `get_submodule` paths.
+
+    Blocks may share a module, which runs once for each: their sites stand in the first of them.
+    """
 
     family: str
     blocks: tuple[str, ...]
@@ -196,6 +213,10 @@ class Anatomy:
             if site.name == name:
                 return site
         raise KeyError(name)
+
+    def uses(self, block: int) -> int:
+        """How many blocks share the module of one."""
+        return self.blocks.count(self.blocks[block])
 
     def stream_of(self, block: int) -> Stream:
         """The stream that a block belongs to; negative numbers count from the last."""

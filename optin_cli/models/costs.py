@@ -47,7 +47,7 @@ def unit_costs(
         shape = shape_of(module(producer.path), producer.path)
         made = producer.parts * (rows // group if producer.shared else rows)
         weights = made * shape.taps * shape.inputs / ends.get(producer.path, 1)
-        yield Cost(producer.path, weights, weights + made * shape.biased)
+        yield Cost(producer.path, 0 if producer.per_batch else weights, weights + made * shape.biased)
     for path in table.carried:
         macs, params = carried_weights(module(path))
         yield Cost(path, rows * macs, rows * params)

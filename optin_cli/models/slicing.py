@@ -48,9 +48,10 @@ def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
         select_unit_input(model.get_submodule(unit_input.module), unit_input, units)
     for path, axis in site.tensors:
         owner, _, name = path.rpartition(".")
-        select_slices(model.get_submodule(owner), name, axis, chosen)
+        module = model.get_submodule(owner)
+        select_slices(module, name, axis, chosen if getattr(module, name).shape[axis] == site.units else made)
     if site.bypass and not units:
-        consumer = site.consumer.removeprefix(f"{site.bypass.module}.")
+        consumer = "" if site.bypass.empty else site.consumer.removeprefix(f"{site.bypass.module}.")
         _bypass(model.get_submodule(site.bypass.module), consumer, site.bypass)
 
 
@@ -70,13 +71,15 @@ def features_of(units: Tensor, width: int) -> Tensor:
 
 
 def _bypass(module: nn.Module, consumer: str, bypass: Bypass) -> None:
-    """Make `module` give what its `consumer` makes of no features. A class, so that copies of the module do it too."""
+    """Make `module` give no features, or what a `consumer` in it makes of them. A class, so that copies do it too."""
     signature = inspect.signature(module.forward)
 
     class Bypassed(type(module)):  # type: ignore[misc]
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             hidden = hidden_argument(args, kwargs)
-            output = self.get_submodule(consumer)(hidden.new_zeros(*hidden.shape[:-1], 0))
+            output = hidden.new_zeros(*hidden.shape[:-1], 0)
+            if consumer:
+                output = self.get_submodule(consumer)(output)
             if bypass.cache:
                 cache = signature.bind(*args, **kwargs).arguments.get(bypass.cache)
                 if cache is not None:  # one number a token: a cache takes no notice of tokens without any

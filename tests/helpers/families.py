@@ -21,6 +21,12 @@ _TEXT_TOWER = {
     **_LAYERS, "intermediate_size": INNER, "projection_dim": 16, "max_position_embeddings": MAX_LENGTH,
     "vocab_size": 80, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 2,
 }  # fmt: skip
+# text without types and with more words than the tokenizer knows
+_TEXT = {
+    **_LAYERS, "intermediate_size": INNER, "max_position_embeddings": MAX_LENGTH, "vocab_size": 100, "pad_token_id": 0,
+    "num_labels": 2,
+}  # fmt: skip
+_DEBERTA = {**_TEXT, "type_vocab_size": 0, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
 # 8 x 8 tokens, then 4 x 4: windows are shifted, and windows of 3 padded as well
 _SWIN = {
     "image_size": IMAGE_SIZE, "patch_size": 4, "embed_dim": WIDTH, "depths": [2, 2], "num_heads": [HEADS] * 2,
@@ -80,6 +86,25 @@ MORE_TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_sizes": [8, 16, 24], "depths": [1, 2, 1], "image_size": IMAGE_SIZE, "num_labels": 5,
          "num_stages": 3},
     ),
+    "deberta": ("DebertaForSequenceClassification", {**_DEBERTA, "max_relative_positions": -1}),
+    "deberta-v2": (
+        "DebertaV2ForSequenceClassification", {**_DEBERTA, "position_buckets": -1, "share_att_key": False}
+    ),
+    "deberta-v3": (
+        "DebertaV2ForSequenceClassification",
+        {**_DEBERTA, "position_buckets": 4, "share_att_key": True, "norm_rel_ebd": "layer_norm",
+         "position_biased_input": False},
+    ),
+    "albert": ("AlbertForSequenceClassification", {**_TEXT, "embedding_size": 16}),
+    "albert-groups": (
+        "AlbertForSequenceClassification",
+        {**_TEXT, "embedding_size": 16, "num_hidden_layers": 4, "num_hidden_groups": 2},
+    ),
+    "modernbert": (
+        "ModernBertForSequenceClassification",
+        {**_TEXT, "local_attention": 6, "global_attn_every_n_layers": 2, "bos_token_id": 2, "eos_token_id": 3,
+         "cls_token_id": 2, "sep_token_id": 3},
+    ),
     # 16 x 16 positions, then 8 x 8 and 4 x 4; keys and values of a sixteenth, a quarter and all of them
     "segformer": (
         "SegformerForSemanticSegmentation",
@@ -91,6 +116,17 @@ MORE_TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "swin-padded": ("SwinForImageClassification", {**_SWIN, "window_size": 3}),
     "swinv2": ("Swinv2ForImageClassification", {**_SWIN, "window_size": 3}),
 }  # fmt: skip
+MORE_TEXT = [
+    "clip-text",
+    "clip-text-projected",
+    "deberta",
+    "deberta-v2",
+    "deberta-v3",
+    "modernbert",
+    "albert",
+    "albert-groups",
+]
+"""Of them, those that read text."""
 MORE_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "timm-deit-distilled": ("deit_tiny_distilled_patch16_224", {}),
     "timm-deit3": ("deit3_small_patch16_224", {}),  # layer scale

@@ -26,6 +26,7 @@ from helpers.families import (
     IMAGE_SIZE,
     INNER,
     MAX_LENGTH,
+    MORE_TEXT,
     MORE_TIMM,
     MORE_TRANSFORMERS,
     PATCH_SIZE,
@@ -90,7 +91,7 @@ def tiny_model(name: str, folder: Path, head: str = "classifier", seed: int = 0,
         return folder
     model = new_model(name, head, seed, **overrides)
     model.save_pretrained(folder)
-    if name in TEXT_FAMILIES or name in DECODERS or name.startswith("clip-text"):
+    if name in (*TEXT_FAMILIES, *MORE_TEXT, *DECODERS):
         save_tokenizer(name, folder)
     else:
         _save_image_processor(folder)
