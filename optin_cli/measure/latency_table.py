@@ -23,7 +23,7 @@ from optin_cli.artefacts.latency import LatencyTable, processor_name
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.errors import UsageError
 from optin_cli.measure.latency import Progress, call_ms, device_name, dummy_inputs
-from optin_cli.models.anatomy import HEADS, Anatomy, Site, UnitInput
+from optin_cli.models.anatomy import HEADS, Anatomy, Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.slicing import slice_model
 
@@ -262,7 +262,7 @@ def _inside(site: Site, block: str) -> Site:
         masked_at=cut(site.masked_at),
         norm=cut(site.norm),
         counts=tuple((cut(path), kind) for path, kind in site.counts),
-        unit_inputs=tuple(UnitInput(cut(u.module), u.argument, u.axis) for u in site.unit_inputs),
+        unit_inputs=tuple(replace(u, module=cut(u.module)) for u in site.unit_inputs),
         tensors=tuple((cut(path), axis) for path, axis in site.tensors),
         bypass=replace(site.bypass, module=cut(site.bypass.module)) if site.bypass else None,
     )

@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.errors import InputError, UnknownArchitecture
-from optin_cli.models.anatomy import HEADS, Anatomy, Site, Stream, UnitInput
+from optin_cli.models.anatomy import HEADS, Anatomy, Site, Stream
 from optin_cli.models.costs import plain, unit_costs
 from optin_cli.models.families import DOCS, TOWERS, Family, SiteTable, find_family, known_families
 from optin_cli.models.layers import (
@@ -238,7 +238,7 @@ def _site(
         batch_axis=table.batch_axis,
         norm=_norm_behind(model, block, table),
         counts=tuple((f"{block}.{path}", unit) for path, unit in table.counts.items()),
-        unit_inputs=tuple(UnitInput(f"{block}.{u.module}", u.argument, u.axis) for u in table.unit_inputs),
+        unit_inputs=tuple(replace(u, module=f"{block}.{u.module}") for u in table.unit_inputs),
         tensors=tuple((f"{block}.{path}", axis) for path, axis in table.tensors.items()),
         bypass=replace(bypass, module=f"{block}.{bypass.module}") if bypass else None,
         macs_per_token=plain(per_token),
