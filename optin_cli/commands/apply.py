@@ -29,6 +29,7 @@ def apply(
     config: options.Config = None,
     text: options.Text = None,
     image: options.Image = None,
+    masks: options.Mask = None,
     workers: options.Workers = None,
     samples: Annotated[
         int | None,
@@ -67,10 +68,12 @@ def apply(
     settings = compensation(compensate, samples, batch_size, max_length, seed, memory)
     chosen = read_mask(mask)
     opened = options.open_with(model, task, anatomy, device, "float32")
-    if not data and any(given is not None for given in (split, config, text, image)):
-        raise UsageError("--split, --config, --text and --image say how to read --data, which is not given")
+    if not data and any(given is not None for given in (split, config, text, image, masks)):
+        raise UsageError(
+            "--split, --config, --text, --image and --mask say how to read --data, which is not given"
+        )
     rows = (
-        options.data_spec(data, split or "train", config, text, None, image, workers=workers)
+        options.data_spec(data, split or "train", config, text, None, image, workers=workers, mask=masks)
         if data
         else None
     )

@@ -37,6 +37,8 @@ def evaluate(
     text: options.Text = None,
     label: options.Label = None,
     image: options.Image = None,
+    mask: options.Mask = None,
+    ignore_index: options.IgnoreIndex = 255,
     workers: options.Workers = None,
     task: options.Task = None,
     anatomy: options.Anatomy = None,
@@ -59,7 +61,9 @@ def evaluate(
 
     opened = options.open_with(model, task, anatomy, device, dtype)
     dense = options.open_with(baseline, task, anatomy, device, dtype) if baseline else None
-    spec = options.data_spec(data, split, config, text, label, image, workers=workers)
+    spec = options.data_spec(
+        data, split, config, text, label, image, workers=workers, mask=mask, ignore_index=ignore_index
+    )
     examples = sample(spec, opened.family.modality, samples, seed, reader=opened.task.reader)
     batches = Batches(
         examples, opened.processor, batch_size, max_length=max_length, reader=opened.task.reader

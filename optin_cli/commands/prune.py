@@ -67,6 +67,8 @@ def prune(
     text: options.Text = None,
     label: options.Label = None,
     image: options.Image = None,
+    mask: options.Mask = None,
+    ignore_index: options.IgnoreIndex = 255,
     workers: options.Workers = None,
     task: options.Task = None,
     anatomy: options.Anatomy = None,
@@ -113,7 +115,9 @@ def prune(
         compensate, compensate_samples, batch_size, max_length, seed, compensate_memory, "--compensate-"
     )
     opened = options.open_with(model, task, anatomy, device, "float32")
-    rows_of = options.data_spec(data, split, config, text, label, image, workers=workers)
+    rows_of = options.data_spec(
+        data, split, config, text, label, image, workers=workers, mask=mask, ignore_index=ignore_index
+    )
     plan = make_plan(opened, rows_of, settings)
     path = ranking or pipeline.ranking_path(plan, Path("rankings"))
     with console.progress(not quiet) as on_progress:

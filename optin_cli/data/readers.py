@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from optin_cli.data.columns import Columns, find_columns
 from optin_cli.data.sources import DataSpec
+from optin_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,9 +30,12 @@ class Encoded:
 class Reader:
     """A row is an example: a text, a pair of texts, a list of words, or an image."""
 
+    masks: ClassVar[bool] = False
+    """Labels are label maps beside the images."""
+
     def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
         """Find the columns. Raises what `find_columns` does."""
-        return find_columns(dataset, data, modality)
+        return find_columns(dataset, data, modality, self.masks)
 
     def sides(self, columns: Columns) -> int:
         """How many examples a row makes at least; `--samples` counts examples."""
@@ -60,6 +64,22 @@ class SidesReader(Reader):
         sides = [plain(rows[name][:]) for name in columns.text]
         texts = [text for row in zip(*sides, strict=True) for text in row]
         return Encoded(processor.tokenize(texts, None, max_length), [i // 2 for i in range(len(texts))])
+
+
+class LabelsReader(Reader):
+    """A row is an example with several labels: in one column of lists, or in a column each (`A,B,C`)."""
+
+    def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
+        """Raises `UsageError` for a label column that is not there."""
+        if data.label is None or data.label in dataset.features:
+            return find_columns(dataset, data, modality)
+        names = tuple(part.strip() for part in data.label.split(","))
+        if absent := [name for name in names if name not in dataset.features]:
+            raise UsageError(
+                f"{data.spec} has no column {absent[0]!r}", f"it has {', '.join(dataset.features)}"
+            )
+        rest = dataset.remove_columns(list(names))
+        return replace(find_columns(rest, replace(data, label=None), modality), label=None, labels=names)
 
 
 @dataclass
@@ -120,10 +140,18 @@ class RunningTextReader(Reader):
         return Encoded(inputs, list(range(len(inputs))))  # a window stands for a row: some are held out
 
 
+class MaskReader(Reader):
+    """A row is an image, with its label map where there is one."""
+
+    masks = True
+
+
 ROWS = Reader()
 SIDES = SidesReader()
+LABELS = LabelsReader()
 WINDOWS = WindowReader()
 RUNNING_TEXT = RunningTextReader()
+MASKS = MaskReader()
 
 
 def plain(texts: list[Any]) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optin_cli.data.batches import Batch, Batches
+from optin_cli.data.glue import glue_task
 from optin_cli.errors import GateError, InputError, UsageError
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.tasks.base import Task
@@ -62,20 +63,33 @@ def evaluate(
     if labels is None and baseline is None:
         raise UsageError(
             f"nothing to measure: {where} has no labels for {task.name}",
-            "compare with the dense model (--baseline MODEL), or name the label column with --label",
+            f"compare with the dense model (--baseline MODEL), or name the label column with {task.label_option}",
         )
     ours, theirs, sums = _run(model, batches, baseline, labels, on_progress)
     result = Evaluation(task.name, batches.count, {}, "")
     result.broken = len(batches.examples.broken)
     if labels is not None:
-        result.metrics = task.metrics(ours.in_order(), labels, batches)
-        result.main = next(name for name in task.main if name in result.metrics)
+        first = _reported(batches)
+        result.metrics = _ordered(task.metrics(ours.in_order(), labels, batches), first)
+        result.main = next(name for name in (*first, *task.main) if name in result.metrics)
     if baseline is not None:
         if labels is not None:
-            result.baseline_metrics = task.metrics(theirs.in_order(), labels, batches)
+            result.baseline_metrics = _ordered(task.metrics(theirs.in_order(), labels, batches), first)
         result.fidelity = task.fidelity(sums, ours.in_order(), theirs.in_order(), model.device)
         result.drop = _drop(task, result)
     return result
+
+
+def _reported(batches: Batches) -> tuple[str, ...]:
+    """The metrics that the data is reported by, where it is a benchmark."""
+    data = batches.examples.data
+    known = glue_task(data.spec, data.config)
+    return known.metrics if known else ()
+
+
+def _ordered(found: dict[str, float], first: tuple[str, ...]) -> dict[str, float]:
+    names = dict.fromkeys([*(name for name in first if name in found), *found])
+    return {name: found[name] for name in names}
 
 
 def gate(evaluation: Evaluation, max_drop: float) -> None:

@@ -193,8 +193,9 @@ def _site(
     params = sum(cost.params for cost in costs)
     per_token = sum(cost.macs * share(cost.path) for cost in costs)
     per_pair = 2 * width if table.kind == HEADS else 0
-    if seen:  # every position attends to those of its window
-        per_token += per_pair * share(table.consumer) * seen.group(f"{block}.{table.consumer}")
+    if seen:  # every position attends to those of its window, or to what the values are made of
+        values = f"{block}.{table.producers[-1].path}"
+        per_token += per_pair * share(table.consumer) * seen.group(values)
         per_pair = 0
     for producer in table.producers:
         path = f"{block}.{producer.path}"

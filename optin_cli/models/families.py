@@ -16,6 +16,7 @@ from optin_cli.errors import UsageError
 from optin_cli.models.anatomy import CHANNELS, HEADS, LAYOUTS, NEURONS, Bypass, Producer, UnitInput
 from optin_cli.models.cnn_tables import CNNS
 from optin_cli.models.decoder_tables import DECODERS
+from optin_cli.models.segmentation_tables import SEGMENTATION
 from optin_cli.models.swin_tables import SWIN
 from optin_cli.models.tables import SHIPPED, TOWERS, Family, SiteTable, StreamTable, TokenTable
 from optin_cli.models.torchvision_tables import TORCHVISION
@@ -270,5 +271,5 @@ def read_family(path: Path) -> Family:
     return family_from_dict(data, str(path))
 
 
-for _family in (*SHIPPED, *DECODERS, *SWIN, *CNNS, *TORCHVISION):
+for _family in (*SHIPPED, *DECODERS, *SWIN, *CNNS, *TORCHVISION, *SEGMENTATION):
     register_family(_family)

@@ -113,6 +113,15 @@ class ImageProcessor:
     def __call__(self, image: Image) -> Tensor:
         return self.transform(image.convert("RGB"))
 
+    @property
+    def reduces_labels(self) -> bool:
+        """Whether 0 counts nothing in label maps, and every other id is one lower in the model."""
+        return bool(getattr(getattr(self.transform, "processor", None), "do_reduce_labels", False))
+
+    def follow(self, ids: np.ndarray, void: int) -> Tensor:
+        """A label map (height, width) at the size and crop of the model's images: the nearest pixel's id."""
+        return self.transform.follow(ids, void)
+
 
 def text_processor(folder: Path, config: Any) -> TextProcessor:
     """The tokenizer of a transformers model directory.
@@ -183,6 +192,36 @@ class _Transform:
 
     def __call__(self, image: Image) -> Tensor:
         return self.processor(images=image, return_tensors="pt", **self.options)["pixel_values"][0]
+
+    def follow(self, ids: np.ndarray, void: int) -> Tensor:
+        """A label map through the same geometry, as the colour of an image that is not normalised."""
+        from PIL import Image
+
+        grey = Image.fromarray(np.where(ids == void, 255, ids).astype(np.uint8)).convert("RGB")
+        plain = {"do_rescale": False, "do_normalize": False, "resample": Image.Resampling.NEAREST}
+        found = self.processor(images=grey, return_tensors="pt", **{**self.options, **plain})
+        mask = found["pixel_values"][0][0].long()  # (height, width) of the first channel
+        return mask.masked_fill(mask == 255, void)
+
+
+def settle_image_size(folder: Path, config: Any) -> None:
+    """Give a config without an image size (models that take any) the one that its processor makes.
+
+    A processor that gives images sizes of their own is made to give squares of its shortest edge: a batch, and what a
+    model costs, needs one size.
+    """
+    from transformers import AutoImageProcessor
+
+    fixed = getattr(getattr(config, "vision_config", config), "image_size", None)
+    if fixed is not None or not (folder / "preprocessor_config.json").is_file():
+        return
+    processor = AutoImageProcessor.from_pretrained(folder)
+    wide, high = (tuple(_Transform(processor)(_wide(size)).shape[-2:]) for size in ((64, 96), (96, 64)))
+    if wide != high:
+        edge = dict(processor.size).get("shortest_edge") or min(wide)
+        log.info("%s gives images sizes of their own: taking %d x %d for all", folder, edge, edge)
+        wide = (edge, edge)
+    config.image_size = list(wide)
 
 
 def _wide(size: tuple[int, int]) -> Image:

@@ -154,7 +154,7 @@ class _DensePass:
             joined / joined.sum(),
             generator,
             temperature=self.calibration.temperature,
-            regression=self.calibration.model.task.regression,
+            term=self.calibration.model.task.term,
         ).split([len(o) for o in self.outputs])
         cut = [p[:, : o.shape[1], : o.shape[2]] for p, o in zip(probed, self.outputs, strict=True)]
         return features, cut

@@ -49,7 +49,7 @@ def read_labels(model: OpenModel, batches: Batches) -> list[Any]:
     if labels is None:
         raise UsageError(
             f"{batches.examples.where} has no label column, and --method fisher needs labels",
-            f"name one with --label; {_OTHERS}",
+            f"name one with {task.label_option}; {_OTHERS}",
         )
     return list(labels)
 

@@ -66,7 +66,7 @@ class QuestionAnswering(Task):
 
     def labels(self, batches: Batches) -> Answers | None:
         columns, rows = batches.examples.columns, batches.examples.rows
-        if columns.label is None or len(columns.text) < 2:
+        if columns.label is None or not batches.encoded.details:
             return None
         found = [_answers(value, batches.examples.where) for value in rows[columns.label][:]]
         return Answers(

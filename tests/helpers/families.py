@@ -80,6 +80,13 @@ MORE_TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_sizes": [8, 16, 24], "depths": [1, 2, 1], "image_size": IMAGE_SIZE, "num_labels": 5,
          "num_stages": 3},
     ),
+    # 16 x 16 positions, then 8 x 8 and 4 x 4; keys and values of a sixteenth, a quarter and all of them
+    "segformer": (
+        "SegformerForSemanticSegmentation",
+        {"num_encoder_blocks": 3, "depths": [1, 2, 1], "sr_ratios": [4, 2, 1], "hidden_sizes": [16, 32, 48],
+         "patch_sizes": [7, 3, 3], "strides": [2, 2, 2], "num_attention_heads": [2, 4, 4], "mlp_ratios": [2, 2, 2],
+         "decoder_hidden_size": 16, "num_labels": 5},
+    ),
     "swin": ("SwinForImageClassification", {**_SWIN, "window_size": 4}),
     "swin-padded": ("SwinForImageClassification", {**_SWIN, "window_size": 3}),
     "swinv2": ("Swinv2ForImageClassification", {**_SWIN, "window_size": 3}),

@@ -68,7 +68,8 @@ def window_rows(name: str, block: int) -> Tensor:
 @torch.no_grad()
 def outputs(model: OpenModel, module: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """Output rows that count, [rows, classes]: what `model`'s task reads from `module`."""
-    return model.task.output(module, inputs)[model.task.row_weights(inputs).bool()]
+    found = model.task.output(module, inputs)
+    return found[model.task.row_weights(inputs).bool().expand(found.shape[:2])]
 
 
 def same_outputs(one: OpenModel, other: OpenModel) -> bool:

@@ -366,7 +366,7 @@ def change(calibration: Calibration, site, unit: int, kept: float) -> tuple[list
     variant, y_without = forward(calibration, {site.name: mask})
     task = calibration.model.task
     weights = task.row_weights(calibration.batch(0).inputs)
-    settings = {"temperature": calibration.temperature, "regression": task.regression}
+    settings = {"temperature": calibration.temperature, "term": task.term}
     columns = measured_blocks(site, len(calibration.model.anatomy.blocks))
     trajectory = [float(relational_change(dense[z], variant[z][None])) for z in columns]
     return trajectory, float(output_change(y, y_without[None], weights, **settings) / weights.sum())

@@ -72,8 +72,8 @@ def test_an_image_model_classifies_or_embeds(name, head, task):
 
 
 def test_one_logit_is_a_regression(tmp_path):
-    assert opened(tiny_model("bert", tmp_path, num_labels=1)).task.regression
-    assert not shared_model("bert").task.regression
+    assert opened(tiny_model("bert", tmp_path, num_labels=1)).task.term == "squares"
+    assert shared_model("bert").task.term == "kl"
 
 
 def test_dense_facts_are_those_of_the_model():
