@@ -130,6 +130,7 @@ DECODERS = (
         "",
         _T5_SITES,
         streams=(StreamTable("encoder.block"), StreamTable("decoder.block", mask="decoder_attention_mask")),
+        arguments=_NO_CACHE,
         note="MACs are counted for a decoder that reads as many tokens as its encoder",
     ),
 )
