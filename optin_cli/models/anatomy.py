@@ -79,14 +79,18 @@ class Site:
     kind: str
     """`heads`, `neurons` or `channels`."""
     block: int
+    """Where the consumer stands; in a chain the producer stands in an earlier block."""
     units: int
     """Units present now (fewer than in the dense model once pruned)."""
     width: int
-    """Features of the consumer's input that belong to one unit: head_dim for heads, 1 for the others."""
+    """Features of the consumer's input that belong to one unit: head_dim for heads, as a rule 1 for the others."""
     producers: tuple[Producer, ...]
     consumer: str
     group: int = 1
     """Heads in a unit: those that share keys and values."""
+    spread: int = 1
+    """Features of the consumer's input that stem from one output of a producer: the positions of a map that is
+    flattened for a Linear."""
     carried: tuple[str, ...] = ()
     """Modules between producers and consumer that hold something for each unit: norms, depthwise convolutions."""
     readers: tuple[str, ...] = ()
@@ -114,6 +118,10 @@ class Site:
     """MACs of one unit for each pair of tokens: 2 * head_dim for a head (scores and context); 0 if hierarchical."""
     params_per_unit: float = 0
     """Of a layer between two sites, each has half: never less than what goes when both lose units."""
+    own_share: float = 1
+    """Its MACs as a share of what goes when this site alone loses its units: less than 1 beside another site."""
+    passed: tuple[int, ...] = ()
+    """Blocks whose outputs are in no trajectory, because a mere norm, activation or pooling follows."""
 
     def macs_per_unit(self, tokens: float) -> float:
         """MACs one unit costs on a sequence of `tokens` tokens (METHOD section 4, PTF's FLOPs model)."""
@@ -124,9 +132,14 @@ class Site:
         """Size of the consumer's input."""
         return self.units * self.width
 
+    @property
+    def rows(self) -> int:
+        """Outputs of a part of a producer that belong to one unit."""
+        return self.width // self.spread
+
     def rows_of(self, producer: Producer) -> int:
-        """Outputs of a producer that belong to one unit, in each of its parts."""
-        return self.width // self.group if producer.shared else self.width
+        """The same of a producer that may be shared by the heads of a group."""
+        return self.rows // self.group if producer.shared else self.rows
 
     @property
     def entry(self) -> str:
@@ -196,6 +209,10 @@ class Anatomy:
         """The stream that a block belongs to; negative numbers count from the last."""
         block %= len(self.blocks)
         return next(stream for stream in reversed(self.streams) if stream.first <= block)
+
+    def fed_by(self, layer: str) -> Site | None:
+        """The site whose units come out of the layer at this path."""
+        return next((s for s in self.sites if any(p.path == layer for p in s.producers)), None)
 
     def in_block(self, block: int) -> tuple[Site, ...]:
         return tuple(site for site in self.sites if site.block == block)

@@ -221,12 +221,8 @@ _TOKEN_FIELDS: _Fields = {
 _SITE_FIELDS: _Fields = {
     "kind": (True, f"{HEADS}, {NEURONS} or {CHANNELS}", lambda v: v in (HEADS, NEURONS, CHANNELS)),
     "name": (False, "a word without dots", lambda v: isinstance(v, str) and "." not in v),
-    "producers": (
-        True,
-        "a list of paths or {path, parts, by_unit, shared}",
-        lambda v: _list_of(_is_producer)(v) and bool(v),
-    ),
-    "consumer": (True, "a path", _is_text),
+    "producers": (True, "a list of paths or {path, parts, by_unit, shared}", _list_of(_is_producer)),
+    "consumer": (True, "a path", lambda v: isinstance(v, str)),
     "carried": (False, "a list of paths", _list_of(_is_text)),
     "readers": (False, "a list of paths", _list_of(_is_text)),
     "masked_at": (False, "a path", lambda v: isinstance(v, str)),

@@ -1,5 +1,7 @@
 """The layers a site is made of: what units cost in them, and how they are sliced. Linear, Conv2d and BatchNorm2d.
 
+Between two layers units may pass activations and pooling, which hold nothing of them.
+
 A unit of a Linear is a row or a column, of a Conv2d an output or an input channel with its whole kernel. GPT-2's
 Conv1D is a Linear whose weight is [inputs, outputs].
 """
@@ -65,6 +67,33 @@ def is_depthwise(layer: nn.Module) -> bool:
 def carries_units(layer: nn.Module) -> bool:
     """True if each channel of the output is made from the same channel of the input alone."""
     return is_depthwise(layer) or isinstance(layer, nn.BatchNorm2d | nn.Identity)
+
+
+def passes_units(layer: nn.Module) -> bool:
+    """True for a single module whose output has each feature of the input at its place, made from it alone."""
+    if any(layer.children()):
+        return carries_units(layer)
+    return carries_units(layer) or isinstance(layer, nn.Flatten | _POOLS | _ELEMENTWISE) or _is_timms(layer)
+
+
+def holds_units(layer: nn.Module) -> bool:
+    """True for a module that passes units and must know how many there are."""
+    return isinstance(layer, nn.BatchNorm2d | nn.Conv2d | _POOLS)
+
+
+_POOLS = nn.MaxPool2d | nn.AvgPool2d
+_ELEMENTWISE = (
+    nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d | nn.Dropout | nn.Dropout2d
+    | nn.ReLU | nn.ReLU6 | nn.LeakyReLU | nn.ELU | nn.GELU | nn.SiLU | nn.Mish | nn.Hardswish | nn.Tanh | nn.Sigmoid
+)  # fmt: skip
+
+
+def _is_timms(layer: nn.Module) -> bool:
+    """True for timm's own activations and its pooling of a whole map."""
+    from timm.layers import activations, adaptive_avgmax_pool
+
+    pooled = isinstance(layer, adaptive_avgmax_pool.FastAdaptiveAvgPool)
+    return pooled or type(layer).__module__.startswith(activations.__name__)
 
 
 def is_affine_norm(layer: nn.Module) -> bool:
@@ -140,7 +169,7 @@ def patches(layer: nn.Module, x: Tensor) -> Tensor:
     Linear; or [rows, inputs], which stay as they are.
     """
     if not isinstance(layer, nn.Conv2d):
-        return x.flatten(1, -2) if x.dim() > 2 else x
+        return x[:, None] if x.dim() == 2 else x.flatten(1, -2)
     padded = F.pad(x, padding_of(layer, (x.shape[-2], x.shape[-1])))
     return F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride).transpose(1, 2)
 
@@ -153,6 +182,21 @@ class EmptyConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         zeros = x.new_zeros(x.shape[0], self.out_channels, *output_size(self, (x.shape[-2], x.shape[-1])))
         return zeros if self.bias is None else zeros + along(-3, self.bias)
+
+
+class EmptyPool2d(nn.Module):
+    """Pooling of no channels, which torch refuses to run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.new_zeros(len(x), 1, *x.shape[2:]))[:, :0]
+
+
+class EmptyMaxPool2d(EmptyPool2d, nn.MaxPool2d):
+    pass
+
+
+class EmptyAvgPool2d(EmptyPool2d, nn.AvgPool2d):
+    pass
 
 
 class EmptyBatchNorm2d(nn.BatchNorm2d):
@@ -174,6 +218,10 @@ def _empty(layer: nn.Module) -> None:
         layer.__class__ = EmptyBatchNorm2d
     elif is_transposed(layer):
         layer.__class__ = type("EmptyConv1D", (type(layer),), {"forward": _through_linear})
+    elif isinstance(layer, nn.MaxPool2d):
+        layer.__class__ = EmptyMaxPool2d
+    elif isinstance(layer, nn.AvgPool2d):
+        layer.__class__ = EmptyAvgPool2d
 
 
 def _through_linear(layer: Any, x: Tensor) -> Tensor:
@@ -192,7 +240,7 @@ def select_inputs(layer: nn.Module, indices: Tensor) -> None:
 
 
 def select_carried(layer: nn.Module, indices: Tensor) -> None:
-    """Keep channels of a BatchNorm or a depthwise convolution, in place."""
+    """Keep channels of a BatchNorm, a depthwise convolution or pooling, in place."""
     for name in _BY_OUTPUT:
         select_slices(layer, name, 0, indices)
     if isinstance(layer, nn.BatchNorm2d):

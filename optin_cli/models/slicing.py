@@ -33,12 +33,12 @@ def slice_model(model: nn.Module, anatomy: Anatomy, keep: Mapping[str, Sequence[
 
 
 def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
-    kept = torch.as_tensor(units, dtype=torch.long)
-    features = features_of(kept, site.width)
+    chosen = torch.as_tensor(units, dtype=torch.long)
+    features, made = features_of(chosen, site.width), features_of(chosen, site.rows)
     for producer in site.producers:
-        select_outputs(model.get_submodule(producer.path), rows_of(site, producer, kept))
+        select_outputs(model.get_submodule(producer.path), rows_of(site, producer, chosen))
     for path in site.carried:
-        select_carried(model.get_submodule(path), features)
+        select_carried(model.get_submodule(path), made)
     for path in (*site.readers, site.consumer):
         select_inputs(model.get_submodule(path), features)
     sizes = {"units": len(units), "features": len(features)}
@@ -49,7 +49,7 @@ def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
         select_unit_input(model.get_submodule(unit_input.module), unit_input, units)
     for path, axis in site.tensors:
         owner, _, name = path.rpartition(".")
-        select_slices(model.get_submodule(owner), name, axis, torch.as_tensor(units, dtype=torch.long))
+        select_slices(model.get_submodule(owner), name, axis, chosen)
     if site.bypass and not units:
         consumer = site.consumer.removeprefix(f"{site.bypass.module}.")
         inside = [given for given in site.unit_inputs if given.module == site.bypass.module]

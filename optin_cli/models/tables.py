@@ -14,10 +14,11 @@ class SiteTable:
 
     kind: str
     """`heads`, `neurons` or `channels`."""
-    producers: tuple[Producer, ...]
-    """The Linears or Conv2ds whose outputs are the units."""
-    consumer: str
-    """The Linear or Conv2d whose inputs are the units."""
+    producers: tuple[Producer, ...] = ()
+    """The Linears or Conv2ds whose outputs are the units. None in a chain without residuals: then it is the layer
+    that runs before the consumer, in this block or an earlier one."""
+    consumer: str = ""
+    """The Linear or Conv2d whose inputs are the units; the block itself by default."""
     name: str = ""
     """What the site is called within its block, where a block has several of one kind; by default the kind."""
     carried: tuple[str, ...] = ()

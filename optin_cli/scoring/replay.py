@@ -141,12 +141,12 @@ class Replay:
             return with_hidden((args, kwargs), hidden)
 
         with ExitStack() as stack:
-            stack.callback(entry.register_forward_pre_hook(apply_mask).remove)
             if self.model.anatomy.chained:
-                own = self.blocks[site.block]
+                own = self.blocks[site.block]  # may be the entry itself: first fed, then masked
                 stack.callback(own.register_forward_pre_hook(feed, with_kwargs=True).remove)
                 for index in range(site.block):
                     stack.enter_context(self._stubbed(index, None))
+            stack.callback(entry.register_forward_pre_hook(apply_mask).remove)
             yield
 
     @contextmanager

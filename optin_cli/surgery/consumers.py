@@ -37,12 +37,16 @@ def kept_features(site: Site, keep: Mapping[str, list[int]]) -> Tensor:
     return features_of(units, site.width)
 
 
+def kept_made(site: Site, keep: Mapping[str, list[int]]) -> Tensor:
+    """Outputs of a site's producer that stay: (units, rows) -> (outputs,)."""
+    units = torch.as_tensor(keep.get(site.name, range(site.units)), dtype=torch.long)
+    return features_of(units, site.rows)
+
+
 def kept_outputs(anatomy: Anatomy, site: Site, keep: Mapping[str, list[int]], outputs: int) -> Tensor:
     """Outputs of a site's consumer that stay: all but where they are units of another site."""
-    for other in anatomy.in_block(site.block):
-        if any(producer.path == site.consumer for producer in other.producers):
-            return kept_features(other, keep)
-    return torch.arange(outputs)
+    behind = anatomy.fed_by(site.consumer)
+    return torch.arange(outputs) if behind is None else kept_made(behind, keep)
 
 
 def layer_of(module: nn.Module, path: str) -> Any:

@@ -124,13 +124,16 @@ TIMM_CNNS = {
     "timm-resnet": "test_resnet",  # a basic block in a stage, a bottleneck in the next
     "timm-efficientnet": "test_efficientnet",  # fused and plain inverted residuals, squeeze-and-excite
     "timm-convnext": "test_convnext",
+    "timm-vgg-bn": "vgg_tiny_bn",
+    "timm-vgg": "vgg_tiny",
 }
-"""timm's own tiny models."""
+"""timm's own tiny models, and those of helpers/vgg.py."""
 TORCHVISION: dict[str, tuple[str, dict[str, Any]]] = {
     "torchvision-mobilenet-v2": (
         "mobilenet_v2",
         {"inverted_residual_setting": [[1, 8, 1, 1], [3, 12, 2, 2]], "width_mult": 0.5},
     ),
+    "torchvision-vgg": ("torchvision_vgg_tiny", {}),
 }
 CNNS = [*TIMM_CNNS, *TORCHVISION, "convnext"]
 MORE_FAMILIES = [*MORE_TRANSFORMERS, *MORE_TIMM, *TIMM_CNNS, *TORCHVISION]

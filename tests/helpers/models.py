@@ -36,7 +36,10 @@ from helpers.families import (
     TORCHVISION,
     WIDTH,
 )
+from helpers.vgg import register_vggs
 from optin_cli.models.checkpoint import OpenModel, open_model
+
+register_vggs()
 
 _PAD_FIRST = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _PAD_SECOND = [

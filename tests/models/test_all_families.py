@@ -287,10 +287,11 @@ def test_a_latency_table_adds_up(name, monkeypatch):
     inputs = dummy_inputs(pruned, 2, size)
     with torch.inference_mode():
         expected = flops(lambda: pruned.module(**inputs))
-    # two sites that share a layer save a part of it twice: sub-layers don't add up there
-    tolerance = 0.05 if is_shared(model) else 1e-6
     found = table.model_ms({site: len(kept) for site, kept in keep.items()})
-    assert found == pytest.approx(expected, rel=tolerance)
+    if is_shared(model):  # of a layer between two sites each has a part: together they save more than that
+        assert expected * (1 - 1e-6) <= found < table.total_ms
+    else:
+        assert found == pytest.approx(expected, rel=1e-6)
 
 
 def flops(call, device=None) -> float:
