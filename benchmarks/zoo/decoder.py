@@ -1,4 +1,4 @@
-"""Train the zoo's decoder on Python's own standard library: about an hour on one CPU core.
+"""Train the zoo's decoder on Python's own standard library: an hour or two on one CPU core.
 
     python benchmarks/zoo/decoder.py --output FOLDER [--epochs 5]
 

@@ -6,15 +6,23 @@ import copy
 
 import pytest
 import torch
-from helpers.families import ENCODER_DECODERS
+from helpers.data import tiny_text_csv
+from helpers.families import BLOCKS, ENCODER_DECODERS
 from helpers.models import opened, saved_model, shared_model
 from helpers.runs import outputs, random_inputs
 from torch import nn
 
+from optin_cli.data.sources import DataSpec
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.dissect import dissect
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.slicing import slice_model
+from optin_cli.scoring import score as scoring
+from optin_cli.scoring.plan import ScoreSettings, make_plan
+from optin_cli.selection.select import select
+from optin_cli.surgery.apply import apply
+from optin_cli.surgery.plan import make_plan as plan_compensation
+from optin_cli.surgery.settings import Compensation
 
 every_one = pytest.mark.parametrize("name", ENCODER_DECODERS)
 
@@ -84,3 +92,20 @@ def test_biases_are_no_longer_than_one_call():
     hooks = [hook for module in smaller.modules() for hook in module._forward_pre_hooks.values()]
     assert hooks
     assert all(hook.whole is None for hook in hooks)
+
+
+def test_an_encoder_alone_is_an_embedding_model(tmp_path):
+    """Scored, pruned and compensated without its decoder, in texts of many lengths."""
+    folder = str(saved_model("t5"))
+    dense = opened(folder, task="embedding")
+    assert len(dense.anatomy.blocks) == BLOCKS
+    data = DataSpec(str(tiny_text_csv(tmp_path)))
+    plan = make_plan(opened(folder, task="embedding"), data, ScoreSettings(samples=12, batch_size=4))
+    mask = select(scoring.score(plan, tmp_path / "r.h5"), 0.5)
+    wanted = plan_compensation(plan.model, mask, Compensation(batch_size=8), at_most=True)
+    applied = apply(plan.model, mask, tmp_path / "pruned", plan=wanted)
+    assert applied.deviation <= 1e-5
+    assert any(fit.after < 0.95 * fit.before for fit in applied.fits)
+    pruned = opened(tmp_path / "pruned")
+    assert type(pruned.module).__name__ == "T5EncoderModel"
+    assert {site.name: site.units for site in pruned.anatomy} == {n: len(k) for n, k in mask.keep.items()}
