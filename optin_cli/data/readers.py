@@ -130,14 +130,36 @@ class RunningTextReader(Reader):
         return replace(find_columns(dataset, replace(data, text=text), modality), label=None)
 
     def encode(self, rows: Dataset, columns: Columns, processor: Any, max_length: int | None) -> Encoded:
-        texts = [rows[name][:] for name in columns.text]
-        if columns.words:
-            lines = [" ".join(words) for words in texts[0]]
-        else:
-            lines = [text for row in zip(*map(plain, texts), strict=True) for text in row]
-        ended = [line if line.endswith("\n") else f"{line}\n" for line in lines]
+        texts = [lines(rows[name][:]) for name in columns.text]
+        every = [line for row in zip(*texts, strict=True) for line in row]
+        ended = [line if line.endswith("\n") else f"{line}\n" for line in every]
         inputs = processor.running_text(ended, max_length or self.length)
         return Encoded(inputs, list(range(len(inputs))))  # a window stands for a row: some are held out
+
+
+class TargetReader(Reader):
+    """A row is a text and what is to be made of it; where there is no such column, the text itself."""
+
+    names = ("target", "summary", "highlights", "translation", "output")
+    """Columns that hold the target, unless told otherwise."""
+
+    def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
+        """Two text columns: `--text A,B`, `--text A --label B`, a pair, or a text and a column of a usual name."""
+        named = next((name for name in self.names if name in dataset.features), None)
+        target = data.label or (None if len(data.text) == 2 else named)
+        if target is None:
+            return replace(find_columns(dataset, data, modality), label=None)
+        if data.text:
+            text = (data.text[0], target)
+        else:
+            rest = dataset.remove_columns([target]) if target in dataset.features else dataset
+            text = (find_columns(rest, replace(data, label=None), modality).text[0], target)
+        return replace(find_columns(dataset, replace(data, text=text, label=None), modality), label=None)
+
+    def encode(self, rows: Dataset, columns: Columns, processor: Any, max_length: int | None) -> Encoded:
+        texts = [lines(rows[name][:]) for name in columns.text]
+        inputs, targets = processor.with_targets(texts[0], texts[-1], max_length)
+        return Encoded(inputs, list(range(len(inputs))), targets)
 
 
 class MaskReader(Reader):
@@ -151,9 +173,15 @@ SIDES = SidesReader()
 LABELS = LabelsReader()
 WINDOWS = WindowReader()
 RUNNING_TEXT = RunningTextReader()
+TARGETS = TargetReader()
 MASKS = MaskReader()
 
 
 def plain(texts: list[Any]) -> list[str]:
     """Texts as strings, '' for missing ones."""
     return ["" if text is None else str(text) for text in texts]
+
+
+def lines(texts: list[Any]) -> list[str]:
+    """Texts, or lists of their words, as strings."""
+    return plain([" ".join(text) if isinstance(text, list) else text for text in texts])

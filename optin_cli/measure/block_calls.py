@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from optin_cli.models.anatomy import Site, UnitInput
+from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.placing import joined, within
 
@@ -105,7 +105,7 @@ def _seen_from(site: Site, places: Mapping[str, str]) -> Site:
         masked_at=cut(site.masked_at),
         norm=cut(site.norm),
         counts=tuple((cut(path), kind) for path, kind in site.counts),
-        unit_inputs=tuple(UnitInput(cut(u.module), u.argument, u.axis) for u in site.unit_inputs),
+        unit_inputs=tuple(replace(u, module=cut(u.module)) for u in site.unit_inputs),
         tensors=tuple((cut(path), axis) for path, axis in site.tensors),
         bypass=replace(site.bypass, module=cut(site.bypass.module)) if site.bypass else None,
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optin_cli.errors import UsageError
 from optin_cli.measure.memory import peak_memory
+from optin_cli.models.anatomy import ATTENTION_MASK
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.macs import count_macs, observed_tokens
 from optin_cli.models.positions import image_size
@@ -183,7 +184,10 @@ def _draw(model: OpenModel, batch_size: int, size: int, seed: int) -> dict[str, 
     plain = ids[~torch.isin(ids, torch.tensor(tokenizer.all_special_ids, dtype=torch.long))]
     ids = plain if len(plain) else ids
     picked = ids[torch.randint(len(ids), (batch_size, size), generator=generator)].to(model.device)
-    inputs = {"input_ids": picked, "attention_mask": torch.ones_like(picked)}
+    inputs = {}
+    for stream in model.anatomy.streams:  # an encoder's and a decoder's, of one length
+        inputs[f"{stream.mask.removesuffix(ATTENTION_MASK)}input_ids"] = picked
+        inputs[stream.mask] = torch.ones_like(picked)
     if "token_type_ids" in tokenizer.model_input_names:
         inputs["token_type_ids"] = torch.zeros_like(picked)
     return inputs

@@ -49,6 +49,13 @@ class UnitInput:
     module: str
     argument: str
     axis: int
+    returned: int = 0
+    """Where in the tuple that the module returns it is given back for the next block, whole; 0 if it is not."""
+    maker: str = ""
+    """The method of `module` that makes it for all units, where it is not given and the module has what that takes:
+    (queries, keys, device, past_seen_tokens), as T5's first block does for the others."""
+    needs: str = ""
+    """The attribute that says whether a module has that."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,8 @@ class Bypass:
     module: str
     in_tuple: int = 0
     cache: str = ""
-    """Its argument that is a cache of keys and values. The cache counts tokens, so it gets them without heads too."""
+    """Its argument that is a cache of the keys and values of its own tokens. The cache counts tokens, so it gets them
+    without heads too."""
     empty: bool = False
     """The module stands in front of the consumer, and gives no features."""
 

@@ -135,9 +135,9 @@ class OpenModel:
         """One forward, with the arguments that its family adds to the data; what the module gives."""
         return self.module(**inputs, **self.family.arguments)
 
-    def output(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The model's output, [batch, rows, classes] (see `Task.output`)."""
-        return self.task.output(self.module, {**inputs, **self.family.arguments})
+    def output(self, inputs: Mapping[str, Tensor], module: nn.Module | None = None) -> Tensor:
+        """The model's output, [batch, rows, classes] (see `Task.output`); or that of a sliced copy, `module`."""
+        return self.task.output(module or self.module, {**inputs, **self.family.arguments})
 
     def full_output(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """What metrics are measured on (see `Task.full_output`)."""

@@ -1,11 +1,11 @@
-"""The tables of decoders: attention that looks back only, and fills a cache of keys and values when it generates."""
+"""The tables of decoders and encoder-decoders: a cache of keys and values follows what is left of each block."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from optin_cli.models.anatomy import HEADS, NEURONS, Bypass, Producer
-from optin_cli.models.tables import MLP, Family, SiteTable, linears
+from optin_cli.models.anatomy import HEADS, NEURONS, Bypass, Producer, UnitInput
+from optin_cli.models.tables import MLP, Family, SiteTable, StreamTable, linears
 
 _NO_CACHE = {"use_cache": False}
 
@@ -64,6 +64,53 @@ _GPT_NEOX_SITES = (
 
 _PHI_SITES = (replace(_LLAMA_HEADS, consumer="self_attn.dense"), MLP)
 
+_GATED = SiteTable(
+    NEURONS,
+    producers=linears("layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi_1"),
+    consumer="layer.1.DenseReluDense.wo",
+    requires=("layer.1.DenseReluDense.wi_0",),
+)
+_PLAIN = replace(
+    _GATED, producers=linears("layer.1.DenseReluDense.wi"), requires=("layer.1.DenseReluDense.wi",)
+)
+# the first block makes the biases of all blocks' relative positions; cross-attention has none
+_T5_SELF, _T5_CROSS = (
+    SiteTable(
+        HEADS,
+        name=name,
+        producers=linears(f"{module}.q", f"{module}.k", f"{module}.v"),
+        consumer=f"{module}.o",
+        unit_width=f"{module}.key_value_proj_dim",
+        counts={f"{module}.n_heads": "units", f"{module}.inner_dim": "features"},
+        unit_inputs=(
+            UnitInput(
+                module, "position_bias", axis=1, returned=1, maker=maker, needs="has_relative_attention_bias"
+            ),
+        ),
+        bypass=Bypass(module, in_tuple=3, cache=cache),
+        requires=(module,),
+    )
+    for module, name, maker, cache in (
+        ("layer.0.SelfAttention", "", "compute_bias", "past_key_values"),
+        ("layer.1.EncDecAttention", "cross", "", ""),
+    )
+)
+_T5_SITES = (
+    _T5_SELF,
+    _T5_CROSS,
+    _GATED,
+    _PLAIN,
+    *(
+        replace(
+            table,
+            producers=tuple(Producer(p.path.replace("layer.1", "layer.2")) for p in table.producers),
+            consumer=table.consumer.replace("layer.1", "layer.2"),
+            requires=tuple(path.replace("layer.1", "layer.2") for path in table.requires),
+        )
+        for table in (_GATED, _PLAIN)
+    ),
+)
+
 DECODERS = (
     Family("gpt2", ("gpt2",), "h", _GPT2_SITES, arguments=_NO_CACHE),
     Family(
@@ -77,4 +124,13 @@ DECODERS = (
     Family("opt", ("opt",), "decoder.layers", _OPT_SITES, arguments=_NO_CACHE),
     Family("gpt-neox", ("gpt_neox",), "layers", _GPT_NEOX_SITES, arguments=_NO_CACHE),
     Family("phi", ("phi",), "layers", _PHI_SITES, arguments=_NO_CACHE),
+    Family(
+        "t5",
+        ("t5", "mt5"),
+        "",
+        _T5_SITES,
+        streams=(StreamTable("encoder.block"), StreamTable("decoder.block", mask="decoder_attention_mask")),
+        chained=False,  # nor is an encoder alone: its first block makes what the others read
+        note="MACs are counted for a decoder that reads as many tokens as its encoder",
+    ),
 )

@@ -179,10 +179,12 @@ def _is_producer(value: Any) -> bool:
 def _is_unit_input(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and set(value) == {"module", "argument", "axis"}
+        and {"module", "argument", "axis"} <= set(value)
+        and set(value) <= {"module", "argument", "axis", "returned", "maker", "needs"}
         and _is_text(value["module"])
         and _is_text(value["argument"])
-        and type(value["axis"]) is int
+        and all(type(value.get(name, 0)) is int for name in ("axis", "returned"))
+        and all(isinstance(value.get(name, ""), str) for name in ("maker", "needs"))
     )
 
 

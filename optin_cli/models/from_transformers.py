@@ -43,7 +43,9 @@ def open_transformers(
         or task_from_config(config, source.folder, None).name != task.name
         or (task.name == EMBEDDING and not architecture.endswith(PROJECTED))
     ):
-        auto = getattr(transformers, task.auto_class)
+        two = getattr(config, "is_encoder_decoder", False) or architecture.endswith("EncoderModel")
+        encoder = two and task.name == EMBEDDING  # of the two, the half that reads
+        auto = getattr(transformers, "AutoModelForTextEncoding" if encoder else task.auto_class)
         cls = auto._model_mapping.get(type(config), None)
         if cls is None:
             raise UsageError(f"a {config.model_type} model can't do {task.name}", "choose another --task")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from optin_cli.models.anatomy import Producer, UnitInput
+from optin_cli.models.anatomy import Producer
 from optin_cli.models.layers import carries_units, holds_units, passes_units
 from optin_cli.models.tables import SiteTable
 
@@ -50,7 +50,7 @@ def placed(table: SiteTable, block: str) -> SiteTable:
         unit_count=full(table.unit_count) if table.unit_count else "",
         group=full(table.group) if table.group else "",
         counts={full(path): unit for path, unit in table.counts.items()},
-        unit_inputs=tuple(UnitInput(full(u.module), u.argument, u.axis) for u in table.unit_inputs),
+        unit_inputs=tuple(replace(u, module=full(u.module)) for u in table.unit_inputs),
         tensors={full(path): axis for path, axis in table.tensors.items()},
         relative=replace(
             table.relative,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 log = logging.getLogger("optin")
+_DECODER = "decoder_"  # begins the names of what a decoder reads
 _STRIDE = 128  # tokens that two windows on one context share: the doc stride of the SQuAD scripts
 
 
@@ -31,6 +32,8 @@ class TextProcessor:
 
     tokenizer: Any
     max_length: int
+    start: int | None = None
+    """The token that an encoder-decoder's decoder begins with; None for any other model."""
 
     def tokenize(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int | None = None
@@ -92,15 +95,34 @@ class TextProcessor:
         windows = [front + ids[i * length : (i + 1) * length] for i in range(count)]
         return [{"input_ids": window, "attention_mask": [1] * len(window)} for window in windows]
 
+    def with_targets(
+        self, texts: Sequence[str], targets: Sequence[str], max_length: int | None
+    ) -> tuple[list[dict[str, list[int]]], list[list[int]]]:
+        """Texts with what the decoder reads of their targets, all but the last token; and the targets' token ids."""
+        limit = min(self.max_length, max_length or self.max_length)
+        inputs = self.tokenize(texts, None, max_length)
+        wanted = self.tokenizer(text_target=list(targets), truncation=True, max_length=limit)["input_ids"]
+        start = self.tokenizer.pad_token_id if self.start is None else self.start
+        for row, ids in zip(inputs, wanted, strict=True):
+            row["decoder_input_ids"] = [start, *ids[:-1]]
+            row["decoder_attention_mask"] = [1] * len(ids)
+        return inputs, wanted
+
     def _cut(self, text: str, tokens: int) -> str:
         """The first `tokens` tokens of a text."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return text[: encoded["offset_mapping"][tokens - 1][1]]
 
     def pad(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
-        """One batch, padded to its longest row: tensors of shape (rows, longest)."""
-        batch = self.tokenizer.pad(list(rows), return_tensors="pt")
-        return {key: batch[key] for key in batch}
+        """One batch, padded to its longest row: tensors of shape (rows, longest). A decoder's have their own."""
+        found: dict[str, Tensor] = {}
+        for prefix in ("", _DECODER):
+            names = [key for key in rows[0] if key.startswith(_DECODER) == bool(prefix)]
+            if names:
+                part = [{key.removeprefix(prefix): row[key] for key in names} for row in rows]
+                batch = self.tokenizer.pad(part, return_tensors="pt")
+                found |= {f"{prefix}{key}": batch[key] for key in batch}
+        return found
 
 
 @dataclass
@@ -142,7 +164,8 @@ def text_processor(folder: Path, config: Any) -> TextProcessor:
     tokenizer.padding_side = "right"  # a decoder counts positions from the first token, whatever it is
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return TextProcessor(tokenizer, _max_length(folder, tokenizer, config))
+    start = getattr(config, "decoder_start_token_id", None)
+    return TextProcessor(tokenizer, _max_length(folder, tokenizer, config), start)
 
 
 def _max_length(folder: Path, tokenizer: Any, config: Any) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from optin_cli.models.anatomy import Anatomy, Bypass, Producer, Site, UnitInput
 from optin_cli.models.hidden import hidden_argument
 from optin_cli.models.layers import select_carried, select_inputs, select_outputs, select_slices
+from optin_cli.models.unit_inputs import make_unit_input, select_unit_input
 
 
 def slice_model(model: nn.Module, anatomy: Anatomy, keep: Mapping[str, Sequence[int]]) -> None:
@@ -52,7 +53,8 @@ def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
         select_slices(module, name, axis, chosen if getattr(module, name).shape[axis] == site.units else made)
     if site.bypass and not units:
         consumer = "" if site.bypass.empty else site.consumer.removeprefix(f"{site.bypass.module}.")
-        _bypass(model.get_submodule(site.bypass.module), consumer, site.bypass)
+        inside = [given for given in site.unit_inputs if given.module == site.bypass.module]
+        _bypass(model.get_submodule(site.bypass.module), consumer, site.bypass, inside)
 
 
 def rows_of(site: Site, producer: Producer, units: Tensor) -> Tensor:
@@ -70,55 +72,38 @@ def features_of(units: Tensor, width: int) -> Tensor:
     return (units[:, None] * width + torch.arange(width)[None, :]).reshape(-1)
 
 
-def _bypass(module: nn.Module, consumer: str, bypass: Bypass) -> None:
+def _bypass(module: nn.Module, consumer: str, bypass: Bypass, unit_inputs: Sequence[UnitInput]) -> None:
     """Make `module` give no features, or what a `consumer` in it makes of them. A class, so that copies do it too."""
     signature = inspect.signature(module.forward)
+    unbound = inspect.signature(type(module).forward)
 
     class Bypassed(type(module)):  # type: ignore[misc]
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             hidden = hidden_argument(args, kwargs)
+            given = signature.bind(*args, **kwargs).arguments
+            past, keys = _count_in(given.get(bypass.cache), hidden, getattr(self, "layer_idx", 0))
+            for made in unit_inputs:
+                if made.maker and given.get(made.argument) is None and getattr(self, made.needs):
+                    make_unit_input(self, made, hidden, past, keys)
             output = hidden.new_zeros(*hidden.shape[:-1], 0)
             if consumer:
                 output = self.get_submodule(consumer)(output)
-            if bypass.cache:
-                cache = signature.bind(*args, **kwargs).arguments.get(bypass.cache)
-                if cache is not None:  # one number a token: a cache takes no notice of tokens without any
-                    nothing = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
-                    cache.update(nothing, nothing, self.layer_idx)
             return (output, *[None] * (bypass.in_tuple - 1)) if bypass.in_tuple else output
 
+    Bypassed.forward.__signature__ = unbound  # type: ignore[attr-defined]
     Bypassed.__name__ = type(module).__name__
     Bypassed.__module__ = type(module).__module__
     module.__class__ = Bypassed
 
 
-class _UnitInputSelector:
-    """Forward pre-hook that keeps the surviving units' slices of one argument."""
-
-    def __init__(self, unit_input: UnitInput, units: list[int]) -> None:
-        self.unit_input = unit_input
-        self.units = units
-
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs)
-        value = bound.arguments.get(self.unit_input.argument)
-        if value is not None and _has_slices(value, self.unit_input.axis):
-            index = torch.as_tensor(self.units, dtype=torch.long, device=value.device)
-            bound.arguments[self.unit_input.argument] = value.index_select(self.unit_input.axis, index)
-        return bound.args, bound.kwargs
-
-
-def _has_slices(value: Tensor, axis: int) -> bool:
-    """False for a tensor that all units share: without the axis, or with one slice that is broadcast along it."""
-    return -value.dim() <= axis < value.dim() and value.shape[axis] != 1
-
-
-def select_unit_input(module: nn.Module, unit_input: UnitInput, units: list[int]) -> None:
-    """Make `module` see only `units` of an argument; a second pruning selects among the first one's."""
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, _UnitInputSelector) and hook.unit_input.argument == unit_input.argument:
-            hook.units = [hook.units[unit] for unit in units]
-            return
-    module.register_forward_pre_hook(_UnitInputSelector(unit_input, units), with_kwargs=True)
+def _count_in(cache: Any, hidden: Tensor, layer: int) -> tuple[Any, int]:
+    """Tell a cache of `hidden`'s tokens; returns how many it had, and how many there are."""
+    if cache is None:
+        return 0, hidden.shape[1]
+    cache = getattr(cache, "self_attention_cache", cache)
+    past = cache.get_seq_length(layer)
+    past = past.clone() if isinstance(past, Tensor) else past
+    # one number a token: a cache takes no notice of tokens without any
+    nothing = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
+    keys, _ = cache.update(nothing, nothing, layer)
+    return past, keys.shape[-2]

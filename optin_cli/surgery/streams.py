@@ -256,7 +256,7 @@ class Unchained:
 
     def _whole(self, index: int) -> Callable[[], Any]:
         inputs = self.batches[index].to(self.model.device, self.model.dtype).inputs
-        return lambda: self.model.task.output(self.module, inputs)
+        return lambda: self.model.output(inputs, self.module)
 
     def _block(self, block: int) -> nn.Module:
         return self.module.get_submodule(self.model.anatomy.blocks[block])

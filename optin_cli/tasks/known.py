@@ -11,6 +11,7 @@ from optin_cli.tasks.base import Task
 from optin_cli.tasks.embedding import Embedding
 from optin_cli.tasks.language import LanguageModeling
 from optin_cli.tasks.segmentation import Segmentation
+from optin_cli.tasks.seq2seq import TextToText
 from optin_cli.tasks.sequences import ImageClassification, SequenceClassification
 from optin_cli.tasks.tagging import TokenClassification
 
@@ -22,6 +23,7 @@ TASKS: dict[str, type[Task]] = {
         QuestionAnswering,
         ImageClassification,
         LanguageModeling,
+        TextToText,
         Segmentation,
         Embedding,
     )

@@ -35,13 +35,9 @@ class Predicted:
 
 
 @dataclass(frozen=True)
-class LanguageModeling(Task):
-    """Causal language modelling: a row for each token, whose classes are the tokens that may follow."""
+class NextToken(Task):
+    """A row for each token, whose classes are the tokens that may follow. Labels are, row by row, those that do."""
 
-    name = LANGUAGE
-    auto_class = "AutoModelForCausalLM"
-    architectures = ("ForCausalLM", "LMHeadModel")
-    reader = RUNNING_TEXT
     main = ("perplexity",)
     sampled = True
 
@@ -53,41 +49,14 @@ class LanguageModeling(Task):
     def slots(self) -> int | None:
         return max(1, _LOGITS // max(1, self.classes))
 
-    def output(self, model: Forward, inputs: Inputs) -> Tensor:
-        """Logits after evenly spaced tokens alone: those of all would be larger than the model."""
-        tokens = inputs["input_ids"]
-        kept = spaced(tokens.shape[1]).to(tokens.device)
-        return logits_of(model(**inputs, logits_to_keep=kept)).float()
-
-    def row_weights(self, inputs: Inputs) -> Tensor:
-        """Padding counts nothing."""
-        return _mask(inputs)[:, spaced(inputs["input_ids"].shape[1])]
-
-    def full_output(self, model: Forward, inputs: Inputs) -> Tensor:
-        return logits_of(model(**inputs)).float()
-
-    def full_weights(self, inputs: Inputs) -> Tensor:
-        return _mask(inputs)
-
-    def labels(self, batches: Batches) -> list[list[int]]:
-        """The text is its own label: the tokens of each window."""
-        return [row["input_ids"] for row in batches.encoded.inputs]
-
-    def targets(self, batches: Batches) -> list[list[int]]:
+    def targets(self, batches: Batches) -> Any:
+        """Text is its own label: it need not vary as classes do."""
         return self.labels(batches)
-
-    def loss(self, output: Tensor, labels: Sequence[Any]) -> Tensor:
-        """The mean negative log likelihood of what follows the spaced tokens of each window."""
-        longest = max(len(row) for row in labels)  # of this call: a batch is cut to it
-        following = [row[1:] + [IGNORE] * (longest + 1 - len(row)) for row in labels]
-        wanted = torch.tensor(following, device=output.device)[:, spaced(longest)]
-        losses = F.cross_entropy(output.transpose(1, 2), wanted, ignore_index=IGNORE, reduction="none")
-        return losses.sum(1) / (wanted != IGNORE).sum(1).clamp(min=1)
 
     def keep(self, batch: Batch, output: Tensor, weights: Tensor, labels: Any) -> list[Any]:
         found = []
         for logits, example in zip(output, batch.example_ids, strict=True):
-            wanted = torch.tensor(labels[example][1:], device=logits.device)
+            wanted = torch.tensor(labels[example], device=logits.device)
             logits = logits[: len(wanted)]
             nats = F.cross_entropy(logits, wanted, reduction="sum") if len(wanted) else 0.0
             found.append(Predicted(float(nats), int((logits.argmax(-1) == wanted).sum()), len(wanted)))
@@ -111,6 +80,53 @@ class LanguageModeling(Task):
     def lost(self, metric: str, ours: float, baseline: float) -> float:
         """How many per cent the perplexity rises; of other metrics, points."""
         return 100 * (ours / baseline - 1) if metric == "perplexity" else super().lost(metric, ours, baseline)
+
+
+@dataclass(frozen=True)
+class LanguageModeling(NextToken):
+    """Causal language modelling: each token of a running text after those before it."""
+
+    name = LANGUAGE
+    auto_class = "AutoModelForCausalLM"
+    architectures = ("ForCausalLM", "LMHeadModel")
+    reader = RUNNING_TEXT
+
+    def output(self, model: Forward, inputs: Inputs) -> Tensor:
+        """Logits after evenly spaced tokens alone: those of all would be larger than the model."""
+        tokens = inputs["input_ids"]
+        kept = spaced(tokens.shape[1]).to(tokens.device)
+        return logits_of(model(**inputs, logits_to_keep=kept)).float()
+
+    def row_weights(self, inputs: Inputs) -> Tensor:
+        """Padding counts nothing."""
+        return _mask(inputs)[:, spaced(inputs["input_ids"].shape[1])]
+
+    def full_output(self, model: Forward, inputs: Inputs) -> Tensor:
+        return logits_of(model(**inputs)).float()
+
+    def full_weights(self, inputs: Inputs) -> Tensor:
+        return _mask(inputs)
+
+    def labels(self, batches: Batches) -> list[list[int]]:
+        """The text is its own label: the tokens of each window but the first."""
+        return [row["input_ids"][1:] for row in batches.encoded.inputs]
+
+    def loss(self, output: Tensor, labels: Sequence[Any]) -> Tensor:
+        """The mean negative log likelihood of what follows the spaced tokens of each window."""
+        longest = 1 + max(map(len, labels))  # tokens of a window in this call
+        return mean_nats(output, padded(labels, longest)[:, spaced(longest)])
+
+
+def padded(labels: Sequence[Sequence[int]], rows: int) -> Tensor:
+    """Labels as [examples, rows], `IGNORE` where there is none."""
+    return torch.tensor([[*row, *[IGNORE] * (rows - len(row))][:rows] for row in labels])
+
+
+def mean_nats(output: Tensor, wanted: Tensor) -> Tensor:
+    """The mean negative log likelihood of each example's labels, (examples,)."""
+    wanted = wanted.to(output.device)
+    losses = F.cross_entropy(output.transpose(1, 2), wanted, ignore_index=IGNORE, reduction="none")
+    return losses.sum(1) / (wanted != IGNORE).sum(1).clamp(min=1)
 
 
 def spaced(tokens: int) -> Tensor:

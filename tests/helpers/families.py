@@ -53,8 +53,21 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-neox": ("GPTNeoXForCausalLM", {**_DECODER, "intermediate_size": INNER}),
     "phi": ("PhiForCausalLM", {**_GROUPED, "partial_rotary_factor": 0.5}),
 }
+_T5 = {
+    "vocab_size": 80, "d_model": WIDTH, "d_kv": WIDTH // HEADS, "d_ff": INNER, "num_layers": BLOCKS,
+    "num_heads": HEADS, "relative_attention_num_buckets": 8, "pad_token_id": 0, "eos_token_id": 3,
+    "decoder_start_token_id": 0,
+}  # fmt: skip
+ENCODER_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "t5": ("T5ForConditionalGeneration", _T5),
+    "t5-gated": (
+        "T5ForConditionalGeneration",
+        {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_decoder_layers": 2},
+    ),
+}
 MORE_TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     **DECODERS,
+    **ENCODER_DECODERS,
     "beit": (
         "BeitForImageClassification",
         {**_IMAGE, "intermediate_size": INNER, "num_labels": 5, "use_relative_position_bias": True},

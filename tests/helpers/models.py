@@ -21,6 +21,7 @@ from helpers.data import ENDINGS, WORDS
 from helpers.families import (
     BLOCKS,
     DECODERS,
+    ENCODER_DECODERS,
     HEADS,
     IMAGE_FAMILIES,
     IMAGE_SIZE,
@@ -91,7 +92,7 @@ def tiny_model(name: str, folder: Path, head: str = "classifier", seed: int = 0,
         return folder
     model = new_model(name, head, seed, **overrides)
     model.save_pretrained(folder)
-    if name in (*TEXT_FAMILIES, *MORE_TEXT, *DECODERS):
+    if name in (*TEXT_FAMILIES, *MORE_TEXT, *DECODERS, *ENCODER_DECODERS):
         save_tokenizer(name, folder)
     else:
         _save_image_processor(folder)

@@ -38,7 +38,10 @@ def random_inputs(model: OpenModel, batch: int = 3, tokens: int = 9, seed: int =
     for row in range(1, batch):
         mask[row, tokens - min(row, tokens - 1) :] = 0
     ids[mask == 0] = config.pad_token_id
-    return {"input_ids": ids, "attention_mask": mask}
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if len(model.anatomy.streams) > 1:  # the decoder's padding is another
+        inputs |= {"decoder_input_ids": ids.flip(0), "decoder_attention_mask": mask.flip(0)}
+    return inputs
 
 
 SWIN_WINDOWS = {

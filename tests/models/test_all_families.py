@@ -10,7 +10,17 @@ import pytest
 import torch
 from helpers.artefacts import keep_sets
 from helpers.data import tiny_image_folder, tiny_text_csv
-from helpers.families import BLOCKS, CNNS, HEADS, INNER, MORE_FAMILIES, MORE_TIMM, TIMM_CNNS, WIDTH
+from helpers.families import (
+    BLOCKS,
+    CNNS,
+    ENCODER_DECODERS,
+    HEADS,
+    INNER,
+    MORE_FAMILIES,
+    MORE_TIMM,
+    TIMM_CNNS,
+    WIDTH,
+)
 from helpers.models import saved_model, shared_model, tiny_model
 from helpers.runs import examples, outputs, random_inputs
 from hypothesis import given
@@ -108,6 +118,9 @@ def test_the_sites_are_the_heads_and_neurons_of_every_block(name):
         }
     if name in SHARED:  # the sites stand in the first block of those that share a module
         blocks = dict.fromkeys(SHARED[name], blocks[0])
+    if name in ENCODER_DECODERS:
+        for block in range(BLOCKS, len(model.anatomy.blocks)):
+            blocks[block] = {kind: blocks[0].get(kind, (HEADS, 8)) for kind in ("heads", "cross", "neurons")}
     assert [(site.name, site.units, site.width) for site in model.anatomy] == [
         (f"blocks.{block}.{kind}", *sizes)
         for block, kinds in blocks.items()
@@ -409,6 +422,7 @@ MEASURED = [
     "llama",
     "opt",
     "gpt-neox",
+    "t5",
     "beit",
     "beit-shared",
     "dinov2-swiglu",
