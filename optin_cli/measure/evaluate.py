@@ -138,7 +138,8 @@ def _run(
 def _forward(model: OpenModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """(output [batch, rows, classes], row weights [batch, rows])"""
     inputs = batch.to(model.device, model.dtype).inputs
-    output, weights = model.output(inputs), model.task.row_weights(inputs)
+    output = model.output(inputs)
+    weights = model.row_weights(inputs, output)
     broken = (~output.isfinite().all(dim=-1) & (weights > 0)).any(dim=-1)  # (batch)
     if broken.any():
         raise InputError(

@@ -23,7 +23,7 @@ from optin_cli.artefacts.latency import LatencyTable, processor_name
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.errors import UsageError
 from optin_cli.measure.latency import Progress, call_ms, device_name, dummy_inputs
-from optin_cli.models.anatomy import HEADS, Anatomy, Producer, Site, UnitInput
+from optin_cli.models.anatomy import HEADS, Anatomy, Site, UnitInput
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.slicing import slice_model
 
@@ -255,7 +255,7 @@ def _inside(site: Site, block: str) -> Site:
 
     return replace(
         site,
-        producers=tuple(Producer(cut(p.path), p.parts) for p in site.producers),
+        producers=tuple(replace(p, path=cut(p.path)) for p in site.producers),
         consumer=cut(site.consumer),
         carried=tuple(map(cut, site.carried)),
         readers=tuple(map(cut, site.readers)),

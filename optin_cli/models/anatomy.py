@@ -30,6 +30,13 @@ class Producer:
 
     path: str
     parts: int = 1
+    width: int = 0
+    """Rows of one unit in each part, where they are not as many as the consumer's columns: the offsets and weights of
+    deformable attention. 0 where they are."""
+
+    def rows_of(self, width: int) -> int:
+        """Rows of a unit in each part, `width` being the site's."""
+        return self.width or width
 
 
 @dataclass(frozen=True)
@@ -49,11 +56,11 @@ class UnitInput:
 class Bypass:
     """A `module` around a consumer that can't run without units: once all are gone, it gives the consumer's bias.
 
-    What `module` returns is a tensor, or a tuple of one (`in_tuple`).
+    What `module` returns is a tensor, or a tuple of as many as `in_tuple` says, None behind the first.
     """
 
     module: str
-    in_tuple: bool = False
+    in_tuple: int = 0
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,10 @@ class OpenModel:
         """The model's output, [batch, rows, classes] (see `Task.output`)."""
         return self.task.output(self.module, inputs)
 
+    def row_weights(self, inputs: Mapping[str, Tensor], output: Tensor) -> Tensor:
+        """Weight of each row of `output`, [batch, rows] (see `Task.row_weights`)."""
+        return self.task.row_weights(inputs).expand(output.shape[:2])
+
 
 def pick_device(name: str) -> torch.device:
     """`auto` is CUDA when there is one. Raises `UsageError` for a device that is not there."""

@@ -37,8 +37,9 @@ def unit_costs(
         yield Cost(path, weights, weights)
     for producer in table.producers:
         shape = shape_of(module(producer.path), producer.path)
-        weights = producer.parts * width * shape.taps * shape.inputs / ends[producer.path]
-        yield Cost(producer.path, weights, weights + producer.parts * width * shape.biased)
+        rows = producer.parts * producer.rows_of(width)
+        weights = rows * shape.taps * shape.inputs / ends[producer.path]
+        yield Cost(producer.path, weights, weights + rows * shape.biased)
     for path in table.carried:
         macs, params = carried_weights(module(path))
         yield Cost(path, width * macs, width * params)

@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.errors import InputError, UnknownArchitecture
-from optin_cli.models.anatomy import HEADS, Anatomy, Producer, Site, Stream, UnitInput
+from optin_cli.models.anatomy import HEADS, Anatomy, Site, Stream, UnitInput
 from optin_cli.models.costs import plain, unit_costs
 from optin_cli.models.families import DOCS, TOWERS, Family, SiteTable, find_family, known_families
 from optin_cli.models.layers import (
@@ -191,7 +191,7 @@ def _site(
     costs = list(unit_costs(table, width, module, ends))
     params = sum(cost.params for cost in costs)
     per_token = sum(cost.macs * share(cost.path) for cost in costs)
-    per_pair = 2 * width if table.kind == HEADS else 0
+    per_pair = 2 * width if table.kind == HEADS and table.pairs else 0
     if seen:  # every position attends to those of its window, or to what the values are made of
         values = f"{block}.{table.producers[-1].path}"
         per_token += per_pair * share(table.consumer) * seen.group(values)
@@ -199,9 +199,10 @@ def _site(
     for producer in table.producers:
         path = f"{block}.{producer.path}"
         given_features = shape_of(module(producer.path), path).outputs
-        if given_features != producer.parts * units * width:
+        rows = producer.rows_of(width)
+        if given_features != producer.parts * units * rows:
             raise InputError(
-                f"{name}: {path} gives {given_features} features, but {producer.parts} x {units} units x {width} "
+                f"{name}: {path} gives {given_features} features, but {producer.parts} x {units} units x {rows} "
                 f"feed {block}.{table.consumer}",
                 f"the table of family {family.name!r} does not describe this model: see {DOCS}",
             )
@@ -227,7 +228,7 @@ def _site(
         block=index,
         units=units,
         width=width,
-        producers=tuple(Producer(f"{block}.{p.path}", p.parts) for p in table.producers),
+        producers=tuple(replace(p, path=f"{block}.{p.path}") for p in table.producers),
         consumer=f"{block}.{table.consumer}",
         carried=tuple(f"{block}.{path}" for path in table.carried if _has(model.get_submodule(block), path)),
         readers=tuple(f"{block}.{path}" for path in table.readers),

@@ -137,6 +137,10 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
 def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list | tuple) and all(check(item) for item in value)
 
@@ -148,9 +152,10 @@ def _is_blocks(value: Any) -> bool:
 def _is_producer(value: Any) -> bool:
     if isinstance(value, dict):
         return (
-            set(value) <= {"path", "parts"}
+            set(value) <= {"path", "parts", "width"}
             and _is_text(value.get("path"))
             and _is_count(value.get("parts", 1))
+            and _is_size(value.get("width", 0))
         )
     return _is_text(value)
 
@@ -180,7 +185,7 @@ def _is_bypass(value: Any) -> bool:
         isinstance(value, dict)
         and set(value) <= {"module", "in_tuple"}
         and _is_text(value.get("module"))
-        and isinstance(value.get("in_tuple", False), bool)
+        and isinstance(value.get("in_tuple", 0), int)  # or true, for 1
     )
 
 
@@ -195,6 +200,7 @@ _FAMILY_FIELDS: _Fields = {
     "note": (False, "text", lambda v: isinstance(v, str)),
     "layout": (False, f"one of {', '.join(LAYOUTS)}", lambda v: v in LAYOUTS),
     "hierarchical": (False, "true or false", lambda v: isinstance(v, bool)),
+    "thresholds": (False, "true or false", lambda v: isinstance(v, bool)),
     "streams": (False, "a list of streams", _list_of(lambda s: isinstance(s, dict))),
     "chained": (False, "true or false", lambda v: isinstance(v, bool)),
     "tokens": (False, "{keys, attention, bias, prefix, part}", lambda v: v is None or isinstance(v, dict)),
@@ -214,7 +220,11 @@ _TOKEN_FIELDS: _Fields = {
 _SITE_FIELDS: _Fields = {
     "kind": (True, f"{HEADS}, {NEURONS} or {CHANNELS}", lambda v: v in (HEADS, NEURONS, CHANNELS)),
     "name": (False, "a word without dots", lambda v: isinstance(v, str) and "." not in v),
-    "producers": (True, "a list of paths or {path, parts}", lambda v: _list_of(_is_producer)(v) and bool(v)),
+    "producers": (
+        True,
+        "a list of paths or {path, parts, width}",
+        lambda v: _list_of(_is_producer)(v) and bool(v),
+    ),
     "consumer": (True, "a path", _is_text),
     "carried": (False, "a list of paths", _list_of(_is_text)),
     "readers": (False, "a list of paths", _list_of(_is_text)),
@@ -227,6 +237,7 @@ _SITE_FIELDS: _Fields = {
     "tensors": (False, "path: axis", _is_axes),
     "batch_axis": (False, "0 or more", lambda v: type(v) is int and v >= 0),
     "bypass": (False, "{module, in_tuple}", lambda v: v is None or _is_bypass(v)),
+    "pairs": (False, "true or false", lambda v: isinstance(v, bool)),
     "must_be_identity": (False, "a list of paths", _list_of(_is_text)),
     "requires": (False, "a list of paths", _list_of(_is_text)),
 }

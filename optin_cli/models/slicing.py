@@ -35,7 +35,9 @@ def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
     features = features_of(torch.as_tensor(units, dtype=torch.long), site.width)
     for producer in site.producers:
         # fused projections are part-major: part p of feature f stands in row p * features + f
-        rows = torch.cat([features + part * site.features for part in range(producer.parts)])
+        width = producer.rows_of(site.width)
+        own = features_of(torch.as_tensor(units, dtype=torch.long), width)
+        rows = torch.cat([own + part * site.units * width for part in range(producer.parts)])
         select_outputs(model.get_submodule(producer.path), rows)
     for path in site.carried:
         select_carried(model.get_submodule(path), features)
@@ -60,14 +62,16 @@ def features_of(units: Tensor, width: int) -> Tensor:
     return (units[:, None] * width + torch.arange(width)[None, :]).reshape(-1)
 
 
-def _bypass(module: nn.Module, consumer: str, in_tuple: bool) -> None:
+def _bypass(module: nn.Module, consumer: str, in_tuple: int) -> None:
     """Make `module` give what its `consumer` makes of no features. A class, so that copies of the module do it too."""
 
     class Bypassed(type(module)):  # type: ignore[misc]
+        _is_hf_initialized = True  # else transformers would, and may divide by a number of heads
+
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             hidden = hidden_argument(args, kwargs)
             output = self.get_submodule(consumer)(hidden.new_zeros(*hidden.shape[:-1], 0))
-            return (output,) if in_tuple else output
+            return (output, *[None] * (in_tuple - 1)) if in_tuple else output
 
     Bypassed.__name__ = type(module).__name__
     Bypassed.__module__ = type(module).__module__

@@ -20,7 +20,7 @@ def magnitude(model: nn.Module, anatomy: Anatomy) -> dict[str, np.ndarray]:
         total = columns.sum(0).view(site.units, columns.shape[1] // max(1, site.units)).sum(1)
         for producer in site.producers:
             rows = matrix(model.get_submodule(producer.path)).float().square().sum(1)
-            total = total + rows.view(producer.parts, site.units, site.width).sum((0, 2))
+            total = total + rows.view(producer.parts, site.units, producer.rows_of(site.width)).sum((0, 2))
         scores[site.name] = total.double().cpu().numpy()
     return scores
 

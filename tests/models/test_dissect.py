@@ -294,7 +294,9 @@ def test_a_model_without_blocks_is_refused():
             self.layers = nn.ModuleList()
 
     family = Family("empty", ("Empty",), "layers", (SiteTable("neurons", (Producer("up"),), "down"),))
-    with pytest.raises(InputError, match=r"no blocks at layers\.\* \(layers is a ModuleList and holds nothing\)"):
+    with pytest.raises(
+        InputError, match=r"no blocks at layers\.\* \(layers is a ModuleList and holds nothing\)"
+    ):
         dissect(Empty(), family)
 
 

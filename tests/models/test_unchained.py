@@ -125,7 +125,10 @@ def test_inputs_of_a_decoder_are_cut_to_their_own_length():
 
 def test_streams_survive_as_data():
     table = SiteTable(NEURONS, (Producer("up"),), "down", batch_axis=1)
-    streams = (StreamTable("encoder.block"), StreamTable(("a.*", "b.*"), "sequence", "decoder_attention_mask"))
+    streams = (
+        StreamTable("encoder.block"),
+        StreamTable(("a.*", "b.*"), "sequence", "decoder_attention_mask"),
+    )
     family = Family("two", ("two",), "", (table,), streams=streams)
     assert family_from_dict(family_to_dict(family)) == family
 
