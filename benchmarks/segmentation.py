@@ -3,8 +3,9 @@
     python benchmarks/segmentation.py --model benchmarks/zoo/mask2former-camvid --data CAMVID --output FOLDER
 
 Both score the same images. OPTIN: the sum over the deeper blocks (`--feature-weights sum`), nothing refitted.
-optin: its defaults, with compensation. Prints a table, and writes it as JSON with the MACs of each stream; a picture shows test
-images with their masks, and what the dense and the pruned models see. What is there already is not made again.
+optin: its defaults, with compensation. Prints a table, and writes it as JSON with the MACs of each stream; a picture
+shows test images with their masks, and what the dense and the pruned models see. What is there already is not made
+again.
 """
 
 from __future__ import annotations

@@ -26,7 +26,10 @@ def evaluate(
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option("--max-drop", help="Exit with 5 if more points than this are lost to the baseline."),
+        typer.Option(
+            "--max-drop",
+            help="Exit with 5 if more points than this are lost to the baseline, or perplexity rises by more per cent.",
+        ),
     ] = None,
     batch_size: options.BatchSize = 32,
     max_length: options.MaxLength = None,

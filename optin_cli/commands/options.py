@@ -39,7 +39,10 @@ OptionalData = Annotated[
 Split = Annotated[str, typer.Option("--split", help="Split of the data.")]
 Config = Annotated[str | None, typer.Option("--config", help="Configuration of a hub data set.")]
 Text = Annotated[str | None, typer.Option("--text", metavar="A[,B]", help="Text column, or two of them.")]
-Label = Annotated[str | None, typer.Option("--label", help="Label column.")]
+Label = Annotated[
+    str | None,
+    typer.Option("--label", metavar="A[,B..]", help="Label column; of multi-label models perhaps one each."),
+]
 Image = Annotated[str | None, typer.Option("--image", help="Image column (or folder, beside --mask).")]
 Mask = Annotated[
     str | None, typer.Option("--mask", help="Column (or folder) of label maps, for segmentation models.")

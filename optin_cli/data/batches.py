@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from optin_cli.data.examples import Examples
 from optin_cli.data.images import BrokenImage, decode
-from optin_cli.data.readers import ROWS, Encoded, Reader
+from optin_cli.data.numbering import numbering
+from optin_cli.data.readers import ROWS, Encoded, Reader, Window
 from optin_cli.data.workers import in_order, worker_count
 from optin_cli.errors import InputError
 
@@ -28,6 +29,10 @@ class TextEncoder(Protocol):
         self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int | None
     ) -> list[dict[str, list[int]]]: ...
     def tokenize_words(self, words: Sequence[str], max_length: int | None) -> tuple[dict, list]: ...
+    def windows(
+        self, questions: Sequence[str], contexts: Sequence[str], max_length: int
+    ) -> Iterator[tuple[int, dict[str, list[int]], Window]]: ...
+    def running_text(self, texts: Sequence[str], max_length: int) -> list[dict[str, list[int]]]: ...
     def pad(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]: ...
 
 
@@ -236,7 +241,7 @@ class Batches:
         if columns.label is None:
             return None
         values = rows[columns.label][:]
-        number = self._numbering(values, label2id or {})
+        number = numbering(values, rows.features[columns.label], label2id or {}, self.examples.data.spec)
         if columns.words:
             return [
                 self._align(words, [number(tag) for tag in tags], row)
@@ -245,28 +250,6 @@ class Batches:
                 )
             ]
         return [number(value) for value in values]
-
-    def _numbering(self, values: list[Any], label2id: dict[str, int]) -> Callable[[Any], Any]:
-        """How a stored label becomes the model's number: by name wherever both sides have names."""
-        names = _class_names(self.examples.rows.features[self.examples.columns.label])
-        if names and set(names) == set(label2id):
-            return lambda value: label2id[names[value]] if value >= 0 else value
-        flat = [v for value in values for v in (value if isinstance(value, list) else [value])]
-        flat = [v for v in flat if v is not None and v != ""]
-        if not any(isinstance(v, str) for v in flat):
-            return lambda value: value
-        unknown = sorted({str(v) for v in flat if v not in label2id})
-        if not unknown:
-            return label2id.get
-        try:
-            for v in flat:
-                float(v)
-        except (TypeError, ValueError):
-            raise InputError(
-                f"labels {', '.join(map(repr, unknown[:3]))} of {self.examples.data.spec} are not among the "
-                f"model's: {', '.join(label2id) or 'none named'}"
-            ) from None
-        return lambda value: None if value is None or value == "" else float(value)
 
     def _align(self, words: list[str], tags: list[Any], row: int) -> list[Any]:
         """The tag of each token: its word's at the first sub-word, `IGNORE` elsewhere."""
@@ -279,9 +262,3 @@ class Batches:
             aligned.append(IGNORE if word is None or word == previous else tags[word])
             previous = word
         return aligned
-
-
-def _class_names(feature: Any) -> list[str]:
-    """Names of a ClassLabel feature or of a list of them; none for anything else."""
-    inner = getattr(feature, "feature", feature)
-    return list(getattr(inner, "names", None) or [])

@@ -52,7 +52,7 @@ class Examples:
             "split": self.data.split,
             "text": list(self.columns.text),
             "image": self.columns.image,
-            "label": self.columns.label,
+            "label": self.columns.label or ",".join(self.columns.labels) or None,
             "mask": self.columns.mask,
             "ignore_index": self.data.ignore_index,
             "fingerprint": self.fingerprint,
@@ -101,7 +101,7 @@ def _fingerprint(rows: Dataset, columns: Columns) -> str:
 
 def _content(rows: Dataset, columns: Columns) -> Iterator[bytes]:
     """What the used columns hold; one image at a time, since all may be more than memory."""
-    names = [c for c in (*columns.text, columns.label) if c]
+    names = [c for c in (*columns.text, columns.label, *columns.labels) if c]
     yield json.dumps([rows[name][:] for name in names], default=str).encode()
     for column in filter(None, (columns.image, columns.mask)):
         for stored in rows[column]:  # a mask that is missing is told where it is read

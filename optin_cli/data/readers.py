@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from optin_cli.data.columns import Columns, find_columns
 from optin_cli.data.sources import DataSpec
+from optin_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,6 +66,80 @@ class SidesReader(Reader):
         return Encoded(processor.tokenize(texts, None, max_length), [i // 2 for i in range(len(texts))])
 
 
+class LabelsReader(Reader):
+    """A row is an example with several labels: in one column of lists, or in a column each (`A,B,C`)."""
+
+    def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
+        """Raises `UsageError` for a label column that is not there."""
+        if data.label is None or data.label in dataset.features:
+            return find_columns(dataset, data, modality)
+        names = tuple(part.strip() for part in data.label.split(","))
+        if absent := [name for name in names if name not in dataset.features]:
+            raise UsageError(
+                f"{data.spec} has no column {absent[0]!r}", f"it has {', '.join(dataset.features)}"
+            )
+        rest = dataset.remove_columns(list(names))
+        return replace(find_columns(rest, replace(data, label=None), modality), label=None, labels=names)
+
+
+@dataclass
+class Window:
+    """What a window of question answering shows of its context."""
+
+    offsets: np.ndarray
+    """[tokens, 2]: the characters of the context that each token stands for; -1 for other tokens."""
+    none: int
+    """The token that stands for no answer."""
+
+
+class WindowReader(Reader):
+    """A question with a part of its context is an example: as many as it takes for the context to be seen whole."""
+
+    length = 384
+    """Tokens of a window, unless told otherwise."""
+
+    def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
+        """`question` and `context` with `answers`; any pair of texts, without labels, where these are not."""
+        features = dataset.features
+        if not data.text and not {"question", "context"} <= set(features):
+            found = find_columns(dataset, data, modality)
+        else:
+            text = data.text or ("question", "context")
+            found = find_columns(dataset, replace(data, text=text), modality)
+        label = data.label or ("answers" if "answers" in features else None)
+        return replace(found, label=label)
+
+    def encode(self, rows: Dataset, columns: Columns, processor: Any, max_length: int | None) -> Encoded:
+        if len(columns.text) < 2 or columns.words:
+            return super().encode(rows, columns, processor, max_length)
+        questions, contexts = (plain(rows[name][:]) for name in columns.text)
+        found = list(processor.windows(questions, contexts, max_length or self.length))
+        row_ids, inputs, details = ([item[part] for item in found] for part in range(3))
+        return Encoded(inputs, row_ids, details)
+
+
+class RunningTextReader(Reader):
+    """All rows are one text, each ended by a line break; its examples are windows that follow each other."""
+
+    length = 512
+    """Tokens of a window, unless told otherwise."""
+
+    def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
+        """The column `text` where there is one. The text is its own label."""
+        text = data.text or (("text",) if "text" in dataset.features else ())
+        return replace(find_columns(dataset, replace(data, text=text), modality), label=None)
+
+    def encode(self, rows: Dataset, columns: Columns, processor: Any, max_length: int | None) -> Encoded:
+        texts = [rows[name][:] for name in columns.text]
+        if columns.words:
+            lines = [" ".join(words) for words in texts[0]]
+        else:
+            lines = [text for row in zip(*map(plain, texts), strict=True) for text in row]
+        ended = [line if line.endswith("\n") else f"{line}\n" for line in lines]
+        inputs = processor.running_text(ended, max_length or self.length)
+        return Encoded(inputs, list(range(len(inputs))))  # a window stands for a row: some are held out
+
+
 class MaskReader(Reader):
     """A row is an image, with its label map where there is one."""
 
@@ -71,6 +148,9 @@ class MaskReader(Reader):
 
 ROWS = Reader()
 SIDES = SidesReader()
+LABELS = LabelsReader()
+WINDOWS = WindowReader()
+RUNNING_TEXT = RunningTextReader()
 MASKS = MaskReader()
 
 

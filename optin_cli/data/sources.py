@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.artefacts.files import disk_is_full
-from optin_cli.data import docs
+from optin_cli.data import docs, glue, squad
 from optin_cli.data.folders import image_mask_pairs, names_of, split_folder
 from optin_cli.errors import InputError, UsageError
 
@@ -17,9 +17,16 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 BUILTIN_DOCS = "builtin:docs"
-_READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_READERS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
 # data sets whose old name without an organisation is still what everyone types
-_HUB_HOMES = {"glue": "nyu-mll/glue", "super_glue": "aps/super_glue", "imdb": "stanfordnlp/imdb"}
+_HUB_HOMES = {"glue": glue.HOME, "super_glue": "aps/super_glue", "imdb": "stanfordnlp/imdb"}
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,8 @@ class DataSpec:
 
 
 def open_split(data: DataSpec) -> Dataset:
-    """Open one split of `builtin:docs`, a CSV, JSONL or Parquet file, a folder of them, an image folder, a folder
-    written by `datasets`, or a hub data set.
+    """Open one split of `builtin:docs`, a CSV, JSONL, Parquet or text file (a row a line), a folder of them, an
+    image folder, a folder written by `datasets`, or a hub data set.
 
     Raises `UsageError` for what does not exist and `InputError` for what can't be read.
     """
@@ -104,6 +111,8 @@ def _open(data: DataSpec) -> Any:
         return datasets.Dataset.from_dict({"text": docs.split_sentences(data.split)})
     if data.spec.startswith("builtin:"):
         raise UsageError(f"unknown built-in data {data.spec!r}", f"there is: {BUILTIN_DOCS}")
+    if (task := glue.glue_task(data.spec, data.config)) is not None:
+        data = replace(data, split=task.splits.get(data.split, data.split))
     path = Path(data.spec).expanduser()
     if path.is_file():
         return _load_files([path], data)
@@ -134,6 +143,8 @@ def _load_files(files: list[Path], data: DataSpec) -> Any:
             options["sep"] = "\t"
     if any(file.stat().st_size == 0 for file in files):
         raise InputError(f"{files[0]} is empty")
+    if reader == "json" and squad.looks_like(files[0]):
+        return squad.load(files)
     paths = {data.split: [str(f) for f in files]}
     return _load(reader, data_files=paths, split=_slice_safe(data.split), stream=data.stream, **options)
 
@@ -158,14 +169,16 @@ def _open_folder(path: Path, data: DataSpec) -> Any:
                 raise UsageError(f"{path} has no split {data.split!r}", f"it has {', '.join(loaded)}")
             return loaded[data.split]
         return loaded
+    names = names_of(data.split)
     pairs = image_mask_pairs(path, data.split, data.image, data.mask)
     if pairs is not None:
         return datasets.Dataset.from_dict(pairs).cast(
             datasets.Features(dict.fromkeys(pairs, datasets.Image(decode=False)))
         )
     tables = sorted(f for f in path.rglob("*") if f.suffix in _READERS and f.name != "metadata.jsonl")
+    # a readme or a list of labels is no data
+    tables = [f for f in tables if f.suffix != ".txt" or f.stem in names]
     if tables:
-        names = names_of(data.split)
         chosen = [f for f in tables if f.stem in names or f.stem.split("-")[0] in names]
         if not chosen:
             have = sorted({f.stem.split("-")[0] for f in tables})
@@ -183,6 +196,8 @@ def _load_hub(data: DataSpec) -> Any:
     name, config = data.spec, data.config
     if first in _HUB_HOMES:
         name, config = _HUB_HOMES[first], rest or data.config
+    if name == glue.HOME:
+        config = glue.config_of(data.spec, data.config)
     try:
         return _load(name, config, split=_slice_safe(data.split), stream=data.stream)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optin_cli.data.batches import Batch, Batches
+from optin_cli.data.glue import glue_task
 from optin_cli.errors import GateError, InputError, UsageError
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.tasks.base import Task
@@ -23,7 +24,7 @@ _ROUNDING = 1e-9
 
 @dataclass
 class Evaluation:
-    """What `evaluate` found. Metrics are in points: 100 is perfect."""
+    """What `evaluate` found. Metrics are in points, where 100 is perfect; a perplexity is not."""
 
     task: str
     examples: int
@@ -36,7 +37,8 @@ class Evaluation:
     """Classifiers: agreement (points), kl (nats, KL(baseline || model) a row). Embeddings: cosine,
     top10_overlap (points). Regression: mean_abs_difference (in units of the label)."""
     drop: float | None = None
-    """Points of the main metric lost to the baseline; without labels, 100 - agreement or 100 - cosine."""
+    """Points of the main metric lost to the baseline, or how many per cent the perplexity rises; without labels,
+    100 - agreement or 100 - cosine."""
     broken: int = 0
     """Rows that were left out, since their images can't be used."""
 
@@ -67,18 +69,32 @@ def evaluate(
     result = Evaluation(task.name, batches.count, {}, "")
     result.broken = len(batches.examples.broken)
     if labels is not None:
-        result.metrics = task.metrics(ours.in_order(), labels, batches)
-        result.main = next(name for name in task.main if name in result.metrics)
+        first = _reported(batches)
+        result.metrics = _ordered(task.metrics(ours.in_order(), labels, batches), first)
+        result.main = next(name for name in (*first, *task.main) if name in result.metrics)
     if baseline is not None:
         if labels is not None:
-            result.baseline_metrics = task.metrics(theirs.in_order(), labels, batches)
+            result.baseline_metrics = _ordered(task.metrics(theirs.in_order(), labels, batches), first)
         result.fidelity = task.fidelity(sums, ours.in_order(), theirs.in_order(), model.device)
-        result.drop = _drop(result)
+        result.drop = _drop(task, result)
     return result
 
 
+def _reported(batches: Batches) -> tuple[str, ...]:
+    """The metrics that the data is reported by, where it is a benchmark."""
+    data = batches.examples.data
+    known = glue_task(data.spec, data.config)
+    return known.metrics if known else ()
+
+
+def _ordered(found: dict[str, float], first: tuple[str, ...]) -> dict[str, float]:
+    names = dict.fromkeys([*(name for name in first if name in found), *found])
+    return {name: found[name] for name in names}
+
+
 def gate(evaluation: Evaluation, max_drop: float) -> None:
-    """Raise `GateError` if more than `max_drop` points were lost, `UsageError` if no drop was measured."""
+    """Raise `GateError` if more than `max_drop` points (of perplexity: per cent) were lost, `UsageError` if no drop
+    was measured."""
     drop = evaluation.drop
     if drop is None:
         raise UsageError(
@@ -86,8 +102,9 @@ def gate(evaluation: Evaluation, max_drop: float) -> None:
         )
     if not drop <= max_drop + _ROUNDING:
         what = evaluation.main or f"{next(iter(evaluation.fidelity), 'agreement')} with the baseline"
+        change = f"rises by {drop:.3f} per cent" if what == "perplexity" else f"drops by {drop:.3f} points"
         raise GateError(
-            f"{what} drops by {drop:.3f} points, more than the {max_drop:g} allowed",
+            f"{what} {change}, more than the {max_drop:g} allowed",
             "keep more of the model (a larger budget), or allow a larger --max-drop",
         )
 
@@ -117,18 +134,19 @@ def _run(
     task, ours, theirs = model.task, _Kept(), _Kept()
     sums: Counter[str] = Counter()
     for index, batch in enumerate(batches):
-        output, weights = _forward(model, batch)
-        ours.add(task, batch, output, weights, labels)
-        if baseline is not None:
-            expected = _forward(baseline, batch)[0].to(output.device)
-            if expected.shape[1:] != output.shape[1:]:
-                raise UsageError(
-                    f"{model.spec} gives outputs of shape {tuple(output.shape[1:])}, "
-                    f"but the baseline {baseline.spec} {tuple(expected.shape[1:])}",
-                    "compare with the dense model it was made from",
-                )
-            theirs.add(task, batch, expected, weights, labels)
-            sums.update(task.compare(output, expected, weights))
+        for piece in [batch] if task.slots is None else batch.split(0, task.slots):
+            output, weights = _forward(model, piece)
+            ours.add(task, piece, output, weights, labels)
+            if baseline is not None:
+                expected = _forward(baseline, piece)[0].to(output.device)
+                if expected.shape[1:] != output.shape[1:]:
+                    raise UsageError(
+                        f"{model.spec} gives outputs of shape {tuple(output.shape[1:])}, "
+                        f"but the baseline {baseline.spec} {tuple(expected.shape[1:])}",
+                        "compare with the dense model it was made from",
+                    )
+                theirs.add(task, piece, expected, weights, labels)
+                sums.update(task.compare(output, expected, weights))
         if on_progress:
             on_progress(index + 1, len(batches), "evaluating")
     return ours, theirs, sums
@@ -138,8 +156,8 @@ def _run(
 def _forward(model: OpenModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """(output [batch, rows, classes], row weights [batch, rows])"""
     inputs = batch.to(model.device, model.dtype).inputs
-    output = model.output(inputs)
-    weights = model.row_weights(inputs, output)
+    output = model.full_output(inputs)
+    weights = model.task.full_weights(inputs).expand(output.shape[:2])
     broken = (~output.isfinite().all(dim=-1) & (weights > 0)).any(dim=-1)  # (batch)
     if broken.any():
         raise InputError(
@@ -149,8 +167,8 @@ def _forward(model: OpenModel, batch: Batch) -> tuple[Tensor, Tensor]:
     return output, weights
 
 
-def _drop(result: Evaluation) -> float | None:
+def _drop(task: Task, result: Evaluation) -> float | None:
     if result.main:
-        return result.baseline_metrics[result.main] - result.metrics[result.main]
+        return task.lost(result.main, result.metrics[result.main], result.baseline_metrics[result.main])
     likeness = result.fidelity.get("agreement", result.fidelity.get("cosine"))
     return None if likeness is None else 100 - likeness

@@ -159,7 +159,7 @@ def _check_image_size(model: OpenModel, size: int) -> None:
     """Convolutions take any size, position embeddings often one: ask the model itself."""
     try:
         with torch.inference_mode():
-            model.module(**_draw(model, 1, size, 0))
+            model.run(_draw(model, 1, size, 0))
     except (ValueError, RuntimeError, AssertionError) as error:
         height, width = image_size(model.module)
         raise UsageError(
@@ -269,7 +269,7 @@ def _doubled_ms(models: Sequence[OpenModel], setting: Setting, seed: int) -> lis
 
 
 def _forward_ms(model: OpenModel, inputs: Inputs) -> float:
-    return call_ms(lambda: model.module(**inputs), model.device)
+    return call_ms(lambda: model.run(inputs), model.device)
 
 
 def call_ms(call: Callable[[], object], device: torch.device) -> float:

@@ -30,13 +30,17 @@ class Producer:
 
     path: str
     parts: int = 1
+    by_unit: bool = False
+    """A unit's parts stand side by side, q k v of one head before those of the next (GPT-NeoX)."""
+    shared: bool = False
+    """One slice for all heads of a group: the keys and values of grouped-query attention."""
     width: int = 0
-    """Rows of one unit in each part, where they are not as many as the consumer's columns: the offsets and weights of
-    deformable attention. 0 where they are."""
+    """Rows of a unit in each part, where they are others than the consumer's columns: the sampling points of
+    deformable attention. 0 where they are the same."""
 
-    def rows_of(self, width: int) -> int:
-        """Rows of a unit in each part, `width` being the site's."""
-        return self.width or width
+    def rows_of(self, rows: int, group: int) -> int:
+        """Rows of a unit in each part, where `rows` stand for its `group` heads."""
+        return self.width or (rows // group if self.shared else rows)
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,13 @@ class UnitInput:
 class Bypass:
     """A `module` around a consumer that can't run without units: once all are gone, it gives the consumer's bias.
 
-    What `module` returns is a tensor, or a tuple of as many as `in_tuple` says, None behind the first.
+    What `module` returns is a tensor, or a tuple of `in_tuple` elements of which the others are None.
     """
 
     module: str
     in_tuple: int = 0
+    cache: str = ""
+    """Its argument that is a cache of keys and values. The cache counts tokens, so it gets them without heads too."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +78,18 @@ class Site:
     kind: str
     """`heads`, `neurons` or `channels`."""
     block: int
+    """Where the consumer stands; in a chain the producer stands in an earlier block."""
     units: int
     """Units present now (fewer than in the dense model once pruned)."""
     width: int
-    """Features of the consumer's input that belong to one unit: head_dim for heads, 1 for the others."""
+    """Features of the consumer's input that belong to one unit: head_dim for heads, as a rule 1 for the others."""
     producers: tuple[Producer, ...]
     consumer: str
+    group: int = 1
+    """Heads in a unit: those that share keys and values."""
+    spread: int = 1
+    """Features of the consumer's input that stem from one output of a producer: the positions of a map that is
+    flattened for a Linear."""
     carried: tuple[str, ...] = ()
     """Modules between producers and consumer that hold something for each unit: norms, depthwise convolutions."""
     readers: tuple[str, ...] = ()
@@ -105,6 +117,10 @@ class Site:
     """MACs of one unit for each pair of tokens: 2 * head_dim for a head (scores and context); 0 if hierarchical."""
     params_per_unit: float = 0
     """Of a layer between two sites, each has half: never less than what goes when both lose units."""
+    own_share: float = 1
+    """Its MACs as a share of what goes when this site alone loses its units: less than 1 beside another site."""
+    passed: tuple[int, ...] = ()
+    """Blocks whose outputs are in no trajectory, because a mere norm, activation or pooling follows."""
 
     def macs_per_unit(self, tokens: float) -> float:
         """MACs one unit costs on a sequence of `tokens` tokens (METHOD section 4, PTF's FLOPs model)."""
@@ -114,6 +130,15 @@ class Site:
     def features(self) -> int:
         """Size of the consumer's input."""
         return self.units * self.width
+
+    @property
+    def rows(self) -> int:
+        """Outputs of a part of a producer that belong to one unit."""
+        return self.width // self.spread
+
+    def rows_of(self, producer: Producer) -> int:
+        """The same of a producer that may be shared by the heads of a group."""
+        return producer.rows_of(self.rows, self.group)
 
     @property
     def entry(self) -> str:
@@ -183,6 +208,10 @@ class Anatomy:
         """The stream that a block belongs to; negative numbers count from the last."""
         block %= len(self.blocks)
         return next(stream for stream in reversed(self.streams) if stream.first <= block)
+
+    def fed_by(self, layer: str) -> Site | None:
+        """The site whose units come out of the layer at this path."""
+        return next((s for s in self.sites if any(p.path == layer for p in s.producers)), None)
 
     def in_block(self, block: int) -> tuple[Site, ...]:
         return tuple(site for site in self.sites if site.block == block)

@@ -131,9 +131,17 @@ class OpenModel:
             "site_params": sum(s.units * s.params_per_unit for s in self.anatomy),
         }
 
+    def run(self, inputs: Mapping[str, Tensor]) -> Any:
+        """One forward, with the arguments that its family adds to the data; what the module gives."""
+        return self.module(**inputs, **self.family.arguments)
+
     def output(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """The model's output, [batch, rows, classes] (see `Task.output`)."""
-        return self.task.output(self.module, inputs)
+        return self.task.output(self.module, {**inputs, **self.family.arguments})
+
+    def full_output(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What metrics are measured on (see `Task.full_output`)."""
+        return self.task.full_output(self.module, {**inputs, **self.family.arguments})
 
     def row_weights(self, inputs: Mapping[str, Tensor], output: Tensor) -> Tensor:
         """Weight of each row of `output`, [batch, rows] (see `Task.row_weights`)."""

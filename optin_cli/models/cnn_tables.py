@@ -92,7 +92,25 @@ _EFFICIENTNET_SITES = (
     _FUSED_INVERTED_RESIDUAL,
 )
 
+# no residual: each layer reads what the one before makes
+_VGG_SITES = (
+    SiteTable(CHANNELS, requires=("out_channels",)),
+    SiteTable(CHANNELS, consumer="fc1", requires=("fc1",)),
+    SiteTable(NEURONS, consumer="fc2", requires=("fc2",)),
+    SiteTable(NEURONS, consumer="fc", requires=("fc.in_features",)),
+)
+
 CNNS = (
+    Family(
+        "vgg",
+        ("VGG",),
+        ("features.*", "pre_logits", "head"),
+        _VGG_SITES,
+        "image",
+        note="timm; without residuals: a site is between a convolution and the next",
+        layout=NCHW,
+        hierarchical=True,
+    ),
     Family(
         "resnet",
         ("ResNet",),

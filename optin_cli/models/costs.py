@@ -24,25 +24,33 @@ class Cost:
 
 
 def unit_costs(
-    table: SiteTable, width: int, module: Callable[[str], nn.Module], ends: Mapping[str, int]
+    table: SiteTable,
+    width: int,
+    group: int,
+    spread: int,
+    module: Callable[[str], nn.Module],
+    ends: Mapping[str, int],
 ) -> Iterator[Cost]:
-    """Costs of a unit in all the modules that a table names.
+    """Costs of a unit, `width` inputs of the consumer and `group` heads, `spread` inputs for each output of a producer,
+    in all the modules that a table names.
 
+    `ends` says how many sites begin or end at a layer.
     A layer between two sites costs as much as the product of their units. Either has half of it: the sum is right
     for the whole layer, and never less than what is left when both lose units.
     """
+    rows = width // spread
     for path in table.consumer, *table.readers:
         shape = shape_of(module(path), path)
         weights = width * shape.taps * shape.outputs / ends.get(path, 1)
         yield Cost(path, weights, weights)
     for producer in table.producers:
         shape = shape_of(module(producer.path), producer.path)
-        rows = producer.parts * producer.rows_of(width)
-        weights = rows * shape.taps * shape.inputs / ends[producer.path]
-        yield Cost(producer.path, weights, weights + rows * shape.biased)
+        made = producer.parts * producer.rows_of(rows, group)
+        weights = made * shape.taps * shape.inputs / ends.get(producer.path, 1)
+        yield Cost(producer.path, weights, weights + made * shape.biased)
     for path in table.carried:
         macs, params = carried_weights(module(path))
-        yield Cost(path, width * macs, width * params)
+        yield Cost(path, rows * macs, rows * params)
 
 
 def plain(value: float) -> float:

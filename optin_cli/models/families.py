@@ -15,6 +15,7 @@ from typing import Any
 from optin_cli.errors import UsageError
 from optin_cli.models.anatomy import CHANNELS, HEADS, LAYOUTS, NEURONS, Bypass, Producer, UnitInput
 from optin_cli.models.cnn_tables import CNNS
+from optin_cli.models.decoder_tables import DECODERS
 from optin_cli.models.segmentation_tables import SEGMENTATION
 from optin_cli.models.swin_tables import SWIN
 from optin_cli.models.tables import SHIPPED, TOWERS, Family, SiteTable, StreamTable, TokenTable
@@ -73,7 +74,8 @@ def family_to_dict(family: Family) -> dict[str, Any]:
 
 
 def family_from_dict(data: dict[str, Any], where: str = "family table") -> Family:
-    """Read a family from plain data. A producer is a path or `{path, parts}`; `where` names the source in errors.
+    """Read a family from plain data. A producer is a path or a mapping of its fields; `where` names the source in
+    errors.
 
     Raises `UsageError` naming every field that is missing, unknown or of the wrong kind.
     """
@@ -152,9 +154,10 @@ def _is_blocks(value: Any) -> bool:
 def _is_producer(value: Any) -> bool:
     if isinstance(value, dict):
         return (
-            set(value) <= {"path", "parts", "width"}
+            set(value) <= {"path", "parts", "by_unit", "shared", "width"}
             and _is_text(value.get("path"))
             and _is_count(value.get("parts", 1))
+            and all(isinstance(value.get(name, False), bool) for name in ("by_unit", "shared"))
             and _is_size(value.get("width", 0))
         )
     return _is_text(value)
@@ -183,9 +186,10 @@ def _is_axes(value: Any) -> bool:
 def _is_bypass(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and set(value) <= {"module", "in_tuple"}
+        and set(value) <= {"module", "in_tuple", "cache"}
         and _is_text(value.get("module"))
-        and isinstance(value.get("in_tuple", 0), int)  # or true, for 1
+        and isinstance(value.get("in_tuple", 0), int)
+        and isinstance(value.get("cache", ""), str)
     )
 
 
@@ -201,6 +205,7 @@ _FAMILY_FIELDS: _Fields = {
     "layout": (False, f"one of {', '.join(LAYOUTS)}", lambda v: v in LAYOUTS),
     "hierarchical": (False, "true or false", lambda v: isinstance(v, bool)),
     "thresholds": (False, "true or false", lambda v: isinstance(v, bool)),
+    "arguments": (False, "argument: value", lambda v: isinstance(v, dict) and all(map(_is_text, v))),
     "streams": (False, "a list of streams", _list_of(lambda s: isinstance(s, dict))),
     "chained": (False, "true or false", lambda v: isinstance(v, bool)),
     "tokens": (False, "{keys, attention, bias, prefix, part}", lambda v: v is None or isinstance(v, dict)),
@@ -220,23 +225,20 @@ _TOKEN_FIELDS: _Fields = {
 _SITE_FIELDS: _Fields = {
     "kind": (True, f"{HEADS}, {NEURONS} or {CHANNELS}", lambda v: v in (HEADS, NEURONS, CHANNELS)),
     "name": (False, "a word without dots", lambda v: isinstance(v, str) and "." not in v),
-    "producers": (
-        True,
-        "a list of paths or {path, parts, width}",
-        lambda v: _list_of(_is_producer)(v) and bool(v),
-    ),
-    "consumer": (True, "a path", _is_text),
+    "producers": (True, "a list of paths or {path, parts, by_unit, shared, width}", _list_of(_is_producer)),
+    "consumer": (True, "a path", lambda v: isinstance(v, str)),
     "carried": (False, "a list of paths", _list_of(_is_text)),
     "readers": (False, "a list of paths", _list_of(_is_text)),
     "masked_at": (False, "a path", lambda v: isinstance(v, str)),
     "norm": (False, "a path", lambda v: isinstance(v, str)),
     "unit_width": (False, "a number above 0 or an attribute", lambda v: _is_text(v) or _is_count(v)),
     "unit_count": (False, "an attribute", lambda v: isinstance(v, str)),
+    "group": (False, "an attribute", lambda v: isinstance(v, str)),
     "counts": (False, "attribute: units or features", _is_counts),
     "unit_inputs": (False, "a list of {module, argument, axis}", _list_of(_is_unit_input)),
     "tensors": (False, "path: axis", _is_axes),
     "batch_axis": (False, "0 or more", lambda v: type(v) is int and v >= 0),
-    "bypass": (False, "{module, in_tuple}", lambda v: v is None or _is_bypass(v)),
+    "bypass": (False, "{module, in_tuple, cache}", lambda v: v is None or _is_bypass(v)),
     "pairs": (False, "true or false", lambda v: isinstance(v, bool)),
     "must_be_identity": (False, "a list of paths", _list_of(_is_text)),
     "requires": (False, "a list of paths", _list_of(_is_text)),
@@ -270,5 +272,5 @@ def read_family(path: Path) -> Family:
     return family_from_dict(data, str(path))
 
 
-for _family in (*SHIPPED, *SWIN, *CNNS, *TORCHVISION, *SEGMENTATION):
+for _family in (*SHIPPED, *DECODERS, *SWIN, *CNNS, *TORCHVISION, *SEGMENTATION):
     register_family(_family)

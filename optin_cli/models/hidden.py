@@ -39,7 +39,9 @@ def _name(kwargs: dict[str, Any]) -> str:
 
 
 def as_rows(hidden: Tensor, layout: str) -> Tensor:
-    """Hidden states of any layout as (..., batch, positions, d)."""
+    """Hidden states of any layout as (..., batch, positions, d); (batch, d) has one position."""
+    if hidden.dim() == 2:
+        return hidden[:, None]
     if layout == SEQUENCE:
         return hidden.transpose(-3, -2)
     if layout == NHWC:

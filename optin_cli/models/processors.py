@@ -6,7 +6,7 @@ A text processor tokenizes; an image processor maps a PIL image to a (3, h, w) t
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optin_cli.data.readers import Window
 from optin_cli.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 log = logging.getLogger("optin")
+_STRIDE = 128  # tokens that two windows on one context share: the doc stride of the SQuAD scripts
 
 
 @dataclass
@@ -45,6 +47,55 @@ class TextProcessor:
         limit = min(self.max_length, max_length or self.max_length)
         encoded = self.tokenizer(list(words), is_split_into_words=True, truncation=True, max_length=limit)
         return dict(encoded), encoded.word_ids()
+
+    def windows(
+        self, questions: Sequence[str], contexts: Sequence[str], max_length: int
+    ) -> Iterator[tuple[int, dict[str, list[int]], Window]]:
+        """Each question with runs of its context that overlap by 128 tokens: (pair, token ids, what they show).
+
+        Where a question leaves little room, runs overlap by half of it; a question is cut to half of `max_length`.
+        """
+        limit = min(self.max_length, max_length)
+        specials = self.tokenizer.num_special_tokens_to_add(pair=True)
+        lengths = [len(ids) for ids in self.tokenizer(list(questions), add_special_tokens=False)["input_ids"]]
+        most = (limit - specials) // 2
+        for pair, (question, context) in enumerate(zip(questions, contexts, strict=True)):
+            if lengths[pair] > most:
+                question = self._cut(question, most)
+            room = limit - specials - min(lengths[pair], most)
+            encoded = self.tokenizer(
+                question, context, truncation="only_second", max_length=limit,
+                stride=min(_STRIDE, room // 2), return_overflowing_tokens=True, return_offsets_mapping=True,
+            )  # fmt: skip
+            for number, ids in enumerate(encoded["input_ids"]):
+                inputs = {
+                    key: encoded[key][number] for key in self.tokenizer.model_input_names if key in encoded
+                }
+                sides = np.array([side == 1 for side in encoded.sequence_ids(number)])
+                offsets = np.where(sides[:, None], np.array(encoded["offset_mapping"][number]), -1)
+                cls = self.tokenizer.cls_token_id
+                yield pair, inputs, Window(offsets, ids.index(cls) if cls in ids else 0)
+
+    def running_text(self, texts: Sequence[str], max_length: int) -> list[dict[str, list[int]]]:
+        """Texts, one after the other, as windows of one length, at most `max_length` tokens.
+
+        Each begins with the token that the tokenizer puts in front of a text, if it does. Fewer tokens than there
+        are windows are left over at the end.
+        """
+        limit = min(self.max_length, max_length)
+        begin = self.tokenizer.bos_token_id
+        front = [begin] if begin is not None and self.tokenizer("")["input_ids"][:1] == [begin] else []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        ids = [token for text in encoded for token in text]
+        count = -(-len(ids) // max(1, limit - len(front)))
+        length = len(ids) // max(1, count)
+        windows = [front + ids[i * length : (i + 1) * length] for i in range(count)]
+        return [{"input_ids": window, "attention_mask": [1] * len(window)} for window in windows]
+
+    def _cut(self, text: str, tokens: int) -> str:
+        """The first `tokens` tokens of a text."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return text[: encoded["offset_mapping"][tokens - 1][1]]
 
     def pad(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
         """One batch, padded to its longest row: tensors of shape (rows, longest)."""
@@ -88,6 +139,7 @@ def text_processor(folder: Path, config: Any) -> TextProcessor:
             f"{folder} has no usable tokenizer: {str(error).splitlines()[0]}",
             "put tokenizer.json (or the vocabulary files) beside config.json",
         ) from error
+    tokenizer.padding_side = "right"  # a decoder counts positions from the first token, whatever it is
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return TextProcessor(tokenizer, _max_length(folder, tokenizer, config))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optin_cli.models.anatomy import Anatomy, Site, UnitInput
+from optin_cli.models.anatomy import Anatomy, Bypass, Producer, Site, UnitInput
 from optin_cli.models.hidden import hidden_argument
 from optin_cli.models.layers import select_carried, select_inputs, select_outputs, select_slices
 
@@ -32,15 +32,12 @@ def slice_model(model: nn.Module, anatomy: Anatomy, keep: Mapping[str, Sequence[
 
 
 def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
-    features = features_of(torch.as_tensor(units, dtype=torch.long), site.width)
+    chosen = torch.as_tensor(units, dtype=torch.long)
+    features, made = features_of(chosen, site.width), features_of(chosen, site.rows)
     for producer in site.producers:
-        # fused projections are part-major: part p of feature f stands in row p * features + f
-        width = producer.rows_of(site.width)
-        own = features_of(torch.as_tensor(units, dtype=torch.long), width)
-        rows = torch.cat([own + part * site.units * width for part in range(producer.parts)])
-        select_outputs(model.get_submodule(producer.path), rows)
+        select_outputs(model.get_submodule(producer.path), rows_of(site, producer, chosen))
     for path in site.carried:
-        select_carried(model.get_submodule(path), features)
+        select_carried(model.get_submodule(path), made)
     for path in (*site.readers, site.consumer):
         select_inputs(model.get_submodule(path), features)
     sizes = {"units": len(units), "features": len(features)}
@@ -51,10 +48,20 @@ def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
         select_unit_input(model.get_submodule(unit_input.module), unit_input, units)
     for path, axis in site.tensors:
         owner, _, name = path.rpartition(".")
-        select_slices(model.get_submodule(owner), name, axis, torch.as_tensor(units, dtype=torch.long))
+        select_slices(model.get_submodule(owner), name, axis, chosen)
     if site.bypass and not units:
         consumer = site.consumer.removeprefix(f"{site.bypass.module}.")
-        _bypass(model.get_submodule(site.bypass.module), consumer, site.bypass.in_tuple)
+        _bypass(model.get_submodule(site.bypass.module), consumer, site.bypass)
+
+
+def rows_of(site: Site, producer: Producer, units: Tensor) -> Tensor:
+    """Rows of a producer that belong to `units`."""
+    width = site.rows_of(producer)
+    if producer.by_unit:
+        return features_of(units, producer.parts * width)
+    # else part-major: part p of feature f stands in row p * features + f
+    features = features_of(units, width)
+    return torch.cat([features + part * site.units * width for part in range(producer.parts)])
 
 
 def features_of(units: Tensor, width: int) -> Tensor:
@@ -62,8 +69,9 @@ def features_of(units: Tensor, width: int) -> Tensor:
     return (units[:, None] * width + torch.arange(width)[None, :]).reshape(-1)
 
 
-def _bypass(module: nn.Module, consumer: str, in_tuple: int) -> None:
+def _bypass(module: nn.Module, consumer: str, bypass: Bypass) -> None:
     """Make `module` give what its `consumer` makes of no features. A class, so that copies of the module do it too."""
+    signature = inspect.signature(module.forward)
 
     class Bypassed(type(module)):  # type: ignore[misc]
         _is_hf_initialized = True  # else transformers would, and may divide by a number of heads
@@ -71,7 +79,12 @@ def _bypass(module: nn.Module, consumer: str, in_tuple: int) -> None:
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             hidden = hidden_argument(args, kwargs)
             output = self.get_submodule(consumer)(hidden.new_zeros(*hidden.shape[:-1], 0))
-            return (output, *[None] * (in_tuple - 1)) if in_tuple else output
+            if bypass.cache:
+                cache = signature.bind(*args, **kwargs).arguments.get(bypass.cache)
+                if cache is not None:  # one number a token: a cache takes no notice of tokens without any
+                    nothing = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
+                    cache.update(nothing, nothing, self.layer_idx)
+            return (output, *[None] * (bypass.in_tuple - 1)) if bypass.in_tuple else output
 
     Bypassed.__name__ = type(module).__name__
     Bypassed.__module__ = type(module).__module__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from optin_cli.models.anatomy import ATTENTION_MASK, HEADS, NEURONS, TOKENS, Bypass, Producer, UnitInput
 
@@ -13,10 +14,11 @@ class SiteTable:
 
     kind: str
     """`heads`, `neurons` or `channels`."""
-    producers: tuple[Producer, ...]
-    """The Linears or Conv2ds whose outputs are the units."""
-    consumer: str
-    """The Linear or Conv2d whose inputs are the units."""
+    producers: tuple[Producer, ...] = ()
+    """The Linears or Conv2ds whose outputs are the units. None in a chain without residuals: then it is the layer
+    that runs before the consumer, in this block or an earlier one."""
+    consumer: str = ""
+    """The Linear or Conv2d whose inputs are the units; the block itself by default."""
     name: str = ""
     """What the site is called within its block, where a block has several of one kind; by default the kind."""
     carried: tuple[str, ...] = ()
@@ -29,6 +31,9 @@ class SiteTable:
     """The BatchNorm right behind the consumer: its bias takes up what a consumer without one can't."""
     unit_width: str | int = 1
     """Features of one unit: a number, or the attribute that holds it (`attn.head_dim`)."""
+    group: str = ""
+    """The attribute that holds how many heads share keys and values: then a unit is a group of so many, each as wide
+    as `unit_width` says."""
     unit_count: str = ""
     """The attribute that holds the number of units, in place of `unit_width` where none holds their width."""
     counts: dict[str, str] = field(default_factory=dict)
@@ -111,6 +116,8 @@ class Family:
     """Blocks see different numbers of positions, or attend within windows: costs are counted by a forward."""
     tokens: TokenTable | None = None
     """How tokens are merged; None where they can't be."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the model beside its data: a decoder that is not generating fills no cache."""
     streams: tuple[StreamTable, ...] = ()
     """In place of `blocks` and `layout`, where there are several lists of blocks: an encoder's and a decoder's. In
     order of depth: what a block computes changes nothing in those before."""

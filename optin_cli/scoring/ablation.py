@@ -95,7 +95,7 @@ class Ablation:
                     output,
                     weights,
                     temperature=self.calibration.temperature,
-                    regression=self.model.task.regression,
+                    term=self.model.task.term,
                 )
             )
         columns = [relational_change(self.dense[z], torch.cat(sampled[z], dim=-2)) for z in measured]

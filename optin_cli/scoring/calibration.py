@@ -34,7 +34,7 @@ _CALL_OVERHEAD = {"cpu": 32, "cuda": 1 << 13}
 
 def measured_blocks(site: Site, depth: int) -> list[int]:
     """Blocks whose features make the trajectory of a site's units: the deeper ones; for the last block its own."""
-    return list(range(min(site.block + 1, depth - 1), depth))
+    return [block for block in range(min(site.block + 1, depth - 1), depth) if block not in site.passed]
 
 
 @contextmanager

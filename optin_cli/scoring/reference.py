@@ -34,6 +34,7 @@ from optin_cli.scoring.calibration import Calibration, Scores, gather_rows, meas
 from optin_cli.scoring.losses import output_change, relational_change
 from optin_cli.scoring.replay import Replay
 from optin_cli.scoring.room import ran_out
+from optin_cli.tasks.divergence import SQUARES
 
 LAMBDA = 0.1
 _ENVELOPE = {HEADS: 10.0, NEURONS: 100.0}
@@ -136,10 +137,10 @@ class Reference:
 
     def _divergence(self, outputs: Tensor) -> np.ndarray:
         """KL(dense || variant) of the undivided logits, a sum over all rows, times the squared temperature: (v,)."""
-        if self.model.task.regression:
+        if self.model.task.term == SQUARES:
             return np.zeros(len(outputs))
         everything = torch.ones(self.output.shape[:2], device=self.output.device)
-        change = output_change(self.output, outputs, everything, temperature=1.0, regression=False)
+        change = output_change(self.output, outputs, everything, temperature=1.0, term=self.model.task.term)
         return change.clamp(min=0).cpu().numpy() * self.calibration.temperature**2
 
     @contextmanager

@@ -20,6 +20,7 @@ from optin_cli.data.batches import Batch
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.hidden import as_rows, hidden_argument, hidden_of, output_with, with_hidden
+from optin_cli.models.layers import is_linear, matrix
 from optin_cli.scoring.calibration import block_outputs
 from optin_cli.scoring.precision import reduced_products
 from optin_cli.scoring.room import ran_out
@@ -69,7 +70,7 @@ class Replay:
         """Whether the own block lets a leading variant dimension through unchanged: tried on one unit."""
         if site.units == 0 or site.masked_at or not self.model.anatomy.chained:
             return False
-        if not isinstance(self._consumer(site), nn.Linear):
+        if not is_linear(self._consumer(site)):
             return False
         one = torch.zeros(1, dtype=torch.long, device=self.model.device)
         try:
@@ -99,8 +100,7 @@ class Replay:
     def _own_block(self, site: Site, units: Tensor) -> Tensor:
         """Hidden states after the site's block without each of `units`, (v, examples, tokens, d)."""
         consumer = self._consumer(site)
-        assert isinstance(consumer, nn.Linear)
-        weight = consumer.weight.t().reshape(site.units, site.width, -1)[units]  # (v, width, d)
+        weight = matrix(consumer).t().reshape(site.units, site.width, -1)[units]  # (v, width, d)
 
         def branch(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             parts = args[0].unflatten(-1, (site.units, site.width)).index_select(-2, units)
@@ -141,12 +141,12 @@ class Replay:
             return with_hidden((args, kwargs), hidden)
 
         with ExitStack() as stack:
-            stack.callback(entry.register_forward_pre_hook(apply_mask).remove)
             if self.model.anatomy.chained:
-                own = self.blocks[site.block]
+                own = self.blocks[site.block]  # may be the entry itself: first fed, then masked
                 stack.callback(own.register_forward_pre_hook(feed, with_kwargs=True).remove)
                 for index in range(site.block):
                     stack.enter_context(self._stubbed(index, None))
+            stack.callback(entry.register_forward_pre_hook(apply_mask).remove)
             yield
 
     @contextmanager

@@ -82,7 +82,7 @@ class TokenLosses:
         ]
         task, temperature = self.model.task, self.calibration.temperature
         changes = [
-            float(output_change(one, two[None], w, temperature=temperature, regression=task.regression))
+            float(output_change(one, two[None], w, temperature=temperature, term=task.term))
             for one, two, w in zip(self.outputs, outputs, self.weights, strict=True)
         ]
         return trajectory, sum(changes) / sum(float(w.sum()) for w in self.weights)

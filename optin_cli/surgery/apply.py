@@ -274,7 +274,8 @@ def _record(model: OpenModel, mask: Mask) -> PrunedRecord:
 def _per_layer(anatomy: Anatomy, mask: Mask) -> dict[str, dict[str, int]]:
     layers: dict[str, dict[str, int]] = {}
     for site in anatomy:
-        layers.setdefault(str(site.block), {})[_CONFIG_NAMES.get(site.kind, site.label)] = len(
-            mask.keep[site.name]
-        )
+        layer, units = layers.setdefault(str(site.block), {}), len(mask.keep[site.name])
+        layer[_CONFIG_NAMES.get(site.kind, site.label)] = units * site.group
+        if site.group > 1:
+            layer["num_key_value_heads"] = units
     return layers

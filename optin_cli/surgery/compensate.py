@@ -19,7 +19,8 @@ from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.layers import matrix, patches
+from optin_cli.models.layers import like_weight, matrix, patches
+from optin_cli.models.placing import within
 from optin_cli.models.slicing import slice_model
 from optin_cli.surgery.consumers import kept_features, kept_outputs, layer_of, write_back
 from optin_cli.surgery.readout import read_positions
@@ -37,6 +38,9 @@ from optin_cli.surgery.sumpoint import (
 )
 
 log = logging.getLogger("optin")
+
+_MOST_INPUTS = 12_000
+"""Of a consumer, taps counted: normal equations of so many take 1.2 GB."""
 
 
 def compensate(
@@ -126,6 +130,8 @@ class _Streams:
 
     def _sum_points(self, block: int) -> dict[str, SumPoint]:
         """Where each site of a block meets the residual, in the order the sites run."""
+        if not self.model.anatomy.in_block(block):
+            return {}
         module, arguments = self._block(block), self.dense.arguments(block, 0)
         layout = self.model.anatomy.stream_of(block).layout
         sites = {self._within(site): site for site in self.model.anatomy.in_block(block)}
@@ -144,8 +150,7 @@ class _Streams:
 
     def _is_inner(self, site: Site) -> bool:
         """Whether another site's units come out of the consumer: then no stream is met behind it."""
-        others = self.model.anatomy.in_block(site.block)
-        return any(producer.path == site.consumer for other in others for producer in other.producers)
+        return self.model.anatomy.fed_by(site.consumer) is not None
 
     def _ordered(self, block: int, points: dict[str, SumPoint]) -> list[Site]:
         """The sites of a block as they run; then those that can't be fitted."""
@@ -177,9 +182,12 @@ class _Streams:
         layer = layer_of(self.pruned, site.consumer)
         weight_matrix = matrix(layer).data
         outputs, columns = weight_matrix.shape
-        if not outputs:
+        note = "its consumer has no outputs left" if not outputs else ""
+        if columns > _MOST_INPUTS:
+            note = f"its consumer has {columns} inputs, too many to fit"
+        if note:
             self.done += len(self.batches)
-            return SiteFit(site.name, NONE, None, 0.0, 0.0, 0, "its consumer has no outputs left")
+            return SiteFit(site.name, NONE, None, 0.0, 0.0, 0, note)
         fit, held = (Moments.zeros(columns, outputs, self.model.device) for _ in range(2))
         kept = kept_outputs(self.model.anatomy, site, self.keep, outputs)
         variance = 0.0
@@ -247,11 +255,11 @@ class _Streams:
         weight = weight / variance.clamp(min=floor)
         return self.rows.drawn(x, site.name, index), error, weight, variance * dense.shape[-1]
 
-    def _change(self, site: Site, layer: nn.Linear | nn.Conv2d, change: Change) -> None:
+    def _change(self, site: Site, layer: nn.Module, change: Change) -> None:
         """Add to a consumer of the pruned twin, and to the norm behind it what a bias would be."""
         if change.method == NONE:
             return
-        self._add(layer, "weight", change.weight.reshape(layer.weight.shape))
+        self._add(layer, "weight", like_weight(layer, change.weight))
         if layer.bias is not None:
             self._add(layer, "bias", change.bias)
         elif site.norm:
@@ -276,7 +284,7 @@ class _Streams:
 
     def _within(self, site: Site) -> str:
         """Path of a site's consumer within its block."""
-        return site.consumer.removeprefix(f"{self.model.anatomy.blocks[site.block]}.")
+        return within(self.model.anatomy.blocks[site.block], site.consumer)
 
     def _step(self, what: str) -> None:
         self.done += 1

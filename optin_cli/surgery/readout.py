@@ -14,6 +14,8 @@ from optin_cli.models.hidden import as_rows, hidden_of, output_with
 
 def read_positions(model: OpenModel, batch: Batch, seed: int = 0) -> list[int] | None:
     """Positions that alone are read in every example (a class token: [0]); None where they all are, or it varies."""
+    if model.task.sampled:
+        return None  # rows that the sample leaves out read other tokens
     leaves: list[Tensor] = []
 
     def cut(_: nn.Module, __: Any, output: Any) -> Any:

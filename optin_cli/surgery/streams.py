@@ -98,6 +98,8 @@ class BlockCalls:
         self.model = model
         self.store = store
         self.calls: dict[tuple[int, int], Arguments] = {}
+        self.dims: dict[int, int] = {}
+        """Dimensions of the hidden states that a block receives."""
         self.tail: tuple[Any, ...] | None = None
         """What a block's output holds beside the hidden states; None if it is a plain tensor."""
         self.reshaping = False
@@ -128,6 +130,7 @@ class BlockCalls:
                 hidden = hidden_argument(args, kwargs)
                 if not first:
                     first.append(hidden)
+                self.dims[block] = hidden.dim()
                 rest, named = with_hidden((args, kwargs), None)
                 self.calls[block, index] = (
                     tuple(keep(value) for value in rest),
@@ -163,15 +166,21 @@ class BlockCalls:
             self.model.output(batch.inputs)
 
     def arguments(self, block: int, index: int, hidden: Tensor) -> Arguments:
-        """The arguments of a block on a batch, with `hidden` (anywhere) moved to the model's device."""
+        """The arguments of a block on a batch, with `hidden` (anywhere) moved to the model's device.
+
+        What the block before gave is flattened where the model does that between them. It is a copy: activations may
+        work in place.
+        """
         device = self.model.device
+        if hidden.dim() > self.dims[block]:
+            hidden = hidden.flatten(self.dims[block] - 1)
 
         def fetch(value: Any) -> Any:
             return self.store[value.key].to(device) if isinstance(value, _Stored) else value
 
         args, kwargs = self.calls[block, index]
         found = tuple(fetch(value) for value in args), {name: fetch(v) for name, v in kwargs.items()}
-        return with_hidden(found, hidden.to(device))
+        return with_hidden(found, hidden.to(device, copy=True))
 
 
 class BlockRunner(Protocol):

@@ -270,7 +270,7 @@ def _downstream(block: nn.Module, consumer: str, output: Tensor, arguments: Argu
     def replace(_: nn.Module, __: Any, ___: Any) -> Tensor:
         nonlocal passed
         passed = True
-        return output
+        return output.clone()  # what comes may work in place
 
     def watch(path: str) -> Any:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

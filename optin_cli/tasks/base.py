@@ -18,8 +18,10 @@ from torch.nn import functional as F
 
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.labels import check_range, check_varied, class_labels
+from optin_cli.data.numbering import class_names, numbering
 from optin_cli.data.readers import ROWS, Reader
 from optin_cli.tasks import metrics
+from optin_cli.tasks.divergence import KL, Term, class_kl
 
 Inputs = Mapping[str, Tensor]
 Forward = Callable[..., Any]
@@ -36,10 +38,12 @@ class Task:
     """How the names of model classes for the task end."""
     reader: ClassVar[Reader] = ROWS
     """How the rows of a data set become examples."""
-    regression: ClassVar[bool] = False
-    """Outputs are values compared by squared error instead of logits compared by KL."""
+    term: ClassVar[Term] = KL
+    """How outputs are compared in scores."""
     main: ClassVar[tuple[str, ...]] = ("accuracy",)
     """Metrics that a drop is about: the first that was measured."""
+    sampled: ClassVar[bool] = False
+    """`output` gives a sample of the rows, and `full_output` all of them."""
     label_option: ClassVar[str] = "--label"
     """The option that names what the labels are read from."""
 
@@ -66,6 +70,19 @@ class Task:
     def row_weights(self, inputs: Inputs) -> Tensor:
         """Weight of each output row, [batch, rows]; zero for rows that count nothing. [batch, 1] is for all rows."""
         return ones(inputs, 1)
+
+    def full_output(self, model: Forward, inputs: Inputs) -> Tensor:
+        """What metrics are measured on, where `output` gives a sample of it."""
+        return self.output(model, inputs)
+
+    def full_weights(self, inputs: Inputs) -> Tensor:
+        """Weight of each row of `full_output`."""
+        return self.row_weights(inputs)
+
+    @property
+    def slots(self) -> int | None:
+        """Token slots in one call while measuring, if a batch's `full_output` may be too large to hold."""
+        return None
 
     # the labels
 
@@ -104,13 +121,26 @@ class Task:
 
     def metrics(self, kept: Sequence[Any], labels: Any, batches: Batches) -> dict[str, float]:
         """The metrics of all examples in order, in points: 100 is perfect."""
-        return metrics.classification(torch.stack(list(kept)).numpy(), labels)
+        logits = torch.stack(list(kept)).numpy()
+        return metrics.classification(logits, labels, positive=self._positive(batches))
+
+    def _positive(self, batches: Batches) -> int:
+        """The class that F1 of two is about: the data's second, by the model's number."""
+        rows, label = batches.examples.rows, batches.examples.columns.label
+        feature = rows.features[label] if label else None
+        if len(class_names(feature)) != 2:
+            return 1
+        return numbering([[0, 1]], feature, self.label2id, batches.examples.data.spec)(1)
+
+    def lost(self, metric: str, ours: float, baseline: float) -> float:
+        """What `--max-drop` is compared with: points of a metric that are lost to the baseline."""
+        return baseline - ours
 
     def compare(self, output: Tensor, baseline: Tensor, weights: Tensor) -> dict[str, float]:
         """Sums over the rows of a batch that `fidelity` is made of."""
         ours, dense = output[weights > 0], baseline[weights > 0]  # (real rows, classes)
         same = float((ours.argmax(-1) == dense.argmax(-1)).sum())
-        return {"rows": len(ours), "agreement": 100 * same, "kl": float(metrics.kl_rows(dense, ours).sum())}
+        return {"rows": len(ours), "agreement": 100 * same, "kl": float(class_kl(dense, ours).sum())}
 
     def fidelity(
         self, sums: Mapping[str, float], ours: Sequence[Any], theirs: Sequence[Any], device: torch.device

@@ -17,6 +17,7 @@ from optin_cli.data.readers import SIDES
 from optin_cli.errors import InputError
 from optin_cli.tasks import metrics
 from optin_cli.tasks.base import Forward, Inputs, Task
+from optin_cli.tasks.divergence import SQUARES
 
 EMBEDDING = "embedding"
 PROJECTED = "WithProjection"
@@ -32,7 +33,7 @@ class Embedding(Task):
     auto_class = "AutoModel"
     architectures = ()
     reader = SIDES
-    regression = True
+    term = SQUARES
     main = ("spearman",)
 
     pooling: str = "mean"

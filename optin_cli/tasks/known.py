@@ -9,6 +9,7 @@ from optin_cli.errors import UsageError
 from optin_cli.tasks.answering import QuestionAnswering
 from optin_cli.tasks.base import Task
 from optin_cli.tasks.embedding import Embedding
+from optin_cli.tasks.language import LanguageModeling
 from optin_cli.tasks.segmentation import Segmentation
 from optin_cli.tasks.sequences import ImageClassification, SequenceClassification
 from optin_cli.tasks.tagging import TokenClassification
@@ -20,6 +21,7 @@ TASKS: dict[str, type[Task]] = {
         TokenClassification,
         QuestionAnswering,
         ImageClassification,
+        LanguageModeling,
         Segmentation,
         Embedding,
     )

@@ -15,6 +15,8 @@ from optin_cli.data.batches import Batches
 from optin_cli.data.labels import number_labels
 from optin_cli.tasks import metrics
 from optin_cli.tasks.base import Task
+from optin_cli.tasks.divergence import SQUARES
+from optin_cli.tasks.multilabel import ImageMultiLabel, MultiLabel, has_many
 
 SEQUENCE = "sequence-classification"
 IMAGE = "image-classification"
@@ -30,7 +32,9 @@ class SequenceClassification(Task):
 
     @classmethod
     def from_config(cls, config: Any, folder: Path | None) -> Task:
-        """A model with one logit gives values."""
+        """A model with one logit gives values; one for several labels at once has a task of its own."""
+        if has_many(config):
+            return MultiLabel._of_classes(config)
         if getattr(config, "num_labels", 2) == 1:
             return SequenceRegression()
         return cls._of_classes(config)
@@ -43,7 +47,7 @@ class SequenceRegression(Task):
     name = SEQUENCE
     auto_class = "AutoModelForSequenceClassification"
     architectures = ()
-    regression = True
+    term = SQUARES
     main = ("spearman",)
 
     def labels(self, batches: Batches) -> list[float] | None:
@@ -76,6 +80,10 @@ class ImageClassification(Task):
     auto_class = "AutoModelForImageClassification"
     architectures = ("ForImageClassification", "ForImageClassificationWithTeacher")
     main = ("top1",)
+
+    @classmethod
+    def from_config(cls, config: Any, folder: Path | None) -> Task:
+        return (ImageMultiLabel if has_many(config) else cls)._of_classes(config)
 
     def metrics(self, kept: Sequence[Any], labels: Any, batches: Batches) -> dict[str, float]:
         return metrics.classification(torch.stack(list(kept)).numpy(), labels, images=True)

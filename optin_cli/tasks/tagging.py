@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from optin_cli.data.batches import IGNORE, Batch, Batches
 from optin_cli.data.labels import check_range, token_labels
+from optin_cli.data.numbering import class_names
 from optin_cli.tasks import metrics
 from optin_cli.tasks.base import Forward, Inputs, Task, logits_of, ones
+from optin_cli.tasks.entities import are_tags, entity_f1
 
 TOKEN = "token-classification"
 
@@ -25,6 +28,7 @@ class TokenClassification(Task):
     name = TOKEN
     auto_class = "AutoModelForTokenClassification"
     architectures = ("ForTokenClassification",)
+    main = ("entity_f1", "accuracy")
 
     def output(self, model: Forward, inputs: Inputs) -> Tensor:
         return logits_of(model(**inputs)).float()
@@ -56,4 +60,20 @@ class TokenClassification(Task):
         return [row[real].cpu().numpy() for row, real in pairs]
 
     def metrics(self, kept: Sequence[Any], labels: Any, batches: Batches) -> dict[str, float]:
-        return metrics.tagging(kept, labels)
+        """Of the words; where the classes are IOB tags, of the entities, too."""
+        words = [np.array(row) != IGNORE for row in labels]
+        guesses = [row[first] for row, first in zip(kept, words, strict=True)]
+        truth = [np.array(row)[first] for row, first in zip(labels, words, strict=True)]
+        found = metrics.tagging(guesses, truth)
+        names = self._tags(batches)
+        if not are_tags(names):
+            return found
+        sides = ([[names[tag] for tag in row] for row in rows] for rows in (guesses, truth))
+        return {**entity_f1(*sides), **found}
+
+    def _tags(self, batches: Batches) -> list[str]:
+        """The names of the classes: the model's, or the data's where the model has none of its own."""
+        ours = [name for name, _ in sorted(self.label2id.items(), key=lambda item: item[1])]
+        rows, label = batches.examples.rows, batches.examples.columns.label
+        theirs = class_names(rows.features[label]) if label else []
+        return next((names for names in (ours, theirs) if len(names) == self.classes and are_tags(names)), [])

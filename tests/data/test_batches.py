@@ -222,6 +222,28 @@ def test_class_numbers_go_by_their_names_to_the_models_own_numbers():
     assert batches.labels({"bad": 0, "good": 1}) == [1, 0, -1]
 
 
+def test_some_of_the_models_names_in_another_case_are_names_still():
+    """Data of two of MNLI's classes, and a model that writes them in capitals."""
+    batches = text_batches(
+        {"text": ["a", "b", "c"], "label": [0, 1, 0]}, classes=["entailment", "contradiction"]
+    )
+    model = {"CONTRADICTION": 0, "NEUTRAL": 1, "ENTAILMENT": 2}
+    assert batches.labels(model) == [2, 0, 2]
+    written = text_batches({"text": ["a", "b"], "label": ["neutral", "entailment"]})
+    assert written.labels(model) == [1, 2]
+    assert written.labels({"Neutral": 0, "neutral": 1, "entailment": 2}) == [1, 2]
+
+
+def test_a_class_that_the_model_lacks_is_an_input_error_once_it_occurs():
+    def labels(*numbers):
+        table = {"text": ["a"] * len(numbers), "label": list(numbers)}
+        return text_batches(table, classes=["yes", "no", "maybe"]).labels({"no": 0, "yes": 1})
+
+    assert labels(0, 1) == [1, 0]
+    with pytest.raises(InputError, match=r"'maybe' of DATA.*: no, yes"):
+        labels(0, 1, 2)
+
+
 def test_class_numbers_stay_where_the_model_has_other_names():
     batches = text_batches({"text": ["a", "b"], "label": [0, 1]}, classes=["good", "bad"])
     assert batches.labels({"LABEL_0": 0, "LABEL_1": 1}) == [0, 1]

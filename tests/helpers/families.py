@@ -50,7 +50,29 @@ _MASKFORMER = {
 }  # fmt: skip
 IMAGE_SIZES = {"mask2former-resnet": 64, "maskformer-resnet": 64}
 """Sizes of the images of those that would have no map left of the usual ones."""
+_DECODER = {
+    **_LAYERS, "vocab_size": 80, "max_position_embeddings": MAX_LENGTH, "pad_token_id": 0, "bos_token_id": 2,
+    "eos_token_id": 3,
+}  # fmt: skip
+_GROUPED = {  # two heads of queries to each of keys and values: as many units as the others have
+    **_DECODER, "num_attention_heads": 2 * HEADS, "num_key_value_heads": HEADS, "intermediate_size": INNER,
+    "head_dim": WIDTH // (2 * HEADS),
+}  # fmt: skip
+DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2LMHeadModel", {**_DECODER, "n_inner": INNER}),
+    "llama": ("LlamaForCausalLM", {**_GROUPED, "attention_bias": True, "tie_word_embeddings": True}),
+    "qwen2": ("Qwen2ForCausalLM", _GROUPED),
+    "qwen3": ("Qwen3ForCausalLM", _GROUPED),
+    "mistral": ("MistralForCausalLM", {**_GROUPED, "sliding_window": 4}),
+    "gemma": ("GemmaForCausalLM", _GROUPED),
+    "gemma2": ("Gemma2ForCausalLM", {**_GROUPED, "sliding_window": 4}),
+    "gemma3": ("Gemma3ForCausalLM", {**_GROUPED, "sliding_window": 4}),
+    "opt": ("OPTForCausalLM", {**_DECODER, "ffn_dim": INNER, "word_embed_proj_dim": WIDTH}),
+    "gpt-neox": ("GPTNeoXForCausalLM", {**_DECODER, "intermediate_size": INNER}),
+    "phi": ("PhiForCausalLM", {**_GROUPED, "partial_rotary_factor": 0.5}),
+}
 MORE_TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
+    **DECODERS,
     "beit": (
         "BeitForImageClassification",
         {**_IMAGE, "intermediate_size": INNER, "num_labels": 5, "use_relative_position_bias": True},
@@ -127,13 +149,16 @@ TIMM_CNNS = {
     "timm-resnet": "test_resnet",  # a basic block in a stage, a bottleneck in the next
     "timm-efficientnet": "test_efficientnet",  # fused and plain inverted residuals, squeeze-and-excite
     "timm-convnext": "test_convnext",
+    "timm-vgg-bn": "vgg_tiny_bn",
+    "timm-vgg": "vgg_tiny",
 }
-"""timm's own tiny models."""
+"""timm's own tiny models, and those of helpers/vgg.py."""
 TORCHVISION: dict[str, tuple[str, dict[str, Any]]] = {
     "torchvision-mobilenet-v2": (
         "mobilenet_v2",
         {"inverted_residual_setting": [[1, 8, 1, 1], [3, 12, 2, 2]], "width_mult": 0.5},
     ),
+    "torchvision-vgg": ("torchvision_vgg_tiny", {}),
 }
 CNNS = [*TIMM_CNNS, *TORCHVISION, "convnext"]
 SEGMENTERS = ["segformer", "mask2former-swin", "mask2former-resnet", "maskformer-swin", "maskformer-resnet"]

@@ -20,6 +20,7 @@ from torch import nn
 from helpers.data import ENDINGS, WORDS
 from helpers.families import (
     BLOCKS,
+    DECODERS,
     HEADS,
     IMAGE_FAMILIES,
     IMAGE_SIZE,
@@ -35,7 +36,10 @@ from helpers.families import (
     TORCHVISION,
     WIDTH,
 )
+from helpers.vgg import register_vggs
 from optin_cli.models.checkpoint import OpenModel, open_model
+
+register_vggs()
 
 _PAD_FIRST = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _PAD_SECOND = [
@@ -87,7 +91,7 @@ def tiny_model(name: str, folder: Path, head: str = "classifier", seed: int = 0,
         return folder
     model = new_model(name, head, seed, **overrides)
     model.save_pretrained(folder)
-    if name in TEXT_FAMILIES or name.startswith("clip-text"):
+    if name in TEXT_FAMILIES or name in DECODERS or name.startswith("clip-text"):
         save_tokenizer(name, folder)
     else:
         _save_image_processor(folder, IMAGE_SIZES.get(name, IMAGE_SIZE))

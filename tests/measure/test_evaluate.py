@@ -20,7 +20,7 @@ from scipy import stats
 from sklearn import metrics as oracle
 from timm.data import create_transform
 
-from optin_cli.data.batches import IGNORE, Batches
+from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.images import decode
 from optin_cli.data.readers import ROWS, SIDES, Reader
@@ -226,13 +226,6 @@ def test_tagging_counts_first_pieces_only(tmp_path, batch_size):
     assert result.main == "accuracy"
     expected = {"agreement": 100 * np.mean(agree), "kl": np.mean(divergence)}  # over all real tokens
     assert result.fidelity == pytest.approx(expected, rel=1e-4)
-
-
-def test_ignored_tokens_do_not_count():
-    found = metrics.tagging([np.array([0, 1, 1, 0]), np.array([1, 1])], [[0, IGNORE, 0, IGNORE], [IGNORE, 1]])
-    assert found == pytest.approx(
-        {"accuracy": 200 / 3, "f1": 100 * oracle.f1_score([0, 0, 1], [0, 1, 1], average="macro")}
-    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 6])

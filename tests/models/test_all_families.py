@@ -55,7 +55,7 @@ from optin_cli.surgery.streams import BlockCalls, Store
 from optin_cli.surgery.sumpoint import find_sum_point
 
 NEURONS_ALONE = {"timm-eva02", "timm-dinov3", "timm-beit", "timm-swinv2"}
-POST_NORM = {"timm-post-norm", "swinv2", "timm-swinv2"}
+POST_NORM = {"timm-post-norm", "swinv2", "timm-swinv2", "gemma2", "gemma3"}
 SWINS = [name for name in MORE_FAMILIES if "swin" in name and name not in SEGMENTERS]
 POSITION_BIAS = ("continuous_position_bias_mlp", "cpb_mlp")  # made once a batch: not counted as a unit's
 TIMM_WIDTH = 48
@@ -186,7 +186,9 @@ def test_sites_with_no_unit_or_one_unit_left_work(name, kept):
     model = shared_model(name)
     keep = {site.name: kept for site in model.anatomy}
     found = outputs(model, sliced(model, keep), random_inputs(model))
-    torch.testing.assert_close(found, masked_outputs(model, keep), rtol=0, atol=1e-5)
+    # a norm behind a single neuron makes its rounding error as large as itself
+    atol = 1e-3 if name in ("gemma2", "gemma3") else 1e-5
+    torch.testing.assert_close(found, masked_outputs(model, keep), rtol=0, atol=atol)
 
 
 @every_family
@@ -295,10 +297,11 @@ def test_a_latency_table_adds_up(name, monkeypatch):
     inputs = dummy_inputs(pruned, 2, size)
     with torch.inference_mode():
         expected = flops(lambda: pruned.module(**inputs))
-    # two sites that share a layer save a part of it twice: sub-layers don't add up there
-    tolerance = 0.05 if is_shared(model) else 1e-6
     found = table.model_ms({site: len(kept) for site, kept in keep.items()})
-    assert found == pytest.approx(expected, rel=tolerance)
+    if is_shared(model):  # of a layer between two sites each has a part: together they save more than that
+        assert expected * (1 - 1e-6) <= found < table.total_ms
+    else:
+        assert found == pytest.approx(expected, rel=1e-6)
 
 
 def flops(call, device=None) -> float:
@@ -345,6 +348,10 @@ def test_a_layer_scale_is_the_gain_of_the_sum_point(name):
 # ---- engines against brute force ----
 
 MEASURED = [
+    "gpt2",
+    "llama",
+    "opt",
+    "gpt-neox",
     "beit",
     "beit-shared",
     "dinov2-swiglu",
@@ -384,7 +391,7 @@ def change(calibration: Calibration, site, unit: int, kept: float) -> tuple[list
     variant, y_without = forward(calibration, {site.name: mask})
     task = calibration.model.task
     weights = calibration.model.row_weights(calibration.batch(0).inputs, y)
-    settings = {"temperature": calibration.temperature, "regression": task.regression}
+    settings = {"temperature": calibration.temperature, "term": task.term}
     columns = measured_blocks(site, len(calibration.model.anatomy.blocks))
     trajectory = [float(relational_change(dense[z], variant[z][None])) for z in columns]
     return trajectory, float(output_change(y, y_without[None], weights, **settings) / weights.sum())

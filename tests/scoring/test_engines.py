@@ -60,7 +60,7 @@ def naive(
     trajectory = [float(relational_change(dense[z], variant[z][None])) for z in columns]
     task = calibration.model.task
     weights = task.row_weights(calibration.batch(index).inputs)
-    settings = {"temperature": calibration.temperature, "regression": task.regression}
+    settings = {"temperature": calibration.temperature, "term": task.term}
     return trajectory, float(output_change(y, y_without[None], weights, **settings) / weights.sum())
 
 
@@ -178,7 +178,7 @@ def test_curvature_estimates_the_second_order_change(name, tmp_path):
     tokens = batch.valid.shape[1] if batch.valid is not None else 17
     (rows,) = calibration.sampled_rows(0, [batch], [tokens])
     weights = calibration.model.task.row_weights(batch.inputs)
-    settings = {"temperature": 4.0, "regression": calibration.model.task.regression}
+    settings = {"temperature": 4.0, "term": calibration.model.task.term}
     for site in calibration.model.anatomy:
         for unit in every(site)[:: max(1, site.units // 4)]:
             mask = torch.ones(site.units)
