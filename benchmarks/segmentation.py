@@ -2,7 +2,7 @@
 
     python benchmarks/segmentation.py --model benchmarks/zoo/mask2former-camvid --data CAMVID --output FOLDER
 
-Both score the same images. OPTIN: the sum over the deeper blocks (`--feature-weights sum`), nothing refitted.
+Both score the same images. OPTIN: the sum over the deeper blocks (`--feature-weights sum`), nothing refitted ("paper").
 optin: its defaults, with compensation. Prints a table, and writes it as JSON with the MACs of each stream; a picture
 shows test images with their masks, and what the dense and the pruned models see. What is there already is not made
 again.
@@ -38,7 +38,7 @@ from optin_cli.surgery.settings import Compensation
 from optin_cli.tasks.segmentation import map_size, upsampled
 
 WAYS = {
-    "OPTIN": {"feature_weights": "sum", "compensate": "none"},
+    "paper": {"feature_weights": "sum", "compensate": "none"},
     "optin": {"feature_weights": None, "compensate": "auto"},
 }
 """How a mask is selected and applied; both from one ranking."""
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--test", default="test")
     parser.add_argument("--method", default="auto", help="how both score: auto, ablation or curvature")
     parser.add_argument("--samples", type=int, default=64, help="images that are scored on")
-    parser.add_argument("--refit", type=int, default=256, help="images that are refitted on")
+    parser.add_argument("--refit", type=int, default=128, help="images that are refitted on")
     parser.add_argument("--tested", type=int, default=None, help="test images (default: all)")
     parser.add_argument("--ignore-index", type=int, default=11)
     told = parser.parse_args()
