@@ -36,6 +36,13 @@ class Producer:
     """One slice for all heads of a group: the keys and values of grouped-query attention."""
     per_batch: bool = False
     """It runs once a batch, on relative positions: its MACs are no unit's."""
+    width: int = 0
+    """Rows of a unit in each part, where they are others than the consumer's columns: the sampling points of
+    deformable attention. 0 where they are the same."""
+
+    def rows_of(self, rows: int, group: int) -> int:
+        """Rows of a unit in each part, where `rows` stand for its `group` heads."""
+        return self.width or (rows // group if self.shared else rows)
 
 
 @dataclass(frozen=True)
@@ -153,7 +160,7 @@ class Site:
 
     def rows_of(self, producer: Producer) -> int:
         """The same of a producer that may be shared by the heads of a group."""
-        return self.rows // self.group if producer.shared else self.rows
+        return producer.rows_of(self.rows, self.group)
 
     @property
     def entry(self) -> str:

@@ -38,6 +38,26 @@ _BOTTLENECK = (
 )
 _RESNET_SITES = (_BASIC_BLOCK, *_BOTTLENECK)
 
+# transformers' ResNet, a backbone of others: convolution and norm in one module of a list
+_TRANSFORMERS_BOTTLENECK = tuple(
+    SiteTable(
+        CHANNELS,
+        name=f"channels{number}",
+        producers=linears(f"layer.{number - 1}.convolution"),
+        carried=(f"layer.{number - 1}.normalization",),
+        consumer=f"layer.{number}.convolution",
+        norm=f"layer.{number}.normalization",
+        requires=("layer.2.convolution",),
+    )
+    for number in (1, 2)
+)
+TRANSFORMERS_RESNET_SITES = (
+    replace(
+        _TRANSFORMERS_BOTTLENECK[0], name="", must_be_identity=("layer.2",), requires=("layer.1.convolution",)
+    ),
+    *_TRANSFORMERS_BOTTLENECK,
+)
+
 _INVERTED_RESIDUAL = SiteTable(
     CHANNELS,
     producers=linears("conv_pw"),

@@ -45,7 +45,7 @@ def unit_costs(
         yield Cost(path, weights, weights)
     for producer in table.producers:
         shape = shape_of(module(producer.path), producer.path)
-        made = producer.parts * (rows // group if producer.shared else rows)
+        made = producer.parts * producer.rows_of(rows, group)
         weights = made * shape.taps * shape.inputs / ends.get(producer.path, 1)
         yield Cost(producer.path, 0 if producer.per_batch else weights, weights + made * shape.biased)
     for path in table.carried:

@@ -151,7 +151,7 @@ def _site(
     params = sum(cost.params for cost in costs(ends))
     per_token, alone = macs(ends), macs({})
     own_share = per_token / alone if alone else 1
-    per_pair = 2 * width if table.kind == HEADS else 0
+    per_pair = 2 * width if table.kind == HEADS and table.pairs else 0
     if table.relative:
         kinds = len(_attribute(model, table.relative.kinds, family) or ())
         if table.relative.rows:
@@ -163,7 +163,7 @@ def _site(
         per_pair = 0
     for producer in table.producers:
         given_features = shape_of(module(producer.path), producer.path).outputs
-        rows = width // spread // (group if producer.shared else 1)
+        rows = producer.rows_of(width // spread, group)
         if given_features != producer.parts * units * rows:
             raise InputError(
                 f"{name}: {producer.path} gives {given_features} features, but {producer.parts} x {units} units x "

@@ -157,6 +157,10 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
 def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list | tuple) and all(check(item) for item in value)
 
@@ -168,10 +172,11 @@ def _is_blocks(value: Any) -> bool:
 def _is_producer(value: Any) -> bool:
     if isinstance(value, dict):
         return (
-            set(value) <= {"path", "parts", "by_unit", "shared", "per_batch"}
+            set(value) <= {"path", "parts", "by_unit", "shared", "per_batch", "width"}
             and _is_text(value.get("path"))
             and _is_count(value.get("parts", 1))
             and all(isinstance(value.get(name, False), bool) for name in ("by_unit", "shared", "per_batch"))
+            and _is_size(value.get("width", 0))
         )
     return _is_text(value)
 
@@ -230,6 +235,7 @@ _FAMILY_FIELDS: _Fields = {
     "layout": (False, f"one of {', '.join(LAYOUTS)}", lambda v: v in LAYOUTS),
     "hierarchical": (False, "true or false", lambda v: isinstance(v, bool)),
     "repeats": (False, "an attribute of the config", lambda v: isinstance(v, str)),
+    "thresholds": (False, "true or false", lambda v: isinstance(v, bool)),
     "arguments": (False, "argument: value", lambda v: isinstance(v, dict) and all(map(_is_text, v))),
     "streams": (False, "a list of streams", _list_of(lambda s: isinstance(s, dict))),
     "chained": (False, "true or false", lambda v: isinstance(v, bool)),
@@ -250,7 +256,7 @@ _TOKEN_FIELDS: _Fields = {
 _SITE_FIELDS: _Fields = {
     "kind": (True, f"{HEADS}, {NEURONS} or {CHANNELS}", lambda v: v in (HEADS, NEURONS, CHANNELS)),
     "name": (False, "a word without dots", lambda v: isinstance(v, str) and "." not in v),
-    "producers": (True, "a list of paths or {path, parts, by_unit, shared}", _list_of(_is_producer)),
+    "producers": (True, "a list of paths or {path, parts, by_unit, shared, width}", _list_of(_is_producer)),
     "consumer": (True, "a path", lambda v: isinstance(v, str)),
     "carried": (False, "a list of paths", _list_of(_is_text)),
     "readers": (False, "a list of paths", _list_of(_is_text)),
@@ -265,6 +271,7 @@ _SITE_FIELDS: _Fields = {
     "relative": (False, "{kinds, rows}", lambda v: v is None or _is_relative(v)),
     "batch_axis": (False, "0 or more", lambda v: type(v) is int and v >= 0),
     "bypass": (False, "{module, in_tuple, cache, empty}", lambda v: v is None or _is_bypass(v)),
+    "pairs": (False, "true or false", lambda v: isinstance(v, bool)),
     "must_be_identity": (False, "a list of paths", _list_of(_is_text)),
     "requires": (False, "a list of paths", _list_of(_is_text)),
 }

@@ -78,6 +78,8 @@ def _bypass(module: nn.Module, consumer: str, bypass: Bypass, unit_inputs: Seque
     unbound = inspect.signature(type(module).forward)
 
     class Bypassed(type(module)):  # type: ignore[misc]
+        _is_hf_initialized = True  # else transformers would, and may divide by a number of heads
+
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             hidden = hidden_argument(args, kwargs)
             given = signature.bind(*args, **kwargs).arguments

@@ -55,6 +55,8 @@ class SiteTable:
     relative: RelativePositions | None = None
     bypass: Bypass | None = None
     """A module that can't run without units, for when all are gone."""
+    pairs: bool = True
+    """Of heads: each position attends to every other, or to those of its window. Not in deformable attention."""
     batch_axis: int = 0
     """Where the examples stand in what is masked: 1 in (tokens, batch, features)."""
     must_be_identity: tuple[str, ...] = ()
@@ -133,6 +135,9 @@ class Family:
     streams: tuple[StreamTable, ...] = ()
     """In place of `blocks` and `layout`, where there are several lists of blocks: an encoder's and a decoder's. In
     order of depth: what a block computes changes nothing in those before."""
+    thresholds: bool = False
+    """Something inside is cut off at a threshold (a mask that attention is confined to): the sliced and the masked
+    model are then compared in float64, where rounding puts nothing on the other side."""
     chained: bool = True
     """False where blocks need more than the hidden states of the one before. Several streams are never chained."""
 

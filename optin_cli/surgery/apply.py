@@ -215,9 +215,9 @@ def _inputs(model: OpenModel, data: DataSpec, row_ids: list[int] | None) -> list
 
 @torch.inference_mode()
 def _outputs(model: OpenModel, mask: Mask, batches: list[dict[str, Tensor]]) -> list[Tensor]:
-    """Outputs on every batch; in float64 where tokens merge, since a pair that is next best by a rounding error alone
-    would merge on one side and not on the other."""
-    if not any(mask.merges):
+    """Outputs on every batch; in float64 where tokens merge or something is cut off at a threshold: what is next best,
+    or above, by a rounding error alone would be so on one side and not on the other."""
+    if not any(mask.merges) and not model.family.thresholds:
         return [model.output(inputs) for inputs in batches]
     dtype = model.dtype
     model.module.double()

@@ -25,6 +25,7 @@ from helpers.families import (
     HEADS,
     IMAGE_FAMILIES,
     IMAGE_SIZE,
+    IMAGE_SIZES,
     INNER,
     MAX_LENGTH,
     MORE_TEXT,
@@ -95,7 +96,7 @@ def tiny_model(name: str, folder: Path, head: str = "classifier", seed: int = 0,
     if name in (*TEXT_FAMILIES, *MORE_TEXT, *DECODERS, *ENCODER_DECODERS):
         save_tokenizer(name, folder)
     else:
-        _save_image_processor(folder)
+        _save_image_processor(folder, IMAGE_SIZES.get(name, IMAGE_SIZE))
     return folder
 
 
@@ -169,10 +170,10 @@ def _image_config() -> dict[str, Any]:
     }
 
 
-def _save_image_processor(folder: Path) -> None:
+def _save_image_processor(folder: Path, side: int) -> None:
     from transformers import ViTImageProcessor
 
-    ViTImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(folder)
+    ViTImageProcessor(size={"height": side, "width": side}).save_pretrained(folder)
 
 
 def timm_args(architecture: str = TIMM_NAME, **overrides: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from helpers.families import (
     INNER,
     MORE_FAMILIES,
     MORE_TIMM,
+    SEGMENTERS,
     TIMM_CNNS,
     WIDTH,
 )
@@ -58,7 +59,8 @@ from optin_cli.surgery.sumpoint import find_sum_point
 NEURONS_ALONE = {"timm-eva02", "timm-dinov3", "timm-beit", "timm-swinv2"}
 SHARED = {"albert": [0], "albert-groups": [0, 2]}
 POST_NORM = {"timm-post-norm", "swinv2", "timm-swinv2", "gemma2", "gemma3"}
-SWINS = [name for name in MORE_FAMILIES if "swin" in name]
+SWINS = [name for name in MORE_FAMILIES if "swin" in name and name not in SEGMENTERS]
+POSITION_BIAS = ("continuous_position_bias_mlp", "cpb_mlp")  # made once a batch: not counted as a unit's
 TIMM_WIDTH = 48
 # a SwiGLU keeps two thirds of mlp_ratio * width, or splits it into gates and values
 NEURON_COUNTS = {**dict.fromkeys(MORE_TIMM, 2 * TIMM_WIDTH), "timm-swiglu": TIMM_WIDTH}
@@ -76,8 +78,13 @@ LAYER_SCALES = {
     "timm-beit": ("gamma_1", "gamma_2"),
 }
 
+# norms over four positions blow rounding up: in float64, as elsewhere here, nothing is left of it
+DEVIATION = {"maskformer-resnet": 1e-4}
+
 every_family = pytest.mark.parametrize("name", MORE_FAMILIES)
-every_transformer = pytest.mark.parametrize("name", [name for name in MORE_FAMILIES if name not in CNNS])
+every_transformer = pytest.mark.parametrize(
+    "name", [name for name in MORE_FAMILIES if name not in (*CNNS, *SEGMENTERS)]
+)
 
 
 def sliced(model: OpenModel, keep: dict[str, list[int]]) -> nn.Module:
@@ -145,7 +152,7 @@ def test_a_sliced_model_computes_and_costs_what_the_anatomy_says(name, data):
     counted, tokens = counted_macs(model, smaller)
     rest = 0.0  # of what is never pruned: the attention, where heads are left out, and what merges patches
     nothing = sliced(model, {s.name: [] for s in model.anatomy})
-    if name in NEURONS_ALONE or name in SWINS or name in CNNS:
+    if name in (*NEURONS_ALONE, *SWINS, *CNNS, *SEGMENTERS):
         rest = counted_macs(model, nothing)[0]
     assert after.macs(tokens) == pytest.approx(counted - rest, rel=0.01)
     assert model.anatomy.macs(tokens, kept) >= after.macs(tokens) * (1 - 1e-9)  # a budget is never exceeded
@@ -253,7 +260,9 @@ def test_written_models_load_and_are_pruned_again(name, tmp_path):
         kept[:] = kept[1:] if len(kept) > 1 else kept
     inner = [site for site in dense.anatomy if site.block > 0 or name in SHARED]
     mask.keep[inner[0].name] = []  # of a transformer its heads, if it has any
-    assert stage.apply(open_model(str(saved_model(name))), mask, tmp_path / "once").deviation <= 1e-5
+    assert stage.apply(
+        open_model(str(saved_model(name))), mask, tmp_path / "once"
+    ).deviation <= DEVIATION.get(name, 1e-5)
     once = open_model(str(tmp_path / "once"))
     assert type(once.module) is type(dense.module)
     assert {s.name: s.units for s in once.anatomy} == {n: len(k) for n, k in mask.keep.items()}
@@ -261,7 +270,7 @@ def test_written_models_load_and_are_pruned_again(name, tmp_path):
 
     (tmp_path / "second").mkdir()
     again = select(rank(once, tmp_path / "second"), 0.3)
-    assert stage.apply(once, again, tmp_path / "twice").deviation <= 1e-5
+    assert stage.apply(once, again, tmp_path / "twice").deviation <= DEVIATION.get(name, 1e-5)
     record = read_pruned(tmp_path / "twice")
     assert record.kept == {site: [mask.keep[site][i] for i in kept] for site, kept in again.keep.items()}
     assert record.dense["digest"] == dense.digest
@@ -279,11 +288,17 @@ def test_all_stages_run_and_compensation_helps(name, tmp_path):
     mask = select(rank(model, tmp_path, "auto"), 0.5)
     plan = make_plan(model, mask, Compensation(batch_size=16), at_most=True)
     applied = stage.apply(model, mask, tmp_path / "out", plan=plan)
-    assert applied.deviation <= 1e-5
+    assert applied.deviation <= DEVIATION.get(name, 1e-5)
     assert all(fit.after <= fit.before for fit in applied.fits)
     assert any(fit.after < 0.95 * fit.before for fit in applied.fits)
     lost = {fit.site for fit in applied.fits if "no residual" in fit.note}
-    assert lost == ({site.name for site in model.anatomy} if name in POST_NORM else set())
+    if name in POST_NORM:
+        assert lost == {site.name for site in model.anatomy}
+    elif "maskformer" in name:  # queries begin as zero: nothing varies in the first two sums of the decoder
+        first = model.anatomy.streams[-1].first
+        assert lost == {f"blocks.{first}.heads", f"blocks.{first}.cross_heads"}
+    else:
+        assert not lost
 
     pruned = open_model(str(tmp_path / "out"))
     found = sample(data_for(model, tmp_path), model.family.modality, 6, 0, reader=model.task.reader)
@@ -435,6 +450,7 @@ MEASURED = [
     "timm-eva02",
     *SWINS,
     *TIMM_CNNS,
+    "segformer",
 ]
 
 
@@ -464,14 +480,14 @@ def change(calibration: Calibration, site, unit: int, kept: float) -> tuple[list
     dense, y = forward(calibration, {})
     variant, y_without = forward(calibration, {site.name: mask})
     task = calibration.model.task
-    weights = task.row_weights(calibration.batch(0).inputs)
+    weights = calibration.model.row_weights(calibration.batch(0).inputs, y)
     settings = {"temperature": calibration.temperature, "term": task.term}
     columns = measured_blocks(site, len(calibration.model.anatomy.blocks))
     trajectory = [float(relational_change(dense[z], variant[z][None])) for z in columns]
     return trajectory, float(output_change(y, y_without[None], weights, **settings) / weights.sum())
 
 
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", [*MEASURED, "mask2former-swin"])
 def test_ablation_equals_a_full_forward(name, tmp_path):
     calibration = calibrate(shared_model(name), tmp_path)
     ablation = Ablation(calibration, 0)
