@@ -7,6 +7,7 @@ import signal
 import torch
 from hypothesis import Phase, settings
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.families import IMAGE_SIZE
 from optin_cli.models.checkpoint import OpenModel
@@ -73,6 +74,13 @@ def outputs(model: OpenModel, module: nn.Module, inputs: dict[str, Tensor]) -> T
     if model.task.name == EMBEDDING:
         return rows[:, 0]
     return rows[model.task.row_weights(inputs).bool()] if model.task.name in (TOKEN, QUESTION) else rows[:, 0]
+
+
+def macs_of(model: nn.Module, image: Tensor) -> int:
+    """MACs of a forward by torch's own counter."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops() // 2
 
 
 def same_outputs(one: OpenModel, other: OpenModel) -> bool:
