@@ -25,9 +25,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], int, int, float]] = {
         15,
         0.4,
     ),
-    "vgg": ("vgg11_bn", {"mlp_ratio": 1 / 64}, 32, 8, 0.05),  # its classifier has no norms
+    "vgg": ("vgg11_bn", {"mlp_ratio": 1 / 64}, 32, 8, 0.1),
 }
 """Name -> (architecture, arguments, side of the images, epochs, peak of the learning rate)."""
+HEAD_PEAK = 0.01
+"""Of a VGG's classifier: with more its few neurons die."""
 DECAY = 5e-4
 
 
@@ -82,10 +84,14 @@ def new_model(name: str) -> nn.Module:
 
 
 def new_optimizers(model: nn.Module, peak: float) -> list[torch.optim.Optimizer]:
-    """Nesterov's momentum; norms and biases do not decay."""
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
+    """Nesterov's momentum; norms and biases do not decay, and a classifier without norms learns slowly."""
+    head = {id(p) for p in model.pre_logits.parameters()} if hasattr(model, "pre_logits") else set()
+    groups = [
+        {"params": found, "weight_decay": decay, "lr": rate}
+        for slow, rate in ((False, peak), (True, HEAD_PEAK))
+        for weights, decay in ((True, DECAY), (False, 0.0))
+        if (found := [p for p in model.parameters() if (id(p) in head) == slow and (p.ndim > 1) == weights])
+    ]
     return [torch.optim.SGD(groups, lr=peak, momentum=0.9, nesterov=True, fused=True)]
 
 

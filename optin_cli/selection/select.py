@@ -137,6 +137,7 @@ def _asked(problem: Problem) -> dict[str, Any]:
         "interactions": request.interactions,
         "min_heads": request.min_heads,
         "min_neurons": request.min_neurons,
+        "min_channels": request.min_channels,
         "max_prune": request.max_prune,
         "protect": list(request.protect),
         "only": request.only,
