@@ -82,7 +82,7 @@ def new_model(name: str) -> nn.Module:
 
 
 def new_optimizers(model: nn.Module, name: str) -> list[torch.optim.Optimizer]:
-    """Nesterov's momentum; AdamW for the VGG, whose classifier without norms dies of it. Norms and biases don't decay."""
+    """Nesterov's momentum; AdamW for the VGG, whose classifier without norms dies of it. Biases do not decay."""
     momentum, peak, decay = name == "resnet", PEAKS[name], DECAYS[name]
     weights = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
