@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from optin_cli.artefacts.schedule import tokens_by_block
+from optin_cli.artefacts.shared import SharedLayer, overcounted
 
 HEADS = "heads"
 NEURONS = "neurons"
@@ -154,6 +155,8 @@ class Anatomy:
     """One for each block, or none at all where tokens can't be merged."""
     prefix: int = 0
     """Tokens in front that are never merged: class token, registers."""
+    shared: tuple[SharedLayer, ...] = ()
+    """Layers between two sites."""
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -177,7 +180,7 @@ class Anatomy:
         `merges` says how many tokens are merged behind each block.
         """
         seen = tokens_by_block(tokens, len(self.blocks), merges, self.prefix)
-        return sum(
-            site.macs_per_unit(seen[site.block]) * (site.units if kept is None else kept[site.name])
-            for site in self
-        )
+        units = {site.name: site.units for site in self}
+        kept = units if kept is None else kept
+        total = sum(site.macs_per_unit(seen[site.block]) * kept[site.name] for site in self)
+        return total - tokens * overcounted(self.shared, units, kept)[0]

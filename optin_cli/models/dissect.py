@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from optin_cli.errors import InputError, UnknownArchitecture
 from optin_cli.models.anatomy import HEADS, Anatomy, Site
-from optin_cli.models.costs import plain, unit_costs
+from optin_cli.models.costs import plain, shared_layers, unit_costs
 from optin_cli.models.families import DOCS, TOWERS, Family, SiteTable, find_family, known_families
 from optin_cli.models.layers import (
     channel_axis,
@@ -77,7 +77,8 @@ def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
             f"{DOCS} explains `must_be_identity` and `requires`",
         )
     tokens = token_sites(model, family, blocks, sites)
-    return Anatomy(family.name, tuple(blocks), tuple(sites), tokens, count_prefix(base, family))
+    shared = shared_layers(model, sites, seen)
+    return Anatomy(family.name, tuple(blocks), tuple(sites), tokens, count_prefix(base, family), shared)
 
 
 def _blocks(model: nn.Module, family: Family, prefix: str) -> list[str]:
