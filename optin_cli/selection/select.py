@@ -46,12 +46,11 @@ def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = N
             "the ranking holds no sketch: nothing tells how its units interact",
             "leave --interactions out, or score again without --no-sketch",
         )
-    products = Products(problem)
-    room = np.maximum(problem.capacities, products.summed(solution.counts))
+    products, room = Products(problem), problem.capacities
+    if products:  # what sums count too much may be used
+        room = np.maximum(room, products.summed(solution.counts))
     found = _rearranged(problem, keep, sketch, room)
-    if not products.fits(
-        [len(kept) for kept in found.keep.values()]
-    ):  # what is exchanged costs products, too
+    if products and not products.fits([len(found.keep[site.name]) for site in problem.sites]):
         return mask_of(problem, solution, keep, merged=merged)
     return mask_of(problem, solution, found.keep, found, merged)
 
