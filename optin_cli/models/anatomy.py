@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from optin_cli.artefacts.schedule import tokens_by_block
+from optin_cli.artefacts.shared import SharedLayer, overcounted
 
 HEADS = "heads"
 NEURONS = "neurons"
@@ -219,6 +220,8 @@ class Anatomy:
     chained: bool = True
     """Each block needs the hidden states of the one before and nothing else that changes with it. Where blocks need
     more (an encoder's output, an earlier stage's), whatever is run is the whole model."""
+    shared: tuple[SharedLayer, ...] = ()
+    """Layers between two sites."""
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -251,7 +254,7 @@ class Anatomy:
         `merges` says how many tokens are merged behind each block.
         """
         seen = tokens_by_block(tokens, len(self.blocks), merges, self.prefix)
-        return sum(
-            site.macs_per_unit(seen[site.block]) * (site.units if kept is None else kept[site.name])
-            for site in self
-        )
+        units = {site.name: site.units for site in self}
+        kept = units if kept is None else kept
+        total = sum(site.macs_per_unit(seen[site.block]) * kept[site.name] for site in self)
+        return total - tokens * overcounted(self.shared, units, kept)[0]

@@ -76,6 +76,26 @@ _FUSED_INVERTED_RESIDUAL = SiteTable(
     must_be_identity=("aa", "se"),
     requires=("conv_exp",),
 )
+_UNIVERSAL = SiteTable(  # MobileNet V4: a depthwise convolution before the expansion, behind it, or neither
+    CHANNELS,
+    producers=linears("pw_exp.conv"),
+    carried=("pw_exp.bn", "dw_mid.conv", "dw_mid.bn"),
+    consumer="pw_proj.conv",
+    norm="pw_proj.bn",
+    must_be_identity=("dw_mid.aa", "se"),
+    requires=("pw_exp.conv", "dw_mid.conv", "pw_proj.conv"),
+)
+_EXPANSIONS = (
+    _INVERTED_RESIDUAL,
+    _FUSED_INVERTED_RESIDUAL,
+    _UNIVERSAL,
+    replace(
+        _UNIVERSAL,
+        carried=("pw_exp.bn",),
+        must_be_identity=("se",),
+        requires=("pw_exp.conv", "pw_proj.conv"),
+    ),
+)
 _EFFICIENTNET_SITES = (
     *(
         replace(
@@ -83,13 +103,18 @@ _EFFICIENTNET_SITES = (
             producers=(*table.producers, Producer("se.conv_expand")),
             readers=("se.conv_reduce",),
             masked_at="se",
-            must_be_identity=("aa",),
+            must_be_identity=tuple(path for path in table.must_be_identity if path != "se"),
             requires=(*table.requires, "se.conv_reduce"),
         )
-        for table in (_INVERTED_RESIDUAL, _FUSED_INVERTED_RESIDUAL)
+        for table in _EXPANSIONS
     ),
-    _INVERTED_RESIDUAL,
-    _FUSED_INVERTED_RESIDUAL,
+    *_EXPANSIONS,
+)
+
+_PREACTIVATED = (  # a norm and an activation stand before each convolution
+    replace(_BASIC_BLOCK, carried=("norm2",), norm="", must_be_identity=("conv3",)),
+    replace(_BOTTLENECK[0], carried=("norm2",), norm=""),
+    replace(_BOTTLENECK[1], carried=("norm3",), norm="", must_be_identity=()),
 )
 
 # no residual: each layer reads what the one before makes
@@ -118,6 +143,16 @@ CNNS = (
         _RESNET_SITES,
         "image",
         note="timm; grouped convolutions are left alone",
+        layout=NCHW,
+        hierarchical=True,
+    ),
+    Family(
+        "resnetv2",
+        ("ResNetV2",),
+        ("stages.*.blocks.*",),
+        _PREACTIVATED,
+        "image",
+        note="timm, with BatchNorms; BiT's group norms mix channels",
         layout=NCHW,
         hierarchical=True,
     ),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from optin_cli.errors import InputError, UnknownArchitecture
 from optin_cli.models.anatomy import HEADS, Anatomy, Site
 from optin_cli.models.blocks import find_streams
-from optin_cli.models.costs import Cost, plain, unit_costs
+from optin_cli.models.costs import Cost, plain, shared_layers, unit_costs
 from optin_cli.models.families import DOCS, TOWERS, Family, SiteTable, find_family, known_families
 from optin_cli.models.layers import (
     channel_axis,
@@ -83,9 +83,15 @@ def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
             f"{DOCS} explains `must_be_identity` and `requires`",
         )
     tokens = token_sites(model, family, blocks, sites)
-    chained = family.chained and len(streams) == 1
     return Anatomy(
-        family.name, tuple(blocks), tuple(sites), tokens, count_prefix(base, family), tuple(streams), chained
+        family.name,
+        tuple(blocks),
+        tuple(sites),
+        tokens,
+        count_prefix(base, family),
+        streams=tuple(streams),
+        chained=family.chained and len(streams) == 1,
+        shared=shared_layers(model, sites, seen),
     )
 
 

@@ -8,6 +8,7 @@ import signal
 import torch
 from hypothesis import Phase, settings
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.families import IMAGE_SIZE
 from optin_cli.models.checkpoint import OpenModel
@@ -82,6 +83,13 @@ def outputs(model: OpenModel, module: nn.Module, inputs: dict[str, Tensor]) -> T
         module, inputs = copy.deepcopy(module).double(), {k: v.double() for k, v in inputs.items()}
     found = model.task.output(module, inputs)
     return found[model.row_weights(inputs, found).bool()]
+
+
+def macs_of(model: nn.Module, image: Tensor) -> int:
+    """MACs of a forward by torch's own counter."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops() // 2
 
 
 def same_outputs(one: OpenModel, other: OpenModel) -> bool:
