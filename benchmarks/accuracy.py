@@ -12,29 +12,26 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import platform
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from cells import SEEDS, Case, Cells, Method, report
 from torch import Tensor
 
-from optin_cli.artefacts.files import atomic_file
 from optin_cli.artefacts.ranking import read_sketch
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.measure.evaluate import evaluate
 from optin_cli.models.checkpoint import OpenModel, open_model
-from optin_cli.models.tasks import EMBEDDING
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import existing, score
 from optin_cli.selection.request import Request
@@ -44,48 +41,8 @@ from optin_cli.surgery.apply import apply
 from optin_cli.surgery.plan import make_plan as plan_compensation
 from optin_cli.surgery.settings import Compensation
 
-BUDGETS = (0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
-SEEDS = (0, 1, 2)
-FIDELITY = {
-    "agreement": "Same class as the dense model, %",
-    "kl": "Mean KL from the dense model",
-    "cosine": "Cosine with the dense embeddings, %",
-}
-FIDELITY_DIGITS = {"agreement": 1, "kl": 3, "cosine": 1}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model and the task it is measured on."""
-
-    name: str
-    spec: str
-    """Of the model: a folder in the shared one, or of this name in zoo/."""
-    data: str
-    test: str
-    metric: str
-    title: str
-
-    def model(self, shared: Path) -> str | None:
-        """The model as commands take it; None where it is absent."""
-        if self.spec.startswith("demo:"):
-            return self.spec
-        places = shared / self.spec, Path(__file__).parent / "zoo" / Path(self.spec).name
-        return next((str(place) for place in places if place.is_dir()), None)
-
-
-@dataclass(frozen=True)
-class Method:
-    """How a model is pruned."""
-
-    name: str
-    title: str
-    scoring: dict[str, Any] = field(default_factory=dict)
-    request: dict[str, Any] = field(default_factory=dict)
-    compensation: str = "none"
-    steps: int = 1
-
-
+_CIFAR = "data/cifar10", "test", "top1"
+_IMAGE_BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 CASES = (
     Case(
         "minilm-stsb", "demo:minilm", "data/stsb", "test", "spearman", "all-MiniLM-L6-v2, stsb test, Spearman"
@@ -98,7 +55,24 @@ CASES = (
         "accuracy",
         "minilm-l6-sst2, sst2 validation, accuracy",
     ),
-    Case("vit-cifar10", "models/vit-cifar10", "data/cifar10", "test", "top1", "ViT, CIFAR-10 test, top-1"),
+    Case(
+        "vit-cifar10",
+        "models/vit-cifar10",
+        *_CIFAR,
+        "ViT of the zoo, CIFAR-10 test, top-1",
+        _IMAGE_BUDGETS,
+        True,
+    ),
+    Case(
+        "resnet-cifar10",
+        "models/resnet-cifar10",
+        *_CIFAR,
+        "ResNet of the zoo, CIFAR-10 test, top-1",
+        _IMAGE_BUDGETS,
+    ),
+    Case(
+        "vgg-cifar10", "models/vgg-cifar10", *_CIFAR, "VGG of the zoo, CIFAR-10 test, top-1", _IMAGE_BUDGETS
+    ),
 )
 METHODS = (
     Method("random", "random", {"method": "random"}),
@@ -117,32 +91,11 @@ METHODS = (
         "ours-sum", "ours, summed as in OPTIN", {}, {"output_weight": 0.3, "feature_weights": "sum"}, "auto"
     ),
     Method("ours-fast", "ours, --method curvature", {"method": "curvature"}, {}, "auto"),
+    Method("tokens", "ours, tokens alone", {"tokens": True}, {"merge": "only"}, "auto", tokens=True),
+    Method("joint", "ours, units and tokens", {"tokens": True}, {"merge": "joint"}, "auto", tokens=True),
     # by curvature: four times heads by ablation would be most of the time
     Method("ours-4", "ours, curvature, --steps 4", {"method": "curvature"}, {}, "auto", steps=4),
 )
-
-
-class Cells:
-    """What was measured of a model, `method/budget/seed` -> cell; its JSON file is rewritten after every cell."""
-
-    def __init__(self, folder: Path, case: Case) -> None:
-        self.path = folder / f"{case.name}.json"
-        self.found: dict[str, dict[str, Any]] = (
-            json.loads(self.path.read_text()) if self.path.exists() else {}
-        )
-
-    def put(self, key: str, cell: dict[str, Any]) -> None:
-        self.found[key] = cell
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(self.path) as temporary:
-            temporary.write_text(json.dumps(self.found, indent=1, sort_keys=True) + "\n")
-
-    def of(self, method: Method, budget: float) -> list[dict[str, Any]]:
-        cells = (self.found.get(f"{method.name}/{budget}/{seed}") for seed in SEEDS)
-        return [cell for cell in cells if cell is not None]
-
-    def series(self, method: Method, budget: float, metric: str) -> list[float]:
-        return [cell["metrics"][metric] for cell in self.of(method, budget)]
 
 
 class Kept(Batches):
@@ -163,10 +116,10 @@ class Remembering(OpenModel):
     def said(self) -> dict[int, Tensor]:
         return {}
 
-    def output(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def full_output(self, inputs: Mapping[str, Tensor]) -> Tensor:
         key = id(next(iter(inputs.values())))  # the batches live as long as this model
         if key not in self.said:
-            self.said[key] = super().output(inputs)
+            self.said[key] = super().full_output(inputs)
         return self.said[key]
 
 
@@ -181,9 +134,10 @@ class Runner:
         self.data = str(shared / case.data)
         opened = open_model(self.spec)
         self.dense = Remembering(*(getattr(opened, field.name) for field in fields(opened)))
-        separate = self.dense.task.name == EMBEDDING
-        rows = sample(DataSpec(self.data, case.test), self.dense.family.modality, None, 0, separate=separate)
-        self.batches = Kept(rows, self.dense.processor, 64, separate=separate)
+        rows = sample(
+            DataSpec(self.data, case.test), self.dense.family.modality, None, 0, reader=self.dense.task.reader
+        )
+        self.batches = Kept(rows, self.dense.processor, 64, reader=self.dense.task.reader)
 
     def run(self, method: Method, budget: float, seed: int) -> dict[str, Any]:
         """Prune and measure one cell."""
@@ -191,8 +145,9 @@ class Runner:
             open_model(self.spec), DataSpec(self.data), ScoreSettings(seed=seed, **method.scoring)
         )
         path = self.work / f"{self.case.name}-{plan.settings.method}-{seed}.h5"
-        if method.scoring.get("per_batch"):
-            path = path.with_stem(f"{path.stem}-per-batch")
+        for option in ("per_batch", "tokens"):
+            if method.scoring.get(option):
+                path = path.with_stem(f"{path.stem}-{option.replace('_', '-')}")
         output = self.work / f"{self.case.name}-{method.name}-{budget}-{seed}"
         seconds = {}
         ranking = existing(path, plan, any_lambda=True)
@@ -244,7 +199,7 @@ def wanted(options: argparse.Namespace, shared: Path) -> Iterator[tuple[Case, Me
             cases.append(case)
         else:
             print(f"left out: {case.title} (no model there)", file=sys.stderr)
-    budgets = [float(b) for b in options.budgets.split(",")] if options.budgets else BUDGETS
+    budgets = [float(b) for b in options.budgets.split(",")] if options.budgets else None
     seeds = [int(s) for s in options.seeds.split(",")] if options.seeds else SEEDS
     methods = chosen(options.only, METHODS)
     return (
@@ -252,7 +207,8 @@ def wanted(options: argparse.Namespace, shared: Path) -> Iterator[tuple[Case, Me
         for seed in seeds
         for case in cases
         for method in methods
-        for budget in budgets
+        if case.tokens or not method.tokens
+        for budget in budgets or case.budgets
     )
 
 
@@ -274,76 +230,6 @@ def measure(options: argparse.Namespace) -> None:
             print(f"{case.name}/{key}: {value:.2f}  {cell['seconds']}", file=sys.stderr, flush=True)
 
 
-def report(folder: Path) -> None:
-    """A Markdown table and a plot for each model: the metric, and how near the outputs stay to the dense ones."""
-    for case in CASES:
-        cells = Cells(folder, case)
-        if not cells.found:
-            continue
-        any_cell = next(iter(cells.found.values()))
-        dense = any_cell["dense"][case.metric]
-        print(f"### {case.title} (dense {dense:.2f})\n")
-        print("| method | " + " | ".join(f"{b:g}" for b in BUDGETS) + " | seeds | score + prune |")
-        print("|---" * (len(BUDGETS) + 3) + "|")
-        for method in METHODS:
-            print(row_of(cells, method, case.metric))
-        print()
-        for metric, title in FIDELITY.items():
-            if metric in any_cell["metrics"]:
-                print(f"{title}\n")
-                print("| method | " + " | ".join(f"{b:g}" for b in BUDGETS) + " |")
-                print("|---" * (len(BUDGETS) + 1) + "|")
-                for method in METHODS:
-                    means = (cells.series(method, b, metric) for b in BUDGETS)
-                    texts = (f"{np.mean(m):.{FIDELITY_DIGITS[metric]}f}" if m else "" for m in means)
-                    print(f"| {method.title} | " + " | ".join(texts) + " |")
-                print()
-        plot(cells, case, dense, folder / f"{case.name}.png")
-
-
-def row_of(cells: Cells, method: Method, metric: str) -> str:
-    """Mean and deviation of a method at each budget; the best mean of a column is bold."""
-    texts = []
-    for budget in BUDGETS:
-        found = cells.series(method, budget, metric)
-        best = max(
-            (float(np.mean(s)) for m in METHODS if (s := cells.series(m, budget, metric))), default=0.0
-        )
-        text = f"{np.mean(found):.2f}" if found else ""
-        text = f"**{text}**" if found and np.mean(found) >= best - 1e-9 else text
-        texts.append(text + (f" ± {np.std(found, ddof=1):.2f}" if len(found) > 1 else ""))
-    measured = [cells.of(method, budget) for budget in BUDGETS]
-    counts = {len(found) for found in measured if found}
-    spent = [sum(cell["seconds"].values()) for found in measured for cell in found]
-    seeds = "-".join(map(str, sorted({min(counts), max(counts)}))) if counts else "0"
-    time_text = f"{np.median(spent):.0f} s" if spent else ""
-    return f"| {method.title} | " + " | ".join(texts) + f" | {seeds} | {time_text} |"
-
-
-def plot(cells: Cells, case: Case, dense: float, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    axes.axhline(dense, color="0.6", linewidth=1)
-    axes.annotate(
-        "dense", (min(BUDGETS), dense), textcoords="offset points", xytext=(0, 4), ha="right", color="0.4"
-    )
-    for method in METHODS:
-        points = [(b, np.mean(s)) for b in BUDGETS if (s := cells.series(method, b, case.metric))]
-        if points:
-            width = 2.5 if method.name.startswith("ours") else 1.2
-            axes.plot(*zip(*points, strict=True), marker="o", ms=4, lw=width, label=method.title)
-    axes.invert_xaxis()
-    axes.set(xlabel="share of the MACs kept", ylabel=case.metric, title=case.title)
-    axes.legend(frameon=False, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -361,7 +247,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.report:
         measure(options)
-    report(options.cells)
+    report(options.cells, CASES, METHODS)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ from optin_cli.models.checkpoint import OpenModel, open_model
 from optin_cli.models.dissect import dissect, family_of
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.slicing import slice_model
-from optin_cli.models.tasks import EMBEDDING
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import score
 from optin_cli.selection.request import Request
@@ -56,8 +55,9 @@ def rank(model: OpenModel, data: DataSpec, settings: ScoreSettings, folder: Path
 
 
 def test_batches(model: OpenModel, data: DataSpec) -> Batches:
-    separate = model.task.name == EMBEDDING
-    return Batches(sample(data, "text", None, 0, separate=separate), model.processor, 64, separate=separate)
+    return Batches(
+        sample(data, "text", None, 0, reader=model.task.reader), model.processor, 64, reader=model.task.reader
+    )
 
 
 def spread(values: list[float]) -> str:

@@ -96,7 +96,7 @@ class Naive:
             output[None],
             self.weights,
             temperature=self.plan.settings.temperature,
-            regression=self.model.task.regression,
+            term=self.model.task.term,
         )
         return trajectory, float(change / self.weights.sum())
 

@@ -12,7 +12,6 @@ from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.measure.evaluate import evaluate
 from optin_cli.models.checkpoint import open_model
-from optin_cli.models.tasks import EMBEDDING
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import score
 from optin_cli.selection.select import select
@@ -22,9 +21,8 @@ SAVED = Path(__file__).resolve().parents[1] / "rankings/all-minilm-l6-v2.docs.h5
 
 
 def batches_of(model, data: DataSpec) -> Batches:
-    separate = model.task.name == EMBEDDING
-    examples = sample(data, "text", None, 0, separate=separate)
-    return Batches(examples, model.processor, 64, separate=separate)
+    examples = sample(data, "text", None, 0, reader=model.task.reader)
+    return Batches(examples, model.processor, 64, reader=model.task.reader)
 
 
 def test_sst2_pruned_to_06_stays_close_to_dense(shared, tmp_path):

@@ -26,7 +26,10 @@ def evaluate(
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option("--max-drop", help="Exit with 5 if more points than this are lost to the baseline."),
+        typer.Option(
+            "--max-drop",
+            help="Exit with 5 if more points than this are lost to the baseline, or perplexity rises by more per cent.",
+        ),
     ] = None,
     batch_size: options.BatchSize = 32,
     max_length: options.MaxLength = None,
@@ -34,6 +37,8 @@ def evaluate(
     text: options.Text = None,
     label: options.Label = None,
     image: options.Image = None,
+    mask: options.Mask = None,
+    ignore_index: options.IgnoreIndex = 255,
     workers: options.Workers = None,
     task: options.Task = None,
     anatomy: options.Anatomy = None,
@@ -53,14 +58,16 @@ def evaluate(
     from optin_cli.data.batches import Batches
     from optin_cli.data.examples import sample
     from optin_cli.measure import evaluate as stage
-    from optin_cli.models.tasks import EMBEDDING
 
     opened = options.open_with(model, task, anatomy, device, dtype)
     dense = options.open_with(baseline, task, anatomy, device, dtype) if baseline else None
-    separate = opened.task.name == EMBEDDING
-    spec = options.data_spec(data, split, config, text, label, image, workers=workers)
-    examples = sample(spec, opened.family.modality, samples, seed, separate=separate)
-    batches = Batches(examples, opened.processor, batch_size, max_length=max_length, separate=separate)
+    spec = options.data_spec(
+        data, split, config, text, label, image, workers=workers, mask=mask, ignore_index=ignore_index
+    )
+    examples = sample(spec, opened.family.modality, samples, seed, reader=opened.task.reader)
+    batches = Batches(
+        examples, opened.processor, batch_size, max_length=max_length, reader=opened.task.reader
+    )
     with console.progress(not json) as on_progress:
         evaluation = stage.evaluate(opened, batches, dense, on_progress)
     if json:

@@ -39,8 +39,17 @@ OptionalData = Annotated[
 Split = Annotated[str, typer.Option("--split", help="Split of the data.")]
 Config = Annotated[str | None, typer.Option("--config", help="Configuration of a hub data set.")]
 Text = Annotated[str | None, typer.Option("--text", metavar="A[,B]", help="Text column, or two of them.")]
-Label = Annotated[str | None, typer.Option("--label", help="Label column.")]
-Image = Annotated[str | None, typer.Option("--image", help="Image column.")]
+Label = Annotated[
+    str | None,
+    typer.Option("--label", metavar="A[,B..]", help="Label column; of multi-label models perhaps one each."),
+]
+Image = Annotated[str | None, typer.Option("--image", help="Image column (or folder, beside --mask).")]
+Mask = Annotated[
+    str | None, typer.Option("--mask", help="Column (or folder) of label maps, for segmentation models.")
+]
+IgnoreIndex = Annotated[
+    int, typer.Option("--ignore-index", help="Id of a label map's pixels that count nothing.")
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Examples in a batch.")]
 MaxLength = Annotated[int | None, typer.Option("--max-length", help="Cut texts to this many tokens.")]
 Task = Annotated[str | None, typer.Option("--task", help="What the model does, if its config does not say.")]
@@ -135,6 +144,13 @@ Compensate = Annotated[
     ),
 ]
 
+Bn = Annotated[
+    bool,
+    typer.Option(
+        "--bn/--no-bn", help="Then measure the statistics of BatchNorms anew, on the same examples."
+    ),
+]
+
 
 def data_spec(
     data: str,
@@ -145,12 +161,14 @@ def data_spec(
     image: str | None,
     stream: bool = False,
     workers: int | None = None,
+    mask: str | None = None,
+    ignore_index: int = 255,
 ) -> DataSpec:
     """The data options as one value."""
     from optin_cli.data.sources import DataSpec
 
     columns = tuple(part.strip() for part in text.split(",")) if text else ()
-    return DataSpec(data, split, config, columns, label, image, stream, workers)
+    return DataSpec(data, split, config, columns, label, image, stream, workers, mask, ignore_index)
 
 
 def open_with(

@@ -42,6 +42,8 @@ def score(
     text: options.Text = None,
     label: options.Label = None,
     image: options.Image = None,
+    mask: options.Mask = None,
+    ignore_index: options.IgnoreIndex = 255,
     stream: options.Stream = False,
     workers: options.Workers = None,
     task: options.Task = None,
@@ -104,7 +106,9 @@ def score(
         # half precision would drown the small changes that scores are made of: only on request
         compute = "float32" if dtype == "auto" else dtype
         opened = options.open_with(model, task, anatomy, device, compute, device_map)
-        rows_of = options.data_spec(data, split, config, text, label, image, stream, workers)
+        rows_of = options.data_spec(
+            data, split, config, text, label, image, stream, workers, mask, ignore_index
+        )
         plan = make_plan(opened, rows_of, settings, room)
         if dry_run:
             if team.leads:

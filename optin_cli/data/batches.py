@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -13,10 +13,13 @@ from torch import Tensor
 
 from optin_cli.data.examples import Examples
 from optin_cli.data.images import BrokenImage, decode
+from optin_cli.data.numbering import numbering
+from optin_cli.data.readers import ROWS, Encoded, Reader, Window
 from optin_cli.data.workers import in_order, worker_count
 from optin_cli.errors import InputError
 
 IGNORE = -100
+_MASK = "attention_mask"
 
 
 class TextEncoder(Protocol):
@@ -26,6 +29,13 @@ class TextEncoder(Protocol):
         self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int | None
     ) -> list[dict[str, list[int]]]: ...
     def tokenize_words(self, words: Sequence[str], max_length: int | None) -> tuple[dict, list]: ...
+    def windows(
+        self, questions: Sequence[str], contexts: Sequence[str], max_length: int
+    ) -> Iterator[tuple[int, dict[str, list[int]], Window]]: ...
+    def running_text(self, texts: Sequence[str], max_length: int) -> list[dict[str, list[int]]]: ...
+    def with_targets(
+        self, texts: Sequence[str], targets: Sequence[str], max_length: int | None
+    ) -> tuple[list[dict[str, list[int]]], list[list[int]]]: ...
     def pad(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]: ...
 
 
@@ -72,13 +82,28 @@ class Batch:
             lengths = (self.valid * slots).amax(1).tolist()
         return [self._run(start, stop, lengths) for start, stop in _runs(lengths, overhead, most)]
 
+    def real(self, mask: str) -> Tensor | None:
+        """[batch, tokens] True for what the input called `mask` says is no padding; None when there is none."""
+        found = self.inputs.get(mask)
+        return self.valid if found is None or mask == _MASK else found.bool()
+
     def _run(self, start: int, stop: int, lengths: Sequence[int]) -> Batch:
         ids = self.example_ids[start:stop]
         if self.valid is None:
             return Batch({k: v[start:stop] for k, v in self.inputs.items()}, None, ids)
-        longest = max(lengths[start:stop])
-        inputs = {k: v[start:stop, :longest] for k, v in self.inputs.items()}
-        return Batch(inputs, self.valid[start:stop, :longest], ids)
+        longest = {_MASK: max(lengths[start:stop])}
+        for name, mask in self.inputs.items():  # a decoder's inputs have lengths of their own
+            if name.endswith(_MASK) and name != _MASK:
+                longest[name] = (
+                    max(1, int(mask[start:stop].any(0).sum())) if bool(mask[:, 0].all()) else mask.shape[1]
+                )
+        inputs = {k: v[start:stop, : longest[_mask_of(k, longest)]] for k, v in self.inputs.items()}
+        return Batch(inputs, self.valid[start:stop, : longest[_MASK]], ids)
+
+
+def _mask_of(name: str, masks: Iterable[str]) -> str:
+    """The mask of an input, by the longest beginning they share: `decoder_input_ids` has `decoder_attention_mask`."""
+    return max((m for m in masks if name.startswith(m.removesuffix(_MASK))), key=len)
 
 
 def _runs(lengths: Sequence[int], overhead: int, most: int | None) -> list[tuple[int, int]]:
@@ -106,9 +131,8 @@ def _runs(lengths: Sequence[int], overhead: int, most: int | None) -> list[tuple
 class Batches:
     """A fixed sequence of batches: item i is the same at every pass.
 
-    `separate` makes each of two text columns an example of its own (sentence pairs for an embedding model):
-    example 2 * row + side. `together` keeps the sides of a row in one batch. `shuffle` is a seed that draws which
-    examples share a batch; without it those of one length do.
+    `reader` makes the examples. `together` keeps the sides of a row in one batch. `shuffle` is a seed that draws
+    which examples share a batch; without it those of one length do.
     """
 
     def __init__(
@@ -118,7 +142,7 @@ class Batches:
         batch_size: int,
         *,
         max_length: int | None = None,
-        separate: bool = False,
+        reader: Reader = ROWS,
         together: bool = False,
         shuffle: int | None = None,
     ) -> None:
@@ -126,22 +150,21 @@ class Batches:
         self.processor = processor
         self.batch_size = batch_size
         self.max_length = max_length
-        self.separate = separate and len(examples.columns.text) == 2
+        self.reader = reader
+        self.separate = reader.sides(examples.columns) == 2
+        """Each row is two examples."""
         self.together = together and self.separate
         self.shuffle = shuffle
 
     @cached_property
-    def _encoded(self) -> list[dict[str, list[int]]]:
-        """Token ids of every text example."""
-        columns, rows = self.examples.columns, self.examples.rows
-        texts = [rows[name][:] for name in columns.text]
-        if columns.words:
-            return [self.processor.tokenize_words(words, self.max_length)[0] for words in texts[0]]
-        texts = [["" if text is None else str(text) for text in column] for column in texts]
-        if self.separate:
-            interleaved = [text for pair in zip(*texts, strict=True) for text in pair]
-            return self.processor.tokenize(interleaved, None, self.max_length)
-        return self.processor.tokenize(texts[0], texts[1] if len(texts) == 2 else None, self.max_length)
+    def encoded(self) -> Encoded:
+        """Every text example, by its id."""
+        return self.reader.encode(self.examples.rows, self.examples.columns, self.processor, self.max_length)
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """The row of each example, by its position in the sample."""
+        return list(range(len(self.examples.rows))) if self.examples.columns.image else self.encoded.rows
 
     @cached_property
     def _ids(self) -> list[list[int]]:
@@ -149,7 +172,7 @@ class Batches:
         if self.examples.columns.image:
             lengths = [0] * len(self.examples.rows)
         else:
-            lengths = [len(row["input_ids"]) for row in self._encoded]
+            lengths = [len(row["input_ids"]) for row in self.encoded.inputs]
         size = 2 if self.together else 1
         groups = [list(range(first, first + size)) for first in range(0, len(lengths), size)]
         if self.shuffle is None:
@@ -184,7 +207,7 @@ class Batches:
         if self.examples.columns.image:
             # here, in no worker: what asks for batches one by one computes much longer on each than it decodes
             return self._image_batch(ids, self._pixels(index))
-        inputs = self.processor.pad([self._encoded[i] for i in ids])
+        inputs = self.processor.pad([self.encoded.inputs[i] for i in ids])
         return Batch(inputs, inputs["attention_mask"].bool(), ids)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -221,7 +244,7 @@ class Batches:
         if columns.label is None:
             return None
         values = rows[columns.label][:]
-        number = self._numbering(values, label2id or {})
+        number = numbering(values, rows.features[columns.label], label2id or {}, self.examples.data.spec)
         if columns.words:
             return [
                 self._align(words, [number(tag) for tag in tags], row)
@@ -230,28 +253,6 @@ class Batches:
                 )
             ]
         return [number(value) for value in values]
-
-    def _numbering(self, values: list[Any], label2id: dict[str, int]) -> Callable[[Any], Any]:
-        """How a stored label becomes the model's number: by name wherever both sides have names."""
-        names = _class_names(self.examples.rows.features[self.examples.columns.label])
-        if names and set(names) == set(label2id):
-            return lambda value: label2id[names[value]] if value >= 0 else value
-        flat = [v for value in values for v in (value if isinstance(value, list) else [value])]
-        flat = [v for v in flat if v is not None and v != ""]
-        if not any(isinstance(v, str) for v in flat):
-            return lambda value: value
-        unknown = sorted({str(v) for v in flat if v not in label2id})
-        if not unknown:
-            return label2id.get
-        try:
-            for v in flat:
-                float(v)
-        except (TypeError, ValueError):
-            raise InputError(
-                f"labels {', '.join(map(repr, unknown[:3]))} of {self.examples.data.spec} are not among the "
-                f"model's: {', '.join(label2id) or 'none named'}"
-            ) from None
-        return lambda value: None if value is None or value == "" else float(value)
 
     def _align(self, words: list[str], tags: list[Any], row: int) -> list[Any]:
         """The tag of each token: its word's at the first sub-word, `IGNORE` elsewhere."""
@@ -264,9 +265,3 @@ class Batches:
             aligned.append(IGNORE if word is None or word == previous else tags[word])
             previous = word
         return aligned
-
-
-def _class_names(feature: Any) -> list[str]:
-    """Names of a ClassLabel feature or of a list of them; none for anything else."""
-    inner = getattr(feature, "feature", feature)
-    return list(getattr(inner, "names", None) or [])

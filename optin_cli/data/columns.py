@@ -20,6 +20,10 @@ _PAIRS = (
     ("text1", "text2"),
 )
 _SINGLES = ("sentence", "text", "content", "review", "tweet", "sentence1")
+_MASKS = (
+    "mask", "masks", "annotation", "annotations", "segmentation", "segmentation_map", "semantic_mask", "label_map",
+    "label", "labels", "gt", "groundtruth", "ground_truth",
+)  # fmt: skip
 _LABELS = ("label", "labels", "score", "similarity_score", "fine_label", "target", "ner_tags", "tags")
 
 
@@ -30,28 +34,37 @@ class Columns:
     text: tuple[str, ...] = ()
     image: str | None = None
     label: str | None = None
+    labels: tuple[str, ...] = ()
+    """Instead of `label`: columns of 0 and 1, one for each of several labels."""
+    mask: str | None = None
+    """Label maps: a class id for each pixel of the image."""
     words: bool = False
     """The text column holds lists of words (token classification)."""
 
 
-def find_columns(dataset: Dataset, data: DataSpec, modality: str) -> Columns:
-    """Find the columns from the features, or check the ones the user named.
+def find_columns(dataset: Dataset, data: DataSpec, modality: str, masks: bool = False) -> Columns:
+    """Find the columns from the features, or check the ones the user named. With `masks`, labels are label maps.
 
     Raises `UsageError` for a named column that is not there or not of that kind, `InputError` when nothing fits.
     """
     features = dataset.features
-    given = [c for c in (*data.text, data.label, data.image) if c]
+    given = [c for c in (*data.text, data.label, data.image, data.mask) if c]
     if absent := [c for c in given if c not in features]:
         raise UsageError(f"{data.spec} has no column {absent[0]!r}", f"it has {', '.join(features)}")
     if len(data.text) > 2:
         raise UsageError("--text takes one or two columns", f"{data.spec} has {', '.join(features)}")
     label = data.label or _label(features)
     if modality == "image":
-        if data.image and not _is_image(features[data.image]):
-            raise UsageError(
-                f"column {data.image!r} of {data.spec} holds no images", f"it is {features[data.image]}"
-            )
-        return Columns(image=data.image or _image(features, data), label=label)
+        for given_image in filter(None, (data.image, data.mask if masks else None)):
+            if not _is_image(features[given_image]):
+                raise UsageError(
+                    f"column {given_image!r} of {data.spec} holds no images", f"it is {features[given_image]}"
+                )
+        if not masks:
+            return Columns(image=data.image or _image(features, data), label=label)
+        mask = data.mask or _mask(features, data)
+        rest = {name: feature for name, feature in features.items() if name != mask}
+        return Columns(image=data.image or _image(rest, data), mask=mask)
     text = data.text or _text(features, data, label)
     for column in text:
         if not (_is_string(features[column]) or _is_words(features[column])):
@@ -75,6 +88,20 @@ def _image(features: dict[str, Any], data: DataSpec) -> str:
             f"{data.spec} has no image column; it has {', '.join(features)}", "this model reads images"
         )
     raise UsageError(f"{data.spec} has several image columns: {', '.join(images)}", "name one with --image")
+
+
+def _mask(features: dict[str, Any], data: DataSpec) -> str | None:
+    """The column of label maps: by its name, or the only one of images beside the image."""
+    images = [name for name, feature in features.items() if _is_image(feature) and name != data.image]
+    named = next((name for name in _MASKS if name in images), None)
+    rest = [name for name in images if name != "image"]
+    if named or (len(rest) == 1 and len(rest) < len(images) + bool(data.image)):
+        return named or rest[0]
+    if len(rest) > 1:
+        raise UsageError(
+            f"{data.spec} has several columns of images: {', '.join(images)}", "name the masks with --mask"
+        )
+    return None
 
 
 def _text(features: dict[str, Any], data: DataSpec, label: str | None) -> tuple[str, ...]:

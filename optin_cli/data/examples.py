@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.artefacts.files import digest_chunks
-from optin_cli.data.columns import Columns, find_columns
+from optin_cli.data.columns import Columns
 from optin_cli.data.images import encoded
 from optin_cli.data.intact import leave_out_broken, undecoded
+from optin_cli.data.readers import ROWS, Reader
 from optin_cli.data.rows import SplitRows, StreamRows
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import UsageError
@@ -38,6 +39,11 @@ class Examples:
     broken: list[int] = field(default_factory=list)
     """Rows whose images can't be used: they are left out, and others drawn in their place where there are any."""
 
+    @property
+    def where(self) -> str:
+        """The data's name in errors."""
+        return f"{self.data.spec} ({self.data.split})"
+
     def describe(self) -> dict[str, Any]:
         """What an artefact records, and `examples_again` needs."""
         return {
@@ -46,7 +52,9 @@ class Examples:
             "split": self.data.split,
             "text": list(self.columns.text),
             "image": self.columns.image,
-            "label": self.columns.label,
+            "label": self.columns.label or ",".join(self.columns.labels) or None,
+            "mask": self.columns.mask,
+            "ignore_index": self.data.ignore_index,
             "fingerprint": self.fingerprint,
             "rows": self.total,
             "stream": self.data.stream,
@@ -60,12 +68,12 @@ def sample(
     seed: int,
     *,
     row_ids: list[int] | None = None,
-    separate: bool = False,
+    reader: Reader = ROWS,
     at_most: bool = False,
 ) -> Examples:
     """Open a split and take `samples` rows drawn by `seed` (all of them for None), or exactly `row_ids`.
 
-    With `separate`, each of two text columns is an example of its own, so half as many rows are drawn.
+    Where `reader` makes two examples of a row, half as many rows are drawn.
     A split with fewer rows is used whole, with a note unless `at_most`. A stream is read no further than the first
     20 * `samples` rows, or the last of `row_ids`. Rows with broken images are left out, with a warning, and others
     are drawn in their place. Raises `InputError` for an empty split, and when too many images are broken.
@@ -73,8 +81,8 @@ def sample(
     if samples is not None and samples < 1:
         raise UsageError(f"--samples {samples}: at least one example is needed")
     source = StreamRows(data) if data.stream else SplitRows(data)
-    columns = find_columns(source.first, data, modality)
-    wanted = samples and _rows_for(samples, columns, separate)
+    columns = reader.columns(source.first, data, modality)
+    wanted = samples and -(-samples // reader.sides(columns))
     drawn = source.draw(wanted, seed) if row_ids is None else row_ids
     broken: list[int] = []
     if columns.image:
@@ -87,19 +95,14 @@ def sample(
     return Examples(data, columns, drawn, rows, source.total, _fingerprint(rows, columns), broken)
 
 
-def _rows_for(samples: int, columns: Columns, separate: bool) -> int:
-    """Rows that make `samples` examples."""
-    return -(-samples // 2) if separate and len(columns.text) == 2 else samples
-
-
 def _fingerprint(rows: Dataset, columns: Columns) -> str:
     return digest_chunks(_content(rows, columns))
 
 
 def _content(rows: Dataset, columns: Columns) -> Iterator[bytes]:
     """What the used columns hold; one image at a time, since all may be more than memory."""
-    names = [c for c in (*columns.text, columns.label) if c]
+    names = [c for c in (*columns.text, columns.label, *columns.labels) if c]
     yield json.dumps([rows[name][:] for name in names], default=str).encode()
-    if columns.image:
-        for stored in rows[columns.image]:
-            yield encoded(stored)
+    for column in filter(None, (columns.image, columns.mask)):
+        for stored in rows[column]:  # a mask that is missing is told where it is read
+            yield b"" if stored is None else encoded(stored)

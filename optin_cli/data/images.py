@@ -47,7 +47,7 @@ def encoded(stored: Any) -> bytes:
                 return stream.read()
         return Path(path).read_bytes()
     except OSError as error:
-        raise BrokenImage(f"it can't be read: {error.strerror or _first_line(error)}") from error
+        raise BrokenImage(f"it can't be read: {error.strerror or first_line(error)}") from error
 
 
 def decode(stored: Any) -> Image.Image:
@@ -59,13 +59,13 @@ def decode(stored: Any) -> Image.Image:
         # Pillow's warnings are of damage that it sees past, and don't say in which file
         with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(content)) as image:
             image.load()
-            return to_rgb(_upright(image))
+            return to_rgb(upright(image))
     except UnidentifiedImageError as error:
         raise BrokenImage("it is no image, or of an unknown kind") from error
     except MemoryError:
         raise
     except Exception as error:  # on damaged bytes, Pillow's plugins raise whatever comes up
-        raise BrokenImage(_first_line(error)) from error
+        raise BrokenImage(first_line(error)) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -87,7 +87,7 @@ def name_of(stored: Any) -> str:
     return Path(path).name if path else ""
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF orientation says."""
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
@@ -96,5 +96,5 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__

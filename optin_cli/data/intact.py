@@ -31,9 +31,11 @@ _MANY = 2000  # images that take so long to check that it is worth saying
 
 def undecoded(rows: Dataset, columns: Columns) -> Dataset:
     """The columns that are used, with images as they are stored: one that is broken stops nobody else."""
-    rows = rows.select_columns([c for c in (columns.image, columns.label) if c])
-    if isinstance(rows.features[columns.image], Image):
-        rows = rows.cast_column(columns.image, Image(decode=False))
+    used = (columns.image, columns.mask, columns.label, *columns.labels)
+    rows = rows.select_columns([column for column in used if column])
+    for column in filter(None, (columns.image, columns.mask)):
+        if isinstance(rows.features[column], Image):
+            rows = rows.cast_column(column, Image(decode=False))
     return rows
 
 

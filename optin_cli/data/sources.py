@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.artefacts.files import disk_is_full
-from optin_cli.data import docs
+from optin_cli.data import docs, glue, squad
+from optin_cli.data.folders import image_mask_pairs, names_of, split_folder
 from optin_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 BUILTIN_DOCS = "builtin:docs"
-_READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-_ALIASES = ({"validation", "valid", "val", "dev"}, {"train", "training"}, {"test", "testing"})
+_READERS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
 # data sets whose old name without an organisation is still what everyone types
-_HUB_HOMES = {"glue": "nyu-mll/glue", "super_glue": "aps/super_glue", "imdb": "stanfordnlp/imdb"}
+_HUB_HOMES = {"glue": glue.HOME, "super_glue": "aps/super_glue", "imdb": "stanfordnlp/imdb"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,10 @@ class DataSpec:
     """Read the rows one after the other, without copying the data to disk first."""
     workers: int | None = None
     """Processes that decode images; 0 for none, None for what the machine can spare. Changes no result."""
+    mask: str | None = None
+    """Column, or folder, of label maps."""
+    ignore_index: int = 255
+    """The id of a label map's pixels that count nothing."""
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 0:
@@ -43,8 +54,8 @@ class DataSpec:
 
 
 def open_split(data: DataSpec) -> Dataset:
-    """Open one split of `builtin:docs`, a CSV, JSONL or Parquet file, a folder of them, an image folder, a folder
-    written by `datasets`, or a hub data set.
+    """Open one split of `builtin:docs`, a CSV, JSONL, Parquet or text file (a row a line), a folder of them, an
+    image folder, a folder written by `datasets`, or a hub data set.
 
     Raises `UsageError` for what does not exist and `InputError` for what can't be read.
     """
@@ -100,6 +111,8 @@ def _open(data: DataSpec) -> Any:
         return datasets.Dataset.from_dict({"text": docs.split_sentences(data.split)})
     if data.spec.startswith("builtin:"):
         raise UsageError(f"unknown built-in data {data.spec!r}", f"there is: {BUILTIN_DOCS}")
+    if (task := glue.glue_task(data.spec, data.config)) is not None:
+        data = replace(data, split=task.splits.get(data.split, data.split))
     path = Path(data.spec).expanduser()
     if path.is_file():
         return _load_files([path], data)
@@ -130,6 +143,8 @@ def _load_files(files: list[Path], data: DataSpec) -> Any:
             options["sep"] = "\t"
     if any(file.stat().st_size == 0 for file in files):
         raise InputError(f"{files[0]} is empty")
+    if reader == "json" and squad.looks_like(files[0]):
+        return squad.load(files)
     paths = {data.split: [str(f) for f in files]}
     return _load(reader, data_files=paths, split=_slice_safe(data.split), stream=data.stream, **options)
 
@@ -143,7 +158,8 @@ def _slice_safe(split: str) -> str:
 
 
 def _open_folder(path: Path, data: DataSpec) -> Any:
-    """`datasets` folders by their own reader; `<split>*.csv|jsonl|parquet`; else images by class folder."""
+    """`datasets` folders by their own reader; images with masks; `<split>*.csv|jsonl|parquet`; else images by class
+    folder."""
     import datasets
 
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
@@ -153,23 +169,23 @@ def _open_folder(path: Path, data: DataSpec) -> Any:
                 raise UsageError(f"{path} has no split {data.split!r}", f"it has {', '.join(loaded)}")
             return loaded[data.split]
         return loaded
+    names = names_of(data.split)
+    pairs = image_mask_pairs(path, data.split, data.image, data.mask)
+    if pairs is not None:
+        return datasets.Dataset.from_dict(pairs).cast(
+            datasets.Features(dict.fromkeys(pairs, datasets.Image(decode=False)))
+        )
     tables = sorted(f for f in path.rglob("*") if f.suffix in _READERS and f.name != "metadata.jsonl")
+    # a readme or a list of labels is no data
+    tables = [f for f in tables if f.suffix != ".txt" or f.stem in names]
     if tables:
-        names = _names(data.split)
         chosen = [f for f in tables if f.stem in names or f.stem.split("-")[0] in names]
         if not chosen:
             have = sorted({f.stem.split("-")[0] for f in tables})
             raise UsageError(f"{path} has no file for the split {data.split!r}", f"it has {', '.join(have)}")
         return _load_files(chosen, data)
-    splits = [d.name for d in sorted(path.iterdir()) if d.is_dir() and any(d.name in g for g in _ALIASES)]
-    if splits and not _names(data.split) & set(splits):
-        raise UsageError(f"{path} has no folder for the split {data.split!r}", f"it has {', '.join(splits)}")
-    folder = next((path / name for name in sorted(_names(data.split)) if (path / name).is_dir()), path)
+    folder = split_folder(path, data.split)
     return _load("imagefolder", data_dir=str(folder), split="train", stream=data.stream)
-
-
-def _names(split: str) -> set[str]:
-    return next((group for group in _ALIASES if split in group), {split})
 
 
 def _load_hub(data: DataSpec) -> Any:
@@ -180,6 +196,8 @@ def _load_hub(data: DataSpec) -> Any:
     name, config = data.spec, data.config
     if first in _HUB_HOMES:
         name, config = _HUB_HOMES[first], rest or data.config
+    if name == glue.HOME:
+        config = glue.config_of(data.spec, data.config)
     try:
         return _load(name, config, split=_slice_safe(data.split), stream=data.stream)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optin_cli.errors import UsageError
 from optin_cli.measure.memory import peak_memory
+from optin_cli.models.anatomy import ATTENTION_MASK
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.macs import count_macs, observed_tokens
 from optin_cli.models.positions import image_size
@@ -159,7 +160,7 @@ def _check_image_size(model: OpenModel, size: int) -> None:
     """Convolutions take any size, position embeddings often one: ask the model itself."""
     try:
         with torch.inference_mode():
-            model.module(**_draw(model, 1, size, 0))
+            model.run(_draw(model, 1, size, 0))
     except (ValueError, RuntimeError, AssertionError) as error:
         height, width = image_size(model.module)
         raise UsageError(
@@ -183,7 +184,10 @@ def _draw(model: OpenModel, batch_size: int, size: int, seed: int) -> dict[str, 
     plain = ids[~torch.isin(ids, torch.tensor(tokenizer.all_special_ids, dtype=torch.long))]
     ids = plain if len(plain) else ids
     picked = ids[torch.randint(len(ids), (batch_size, size), generator=generator)].to(model.device)
-    inputs = {"input_ids": picked, "attention_mask": torch.ones_like(picked)}
+    inputs = {}
+    for stream in model.anatomy.streams:  # an encoder's and a decoder's, of one length
+        inputs[f"{stream.mask.removesuffix(ATTENTION_MASK)}input_ids"] = picked
+        inputs[stream.mask] = torch.ones_like(picked)
     if "token_type_ids" in tokenizer.model_input_names:
         inputs["token_type_ids"] = torch.zeros_like(picked)
     return inputs
@@ -269,7 +273,7 @@ def _doubled_ms(models: Sequence[OpenModel], setting: Setting, seed: int) -> lis
 
 
 def _forward_ms(model: OpenModel, inputs: Inputs) -> float:
-    return call_ms(lambda: model.module(**inputs), model.device)
+    return call_ms(lambda: model.run(inputs), model.device)
 
 
 def call_ms(call: Callable[[], object], device: torch.device) -> float:

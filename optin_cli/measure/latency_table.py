@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from optin_cli.artefacts.latency import LatencyTable, processor_name
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.errors import UsageError
+from optin_cli.measure.block_calls import BlockCall, Call, around, block_calls, first_block
 from optin_cli.measure.latency import Progress, call_ms, device_name, dummy_inputs
-from optin_cli.models.anatomy import HEADS, Anatomy, Producer, Site, UnitInput
+from optin_cli.models.anatomy import HEADS, Anatomy, Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.slicing import slice_model
 
@@ -40,8 +41,6 @@ _MOST_ROUNDS = 60
 _WARMUP = 2
 _SHORTEST_MS = 1.0
 """A timed call lasts at least this long: shorter ones are repeated back to back."""
-
-Call = Callable[[], object]
 
 
 def table_setting(model: OpenModel, batch_size: int, size: int) -> dict[str, Any]:
@@ -76,12 +75,13 @@ def make_table(
     inputs = dummy_inputs(model, batch_size, size, seed)
     with model.unmerged(), torch.inference_mode():
         try:
-            calls = _block_calls(model, inputs)
+            calls = block_calls(model, inputs)
             shapes = _shapes(model, calls)
             benches = []
             for done, (site, *others) in enumerate(shapes):
                 on_progress(done, len(shapes) + 1, f"timing {site.kind} of {1 + len(others)} blocks")
-                benches.append(_Bench(model, site, calls[site.block], repeats, seconds))
+                seen, call = around(model, site, calls)
+                benches.append(_Bench(seen, call, model.device, repeats, seconds))
                 benches[-1].run()
             on_progress(len(shapes), len(shapes) + 1, "timing the whole model")
             total, blocks = _whole(model, inputs, [bench.call for bench in benches], repeats, seconds)
@@ -90,7 +90,10 @@ def make_table(
                 f"a batch of {batch_size} at size {size} does not fit in the memory of {device_name(model.device)}",
                 "use a smaller --batch-size",
             ) from error
-    curves = [bench.curve(ms) for bench, ms in zip(benches, blocks, strict=True)]
+    curves = [
+        bench.curve(ms * model.anatomy.uses(bench.site.block))
+        for bench, ms in zip(benches, blocks, strict=True)
+    ]
     sites = {
         site.name: {"kind": site.kind, "units": site.units, "curve": index}
         for site in model.anatomy
@@ -118,64 +121,25 @@ def _model_facts(model: OpenModel) -> dict[str, Any]:
     }
 
 
-@dataclass
-class _BlockCall:
-    """How the model calls one block."""
-
-    module: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        given = (*self.args, *self.kwargs.values())
-        return tuple(tuple(value.shape) for value in given if isinstance(value, Tensor))
-
-    def on(self, module: nn.Module) -> Call:
-        return lambda: module(*self.args, **self.kwargs)
-
-
-def _block_calls(model: OpenModel, inputs: Mapping[str, Tensor]) -> list[_BlockCall]:
-    """One forward, looking at what each block is given."""
-    found: dict[int, _BlockCall] = {}
-
-    def look(index: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            # a cache grows at every call
-            plain = {k: None if k.startswith("past_key_value") else v for k, v in kwargs.items()}
-            found[index] = _BlockCall(module, args, plain)
-
-        return hook
-
-    handles = [
-        model.module.get_submodule(path).register_forward_pre_hook(look(index), with_kwargs=True)
-        for index, path in enumerate(model.anatomy.blocks)
-    ]
-    try:
-        model.module(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [found[index] for index in range(len(handles))]
-
-
-def _shapes(model: OpenModel, calls: Sequence[_BlockCall]) -> list[list[Site]]:
+def _shapes(model: OpenModel, calls: Sequence[BlockCall]) -> list[list[Site]]:
     """Sites whose units cost the same, the largest first: one of them is measured for all."""
     alike: dict[Any, list[Site]] = {}
     for site in model.anatomy:
-        call = calls[site.block]
-        key = (site.kind, site.width, site.macs_per_token, site.macs_per_pair, type(call.module), call.shapes)
+        call = calls[first_block(model, site)]
+        costs = site.macs_per_token, site.macs_per_pair, site.own_share
+        key = (site.kind, site.width, *costs, type(call.module), call.shapes)
         alike.setdefault(key, []).append(site)
     return [sorted(sites, key=lambda s: -s.units) for sites in alike.values()]
 
 
 @dataclass
 class _Bench:
-    """Times one site's block at chosen numbers of units."""
+    """Times the block of a site, or the run of blocks it spans, at chosen numbers of units."""
 
-    model: OpenModel
     site: Site
-    call: _BlockCall
+    """With paths from the module that `call` calls."""
+    call: BlockCall
+    device: torch.device
     repeats: int
     seconds: float
     times: dict[int, float] = field(default_factory=dict)
@@ -193,8 +157,12 @@ class _Bench:
             sizes = self._bends(finest)
 
     def curve(self, block_ms: float) -> dict[str, Any]:
-        """The curve of a `LatencyTable`; `block_ms` is what the whole block takes."""
+        """The curve of a `LatencyTable`; `block_ms` is what the whole block takes.
+
+        Of a layer between two sites each has its share, as of the MACs: together they never promise too much.
+        """
         counts = sorted(self.times)
+        block_ms *= self.site.own_share
         times = settled([self.times[n] for n in counts], 3 * self.noise)
         return {
             "counts": counts,
@@ -218,7 +186,7 @@ class _Bench:
         """Add sizes, each timed in every round beside the whole block, so that drift hits all alike."""
         block = self.call.on(self.call.module)
         calls = [block, *(self.call.on(self._sliced(units)) for units in sizes)]
-        rounds = _rounds(calls, self.model.device, self.repeats, self.seconds)  # [rounds, 1 + sizes]
+        rounds = _rounds(calls, self.device, self.repeats, self.seconds)  # [rounds, 1 + sizes]
         first, second, all_of_them = (_shares(part) for part in (rounds[::2], rounds[1::2], rounds))
         # two halves differ by about twice the error of the whole
         self.noise = max(self.noise, float(np.median(np.abs(first - second))) / 2)
@@ -228,8 +196,7 @@ class _Bench:
         """The block with the first `units` of the site; what is not sliced shares the model's memory."""
         shared = {id(p): p for p in (*self.call.module.parameters(), *self.call.module.buffers())}
         block = copy.deepcopy(self.call.module, shared)
-        inner = _inside(self.site, self.model.anatomy.blocks[self.site.block])
-        slice_model(block, Anatomy(self.model.anatomy.family, ("",), (inner,)), {inner.name: range(units)})
+        slice_model(block, Anatomy("", ("",), (self.site,)), {self.site.name: range(units)})
         return block
 
 
@@ -247,36 +214,15 @@ def settled(times: Sequence[float], noise: float) -> list[float]:
     return [total / count for total, count in pools for _ in range(int(count))]
 
 
-def _inside(site: Site, block: str) -> Site:
-    """`site` with its paths counted from the block."""
-
-    def cut(path: str) -> str:
-        return path.removeprefix(f"{block}.")
-
-    return replace(
-        site,
-        producers=tuple(Producer(cut(p.path), p.parts) for p in site.producers),
-        consumer=cut(site.consumer),
-        carried=tuple(map(cut, site.carried)),
-        readers=tuple(map(cut, site.readers)),
-        masked_at=cut(site.masked_at),
-        norm=cut(site.norm),
-        counts=tuple((cut(path), kind) for path, kind in site.counts),
-        unit_inputs=tuple(UnitInput(cut(u.module), u.argument, u.axis) for u in site.unit_inputs),
-        tensors=tuple((cut(path), axis) for path, axis in site.tensors),
-        bypass=replace(site.bypass, module=cut(site.bypass.module)) if site.bypass else None,
-    )
-
-
 def _whole(
     model: OpenModel,
     inputs: Mapping[str, Tensor],
-    blocks: Sequence[_BlockCall],
+    blocks: Sequence[BlockCall],
     repeats: int,
     seconds: float,
 ) -> tuple[float, list[float]]:
     """Median milliseconds of the whole model, and what each block takes of them."""
-    calls = [lambda: model.module(**inputs), *(block.on(block.module) for block in blocks)]
+    calls = [lambda: model.run(inputs), *(block.on(block.module) for block in blocks)]
     rounds = _rounds(calls, model.device, repeats, seconds)
     total = float(np.median(rounds[:, 0]))
     return total, (_shares(rounds) * total).tolist()

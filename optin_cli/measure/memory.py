@@ -21,7 +21,7 @@ def peak_memory(model: OpenModel, inputs: Mapping[str, Tensor]) -> int:
 
     def forward() -> None:
         with torch.no_grad():
-            model.module(**inputs)
+            model.run(inputs)
 
     peak = _cuda_peak(forward, model.device) if model.device.type == "cuda" else activation_peak(forward)
     return weight_bytes(model.module) + peak

@@ -11,7 +11,7 @@ import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from optin_cli.models.processors import (
 )
 from optin_cli.models.slicing import slice_model
 from optin_cli.models.sources import Source, resolve
-from optin_cli.models.tasks import Task
+from optin_cli.tasks.base import Task
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -131,9 +131,21 @@ class OpenModel:
             "site_params": sum(s.units * s.params_per_unit for s in self.anatomy),
         }
 
-    def output(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The model's output, [batch, rows, classes] (see `Task.output`)."""
-        return self.task.output(self.module, inputs)
+    def run(self, inputs: Mapping[str, Tensor]) -> Any:
+        """One forward, with the arguments that its family adds to the data; what the module gives."""
+        return self.module(**inputs, **self.family.arguments)
+
+    def output(self, inputs: Mapping[str, Tensor], module: nn.Module | None = None) -> Tensor:
+        """The model's output, [batch, rows, classes] (see `Task.output`); or that of a sliced copy, `module`."""
+        return self.task.output(module or self.module, {**inputs, **self.family.arguments})
+
+    def full_output(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What metrics are measured on (see `Task.full_output`)."""
+        return self.task.full_output(self.module, {**inputs, **self.family.arguments})
+
+    def row_weights(self, inputs: Mapping[str, Tensor], output: Tensor) -> Tensor:
+        """Weight of each row of `output`, [batch, rows] (see `Task.row_weights`)."""
+        return self.task.row_weights(inputs).expand(output.shape[:2])
 
 
 def pick_device(name: str) -> torch.device:
@@ -175,6 +187,8 @@ def open_model(
     if record is not None:
         family = _recorded(source)
     family = family or family_of(module)
+    if found_task.reads_stages:
+        family = replace(family, chained=False)
     anatomy = dissect(module, family)
     if device_map is None:
         if dtype == "auto":

@@ -6,21 +6,22 @@ import inspect
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.errors import InputError, UnknownArchitecture
-from optin_cli.models.anatomy import HEADS, Anatomy, Producer, Site, UnitInput
-from optin_cli.models.costs import plain, unit_costs
+from optin_cli.models.anatomy import HEADS, Anatomy, Site
+from optin_cli.models.blocks import base_prefix, find_streams
+from optin_cli.models.costs import Cost, plain, shared_layers, unit_costs
 from optin_cli.models.families import DOCS, TOWERS, Family, SiteTable, find_family, known_families
 from optin_cli.models.layers import (
-    carries_units,
     channel_axis,
     is_affine_norm,
     is_grouped,
+    passes_units,
     shape_of,
 )
+from optin_cli.models.placing import LINKED, linked, passing_blocks, placed
 from optin_cli.models.ties import refuse_ties
 from optin_cli.models.token_sites import count_prefix, token_sites
 
@@ -64,19 +65,18 @@ def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
     each other, and for weights that two modules share and slicing would treat differently.
     """
     base = getattr(model, "base_model", model)
-    blocks = block_paths(model, family, base_prefix(model))
-    seen = _count_positions(model, family, blocks[0]) if costs and family.hierarchical else None
-    sites: list[Site] = []
-    for index, block in enumerate(blocks):
-        tables = [
-            table
-            for table in _tables_of(model.get_submodule(block), family)
-            if not _is_mixed(model, family, table, block)
-        ]
-        ends = Counter(
-            path for table in tables for path in (table.consumer, *(p.path for p in table.producers))
-        )
-        sites += [_site(model, family, table, index, block, ends, seen) for table in tables]
+    blocks, streams = find_streams(model, family, base_prefix(model))
+    seen = None
+    if costs and family.hierarchical:
+        seen = _count_positions(model, blocks[0], streams[0].layout)
+    own = [i for i, block in enumerate(blocks) if block not in blocks[:i]]
+    tables = [(i, table) for i in own for table in _tables_in(model, family, blocks, i)]
+    ends = Counter(path for _, t in tables for path in (t.consumer, *(p.path for p in t.producers)))
+    passed = passing_blocks(model, blocks)
+    sites = [
+        replace(_used(_site(model, family, t, i, ends, seen), blocks.count(blocks[i])), passed=passed)
+        for i, t in tables
+    ]
     if not sites:
         raise InputError(
             f"nothing is prunable in {type(model).__name__}: every site of family {family.name!r} has a module "
@@ -85,61 +85,39 @@ def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
         )
     refuse_ties(model, sites)
     tokens = token_sites(model, family, blocks, sites)
-    return Anatomy(family.name, tuple(blocks), tuple(sites), tokens, count_prefix(base, family))
+    return Anatomy(
+        family.name,
+        tuple(blocks),
+        tuple(sites),
+        tokens,
+        count_prefix(base, family),
+        streams=tuple(streams),
+        chained=family.chained and len(streams) == 1,
+        shared=shared_layers(model, sites, seen),
+    )
 
 
-def base_prefix(model: nn.Module) -> str:
-    """What the paths within the base model (without the task head) start with: a path and a dot, or nothing."""
-    base = getattr(model, "base_model", model)
-    prefix = next((name for name, module in model.named_modules() if module is base), "")
-    return f"{prefix}." if prefix else ""
+def _used(site: Site, times: int) -> Site:
+    """A site of a module that runs so many times."""
+    per_token, per_pair = times * site.macs_per_token, times * site.macs_per_pair
+    return replace(site, macs_per_token=per_token, macs_per_pair=per_pair)
 
 
-def block_paths(model: nn.Module, family: Family, prefix: str) -> list[str]:
-    """Paths of the blocks, in the order they run. `prefix` is that of the base model."""
-    from torch import nn
-
-    if isinstance(family.blocks, str) and "*" not in family.blocks:
-        root = prefix + family.blocks
-        blocks = [f"{root}.{name}" for name, _ in _module(model, root, family).named_children()]
-        if not blocks:
-            raise InputError(f"family {family.name!r}: {type(model).__name__}.{root} holds no blocks")
-        return blocks
-    patterns = (family.blocks,) if isinstance(family.blocks, str) else family.blocks
-    blocks = [
-        path
-        for path, module in model.named_modules()
-        if any(_matches(path, prefix + pattern) for pattern in patterns)
-        and not isinstance(module, nn.Identity)
-    ]
-    if not any(set("*?[") & set(pattern) for pattern in patterns):  # plain paths: in the order they are given
-        blocks.sort(key=lambda path: patterns.index(path.removeprefix(prefix)))
-    if not blocks:
-        raise InputError(
-            f"family {family.name!r}: {type(model).__name__} has no {prefix}{f' and no {prefix}'.join(patterns)}"
-        )
-    return blocks
-
-
-def _matches(path: str, pattern: str) -> bool:
-    """True if every part of a dotted path matches the one of the pattern."""
-    names, wanted = path.split("."), pattern.split(".")
-    return len(names) == len(wanted) and all(map(fnmatchcase, names, wanted))
-
-
-def _count_positions(model: nn.Module, family: Family, first_block: str) -> Positions:
+def _count_positions(model: nn.Module, first_block: str, layout: str) -> Positions:
     from optin_cli.models.positions import count_positions
 
-    return count_positions(model, first_block, family.layout)
+    return count_positions(model, first_block, layout)
 
 
-def _tables_of(block: nn.Module, family: Family) -> list[SiteTable]:
-    """The first table of each name that fits a block."""
+def _tables_in(model: nn.Module, family: Family, blocks: list[str], index: int) -> list[SiteTable]:
+    """The first table of each name that fits a block, with paths from the model; without those whose units mix."""
     fitting: dict[str, SiteTable] = {}
     for table in family.sites:
-        if all(has_path(block, path) for path in table.requires):
+        if all(has_path(model.get_submodule(blocks[index]), path) for path in table.requires):
             fitting.setdefault(table.label, table)
-    return list(fitting.values())
+    found = [placed(table, blocks[index]) for table in fitting.values()]
+    linking = [t if t.producers else linked(model, t, blocks[: index + 1]) for t in found]
+    return [table for table in linking if table and not _is_mixed(model, family, table)]
 
 
 def has_path(block: nn.Module, path: str) -> bool:
@@ -155,52 +133,64 @@ def _site(
     family: Family,
     table: SiteTable,
     index: int,
-    block: str,
     ends: Mapping[str, int],
     seen: Positions | None,
 ) -> Site:
-    """The site of `table` in a block; `ends` says how many sites of the block begin or end at a layer."""
+    """The site of a placed table; `ends` says how many sites begin or end at a layer."""
 
     def module(path: str) -> nn.Module:
-        return _module(model, f"{block}.{path}", family)
+        return _module(model, path, family)
 
     name = f"blocks.{index}.{table.label}"
     layer = module(table.consumer)
-    features = shape_of(layer, f"{block}.{table.consumer}").inputs
-    units, width = _units(model, family, table, block, name, features)
+    features = shape_of(layer, table.consumer).inputs
+    group = int(_attribute(model, table.group, family)) if table.group else 1
+    units, width, spread = _units(model, family, table, name, features, group)
 
     def share(path: str) -> float:
-        return seen.share(f"{block}.{path}") if seen else 1
+        return seen.share(path) if seen else 1
 
-    costs = list(unit_costs(table, width, module, ends))
-    params = sum(cost.params for cost in costs)
-    per_token = sum(cost.macs * share(cost.path) for cost in costs)
-    per_pair = 2 * width if table.kind == HEADS else 0
-    if seen:  # every position attends to those of its window
-        per_token += per_pair * share(table.consumer) * seen.group(f"{block}.{table.consumer}")
+    def costs(ends: Mapping[str, int]) -> list[Cost]:
+        return list(unit_costs(table, width, group, spread, module, ends))
+
+    def macs(ends: Mapping[str, int]) -> float:
+        return sum(cost.macs * share(cost.path) for cost in costs(ends))
+
+    params = sum(cost.params for cost in costs(ends))
+    per_token, alone = macs(ends), macs({})
+    own_share = per_token / alone if alone else 1
+    per_pair = 2 * width if table.kind == HEADS and table.pairs else 0
+    if table.relative:
+        kinds = len(_attribute(model, table.relative.kinds, family) or ())
+        if table.relative.rows:
+            per_token += kinds * 2 * int(_attribute(model, table.relative.rows, family)) * width
+        else:
+            per_pair += kinds * 2 * width
+    if seen:  # every position attends to those of its window, or to what the values are made of
+        per_token += per_pair * share(table.consumer) * seen.group(table.producers[-1].path)
         per_pair = 0
     for producer in table.producers:
-        path = f"{block}.{producer.path}"
-        given_features = shape_of(module(producer.path), path).outputs
-        if given_features != producer.parts * units * width:
+        given_features = shape_of(module(producer.path), producer.path).outputs
+        rows = producer.rows_of(width // spread, group)
+        if given_features != producer.parts * units * rows:
             raise InputError(
-                f"{name}: {path} gives {given_features} features, but {producer.parts} x {units} units x {width} "
-                f"feed {block}.{table.consumer}",
+                f"{name}: {producer.path} gives {given_features} features, but {producer.parts} x {units} units x "
+                f"{rows} feed {table.consumer}",
                 f"the table of family {family.name!r} does not describe this model: see {DOCS}",
             )
     for given in table.unit_inputs:
         owner = module(given.module)
         if given.argument not in inspect.signature(owner.forward).parameters:
             raise InputError(
-                f"{name}: {block}.{given.module} ({type(owner).__name__}) takes no argument {given.argument!r}",
+                f"{name}: {given.module} ({type(owner).__name__}) takes no argument {given.argument!r}",
                 f"the table of family {family.name!r} does not describe this model: see {DOCS}",
             )
     for path in table.counts:
-        _attribute(model, f"{block}.{path}", family)
+        _attribute(model, path, family)
     for path, axis in table.tensors.items():
-        params += _slice_size(model, family, f"{block}.{path}", axis, units, name)
+        params += _slice_size(model, family, path, axis, units, width, name)
     bypass = table.bypass
-    if bypass and not table.consumer.startswith(f"{bypass.module}."):
+    if bypass and not bypass.empty and not table.consumer.startswith(f"{bypass.module}."):
         raise InputError(
             f"{name}: {bypass.module} can't give the bias of {table.consumer}, which stands outside of it"
         )
@@ -210,75 +200,90 @@ def _site(
         block=index,
         units=units,
         width=width,
-        producers=tuple(Producer(f"{block}.{p.path}", p.parts) for p in table.producers),
-        consumer=f"{block}.{table.consumer}",
-        carried=tuple(
-            f"{block}.{path}" for path in table.carried if has_path(model.get_submodule(block), path)
-        ),
-        readers=tuple(f"{block}.{path}" for path in table.readers),
-        masked_at=f"{block}.{table.masked_at}" if table.masked_at else "",
+        producers=table.producers,
+        consumer=table.consumer,
+        group=group,
+        spread=spread,
+        carried=tuple(path for path in table.carried if has_path(model, path)),
+        readers=table.readers,
+        masked_at=table.masked_at,
         axis=channel_axis(layer),
-        norm=_norm_behind(model, block, table),
-        counts=tuple((f"{block}.{path}", unit) for path, unit in table.counts.items()),
-        unit_inputs=tuple(UnitInput(f"{block}.{u.module}", u.argument, u.axis) for u in table.unit_inputs),
-        tensors=tuple((f"{block}.{path}", axis) for path, axis in table.tensors.items()),
-        bypass=replace(bypass, module=f"{block}.{bypass.module}") if bypass else None,
+        batch_axis=table.batch_axis,
+        norm=_norm_behind(model, table),
+        counts=tuple(table.counts.items()),
+        unit_inputs=table.unit_inputs,
+        tensors=tuple(table.tensors.items()),
+        bypass=bypass,
         macs_per_token=plain(per_token),
         macs_per_pair=per_pair,
         params_per_unit=plain(params),
+        own_share=own_share,
     )
 
 
-def _norm_behind(model: nn.Module, block: str, table: SiteTable) -> str:
+def _norm_behind(model: nn.Module, table: SiteTable) -> str:
     """Path of the norm behind the consumer; '' where there is none with a bias."""
-    path = f"{block}.{table.norm}"
-    if not table.norm or not has_path(model.get_submodule(block), table.norm):
+    if not table.norm or not has_path(model, table.norm):
         return ""
-    norm = model.get_submodule(path)
-    return path if is_affine_norm(norm) else ""
+    return table.norm if is_affine_norm(model.get_submodule(table.norm)) else ""
 
 
 def _units(
-    model: nn.Module, family: Family, table: SiteTable, block: str, name: str, features: int
-) -> tuple[int, int]:
-    """(units, width of one) of a site whose consumer takes `features`."""
+    model: nn.Module, family: Family, table: SiteTable, name: str, features: int, group: int
+) -> tuple[int, int, int]:
+    """(units, width of one, features that an output of the producer becomes) where a consumer takes `features`.
+
+    A unit is a group of heads.
+    """
+    if table.unit_width == LINKED:
+        units = shape_of(model.get_submodule(table.producers[0].path), table.producers[0].path).outputs
+        spread, rest = divmod(features, units) if units else (1, features)
+        if rest:
+            raise InputError(
+                f"{name}: {table.producers[0].path} gives {units} features, and {table.consumer} takes {features}",
+                f"name the producers in the table of family {family.name!r}: see {DOCS}",
+            )
+        return units, spread, spread
     if table.unit_count:
-        units = int(_attribute(model, f"{block}.{table.unit_count}", family))
+        units = int(_attribute(model, table.unit_count, family))
         width, rest = divmod(features, units) if units else (1, features)  # none left: any width will do
         if rest:
             raise InputError(f"{name}: consumer input {features} is not a multiple of its {units} units")
-        return units, width
+        return units, width, 1
     given = table.unit_width
-    width = given if isinstance(given, int) else int(_attribute(model, f"{block}.{given}", family))
+    width = group * (given if isinstance(given, int) else int(_attribute(model, given, family)))
     units, rest = divmod(features, width)
     if rest:
         raise InputError(f"{name}: consumer input {features} is not a multiple of the unit width {width}")
-    return units, width
+    return units, width, 1
 
 
-def _slice_size(model: nn.Module, family: Family, path: str, axis: int, units: int, name: str) -> int:
-    """Parameters that one unit has in a tensor with one slice a unit; a buffer has none."""
+def _slice_size(
+    model: nn.Module, family: Family, path: str, axis: int, units: int, width: int, name: str
+) -> int:
+    """Parameters that one unit has in a tensor with one slice a unit or a feature; a buffer has none."""
     from torch import nn
 
     tensor = _attribute(model, path, family)
     shape = list(getattr(tensor, "shape", ()))
-    if not -len(shape) <= axis < len(shape) or shape[axis] != units:
+    if not -len(shape) <= axis < len(shape) or shape[axis] not in (units, units * width):
         raise InputError(
             f"{name}: {path} of shape {tuple(shape)} has no slice along axis {axis} for each of {units} units",
             f"the table of family {family.name!r} does not describe this model: see {DOCS}",
         )
+    each = width if shape[axis] != units else 1
     del shape[axis]
-    return prod(shape) if isinstance(tensor, nn.Parameter) else 0
+    return each * prod(shape) if isinstance(tensor, nn.Parameter) else 0
 
 
-def _is_mixed(model: nn.Module, family: Family, table: SiteTable, block: str) -> bool:
-    """True if something in this block mixes the units of a table: a module that should not be, or groups."""
-    if any(_mixes_units(model, f"{block}.{path}", family) for path in table.must_be_identity):
+def _is_mixed(model: nn.Module, family: Family, table: SiteTable) -> bool:
+    """True if something mixes the units of a placed table: a module that should not be, or groups."""
+    if any(_mixes_units(model, path, family) for path in table.must_be_identity):
         return True
     ends = table.consumer, *table.readers, *(producer.path for producer in table.producers)
-    if any(is_grouped(_module(model, f"{block}.{path}", family)) for path in ends):
+    if any(is_grouped(_module(model, path, family)) for path in ends):
         return True
-    return any(not carries_units(_module(model, f"{block}.{path}", family)) for path in table.carried)
+    return any(not passes_units(_module(model, path, family)) for path in table.carried)
 
 
 def _module(model: nn.Module, path: str, family: Family) -> nn.Module:

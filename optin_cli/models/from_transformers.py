@@ -11,8 +11,11 @@ import torch
 from torch import nn
 
 from optin_cli.errors import InputError, UsageError
+from optin_cli.models.processors import settle_image_size
 from optin_cli.models.sources import Source
-from optin_cli.models.tasks import AUTO_CLASSES, EMBEDDING, PROJECTED, Task, task_from_config
+from optin_cli.tasks.base import Task
+from optin_cli.tasks.embedding import EMBEDDING, PROJECTED
+from optin_cli.tasks.known import task_from_config
 
 log = logging.getLogger("optin")
 
@@ -40,10 +43,13 @@ def open_transformers(
         or task_from_config(config, source.folder, None).name != task.name
         or (task.name == EMBEDDING and not architecture.endswith(PROJECTED))
     ):
-        auto = getattr(transformers, AUTO_CLASSES[task.name])
+        two = getattr(config, "is_encoder_decoder", False) or architecture.endswith("EncoderModel")
+        encoder = two and task.name == EMBEDDING  # of the two, the half that reads
+        auto = getattr(transformers, "AutoModelForTextEncoding" if encoder else task.auto_class)
         cls = auto._model_mapping.get(type(config), None)
         if cls is None:
             raise UsageError(f"a {config.model_type} model can't do {task.name}", "choose another --task")
+    settle_image_size(source.folder, config)
     with _quiet():
         module, info = _reshaped(cls, reshape).from_pretrained(
             source.folder, config=config, dtype=dtype or "auto", output_loading_info=True, weights_only=True,

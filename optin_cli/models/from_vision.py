@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from optin_cli.artefacts.files import to_json
 from optin_cli.errors import InputError, UsageError
 from optin_cli.models.sources import Source
-from optin_cli.models.tasks import EMBEDDING, IMAGE, Task
+from optin_cli.tasks.base import Task
+from optin_cli.tasks.embedding import EMBEDDING, Embedding
+from optin_cli.tasks.sequences import IMAGE, ImageClassification
 
 LIBRARIES = ("timm", "torchvision")
 Reshape = Callable[[nn.Module], None]
@@ -51,8 +53,8 @@ def open_vision(
             )
         module.load_state_dict(state)
         stored = next(t.dtype for t in state.values() if t.is_floating_point())
-    embedding = module.num_classes == 0
-    task = Task(EMBEDDING, regression=True, pooling="none") if embedding else Task(IMAGE)
+    classes = module.num_classes
+    task: Task = ImageClassification(classes=classes) if classes else Embedding(pooling="none")
     return module, task, stored
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from optin_cli.models.anatomy import NCHW, NHWC
+from optin_cli.models.anatomy import NCHW, NHWC, SEQUENCE
 
 HIDDEN = "hidden_states"
 
@@ -39,7 +39,11 @@ def _name(kwargs: dict[str, Any]) -> str:
 
 
 def as_rows(hidden: Tensor, layout: str) -> Tensor:
-    """Hidden states of any layout as (..., batch, positions, d)."""
+    """Hidden states of any layout as (..., batch, positions, d); (batch, d) has one position."""
+    if hidden.dim() == 2:
+        return hidden[:, None]
+    if layout == SEQUENCE:
+        return hidden.transpose(-3, -2)
     if layout == NHWC:
         return hidden.flatten(-3, -2)
     return hidden.flatten(-2).mT if layout == NCHW else hidden

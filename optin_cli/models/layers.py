@@ -1,12 +1,17 @@
 """The layers a site is made of: what units cost in them, and how they are sliced. Linear, Conv2d and BatchNorm2d.
 
-A unit of a Linear is a row or a column, of a Conv2d an output or an input channel with its whole kernel.
+Between two layers units may pass activations and pooling, which hold nothing of them.
+
+A unit of a Linear is a row or a column, of a Conv2d an output or an input channel with its whole kernel. GPT-2's
+Conv1D is a Linear whose weight is [inputs, outputs].
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +21,7 @@ from optin_cli.errors import InputError
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a Linear or a Conv2d."""
+    """Sizes of a Linear, a Conv1D or a Conv2d."""
 
     inputs: int
     outputs: int
@@ -25,9 +30,23 @@ class Shape:
     biased: bool
 
 
+def is_transposed(layer: nn.Module) -> bool:
+    """True for transformers' Conv1D: a Linear whose weight is [inputs, outputs]."""
+    loaded: Any = sys.modules.get("transformers.pytorch_utils")  # timm's models need no import of it
+    return loaded is not None and isinstance(layer, loaded.Conv1D)
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """True for a layer that maps the last axis of its input, whichever way its weight lies."""
+    return isinstance(layer, nn.Linear) or is_transposed(layer)
+
+
 def shape_of(layer: nn.Module, path: str) -> Shape:
     """Sizes of `layer`; raises `InputError` naming `path` when it is no layer that a site is made of."""
     biased = getattr(layer, "bias", None) is not None
+    if is_transposed(layer):
+        inputs, outputs = layer.weight.shape  # type: ignore[misc]
+        return Shape(inputs, outputs, 1, biased)
     if isinstance(layer, nn.Linear):
         return Shape(layer.in_features, layer.out_features, 1, biased)
     if isinstance(layer, nn.Conv2d):
@@ -48,6 +67,33 @@ def is_depthwise(layer: nn.Module) -> bool:
 def carries_units(layer: nn.Module) -> bool:
     """True if each channel of the output is made from the same channel of the input alone."""
     return is_depthwise(layer) or isinstance(layer, nn.BatchNorm2d | nn.Identity)
+
+
+def passes_units(layer: nn.Module) -> bool:
+    """True for a single module whose output has each feature of the input at its place, made from it alone."""
+    if any(layer.children()):
+        return carries_units(layer)
+    return carries_units(layer) or isinstance(layer, nn.Flatten | _POOLS | _ELEMENTWISE) or _is_timms(layer)
+
+
+def holds_units(layer: nn.Module) -> bool:
+    """True for a module that passes units and must know how many there are."""
+    return isinstance(layer, nn.BatchNorm2d | nn.Conv2d | _POOLS)
+
+
+_POOLS = nn.MaxPool2d | nn.AvgPool2d
+_ELEMENTWISE = (
+    nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d | nn.Dropout | nn.Dropout2d
+    | nn.ReLU | nn.ReLU6 | nn.LeakyReLU | nn.ELU | nn.GELU | nn.SiLU | nn.Mish | nn.Hardswish | nn.Tanh | nn.Sigmoid
+)  # fmt: skip
+
+
+def _is_timms(layer: nn.Module) -> bool:
+    """True for timm's own activations and its pooling of a whole map."""
+    from timm.layers import activations, adaptive_avgmax_pool
+
+    pooled = isinstance(layer, adaptive_avgmax_pool.FastAdaptiveAvgPool)
+    return pooled or type(layer).__module__.startswith(activations.__name__)
 
 
 def is_affine_norm(layer: nn.Module) -> bool:
@@ -71,10 +117,22 @@ def along(axis: int, values: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (-axis - 1))
 
 
+def by_output(layer: nn.Module) -> Tensor:
+    """The weight, or a view of it, as [outputs, inputs, ...]."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.t() if is_transposed(layer) else weight
+
+
 def matrix(layer: nn.Module) -> Tensor:
     """The weight as [outputs, inputs * taps]: an input owns `taps` neighbouring columns."""
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
-    return layer.weight.flatten(1)
+    return by_output(layer).flatten(1)
+
+
+def like_weight(layer: nn.Module, values: Tensor) -> Tensor:
+    """Values in the order of `matrix`, [outputs, inputs * taps], shaped as the layer's weight."""
+    shaped = values.reshape(by_output(layer).shape)
+    return shaped.t().contiguous() if is_transposed(layer) else shaped
 
 
 def padding_of(layer: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -107,10 +165,11 @@ def output_size(layer: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int]:
 def patches(layer: nn.Module, x: Tensor) -> Tensor:
     """What each position of the output is a linear map of, [examples, positions, inputs * taps], as in `matrix`.
 
-    `x` is what `layer` is given: [examples, inputs, height, width] for a Conv2d, [examples, ..., inputs] for a Linear.
+    `x` is what `layer` is given: [examples, inputs, height, width] for a Conv2d, [examples, ..., inputs] for a
+    Linear; or [rows, inputs], which stay as they are.
     """
     if not isinstance(layer, nn.Conv2d):
-        return x.flatten(1, -2)
+        return x[:, None] if x.dim() == 2 else x.flatten(1, -2)
     padded = F.pad(x, padding_of(layer, (x.shape[-2], x.shape[-1])))
     return F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride).transpose(1, 2)
 
@@ -123,6 +182,21 @@ class EmptyConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         zeros = x.new_zeros(x.shape[0], self.out_channels, *output_size(self, (x.shape[-2], x.shape[-1])))
         return zeros if self.bias is None else zeros + along(-3, self.bias)
+
+
+class EmptyPool2d(nn.Module):
+    """Pooling of no channels, which torch refuses to run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.new_zeros(len(x), 1, *x.shape[2:]))[:, :0]
+
+
+class EmptyMaxPool2d(EmptyPool2d, nn.MaxPool2d):
+    pass
+
+
+class EmptyAvgPool2d(EmptyPool2d, nn.AvgPool2d):
+    pass
 
 
 class EmptyBatchNorm2d(nn.BatchNorm2d):
@@ -142,6 +216,17 @@ def _empty(layer: nn.Module) -> None:
         layer.pads_same = same  # type: ignore[assignment]
     elif isinstance(layer, nn.BatchNorm2d):
         layer.__class__ = EmptyBatchNorm2d
+    elif is_transposed(layer):
+        layer.__class__ = type("EmptyConv1D", (type(layer),), {"forward": _through_linear})
+    elif isinstance(layer, nn.MaxPool2d):
+        layer.__class__ = EmptyMaxPool2d
+    elif isinstance(layer, nn.AvgPool2d):
+        layer.__class__ = EmptyAvgPool2d
+
+
+def _through_linear(layer: Any, x: Tensor) -> Tensor:
+    """A Conv1D without inputs or outputs, which its own forward can't reshape."""
+    return F.linear(x, layer.weight.t(), layer.bias)
 
 
 def select_outputs(layer: nn.Module, indices: Tensor) -> None:
@@ -155,7 +240,7 @@ def select_inputs(layer: nn.Module, indices: Tensor) -> None:
 
 
 def select_carried(layer: nn.Module, indices: Tensor) -> None:
-    """Keep channels of a BatchNorm or a depthwise convolution, in place."""
+    """Keep channels of a BatchNorm, a depthwise convolution or pooling, in place."""
     for name in _BY_OUTPUT:
         select_slices(layer, name, 0, indices)
     if isinstance(layer, nn.BatchNorm2d):
@@ -179,11 +264,14 @@ _BY_OUTPUT = ("weight", "bias", "running_mean", "running_var")
 
 
 def _select_ends(layer: nn.Module, indices: Tensor, dim: int) -> None:
-    """Keep outputs (dim 0) or inputs (dim 1) of a Linear or Conv2d."""
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    """Keep outputs (dim 0) or inputs (dim 1) of a Linear, Conv1D or Conv2d."""
+    transposed = is_transposed(layer)
     for name in ("weight",) if dim else _BY_OUTPUT:
-        select_slices(layer, name, dim, indices)
-    what = "features" if isinstance(layer, nn.Linear) else "channels"
-    setattr(layer, f"{'in' if dim else 'out'}_{what}", len(indices))
+        select_slices(layer, name, 1 - dim if transposed and name == "weight" else dim, indices)
+    if transposed:
+        setattr(layer, "nx" if dim else "nf", len(indices))
+    else:
+        what = "features" if isinstance(layer, nn.Linear) else "channels"
+        setattr(layer, f"{'in' if dim else 'out'}_{what}", len(indices))
     if not len(indices):
         _empty(layer)

@@ -19,7 +19,7 @@ from optin_cli.models.hidden import as_rows, hidden_of
 def count_macs(model: OpenModel, inputs: Mapping[str, Tensor]) -> int:
     """MACs of one forward on the whole batch: half of torch's own FLOP count."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.module(**inputs)
+        model.run(inputs)
     return counter.get_total_flops() // 2
 
 
@@ -28,12 +28,12 @@ def observed_tokens(model: OpenModel, inputs: Mapping[str, Tensor]) -> int:
     seen: list[int] = []
 
     def look(_: nn.Module, __: Any, output: Any) -> None:
-        seen.append(as_rows(hidden_of(output), model.family.layout).shape[1])
+        seen.append(as_rows(hidden_of(output), model.anatomy.stream_of(0).layout).shape[1])
 
     handle = model.module.get_submodule(model.anatomy.blocks[0]).register_forward_hook(look)
     try:
         with torch.no_grad(), model.unmerged():
-            model.module(**inputs)
+            model.run(inputs)
     finally:
         handle.remove()
     return seen[0]

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from optin_cli.models.anatomy import HEADS, NEURONS, TOKENS, Bypass, Producer, UnitInput
+from optin_cli.models.anatomy import (
+    ATTENTION_MASK,
+    HEADS,
+    NEURONS,
+    TOKENS,
+    Bypass,
+    Producer,
+    RelativePositions,
+    UnitInput,
+)
 
 
 @dataclass(frozen=True)
@@ -13,10 +23,11 @@ class SiteTable:
 
     kind: str
     """`heads`, `neurons` or `channels`."""
-    producers: tuple[Producer, ...]
-    """The Linears or Conv2ds whose outputs are the units."""
-    consumer: str
-    """The Linear or Conv2d whose inputs are the units."""
+    producers: tuple[Producer, ...] = ()
+    """The Linears or Conv2ds whose outputs are the units. None in a chain without residuals: then it is the layer
+    that runs before the consumer, in this block or an earlier one."""
+    consumer: str = ""
+    """The Linear or Conv2d whose inputs are the units; the block itself by default."""
     name: str = ""
     """What the site is called within its block, where a block has several of one kind; by default the kind."""
     carried: tuple[str, ...] = ()
@@ -29,6 +40,9 @@ class SiteTable:
     """The BatchNorm right behind the consumer: its bias takes up what a consumer without one can't."""
     unit_width: str | int = 1
     """Features of one unit: a number, or the attribute that holds it (`attn.head_dim`)."""
+    group: str = ""
+    """The attribute that holds how many heads share keys and values: then a unit is a group of so many, each as wide
+    as `unit_width` says."""
     unit_count: str = ""
     """The attribute that holds the number of units, in place of `unit_width` where none holds their width."""
     counts: dict[str, str] = field(default_factory=dict)
@@ -36,9 +50,15 @@ class SiteTable:
     unit_inputs: tuple[UnitInput, ...] = ()
     """Forward arguments with one slice a unit, computed outside the block."""
     tensors: dict[str, int] = field(default_factory=dict)
-    """Parameters and buffers with one slice a unit: path -> axis (the biases of each head's relative positions)."""
+    """Parameters and buffers with one slice a unit, or one a feature of it: path -> axis (the biases of each head's
+    relative positions)."""
+    relative: RelativePositions | None = None
     bypass: Bypass | None = None
     """A module that can't run without units, for when all are gone."""
+    pairs: bool = True
+    """Of heads: each position attends to every other, or to those of its window. Not in deformable attention."""
+    batch_axis: int = 0
+    """Where the examples stand in what is masked: 1 in (tokens, batch, features)."""
     must_be_identity: tuple[str, ...] = ()
     """Modules that mix units when present (a norm over all heads): the site is left out if one is there."""
     requires: tuple[str, ...] = ()
@@ -69,6 +89,24 @@ class TokenTable:
 
 
 @dataclass(frozen=True)
+class StreamTable:
+    """One of several lists of blocks."""
+
+    blocks: str | tuple[str, ...]
+    """As `Family.blocks`. A model need not have any, as long as another stream has some."""
+    layout: str = TOKENS
+    mask: str = ATTENTION_MASK
+    """The input of the model that tells which tokens are no padding."""
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """What paths of blocks look like: those that a list of blocks holds, where its path is given."""
+        if not isinstance(self.blocks, str):
+            return self.blocks
+        return (self.blocks if "*" in self.blocks else f"{self.blocks}.*",)
+
+
+@dataclass(frozen=True)
 class Family:
     """One architecture: which models it fits, where the blocks are, and the sites of a block."""
 
@@ -89,6 +127,24 @@ class Family:
     """Blocks see different numbers of positions, or attend within windows: costs are counted by a forward."""
     tokens: TokenTable | None = None
     """How tokens are merged; None where they can't be."""
+    repeats: str = ""
+    """The attribute of the config with the number of blocks, where fewer modules share them: each runs as many times,
+    one after the other (ALBERT)."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the model beside its data: a decoder that is not generating fills no cache."""
+    streams: tuple[StreamTable, ...] = ()
+    """In place of `blocks` and `layout`, where there are several lists of blocks: an encoder's and a decoder's. In
+    order of depth: what a block computes changes nothing in those before."""
+    thresholds: bool = False
+    """Something inside is cut off at a threshold (a mask that attention is confined to): the sliced and the masked
+    model are then compared in float64, where rounding puts nothing on the other side."""
+    chained: bool = True
+    """False where blocks need more than the hidden states of the one before. Several streams are never chained."""
+
+    @property
+    def all_streams(self) -> tuple[StreamTable, ...]:
+        """Its lists of blocks: one, unless `streams` has more."""
+        return self.streams or (StreamTable(self.blocks, self.layout),)
 
 
 def linears(*paths: str) -> tuple[Producer, ...]:
@@ -115,18 +171,6 @@ _DISTILBERT_SITES = (
         counts={"attention.n_heads": "units", "attention.dim": "features"},
     ),
     SiteTable(NEURONS, producers=linears("ffn.lin1"), consumer="ffn.lin2"),
-)
-
-_MPNET_SITES = (
-    SiteTable(
-        HEADS,
-        producers=linears("attention.attn.q", "attention.attn.k", "attention.attn.v"),
-        consumer="attention.attn.o",
-        unit_width="attention.attn.attention_head_size",
-        counts={"attention.attn.num_attention_heads": "units", "attention.attn.all_head_size": "features"},
-        unit_inputs=(UnitInput("attention.attn", "position_bias", axis=1),),
-    ),
-    BERT_SITES[1],
 )
 
 VIT_HEADS = SiteTable(
@@ -242,7 +286,6 @@ SHIPPED = (
     Family("roberta", ("roberta", "xlm-roberta", "camembert"), "encoder.layer", BERT_SITES),
     Family("electra", ("electra",), "encoder.layer", BERT_SITES),
     Family("distilbert", ("distilbert",), "transformer.layer", _DISTILBERT_SITES),
-    Family("mpnet", ("mpnet",), "encoder.layer", _MPNET_SITES, note="position bias sliced with the heads"),
     Family("clip-text", ("clip_text_model",), "encoder.layers", _CLIP_SITES, note="a tower of CLIP"),
     Family("vit", ("vit", "deit"), "layers", (VIT_HEADS, MLP), "image", tokens=_VIT_TOKENS),
     Family("beit", ("beit",), "layers", _BEIT_SITES, "image", note="position bias sliced with the heads"),

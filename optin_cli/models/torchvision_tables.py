@@ -46,7 +46,24 @@ _FUSED = SiteTable(  # expansion by a whole convolution, projection
     requires=("block.1.0",),
 )
 
+_VGG_SITES = (
+    SiteTable(CHANNELS, requires=("out_channels",)),
+    SiteTable(CHANNELS, consumer="0", requires=("0.in_features", "6")),
+    SiteTable(NEURONS, name="neurons1", consumer="3", requires=("3.in_features",)),
+    SiteTable(NEURONS, name="neurons2", consumer="6", requires=("6.in_features",)),
+)
+
 TORCHVISION = (
+    Family(
+        "torchvision-vgg",
+        ("torchvision.VGG",),
+        ("features.*", "avgpool", "classifier"),
+        _VGG_SITES,
+        "image",
+        note="without residuals: a site is between a convolution and the next",
+        layout=NCHW,
+        hierarchical=True,
+    ),
     Family(
         "torchvision-mobilenet-v2",
         ("torchvision.MobileNetV2",),

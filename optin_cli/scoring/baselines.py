@@ -20,7 +20,11 @@ def magnitude(model: nn.Module, anatomy: Anatomy) -> dict[str, np.ndarray]:
         total = columns.sum(0).view(site.units, columns.shape[1] // max(1, site.units)).sum(1)
         for producer in site.producers:
             rows = matrix(model.get_submodule(producer.path)).float().square().sum(1)
-            total = total + rows.view(producer.parts, site.units, site.width).sum((0, 2))
+            width = site.rows_of(producer)
+            if producer.by_unit:
+                total = total + rows.view(site.units, producer.parts * width).sum(1)
+            else:
+                total = total + rows.view(producer.parts, site.units, width).sum((0, 2))
         scores[site.name] = total.double().cpu().numpy()
     return scores
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError
-from optin_cli.models.anatomy import Site
+from optin_cli.models.anatomy import ATTENTION_MASK, Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.hidden import as_rows, hidden_of
 from optin_cli.models.macs import observed_tokens
 from optin_cli.models.storages import activation_peak
+from optin_cli.models.uses import on_blocks
 from optin_cli.scoring.losses import unit_rows
 from optin_cli.scoring.room import free_bytes, ran_out, whole_steps
 
@@ -34,20 +35,18 @@ _CALL_OVERHEAD = {"cpu": 32, "cuda": 1 << 13}
 
 def measured_blocks(site: Site, depth: int) -> list[int]:
     """Blocks whose features make the trajectory of a site's units: the deeper ones; for the last block its own."""
-    return list(range(min(site.block + 1, depth - 1), depth))
+    return [block for block in range(min(site.block + 1, depth - 1), depth) if block not in site.passed]
 
 
 @contextmanager
 def block_outputs(model: OpenModel, outputs: dict[int, Tensor], first: int = 0) -> Iterator[None]:
     """Within the context, collect what blocks `first`.. give, by block index: (batch, positions, d)."""
-    with ExitStack() as stack:
-        for index, path in enumerate(model.anatomy.blocks):
-            if index >= first:
 
-                def keep(_: nn.Module, __: Any, output: Any, index: int = index) -> None:
-                    outputs[index] = as_rows(hidden_of(output), model.family.layout)
+    def keep(index: int, _: nn.Module, __: Any, ___: Any, output: Any) -> None:
+        if index >= first:
+            outputs[index] = as_rows(hidden_of(output), model.anatomy.stream_of(index).layout)
 
-                stack.callback(model.module.get_submodule(path).register_forward_hook(keep).remove)
+    with on_blocks(model.module, model.anatomy.blocks, keep):
         yield
 
 
@@ -153,18 +152,21 @@ class Calibration:
         """Share of the examples that are in a batch."""
         return len(self.batches.ids(index)) / self.batches.count
 
-    def sampled_rows(self, index: int, pieces: Sequence[Batch], tokens: Sequence[int]) -> list[Tensor]:
+    def sampled_rows(
+        self, index: int, pieces: Sequence[Batch], tokens: Sequence[int], mask: str = ATTENTION_MASK
+    ) -> list[Tensor]:
         """For each piece, flat (example * tokens + token) positions of the rows that enter the relations.
 
         Real tokens only, drawn by seed and batch: the same tokens however the batch is cut. `tokens` is the
-        length of each piece's features.
+        length of each piece's features, `mask` the input that tells their padding.
         """
         candidates = []
         for piece, length in zip(pieces, tokens, strict=True):
-            if piece.valid is None:
+            valid = piece.real(mask)
+            if valid is None:
                 candidates.append(torch.arange(len(piece) * length))
             else:
-                candidates.append(piece.valid.cpu().flatten().nonzero()[:, 0])
+                candidates.append(valid.cpu().flatten().nonzero()[:, 0])
         sizes = [len(c) for c in candidates]
         chosen = torch.ones(sum(sizes), dtype=torch.bool)
         if len(chosen) > self.rows:
@@ -179,11 +181,11 @@ class Calibration:
         self, index: int, pieces: Sequence[Batch], lengths: Mapping[int, Sequence[int]]
     ) -> dict[int, list[Tensor]]:
         """`sampled_rows` of every block's feature: the same ones wherever the features have the same `lengths`."""
-        drawn: dict[tuple[int, ...], list[Tensor]] = {}
-        for tokens in map(tuple, lengths.values()):
-            if tokens not in drawn:
-                drawn[tokens] = self.sampled_rows(index, pieces, tokens)
-        return {block: drawn[tuple(tokens)] for block, tokens in lengths.items()}
+        drawn: dict[tuple[str, Sequence[int]], list[Tensor]] = {}
+        kinds = {z: (self.model.anatomy.stream_of(z).mask, tuple(lengths[z])) for z in lengths}
+        for mask, tokens in dict.fromkeys(kinds.values()):
+            drawn[mask, tokens] = self.sampled_rows(index, pieces, tokens, mask)
+        return {z: drawn[kind] for z, kind in kinds.items()}
 
     def generator(self, batch: int, stream: int = 0) -> torch.Generator:
         """A CPU generator of its own for each (seed, batch, stream), so that work can stop and resume anywhere."""

@@ -27,6 +27,7 @@ from optin_cli.scoring.graphs import in_pieces, record_graph
 from optin_cli.scoring.losses import output_probe, relation_probe
 
 _PROBES_AT_ONCE = 8  # seeds of so many are held; the graph is recorded once for all of them
+_SEEDS = 1 << 26  # and of the output so many numbers: a language model's rows are long
 _IMPOSSIBLE = -1e4  # a logit: what question answering gives to padding
 
 
@@ -89,8 +90,9 @@ def _probed(
         sites, len(calibration.batches.ids(index)), depth, len(probes[: max(0, sketched - probes.start)])
     )
     dense = _DensePass(calibration, index, pieces, sorted(tally.concerned))
-    for start in range(0, len(probes), _PROBES_AT_ONCE):
-        chunk = probes[start : start + _PROBES_AT_ONCE]
+    at_once = max(1, min(_PROBES_AT_ONCE, _SEEDS // max(1, sum(o.numel() for o in dense.outputs))))
+    for start in range(0, len(probes), at_once):
+        chunk = probes[start : start + at_once]
         seeds = [dense.seeds(calibration.generator(index, stream=probe + 1)) for probe in chunk]
         first = 0  # example
         for number, piece in enumerate(pieces):
@@ -131,7 +133,10 @@ class _DensePass:
             for z in measured:  # rows alone are kept: whole features of a batch can be large
                 found[z].append(gather_rows(features[z], self.rows[z][number]))
         self.features = {z: torch.cat(parts) for z, parts in found.items()}
-        self.weights = [calibration.model.task.row_weights(piece.inputs) for piece in pieces]
+        self.weights = [
+            calibration.model.row_weights(piece.inputs, output)
+            for piece, output in zip(pieces, self.outputs, strict=True)
+        ]
 
     def seeds(self, generator: torch.Generator) -> tuple[dict[int, tuple[Tensor, ...]], list[Tensor]]:
         """One probe's gradients: block -> one (rows, d) a piece, and one (examples, rows, classes) a piece."""
@@ -152,7 +157,7 @@ class _DensePass:
             joined / joined.sum(),
             generator,
             temperature=self.calibration.temperature,
-            regression=self.calibration.model.task.regression,
+            term=self.calibration.model.task.term,
         ).split([len(o) for o in self.outputs])
         cut = [p[:, : o.shape[1], : o.shape[2]] for p, o in zip(probed, self.outputs, strict=True)]
         return features, cut

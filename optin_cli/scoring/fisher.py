@@ -14,16 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from optin_cli.data.batches import IGNORE, Batch, Batches
-from optin_cli.data.labels import check_range, check_varied, class_labels, number_labels, token_labels
-from optin_cli.errors import InputError, UsageError
+from optin_cli.data.batches import Batch, Batches
+from optin_cli.errors import UsageError
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.tasks import EMBEDDING, QUESTION, TOKEN, Task
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.graphs import in_pieces, record_graph
+from optin_cli.tasks.base import Task
 
 _OTHERS = "auto, knowledge and magnitude need no labels"
 
@@ -41,45 +39,19 @@ class Fisher:
 def read_labels(model: OpenModel, batches: Batches) -> list[Any]:
     """The label of every row of the data, as the loss takes it.
 
-    Similarities of an embedding model's sentence pairs are divided by the largest. Raises `UsageError` for data
-    and tasks without labels, `InputError` for labels that are missing, of another kind, or all the same.
+    Raises `UsageError` for data and tasks without labels, `InputError` for labels that are missing, of another
+    kind, or all the same.
     """
-    where = f"{batches.examples.data.spec} ({batches.examples.data.split})"
     task = model.task
-    if task.name == QUESTION:
-        raise UsageError(
-            "--method fisher can't read the answers that question answering is labelled with", _OTHERS
-        )
-    if task.name == EMBEDDING and not batches.separate:
-        raise UsageError(
-            "--method fisher of an embedding model needs two text columns and their similarity as label",
-            f"name them with --text A,B --label C; {_OTHERS}",
-        )
-    config = getattr(model.module, "config", None)
-    labels = batches.labels(None if task.regression else getattr(config, "label2id", None))
+    if needed := task.needed(batches):
+        raise UsageError(f"{batches.examples.where} lacks what --method fisher reads: {needed}", _OTHERS)
+    labels = task.targets(batches)
     if labels is None:
         raise UsageError(
-            f"{where} has no label column, and --method fisher needs labels",
-            f"name one with --label; {_OTHERS}",
+            f"{batches.examples.where} has no label column, and --method fisher needs labels",
+            f"name one with {task.label_option}; {_OTHERS}",
         )
-    if task.regression or task.name == EMBEDDING:
-        numbers = number_labels(labels, where)
-        check_varied(numbers, where)
-        return _shares(numbers, where) if task.name == EMBEDDING else numbers
-    numbered = (token_labels if task.name == TOKEN else class_labels)(labels, where)
-    classes = int(getattr(model.module, "num_classes", 0) or getattr(config, "num_labels", 0))
-    check_range(numbered, classes, where)
-    check_varied(numbered, where)
-    return list(numbered)
-
-
-def _shares(similarities: list[float], where: str) -> list[float]:
-    largest = max(similarities)
-    if largest <= 0:
-        raise InputError(
-            f"the largest similarity in {where} is {largest:g}: it should be that of equal texts"
-        )
-    return [value / largest for value in similarities]
+    return list(labels)
 
 
 def row_examples(ids: Sequence[int], together: bool, per_batch: bool) -> list[int]:
@@ -139,24 +111,9 @@ def _label_pull(task: Task, labels: Sequence[Any]) -> Pull:
         wanted = [labels[i] for i in piece.example_ids]
         with torch.enable_grad():
             output = output.requires_grad_()
-            return torch.autograd.grad(task_loss(task, output, wanted).sum(), output)[0]
+            return torch.autograd.grad(task.loss(output, wanted).sum(), output)[0]
 
     return pull
-
-
-def task_loss(task: Task, output: Tensor, labels: Sequence[Any]) -> Tensor:
-    """The loss of each example, (examples,), from its output (examples, rows, classes).
-
-    Cross-entropy of classes, a tagger's as the mean over the labelled tokens; squared error of values.
-    """
-    if task.regression:
-        return (output[:, 0, 0] - torch.tensor(labels, device=output.device)).square()
-    if task.name != TOKEN:
-        return F.cross_entropy(output[:, 0], torch.tensor(labels, device=output.device), reduction="none")
-    slots = output.shape[1]
-    wanted = torch.tensor([(row + [IGNORE] * slots)[:slots] for row in labels], device=output.device)
-    losses = F.cross_entropy(output.transpose(1, 2), wanted, ignore_index=IGNORE, reduction="none")
-    return losses.sum(1) / (wanted != IGNORE).sum(1).clamp(min=1)
 
 
 def _pair_pull(model: OpenModel, pieces: Sequence[Batch], labels: Sequence[float]) -> Pull:

@@ -26,6 +26,7 @@ from optin_cli.models.layers import matrix, patches
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.graphs import in_pieces, record_graph
 from optin_cli.scoring.losses import output_probe
+from optin_cli.tasks.divergence import SQUARES
 
 TEMPERATURE = 2.0
 REPRESENTATIONAL_WEIGHT = 0.00025
@@ -92,8 +93,10 @@ def _measured(
         graph = record_graph(model, piece, sites)
         calibration.check_finite(graph.features, index)
         for site in sites:
-            parts = _contributions(model.module, site, graph.inputs[site.name].detach(), piece)
-            result.representational[site.name][:, 0] += parts / examples
+            valid = piece.real(model.anatomy.stream_of(site.block).mask)
+            for value in graph.inputs[site.name]:
+                parts = _contributions(model.module, site, value.detach(), valid)
+                result.representational[site.name][:, 0] += parts / examples
         for number, generator in enumerate(generators):
             seed = _seed(calibration, graph.output.detach(), weight / total, generator)
             start = number * examples + first
@@ -109,16 +112,18 @@ def _measured(
 
 def _seed(calibration: Calibration, output: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
     """A random gradient with respect to the output whose square estimates tau^2 KL."""
-    tau, regression = calibration.temperature, calibration.model.task.regression
-    seed = output_probe(output, weights, generator, temperature=tau, regression=regression)
-    return seed if regression else seed * tau
+    tau, term = calibration.temperature, calibration.model.task.term
+    seed = output_probe(output, weights, generator, temperature=tau, term=term)
+    return seed if term == SQUARES else seed * tau
 
 
-def _contributions(module: nn.Module, site: Site, inputs: Tensor, piece: Batch) -> np.ndarray:
-    """||h_u W_u||_F^2 over the real tokens of a piece, (units,); `inputs` is what the consumer is given."""
+def _contributions(module: nn.Module, site: Site, inputs: Tensor, valid: Tensor | None) -> np.ndarray:
+    """||h_u W_u||_F^2 over the real tokens (`valid`) of a piece, (units,); `inputs` is what the consumer is given."""
     consumer = module.get_submodule(site.consumer)
-    rows = patches(consumer, inputs)  # (examples, tokens, features)
-    real = rows.flatten(0, -2) if piece.valid is None else rows[piece.valid]  # (real tokens, features)
+    rows = (
+        patches(consumer, inputs).movedim(site.batch_axis, 0).flatten(0, -2)
+    )  # (examples * tokens, features)
+    real = rows if valid is None else rows[valid.flatten()]
     parts = real.float().unflatten(-1, (site.units, -1)).movedim(1, 0)  # (units, real tokens, width)
     columns = matrix(consumer).float().t().unflatten(0, (site.units, -1))  # (units, width, d)
     gram = parts.mT @ parts  # (units, width, width)

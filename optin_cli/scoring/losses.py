@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from optin_cli.tasks.divergence import BINARY_KL, SQUARES, Term, binary_kl, class_kl
+
+_HELD = 1 << 24  # logits in float64 at a time
+
 
 def unit_rows(features: Tensor) -> Tensor:
     """L2-normalise the last dimension, in float32."""
@@ -44,21 +48,26 @@ def _squares(matrices: Tensor) -> Tensor:
 
 
 def output_change(
-    dense: Tensor, variants: Tensor, weights: Tensor, *, temperature: float, regression: bool
+    dense: Tensor, variants: Tensor, weights: Tensor, *, temperature: float, term: Term
 ) -> Tensor:
-    """L_KD of each variant: KL(dense || variant) of logits at a temperature, or the squared error of values.
+    """L_KD of each variant: KL(dense || variant) of logits at a temperature, of the classes of a row or of each of its
+    labels by itself, or the squared error of values.
 
     `dense` is (batch, rows, classes), `variants` (v, batch, rows, classes), `weights` (batch, rows); returns
     (v,): the weighted sum over rows.
     """
-    if regression:
+    if term == SQUARES:
         change = (variants - dense).square().sum(-1)  # (v, batch, rows)
-    else:
-        # KL of two close distributions is a difference of second order: float32 would leave two digits of it
-        teacher = F.log_softmax(dense.double() / temperature, dim=-1)
-        student = F.log_softmax(variants.double() / temperature, dim=-1)
-        change = (teacher.exp() * (teacher - student)).sum(-1)
-    return (change * weights).sum((1, 2))
+        return (change * weights).sum((1, 2))
+    kl = binary_kl if term == BINARY_KL else class_kl
+    total = weights.new_zeros(len(variants), dtype=torch.float64)
+    # a few examples at a time: rows of a language model are as long as its vocabulary
+    step = max(1, _HELD * dense.shape[0] // max(1, variants.numel()))
+    parts = zip(dense.split(step), variants.split(step, 1), weights.split(step), strict=True)
+    for ours, theirs, weight in parts:
+        change = kl(ours.double() / temperature, theirs.double() / temperature)
+        total += (change * weight).sum((1, 2))
+    return total
 
 
 def relation_probe(features: Tensor, generator: torch.Generator) -> Tensor:
@@ -73,18 +82,22 @@ def relation_probe(features: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def output_probe(
-    output: Tensor, weights: Tensor, generator: torch.Generator, *, temperature: float, regression: bool
+    output: Tensor, weights: Tensor, generator: torch.Generator, *, temperature: float, term: Term
 ) -> Tensor:
     """A random gradient with respect to `output` whose square, pulled back to a mask, is an unbiased estimate of
     the second-order term of `output_change` (a weighted sum over rows).
 
     Values: signs. Logits: with H = diag(p) - p p^T = sum_c p_c (e_c - p)(e_c - p)^T, the true Fisher that needs no
-    labels, sum_c s_c sqrt(p_c) (e_c - p) / T for signs s, over sqrt(2) because KL is half a squared Fisher norm.
+    labels, sum_c s_c sqrt(p_c) (e_c - p) / T for signs s, over sqrt(2) because KL is half a squared Fisher norm; of
+    labels by themselves H = diag(p (1 - p)).
     """
     scale = weights.sqrt()[..., None]  # (batch, rows, 1)
     signs = _signs(output.shape, generator, output.device)
-    if regression:
+    if term == SQUARES:
         return signs * scale
+    if term == BINARY_KL:
+        p = torch.sigmoid(output / temperature)
+        return signs * (p * (1 - p)).sqrt() * scale / (temperature * 2**0.5)
     p = F.softmax(output / temperature, dim=-1)
     roots = signs * p.sqrt()
     return (roots - p * roots.sum(-1, keepdim=True)) * scale / (temperature * 2**0.5)

@@ -17,7 +17,6 @@ from optin_cli.data.sources import DataSpec
 from optin_cli.errors import UsageError
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.tasks import EMBEDDING
 from optin_cli.scoring.calibration import Calibration, mean_tokens
 from optin_cli.scoring.fisher import read_labels, row_examples
 from optin_cli.scoring.methods import METHODS, Method
@@ -271,6 +270,12 @@ def make_plan(model: OpenModel, data: DataSpec, settings: ScoreSettings, memory:
             f"--method {settings.method} does not score {' and '.join(sorted(unknown))}, which {model.spec} has",
             "use auto, curvature, ablation, fisher or magnitude",
         )
+    blocks = model.anatomy.blocks
+    if settings.method == "reference" and len(set(blocks)) < len(blocks):
+        raise UsageError(
+            f"--method reference does not score {model.spec}, whose blocks share their weights",
+            "use auto, curvature, ablation, knowledge, fisher or magnitude",
+        )
     if settings.tokens:
         check_mergeable(model.anatomy, model.spec)
     examples = sample(
@@ -278,14 +283,14 @@ def make_plan(model: OpenModel, data: DataSpec, settings: ScoreSettings, memory:
         model.family.modality,
         settings.samples,
         settings.seed,
-        separate=model.task.name == EMBEDDING,
+        reader=model.task.reader,
     )
     batches = Batches(
         examples,
         model.processor,
         settings.batch_size,
         max_length=settings.max_length,
-        separate=model.task.name == EMBEDDING,
+        reader=model.task.reader,
         together=method.labels,
         # PTF's batches are random: texts of one length are more alike
         shuffle=settings.seed if method.shuffled or settings.per_batch else None,

@@ -34,6 +34,7 @@ from optin_cli.scoring.calibration import Calibration, Scores, gather_rows, meas
 from optin_cli.scoring.losses import output_change, relational_change
 from optin_cli.scoring.replay import Replay
 from optin_cli.scoring.room import ran_out
+from optin_cli.tasks.divergence import SQUARES
 
 LAMBDA = 0.1
 _ENVELOPE = {HEADS: 10.0, NEURONS: 100.0}
@@ -136,22 +137,24 @@ class Reference:
 
     def _divergence(self, outputs: Tensor) -> np.ndarray:
         """KL(dense || variant) of the undivided logits, a sum over all rows, times the squared temperature: (v,)."""
-        if self.model.task.regression:
+        if self.model.task.term == SQUARES:
             return np.zeros(len(outputs))
         everything = torch.ones(self.output.shape[:2], device=self.output.device)
-        change = output_change(self.output, outputs, everything, temperature=1.0, regression=False)
+        change = output_change(self.output, outputs, everything, temperature=1.0, term=self.model.task.term)
         return change.clamp(min=0).cpu().numpy() * self.calibration.temperature**2
 
     @contextmanager
     def _features(self, found: dict[int, Tensor], blocks: Sequence[int] | None = None) -> Iterator[None]:
         """Within the context, collect the features of `blocks` (all of them for None)."""
         # a consumer's output, the feature of a text model, has no layout
-        layout = self.model.family.layout if self.paths == list(self.model.anatomy.blocks) else TOKENS
+        anatomy = self.model.anatomy
+        laid = self.paths == list(anatomy.blocks)
         with ExitStack() as stack:
             for z, path in enumerate(self.paths):
                 if blocks is None or z in blocks:
 
                     def keep(_: nn.Module, __: Any, output: Any, z: int = z) -> None:
+                        layout = anatomy.stream_of(z).layout if laid else TOKENS
                         found[z] = as_rows(hidden_of(output), layout)
 
                     stack.callback(self.model.module.get_submodule(path).register_forward_hook(keep).remove)

@@ -20,6 +20,8 @@ from optin_cli.data.batches import Batch
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.hidden import as_rows, hidden_argument, hidden_of, output_with, with_hidden
+from optin_cli.models.layers import is_linear, matrix
+from optin_cli.models.uses import on_blocks
 from optin_cli.scoring.calibration import block_outputs
 from optin_cli.scoring.precision import reduced_products
 from optin_cli.scoring.room import ran_out
@@ -67,8 +69,12 @@ class Replay:
     @torch.inference_mode()
     def broadcasts(self, site: Site) -> bool:
         """Whether the own block lets a leading variant dimension through unchanged: tried on one unit."""
-        if site.units == 0 or site.masked_at or not isinstance(self._consumer(site), nn.Linear):
+        if site.units == 0 or site.masked_at or not self.model.anatomy.chained:
             return False
+        if not is_linear(self._consumer(site)):
+            return False
+        if self.model.anatomy.uses(site.block) > 1:
+            return False  # the change is made again in deeper blocks
         one = torch.zeros(1, dtype=torch.long, device=self.model.device)
         try:
             fast = self._own_block(site, one)
@@ -78,7 +84,7 @@ class Replay:
             return False  # the block looks at the number of dimensions; the expanded run does not mind
         if fast.dim() != hidden_of(self.calls[site.block][2]).dim() + 1:
             return False
-        fast = as_rows(fast, self.model.family.layout)
+        fast = as_rows(fast, self.model.anatomy.stream_of(site.block).layout)
         found, _ = self.run(site, one, broadcast=False)
         return bool(torch.allclose(fast, found[site.block], rtol=1e-3, atol=1e-4))
 
@@ -91,14 +97,14 @@ class Replay:
         with ExitStack() as stack:
             for index in range(site.block + 1):
                 value = hidden.flatten(0, 1) if index == site.block else None
-                stack.enter_context(self._stubbed(index, value))
+                if self.blocks[index] not in self.blocks[:index]:
+                    stack.enter_context(self._stubbed(index, value))
             yield
 
     def _own_block(self, site: Site, units: Tensor) -> Tensor:
         """Hidden states after the site's block without each of `units`, (v, examples, tokens, d)."""
         consumer = self._consumer(site)
-        assert isinstance(consumer, nn.Linear)
-        weight = consumer.weight.t().reshape(site.units, site.width, -1)[units]  # (v, width, d)
+        weight = matrix(consumer).t().reshape(site.units, site.width, -1)[units]  # (v, width, d)
 
         def branch(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             parts = args[0].unflatten(-1, (site.units, site.width)).index_select(-2, units)
@@ -117,7 +123,10 @@ class Replay:
 
     @contextmanager
     def _expanded(self, site: Site, units: Tensor) -> Iterator[None]:
-        """Run the own block on a full batch of variants, masking one unit in each: works for any block."""
+        """Run the own block on a full batch of variants, masking one unit in each: works for any block.
+
+        Where blocks are not chained, all of them run.
+        """
         entry = self.model.module.get_submodule(site.entry)
         mask = torch.ones(len(units), site.units, device=units.device, dtype=self.model.dtype)
         mask[torch.arange(len(units)), units] = 0
@@ -127,19 +136,24 @@ class Replay:
         hidden = dense.repeat(len(units), *[1] * (dense.dim() - 1))
 
         def apply_mask(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            split = args[0].unflatten(0, (len(units), -1))  # (v, examples, ..., features)
+            # (v, examples, ..., features)
+            split = args[0].movedim(site.batch_axis, 0).unflatten(0, (len(units), -1))
             shaped = mask.view(len(units), *[1] * (split.dim() - 1 + site.axis), -1, *[1] * (-site.axis - 1))
-            return ((split * shaped).flatten(0, 1), *args[1:])
+            return ((split * shaped).flatten(0, 1).movedim(0, site.batch_axis), *args[1:])
 
-        def feed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-            return with_hidden((args, kwargs), hidden)
+        def feed(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return with_hidden((args, kwargs), hidden) if index == site.block else None
 
         with ExitStack() as stack:
+            if self.model.anatomy.chained:
+                # the block may be the entry itself: first fed, then masked
+                stack.enter_context(
+                    on_blocks(self.model.module, self.model.anatomy.blocks, feed, before=True)
+                )
+                for index in range(site.block):
+                    if self.blocks[index] not in self.blocks[:index]:
+                        stack.enter_context(self._stubbed(index, None))
             stack.callback(entry.register_forward_pre_hook(apply_mask).remove)
-            own = self.blocks[site.block]
-            stack.callback(own.register_forward_pre_hook(feed, with_kwargs=True).remove)
-            for index in range(site.block):
-                stack.enter_context(self._stubbed(index, None))
             yield
 
     @contextmanager
@@ -177,16 +191,14 @@ class Replay:
     def _recorded(self) -> Iterator[None]:
         """Remember how every block was called and what it returned; input and output of every Linear in them."""
         seen: set[nn.Module] = set()
+
+        def record(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            self.calls[index] = (args, kwargs, out)
+
         with ExitStack() as stack:
-            for index, block in enumerate(self.blocks):
-
-                def record(
-                    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, index: int = index
-                ) -> None:
-                    self.calls[index] = (args, kwargs, out)
-
-                stack.callback(block.register_forward_hook(record, with_kwargs=True).remove)
-                for linear in block.modules() if self.reduced and index else ():
+            stack.enter_context(on_blocks(self.model.module, self.model.anatomy.blocks, record))
+            for block in dict.fromkeys(self.blocks[1:] if self.reduced else ()):
+                for linear in block.modules():
                     if type(linear) is nn.Linear:
                         stack.callback(linear.register_forward_hook(self._record_linear(seen)).remove)
             yield

@@ -33,9 +33,9 @@ from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.merged import install_merges
 from optin_cli.models.processors import ImageProcessor
 from optin_cli.models.slicing import slice_model
-from optin_cli.models.tasks import EMBEDDING
 from optin_cli.models.token_sites import check_merges
 from optin_cli.surgery.compensate import compensate
+from optin_cli.surgery.norms import reestimate
 from optin_cli.surgery.plan import CompensationPlan, own_data
 from optin_cli.surgery.refit import NONE
 from optin_cli.surgery.settings import Progress, SiteFit
@@ -86,8 +86,9 @@ def existing(
     if not (output / FILE_NAME).is_file():
         return None
     last = read_pruned(output).history[-1]
-    recorded = last.get("compensation", {"method": NONE})  # models of optin 0.1 have no such entry
-    asked = plan.identity() if plan else {"method": NONE}
+    # earlier models lack entries
+    recorded = {"bn": False, **last.get("compensation", {"method": NONE})}
+    asked = plan.identity() if plan else {"method": NONE, "bn": False}
     same = (last["mask"], last["model"]["digest"]) == (mask.digest, model.digest)
     if not same or any(recorded.get(key) != value for key, value in asked.items()):
         what = "compensation" if same else "mask or model"
@@ -129,6 +130,8 @@ def apply(
     if plan:
         with model.unmerged(), teacher.unmerged() if teacher else nullcontext():
             fits = compensate(model, mask.keep, plan.batches, plan.settings, on_progress, teacher)
+            if plan.settings.bn:
+                reestimate(model, plan.batches, mask.keep)
     if model.merging:
         model.merging.remove()
     expected = _outputs_masked(model, mask, batches)
@@ -207,16 +210,18 @@ def _noise_images(model: OpenModel) -> dict[str, Tensor]:
 
 
 def _inputs(model: OpenModel, data: DataSpec, row_ids: list[int] | None) -> list[dict[str, Tensor]]:
-    examples = sample(data, model.family.modality, _CHECK_ROWS, seed=0, row_ids=row_ids)
-    batches = Batches(examples, model.processor, 8, separate=model.task.name == EMBEDDING)
+    examples = sample(
+        data, model.family.modality, _CHECK_ROWS, seed=0, row_ids=row_ids, reader=model.task.reader
+    )
+    batches = Batches(examples, model.processor, 8, reader=model.task.reader)
     return [batch.to(model.device, torch.float32).inputs for batch in batches]
 
 
 @torch.inference_mode()
 def _outputs(model: OpenModel, mask: Mask, batches: list[dict[str, Tensor]]) -> list[Tensor]:
-    """Outputs on every batch; in float64 where tokens merge, since a pair that is next best by a rounding error alone
-    would merge on one side and not on the other."""
-    if not any(mask.merges):
+    """Outputs on every batch; in float64 where tokens merge or something is cut off at a threshold: what is next best,
+    or above, by a rounding error alone would be so on one side and not on the other."""
+    if not any(mask.merges) and not model.family.thresholds:
         return [model.output(inputs) for inputs in batches]
     dtype = model.dtype
     model.module.double()
@@ -273,7 +278,8 @@ def _record(model: OpenModel, mask: Mask) -> PrunedRecord:
 def _per_layer(anatomy: Anatomy, mask: Mask) -> dict[str, dict[str, int]]:
     layers: dict[str, dict[str, int]] = {}
     for site in anatomy:
-        layers.setdefault(str(site.block), {})[_CONFIG_NAMES.get(site.kind, site.label)] = len(
-            mask.keep[site.name]
-        )
+        layer, units = layers.setdefault(str(site.block), {}), len(mask.keep[site.name])
+        layer[_CONFIG_NAMES.get(site.kind, site.label)] = units * site.group
+        if site.group > 1:
+            layer["num_key_value_heads"] = units
     return layers

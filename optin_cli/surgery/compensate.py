@@ -10,24 +10,25 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from optin_cli.data.batches import Batches
+from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.hidden import Arguments, hidden_argument
-from optin_cli.models.layers import matrix, patches
+from optin_cli.models.layers import like_weight, matrix, patches
+from optin_cli.models.placing import within
 from optin_cli.models.slicing import slice_model
+from optin_cli.models.uses import by_module
 from optin_cli.surgery.consumers import kept_features, kept_outputs, layer_of, write_back
 from optin_cli.surgery.readout import read_positions
 from optin_cli.surgery.refit import NONE, Change, Consumer, Moments, refit
 from optin_cli.surgery.rows import RowChoice
 from optin_cli.surgery.settings import Compensation, Progress, SiteFit
-from optin_cli.surgery.streams import BlockCalls, Store
+from optin_cli.surgery.streams import Store, read_streams
 from optin_cli.surgery.sumpoint import (
     OUTPUT,
     Place,
@@ -35,10 +36,12 @@ from optin_cli.surgery.sumpoint import (
     by_example,
     find_sum_point,
     order_of,
-    run_block,
 )
 
 log = logging.getLogger("optin")
+
+_MOST_INPUTS = 12_000
+"""Of a consumer, taps counted: normal equations of so many take 1.2 GB."""
 
 
 def compensate(
@@ -101,45 +104,46 @@ class _Streams:
         self.settings = settings
         self.store = store
         self.on_progress = on_progress
-        self.calls = BlockCalls(model, store)
-        # a pruned model calls its blocks as the dense one does, but for what it computes outside them
-        self.dense_calls = self.calls if teacher is model else BlockCalls(teacher, store)
         self.depth = len(model.anatomy.blocks)
         self.steps = len(batches) * (2 * self.depth + len(model.anatomy.sites))
         self.done = 0
         self.rows = RowChoice(model, batches, settings)
+        self.dense, self.ours = read_streams(model, pruned, teacher, batches, store, self._read)
+
+    def _read(self, index: int, batch: Batch) -> None:
+        if index == 0:
+            self.rows.read = read_positions(self.teacher, batch)
+        self.rows.add(batch)
+        self._step("reading the data")
 
     def run(self) -> list[SiteFit]:
         """Fit every site; returns what was done at each, in the order of the network."""
-        for index, batch in enumerate(self.batches):
-            batch = batch.to(self.model.device, self.model.dtype)
-            if index == 0:
-                self.rows.read = read_positions(self.teacher, batch)
-            self.store["pruned", index] = self.calls.record(index, batch)
-            if self.dense_calls is not self.calls:
-                self.store["dense", index] = self.dense_calls.record(index, batch)
-            else:
-                self.store["dense", index] = self.store["pruned", index]
-            self.rows.valid.append(batch.valid)
-            self._step("reading the data")
         fits = []
-        for block in range(self.depth):
-            points = self._sum_points(block)
-            self._dense_pass(block, points)
-            fits += [self._fit(site, points.get(site.name)) for site in self._ordered(block, points)]
-            if block + 1 < self.depth:
-                self._pruned_pass(block)
+        for uses in by_module(self.model.module, self.model.anatomy.blocks).values():
+            points = self._sum_points(uses[0])
+            self._dense_pass(uses, points)
+            fits += [self._fit(site, points.get(site.name), uses) for site in self._ordered(uses[0], points)]
+            if uses[-1] + 1 < self.depth:
+                self._pruned_pass(uses)
         return fits
 
     # ---- passes over all batches ----
 
     def _sum_points(self, block: int) -> dict[str, SumPoint]:
         """Where each site of a block meets the residual, in the order the sites run."""
-        module, arguments = self._block(self.teacher.module, block), self._arguments("dense", block, 0)
-        paths = {self._within(site): site.name for site in self.model.anatomy.in_block(block)}
-        order = order_of(module, list(paths), arguments)
-        once = [path for path in order if order.count(path) == 1]
-        points = {paths[path]: find_sum_point(module, path, arguments) for path in once}
+        if not self.model.anatomy.in_block(block):
+            return {}
+        module, arguments = self._block(block), self.dense.arguments(block, 0)
+        layout = self.model.anatomy.stream_of(block).layout
+        sites = {self._within(site): site for site in self.model.anatomy.in_block(block)}
+        order = order_of(module, list(sites), arguments)
+        points = {
+            sites[path].name: find_sum_point(
+                module, path, arguments, layout=layout, batch_axis=sites[path].batch_axis
+            )
+            for path in order
+            if order.count(path) == 1
+        }
         for name, point in points.items():
             if not point.found and not self._is_inner(self.model.anatomy[name]):
                 log.warning("%s: no sum with a residual found; its own output is the target", name)
@@ -147,34 +151,37 @@ class _Streams:
 
     def _is_inner(self, site: Site) -> bool:
         """Whether another site's units come out of the consumer: then no stream is met behind it."""
-        others = self.model.anatomy.in_block(site.block)
-        return any(producer.path == site.consumer for other in others for producer in other.producers)
+        return self.model.anatomy.fed_by(site.consumer) is not None
 
     def _ordered(self, block: int, points: dict[str, SumPoint]) -> list[Site]:
         """The sites of a block as they run; then those that can't be fitted."""
         sites = self.model.anatomy.in_block(block)
         return sorted(sites, key=lambda s: list(points).index(s.name) if s.name in points else len(points))
 
-    def _dense_pass(self, block: int, points: dict[str, SumPoint]) -> None:
-        """Bring the dense stream behind a block, and keep what it has at the sum points."""
-        module = self._block(self.teacher.module, block)
+    def _dense_pass(self, uses: Sequence[int], points: dict[str, SumPoint]) -> None:
+        """Bring the dense stream behind the blocks that share a module, and keep what it has at their sum points."""
         places = {point.place for point in points.values()}
-        for index in range(len(self.batches)):
-            found = run_block(module, self._arguments("dense", block, index), {*places, OUTPUT})
-            for name, point in points.items():
-                rows = by_example(found[point.place], len(found[OUTPUT]), point.axis)
-                self.store[name, index] = self.rows.drawn(rows, name, index)
-            self.store["dense", index] = found[OUTPUT]
-            self._step(f"block {block}, dense")
+        for block in uses:
+            for index in range(len(self.batches)):
+                found = self.dense.run(block, index, {*places, OUTPUT})
+                for name, point in points.items():
+                    rows = self._by_example(found[point.place], index, point.axis, point.batch_axis)
+                    self.store[name, block, index] = self.rows.drawn(rows, name, index)
+                self.dense.advance(block, index, found[OUTPUT])
+                self._step(f"block {block}, dense")
 
-    def _pruned_pass(self, block: int) -> None:
-        module = self._block(self.pruned, block)
-        for index in range(len(self.batches)):
-            self.store["pruned", index] = run_block(module, self._arguments("pruned", block, index))[OUTPUT]
-            self._step(f"block {block}, pruned")
+    def _pruned_pass(self, uses: Sequence[int]) -> None:
+        for block in uses:
+            for index in range(len(self.batches)):
+                self.ours.advance(block, index)
+                self._step(f"block {block}, pruned")
 
-    def _fit(self, site: Site, point: SumPoint | None) -> SiteFit:
-        """Gather a site's equations from the pruned stream, solve them and change its consumer."""
+    def _fit(self, site: Site, point: SumPoint | None, uses: Sequence[int]) -> SiteFit:
+        """Gather a site's equations from the pruned stream, solve them and change its consumer.
+
+        Where blocks share it, the equations of all are solved together: those of deeper ones on the stream that the
+        consumer gives before its change.
+        """
         if point is None:
             self.done += len(self.batches)
             note = "its consumer does not run exactly once"
@@ -182,19 +189,28 @@ class _Streams:
         layer = layer_of(self.pruned, site.consumer)
         weight_matrix = matrix(layer).data
         outputs, columns = weight_matrix.shape
-        if not outputs:
+        note = "its consumer has no outputs left" if not outputs else ""
+        if columns > _MOST_INPUTS:
+            note = f"its consumer has {columns} inputs, too many to fit"
+        if note:
             self.done += len(self.batches)
-            return SiteFit(site.name, NONE, None, 0.0, 0.0, 0, "its consumer has no outputs left")
+            return SiteFit(site.name, NONE, None, 0.0, 0.0, 0, note)
         fit, held = (Moments.zeros(columns, outputs, self.model.device) for _ in range(2))
         kept = kept_outputs(self.model.anatomy, site, self.keep, outputs)
         variance = 0.0
         for index in range(len(self.batches)):
-            x, error, weight, spread = self._rows(site, point, kept, index)
-            choosing = self.rows.held_out(index, like=weight)
-            for moments, chosen in ((fit, ~choosing), (held, choosing)):
-                rows = ((weight != 0) & chosen).nonzero(as_tuple=True)  # padding has no weight
-                moments.add(x[rows], error[rows], weight[rows])
-            variance += float((weight * spread)[choosing].sum())
+            start = self.ours.place(index) if len(uses) > 1 else None
+            for block in uses:
+                x, error, weight, spread = self._rows(site, point, kept, index, block)
+                choosing = self.rows.held_out(index, like=weight)
+                for moments, chosen in ((fit, ~choosing), (held, choosing)):
+                    rows = ((weight != 0) & chosen).nonzero(as_tuple=True)  # padding has no weight
+                    moments.add(x[rows], error[rows], weight[rows])
+                variance += float((weight * spread)[choosing].sum())
+                if block != uses[-1]:
+                    self.ours.advance(block, index)
+            if len(uses) > 1:
+                self.ours.begin(index, start)
             self._step(site.name)
         if not all(bool(torch.isfinite(sums).all()) for m in (fit, held) for sums in (m.gram, m.ee)):
             raise InputError(
@@ -223,19 +239,18 @@ class _Streams:
     # ---- one batch ----
 
     def _rows(
-        self, site: Site, point: SumPoint, kept: Tensor, index: int
+        self, site: Site, point: SumPoint, kept: Tensor, index: int, block: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(x, what the `kept` outputs lack, weight, dense variance) of a batch: [examples, positions, ...].
+        """(x, what the `kept` outputs lack, weight, dense variance) of a batch in a block: [examples, positions, ...].
 
         The error counts relative to the token's own spread, as the norms that read the stream see it.
         """
         into = Place(self._within(site), 0, 0)
-        module, arguments = self._block(self.pruned, site.block), self._arguments("pruned", site.block, index)
-        found = run_block(module, arguments, {into, point.place}, stop=True)
-        examples = len(hidden_argument(*arguments))
-        dense = self.store.pop((site.name, index)).to(self.model.device).double()[..., kept]
-        own = by_example(found[point.place].double(), examples, point.axis)
-        x = by_example(patches(layer_of(self.pruned, site.consumer), found[into]), examples)
+        found = self.ours.run(block, index, {into, point.place}, stop=True)
+        dense = self.store.pop((site.name, block, index)).to(self.model.device).double()[..., kept]
+        own = self._by_example(found[point.place].double(), index, point.axis, point.batch_axis)
+        taken = patches(layer_of(self.pruned, site.consumer), found[into])
+        x = self._by_example(taken, index, -1, site.batch_axis)
         if point.rows is not None:
             x = x[:, point.rows.to(x.device)]
         drawn = self.rows.drawn(own, site.name, index)
@@ -246,17 +261,18 @@ class _Streams:
         error = (dense - drawn) * inverse
         variance = dense.var(-1, correction=0)  # (examples, positions)
         # else these are rows of windows, or a few of many
-        in_order = drawn is own and (point.found or len(found[point.place]) == examples)
-        weight = self.rows.weights(site.block, index, variance, in_order)
+        alone = found[point.place].shape[point.batch_axis] == len(own)
+        in_order = drawn is own and (point.found or alone)
+        weight = self.rows.weights(block, index, variance, in_order)
         floor = 1e-6 * float(variance[weight > 0].mean()) or 1.0
         weight = weight / variance.clamp(min=floor)
         return self.rows.drawn(x, site.name, index), error, weight, variance * dense.shape[-1]
 
-    def _change(self, site: Site, layer: nn.Linear | nn.Conv2d, change: Change) -> None:
+    def _change(self, site: Site, layer: nn.Module, change: Change) -> None:
         """Add to a consumer of the pruned twin, and to the norm behind it what a bias would be."""
         if change.method == NONE:
             return
-        self._add(layer, "weight", change.weight.reshape(layer.weight.shape))
+        self._add(layer, "weight", like_weight(layer, change.weight))
         if layer.bias is not None:
             self._add(layer, "bias", change.bias)
         elif site.norm:
@@ -273,16 +289,15 @@ class _Streams:
 
     # ---- plumbing ----
 
-    def _block(self, module: nn.Module, block: int) -> nn.Module:
-        return module.get_submodule(self.model.anatomy.blocks[block])
+    def _block(self, block: int) -> nn.Module:
+        return self.teacher.module.get_submodule(self.model.anatomy.blocks[block])
+
+    def _by_example(self, tensor: Tensor, index: int, axis: int, batch_axis: int) -> Tensor:
+        return by_example(tensor, len(self.batches.ids(index)), axis, batch_axis)
 
     def _within(self, site: Site) -> str:
         """Path of a site's consumer within its block."""
-        return site.consumer.removeprefix(f"{self.model.anatomy.blocks[site.block]}.")
-
-    def _arguments(self, stream: str, block: int, index: int) -> Arguments:
-        calls = self.dense_calls if stream == "dense" else self.calls
-        return calls.arguments(block, index, self.store[stream, index])
+        return within(self.model.anatomy.blocks[site.block], site.consumer)
 
     def _step(self, what: str) -> None:
         self.done += 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from optin_cli.models.anatomy import Anatomy, Site
 from optin_cli.models.checkpoint import OpenModel
+from optin_cli.models.layers import by_output
 from optin_cli.models.slicing import features_of
 
 
@@ -17,10 +19,10 @@ def write_back(model: OpenModel, site: Site, keep: Mapping[str, list[int]], prun
     whole, fitted = (layer_of(module, site.consumer) for module in (model.module, pruned))
     if fitted.weight is whole.weight:  # neither sliced nor refitted
         return
-    device = whole.weight.device
-    columns = kept_features(site, keep).to(device)
-    rows = kept_outputs(model.anatomy, site, keep, len(whole.weight)).to(device)
-    whole.weight.data[rows[:, None], columns] = fitted.weight.data
+    weight = by_output(whole).data
+    columns = kept_features(site, keep).to(weight.device)
+    rows = kept_outputs(model.anatomy, site, keep, len(weight)).to(weight.device)
+    weight[rows[:, None], columns] = by_output(fitted).data
     if whole.bias is not None and fitted.bias is not None:
         whole.bias.data[rows] = fitted.bias.data.clone()  # one tensor, where it was left alone
     if site.norm:
@@ -35,16 +37,18 @@ def kept_features(site: Site, keep: Mapping[str, list[int]]) -> Tensor:
     return features_of(units, site.width)
 
 
+def kept_made(site: Site, keep: Mapping[str, list[int]]) -> Tensor:
+    """Outputs of a site's producer that stay: (units, rows) -> (outputs,)."""
+    units = torch.as_tensor(keep.get(site.name, range(site.units)), dtype=torch.long)
+    return features_of(units, site.rows)
+
+
 def kept_outputs(anatomy: Anatomy, site: Site, keep: Mapping[str, list[int]], outputs: int) -> Tensor:
     """Outputs of a site's consumer that stay: all but where they are units of another site."""
-    for other in anatomy.in_block(site.block):
-        if any(producer.path == site.consumer for producer in other.producers):
-            return kept_features(other, keep)
-    return torch.arange(outputs)
+    behind = anatomy.fed_by(site.consumer)
+    return torch.arange(outputs) if behind is None else kept_made(behind, keep)
 
 
-def layer_of(module: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
-    """The consumer at `path`."""
-    layer = module.get_submodule(path)
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
-    return layer
+def layer_of(module: nn.Module, path: str) -> Any:
+    """The consumer at `path`: a Linear, a Conv1D or a Conv2d."""
+    return module.get_submodule(path)

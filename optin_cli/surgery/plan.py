@@ -12,7 +12,7 @@ from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, OptinError
 from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.tasks import EMBEDDING
+from optin_cli.surgery.norms import check_norms
 from optin_cli.surgery.refit import NONE
 from optin_cli.surgery.settings import Compensation
 
@@ -45,7 +45,7 @@ def own_data(mask: Mask, workers: int | None = None) -> DataSpec:
     told = mask.calibration
     return DataSpec(
         told["spec"], told["split"], told["config"], tuple(told["text"]), told["label"], told["image"],
-        told.get("stream", False), workers,
+        told.get("stream", False), workers, told.get("mask"), told.get("ignore_index", 255),
     )  # fmt: skip
 
 
@@ -61,19 +61,20 @@ def make_plan(
     """Open the rows to compensate on: of `data`, or more of the mask's own. None if nothing is to be compensated.
 
     With `at_most`, fewer rows than the settings ask for are no cause for a note. `workers` decode the images of the
-    mask's own data. Raises what the data raises;
-    `InputError` when the mask's own data is gone.
+    mask's own data. Raises what the data raises; `InputError` when the mask's own data is gone, and `UsageError` for
+    statistics of BatchNorms where there are none.
     """
-    if settings.method == NONE:
+    if settings.bn:
+        check_norms(model)
+    elif settings.method == NONE:
         return None
-    separate = model.task.name == EMBEDDING
     try:
         examples = sample(
             data or own_data(mask, workers),
             model.family.modality,
             settings.samples,
             settings.seed,
-            separate=separate,
+            reader=model.task.reader,
             at_most=at_most,
         )
     except OptinError as error:
@@ -84,6 +85,10 @@ def make_plan(
             "give other rows with --data DATA, or leave it out with --compensate none",
         ) from error
     batches = Batches(
-        examples, model.processor, settings.batch_size, max_length=settings.max_length, separate=separate
+        examples,
+        model.processor,
+        settings.batch_size,
+        max_length=settings.max_length,
+        reader=model.task.reader,
     )
     return CompensationPlan(settings, batches)

@@ -14,11 +14,13 @@ from optin_cli.models.hidden import as_rows, hidden_of, output_with
 
 def read_positions(model: OpenModel, batch: Batch, seed: int = 0) -> list[int] | None:
     """Positions that alone are read in every example (a class token: [0]); None where they all are, or it varies."""
+    if model.task.sampled:
+        return None  # rows that the sample leaves out read other tokens
     leaves: list[Tensor] = []
 
     def cut(_: nn.Module, __: Any, output: Any) -> Any:
         hidden = hidden_of(output).detach().requires_grad_()
-        leaves.append(hidden)
+        leaves[:] = [hidden]  # of the last block, where several share a module
         return output_with(output, hidden)
 
     last = model.module.get_submodule(model.anatomy.blocks[-1])
@@ -31,8 +33,10 @@ def read_positions(model: OpenModel, batch: Batch, seed: int = 0) -> list[int] |
             (gradient,) = torch.autograd.grad((output * direction).sum(), leaves)
     finally:
         handle.remove()
-    read = as_rows(gradient, model.family.layout).abs().amax(-1) > 0  # (examples, tokens)
-    valid = torch.ones_like(read) if batch.valid is None else batch.valid
+    stream = model.anatomy.stream_of(-1)
+    read = as_rows(gradient, stream.layout).abs().amax(-1) > 0  # (examples, tokens)
+    real = batch.real(stream.mask)
+    valid = torch.ones_like(read) if real is None else real
     always = (read | ~valid).all(0) & read.any(0)
     if bool((read & ~always).any()) or bool((always | ~valid.any(0)).all()):
         return None

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from optin_cli.artefacts.files import digest_json
-from optin_cli.data.batches import Batches
-from optin_cli.models.anatomy import TOKENS
+from optin_cli.data.batches import Batch, Batches
+from optin_cli.models.anatomy import NCHW, NHWC
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.surgery.settings import Compensation
 
@@ -21,17 +21,21 @@ class RowChoice:
     def __init__(self, model: OpenModel, batches: Batches, settings: Compensation) -> None:
         self.batches = batches
         self.settings = settings
-        self.depth = len(model.anatomy.blocks)
-        self.maps = model.family.layout != TOKENS
-        self.valid: list[Tensor | None] = []
-        """Of each batch: [examples, tokens], True where a token is no padding."""
+        self.anatomy = model.anatomy
+        self.valid: list[dict[str, Tensor | None]] = []
+        """Of each batch, by the name of the mask: [examples, tokens], True where a token is no padding."""
         self.read: list[int] | None = None
         """Tokens that the head reads; None where it reads all."""
+
+    def add(self, batch: Batch) -> None:
+        """The padding of the next batch."""
+        self.valid.append({s.mask: batch.real(s.mask) for s in self.anatomy.streams})
 
     def drawn(self, rows: Tensor, name: str, index: int) -> Tensor:
         """Of rows [examples, positions, d] of a map, the same few positions of each example for a site and batch."""
         examples, positions = rows.shape[:2]
-        if not self.maps or positions <= _POSITIONS:
+        maps = self.anatomy.stream_of(self.anatomy[name].block).layout in (NHWC, NCHW)
+        if not maps or positions <= _POSITIONS:
             return rows
         seed = int(digest_json([self.settings.seed, name, index])[:8], 16)
         order = torch.rand(examples, positions, generator=torch.Generator().manual_seed(seed)).argsort(1)
@@ -39,9 +43,9 @@ class RowChoice:
 
     def weights(self, block: int, index: int, like: Tensor, in_order: bool) -> Tensor:
         """One for a real token; in the last block the tokens that the head reads share `read_share` of an example."""
-        valid = self.valid[index]
+        valid = self.valid[index][self.anatomy.stream_of(block).mask]
         weight = torch.ones_like(like) if valid is None else valid.to(like)
-        if self.read is None or block + 1 < self.depth or not in_order:
+        if self.read is None or block + 1 < len(self.anatomy.blocks) or not in_order:
             return weight
         read = torch.zeros_like(weight)
         read[:, self.read] = weight[:, self.read]
@@ -54,8 +58,7 @@ class RowChoice:
         return read * read_weight + rest * rest_weight
 
     def held_out(self, index: int, like: Tensor) -> Tensor:
-        """True for all tokens of every `held_out`-th row, [examples, tokens]; the two sides of a pair go together."""
-        sides = 2 if self.batches.separate else 1
-        rows = torch.tensor([example // sides for example in self.batches.ids(index)], device=like.device)
+        """True for all tokens of every `held_out`-th row, [examples, tokens]; examples of one row go together."""
+        rows = torch.tensor([self.batches.rows[i] for i in self.batches.ids(index)], device=like.device)
         every = self.settings.held_out
         return (rows % every == every - 1)[:, None].expand(like.shape)

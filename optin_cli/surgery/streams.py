@@ -1,27 +1,30 @@
 """Run one block at a time on all calibration batches, holding little: what feeds a block is kept, spilled, replaced.
 
-Blocks are called with the arguments the model itself gave them (masks, position biases), recorded once, and
-with hidden states of our own.
+Chained blocks are called with the arguments the model itself gave them (masks, position biases), recorded once, and
+with hidden states of our own. Where blocks are not chained, the whole model runs, as far as the block in question.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from optin_cli.artefacts.files import disk_is_full
-from optin_cli.data.batches import Batch
+from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.hidden import Arguments, hidden_argument, hidden_of, with_hidden
+from optin_cli.models.uses import by_module
+from optin_cli.surgery.sumpoint import OUTPUT, Place, arguments_of, run_block, run_to
 
 
 class Store:
@@ -97,6 +100,8 @@ class BlockCalls:
         self.model = model
         self.store = store
         self.calls: dict[tuple[int, int], Arguments] = {}
+        self.dims: dict[int, int] = {}
+        """Dimensions of the hidden states that a block receives."""
         self.tail: tuple[Any, ...] | None = None
         """What a block's output holds beside the hidden states; None if it is a plain tensor."""
         self.reshaping = False
@@ -122,11 +127,14 @@ class BlockCalls:
                 self.store[key] = value
             return _Stored(key)
 
-        def passing(block: int, run: Callable[..., Any]) -> Any:
+        def passing(blocks: list[int], run: Callable[..., Any]) -> Any:
+            turns = cycle(blocks)
+
             def forward(*args: Any, **kwargs: Any) -> Any:
-                hidden = hidden_argument(args, kwargs)
+                block, hidden = next(turns), hidden_argument(args, kwargs)
                 if not first:
                     first.append(hidden)
+                self.dims[block] = hidden.dim()
                 rest, named = with_hidden((args, kwargs), None)
                 self.calls[block, index] = (
                     tuple(keep(value) for value in rest),
@@ -139,22 +147,31 @@ class BlockCalls:
             return forward
 
         with ExitStack() as stack:
-            for block, path in enumerate(self.model.anatomy.blocks):
-                module = self.model.module.get_submodule(path)
-                stack.enter_context(_replaced(module, passing(block, module.forward)))
+            for module, blocks in by_module(self.model.module, self.model.anatomy.blocks).items():
+                stack.enter_context(_replaced(module, passing(blocks, module.forward)))
             self.model.output(batch.inputs)
         return first[0]
 
     def _look(self, batch: Batch) -> None:
-        """Run the model once to see what its blocks give."""
+        """Run the model once to see what its blocks give. Raises `InputError` where one is not given what the one
+        before gives."""
+        given: list[Tensor] = []
 
         def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            self.reshaping |= hidden_of(output).shape != hidden_argument(args, kwargs).shape
+            hidden = hidden_argument(args, kwargs)
+            before = given.pop() if given else hidden
+            if hidden.shape == before.shape and not torch.equal(hidden, before):
+                raise InputError(
+                    f"{self.model.spec} changes hidden states between its blocks, so they can't be refitted one by one",
+                    "leave it out with --compensate none",
+                )
+            given.append(hidden_of(output))
+            self.reshaping |= hidden_of(output).shape != hidden.shape
 
         def see_first(_: nn.Module, __: Any, output: Any) -> None:
             self.tail = None if isinstance(output, Tensor) else tuple(output[1:])
 
-        blocks = [self.model.module.get_submodule(path) for path in self.model.anatomy.blocks]
+        blocks = list(by_module(self.model.module, self.model.anatomy.blocks))
         with ExitStack() as stack:
             stack.callback(blocks[0].register_forward_hook(see_first).remove)
             for block in blocks:
@@ -162,15 +179,131 @@ class BlockCalls:
             self.model.output(batch.inputs)
 
     def arguments(self, block: int, index: int, hidden: Tensor) -> Arguments:
-        """The arguments of a block on a batch, with `hidden` (anywhere) moved to the model's device."""
+        """The arguments of a block on a batch, with `hidden` (anywhere) moved to the model's device.
+
+        What the block before gave is flattened where the model does that between them. It is a copy: activations may
+        work in place.
+        """
         device = self.model.device
+        if hidden.dim() > self.dims[block]:
+            hidden = hidden.flatten(self.dims[block] - 1)
 
         def fetch(value: Any) -> Any:
             return self.store[value.key].to(device) if isinstance(value, _Stored) else value
 
         args, kwargs = self.calls[block, index]
         found = tuple(fetch(value) for value in args), {name: fetch(v) for name, v in kwargs.items()}
-        return with_hidden(found, hidden.to(device))
+        return with_hidden(found, hidden.to(device, copy=True))
+
+
+class BlockRunner(Protocol):
+    """Runs the blocks of one model in order, each on all batches before the next."""
+
+    def arguments(self, block: int, index: int) -> Arguments:
+        """What a block receives on batch `index`."""
+
+    def run(
+        self, block: int, index: int, places: Collection[Place], *, stop: bool = False
+    ) -> dict[Place, Tensor]:
+        """The tensors at `places` of a block. With `stop`, nothing behind the last of them need run."""
+
+    def advance(self, block: int, index: int, output: Tensor | None = None) -> None:
+        """Go on behind a block that gave `output` on batch `index`; without it, what it gives now."""
+
+    def place(self, index: int) -> Tensor | None:
+        """Where it is on batch `index`, for `begin`."""
+
+    def begin(self, index: int, hidden: Tensor | None) -> None:
+        """Go back to a place."""
+
+
+class Chained:
+    """Blocks of which each is run on what the one before gave. `calls` says how they are called."""
+
+    def __init__(self, module: nn.Module, calls: BlockCalls, name: str) -> None:
+        self.module = module
+        self.calls = calls
+        self.name = name
+        """Under which its hidden states are in the store."""
+
+    def place(self, index: int) -> Tensor | None:
+        return self.calls.store[self.name, index]
+
+    def begin(self, index: int, hidden: Tensor | None) -> None:
+        assert hidden is not None
+        self.calls.store[self.name, index] = hidden
+
+    def arguments(self, block: int, index: int) -> Arguments:
+        return self.calls.arguments(block, index, self.calls.store[self.name, index])
+
+    def run(
+        self, block: int, index: int, places: Collection[Place], *, stop: bool = False
+    ) -> dict[Place, Tensor]:
+        module = self.module.get_submodule(self.calls.model.anatomy.blocks[block])
+        return run_block(module, self.arguments(block, index), places, stop=stop)
+
+    def advance(self, block: int, index: int, output: Tensor | None = None) -> None:
+        self.begin(index, self.run(block, index, (OUTPUT,))[OUTPUT] if output is None else output)
+
+
+class Unchained:
+    """Blocks that are run within the whole model."""
+
+    def __init__(self, model: OpenModel, module: nn.Module, batches: Batches) -> None:
+        self.model = model
+        self.module = module
+        self.batches = batches
+
+    def _whole(self, index: int) -> Callable[[], Any]:
+        inputs = self.batches[index].to(self.model.device, self.model.dtype).inputs
+        return lambda: self.model.output(inputs, self.module)
+
+    def _block(self, block: int) -> nn.Module:
+        return self.module.get_submodule(self.model.anatomy.blocks[block])
+
+    def arguments(self, block: int, index: int) -> Arguments:
+        return arguments_of(self._whole(index), self._block(block))
+
+    def run(
+        self, block: int, index: int, places: Collection[Place], *, stop: bool = False
+    ) -> dict[Place, Tensor]:
+        # nothing behind the block is ever needed
+        return run_to(self._whole(index), self._block(block), places, stop=True)
+
+    def advance(self, *_: object) -> None:
+        """Nothing to do: every run begins at the inputs."""
+
+    def place(self, index: int) -> None:
+        return None
+
+    def begin(self, *_: object) -> None:
+        """Nothing to do either."""
+
+
+def read_streams(
+    model: OpenModel,
+    pruned: nn.Module,
+    teacher: OpenModel,
+    batches: Batches,
+    store: Store,
+    on_batch: Callable[[int, Batch], None],
+) -> tuple[BlockRunner, BlockRunner]:
+    """Go through the data once; returns what runs the blocks of `teacher`, and of `pruned`, a sliced `model`."""
+    chained = model.anatomy.chained
+    calls = BlockCalls(model, store)
+    # a pruned model calls its blocks as the dense one does, but for what it computes outside them
+    dense_calls = calls if teacher is model else BlockCalls(teacher, store)
+    ours, theirs = Chained(pruned, calls, "pruned"), Chained(teacher.module, dense_calls, "dense")
+    for index, batch in enumerate(batches):
+        batch = batch.to(model.device, model.dtype)
+        if chained:
+            first = calls.record(index, batch)
+            ours.begin(index, first)
+            theirs.begin(index, first if dense_calls is calls else dense_calls.record(index, batch))
+        on_batch(index, batch)
+    if chained:
+        return theirs, ours
+    return Unchained(teacher, teacher.module, batches), Unchained(model, pruned, batches)
 
 
 @contextmanager

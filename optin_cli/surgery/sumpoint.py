@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optin_cli.models.hidden import Arguments, hidden_argument, hidden_of
+from optin_cli.models.anatomy import SEQUENCE, TOKENS
+from optin_cli.models.hidden import Arguments, as_rows, hidden_argument, hidden_of
 from optin_cli.models.layers import channel_axis
 
 _TOLERANCE = 1e-4  # some blocks compute their norms or softmax in float32 whatever they are given
@@ -48,6 +49,8 @@ class SumPoint:
     found: bool
     axis: int = -1
     """Where the channels stand at `place`, counted from the end."""
+    batch_axis: int = 0
+    """Where the examples stand at `place`."""
     rows: Tensor | None = None
     """[positions]: which of an example's consumer rows is added at each of its positions; None for the same order."""
 
@@ -60,6 +63,14 @@ def run_block(
     block: nn.Module, arguments: Arguments, places: Collection[Place] = (OUTPUT,), *, stop: bool = False
 ) -> dict[Place, Tensor]:
     """Run a block and collect the tensors at `places`. With `stop`, run it only as far as the last of them."""
+    args, kwargs = arguments
+    return run_to(lambda: block(*args, **kwargs), block, places, stop=stop)
+
+
+def run_to(
+    run: Callable[[], Any], block: nn.Module, places: Collection[Place] = (OUTPUT,), *, stop: bool = False
+) -> dict[Place, Tensor]:
+    """Collect the tensors at `places` of a block while `run`, the block or what it is in, runs."""
     found: dict[Place, Tensor] = {}
 
     def see(place: Place, tensor: Tensor) -> None:
@@ -69,12 +80,27 @@ def run_block(
 
     with ExitStack() as stack:
         for place in places:
-            if place != OUTPUT:
-                stack.enter_context(_watched(block, place, see))
-        args, kwargs = arguments
+            stack.enter_context(_watched(block, place, see))
         with suppress(_Reached):
-            found[OUTPUT] = hidden_of(block(*args, **kwargs))
+            run()
     return found
+
+
+def arguments_of(run: Callable[[], Any], block: nn.Module) -> Arguments:
+    """What `run` calls a block with."""
+    found: list[Arguments] = []
+
+    def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append((args, kwargs))
+        raise _Reached
+
+    handle = block.register_forward_pre_hook(see, with_kwargs=True)
+    try:
+        with suppress(_Reached):
+            run()
+    finally:
+        handle.remove()
+    return found[0]
 
 
 @contextmanager
@@ -92,7 +118,8 @@ def _watched(block: nn.Module, place: Place, see: Callable[[Place, Tensor], None
         nonlocal calls
         calls += 1
         if calls == place.call + 1:
-            see(place, hidden_of(output).clone())
+            hidden = hidden_of(output)
+            see(place, hidden if place == OUTPUT else hidden.clone())
 
     if place.argument is None:
         handle = module.register_forward_hook(after)
@@ -124,10 +151,19 @@ def order_of(block: nn.Module, paths: Sequence[str], arguments: Arguments) -> li
     return order
 
 
-def find_sum_point(block: nn.Module, consumer: str, arguments: Arguments, seed: int = 0) -> SumPoint:
+def find_sum_point(
+    block: nn.Module,
+    consumer: str,
+    arguments: Arguments,
+    seed: int = 0,
+    *,
+    layout: str = TOKENS,
+    batch_axis: int = 0,
+) -> SumPoint:
     """The sum point behind `consumer`, the path within `block` of a Linear or Conv2d that runs once.
 
-    `arguments` are those of one batch. It is looked for in a float64 copy of the block, where what is linear
+    `arguments` are those of one batch, with hidden states of that `layout`; `batch_axis` is where the examples stand
+    at the consumer. It is looked for in a float64 copy of the block, where what is linear
     is linear to many digits.
     """
     block = copy.deepcopy(block).double()
@@ -138,51 +174,58 @@ def find_sum_point(block: nn.Module, consumer: str, arguments: Arguments, seed: 
         output = run_block(block, arguments, {own}, stop=True)[own]
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(output.shape, dtype=torch.float64, generator=generator).to(output.device)
-        noise = noise * hidden_argument(*arguments).std()
-        examples = len(hidden_argument(*arguments))
+        noise = noise * (hidden_argument(*arguments).std() or 1)  # a decoder's first queries may be zero
+        examples = as_rows(hidden_argument(*arguments), layout).shape[0]
         still = _downstream(block, consumer, torch.zeros_like(noise), arguments)
         own_axis = channel_axis(block.get_submodule(consumer))
         width = noise.shape[own_axis]
 
-        def changes(output: Tensor) -> dict[tuple[Place, int], tuple[Tensor, Tensor]]:
+        batch_axes = (0, 1) if layout == SEQUENCE else (0,)
+
+        def changes(output: Tensor) -> dict[tuple[Place, int, int], tuple[Tensor, Tensor]]:
             """What would do for a sum, without the output and the change by it: (examples, positions, outputs)."""
             moved = _downstream(block, consumer, output, arguments)
             return {
-                (place, axis): (
-                    by_example(rest, examples, axis),
-                    by_example(moved[place] - rest, examples, axis),
+                (place, axis, batch): (
+                    by_example(rest, examples, axis, batch),
+                    by_example(moved[place] - rest, examples, axis, batch),
                 )
                 for place, rest in still.items()
                 for axis in dict.fromkeys((own_axis, -1, -3))
+                for batch in batch_axes
                 if place in moved and _is_stream(rest, moved[place], examples, width, axis)
             }
 
-        given = by_example(noise, examples, own_axis)
+        given = by_example(noise, examples, own_axis, batch_axis)
         by_noise = changes(noise)
         alone = None
-        for (place, axis), (rest, change) in by_noise.items():
+        for (place, axis, batch), (rest, change) in by_noise.items():
             gain = _gain(change, given)
             if gain is not None and _varies(rest, change):
-                return SumPoint(place, gain, True, axis)
+                return SumPoint(place, gain, True, axis, batch)
             if gain is not None and place == OUTPUT:
-                alone = SumPoint(place, gain, True, axis)
+                alone = SumPoint(place, gain, True, axis, batch)
+        own_sum = SumPoint(own, noise.new_ones(width), False, own_axis, batch_axis)
         if alone or own_axis != -1:  # convolutions work on no windows
-            return alone or SumPoint(own, noise.new_ones(width), False, own_axis)
+            return alone or own_sum
         gains = {key: _even(change) for key, (_, change) in changes(torch.ones_like(noise)).items()}
         if any(gain is not None for gain in gains.values()):
             numbers = torch.arange(1.0, given.shape[1] + 1).to(noise)  # of an example's rows
-            by_number = changes(numbers[None, :, None].expand_as(given).reshape(noise.shape))
-            for (place, axis), (rest, change) in by_noise.items():
-                rows = _landing(by_number[place, axis][1], gains[place, axis], given.shape[1])
+            numbered = numbers[None, :, None].expand_as(given)
+            if batch_axis:  # else an example may be several windows
+                numbered = numbered.movedim(0, batch_axis)
+            by_number = changes(numbered.reshape(noise.shape))
+            for key, (rest, change) in by_noise.items():
+                rows = _landing(by_number[key][1], gains[key], given.shape[1])
                 gain = None if rows is None else _gain(change, given[:, rows])
                 if gain is not None and _varies(rest, change):
-                    return SumPoint(place, gain, True, axis, rows)
-    return SumPoint(own, noise.new_ones(width), False)
+                    return SumPoint(key[0], gain, True, *key[1:], rows)
+    return own_sum
 
 
-def by_example(tensor: Tensor, examples: int, axis: int = -1) -> Tensor:
+def by_example(tensor: Tensor, examples: int, axis: int = -1, batch_axis: int = 0) -> Tensor:
     """A tensor with its channels at `axis` as (examples, rows of an example, d)."""
-    tensor = tensor.movedim(axis, -1)
+    tensor = tensor.movedim(axis, -1).movedim(batch_axis, 0)
     return tensor.reshape(examples, tensor.shape[:-1].numel() // examples, tensor.shape[-1])
 
 
@@ -213,6 +256,8 @@ def _landing(by_number: Tensor, gain: Tensor | None, rows: int) -> Tensor | None
 
 
 def _as_double(value: Any) -> Any:
+    if type(value) in (tuple, list):
+        return type(value)(map(_as_double, value))
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
@@ -225,7 +270,7 @@ def _downstream(block: nn.Module, consumer: str, output: Tensor, arguments: Argu
     def replace(_: nn.Module, __: Any, ___: Any) -> Tensor:
         nonlocal passed
         passed = True
-        return output
+        return output.clone()  # what comes may work in place
 
     def watch(path: str) -> Any:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from optin_cli.data.batches import IGNORE, Batch, Batches
 from optin_cli.data.columns import find_columns
 from optin_cli.data.examples import Examples, sample
+from optin_cli.data.readers import SIDES
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError
 
@@ -173,7 +174,7 @@ def test_two_columns_are_one_example_of_two_segments():
 
 
 def test_two_columns_apart_are_two_examples_a_row():
-    found = by_example(text_batches(PAIRS, separate=True))
+    found = by_example(text_batches(PAIRS, reader=SIDES))
     assert len(found) == 12
     for row in range(6):
         assert found[2 * row] == tokenized(PAIRS["sentence1"][row])
@@ -182,11 +183,11 @@ def test_two_columns_apart_are_two_examples_a_row():
 
 def test_a_single_column_apart_is_as_ever():
     table = {"text": sentences(5)}
-    assert by_example(text_batches(table, separate=True)) == by_example(text_batches(table))
+    assert by_example(text_batches(table, reader=SIDES)) == by_example(text_batches(table))
 
 
 def test_two_columns_apart_still_have_one_label_a_row():
-    batches = text_batches({**PAIRS, "score": [0.5, 1, 2, 3, 4, 5]}, separate=True)
+    batches = text_batches({**PAIRS, "score": [0.5, 1, 2, 3, 4, 5]}, reader=SIDES)
     assert batches.labels() == [0.5, 1, 2, 3, 4, 5]
 
 
@@ -219,6 +220,28 @@ def test_class_numbers_go_by_their_names_to_the_models_own_numbers():
     rows = {"text": ["a", "b", "c"], "label": [0, 1, -1]}
     batches = text_batches(rows, classes=["good", "bad"])
     assert batches.labels({"bad": 0, "good": 1}) == [1, 0, -1]
+
+
+def test_some_of_the_models_names_in_another_case_are_names_still():
+    """Data of two of MNLI's classes, and a model that writes them in capitals."""
+    batches = text_batches(
+        {"text": ["a", "b", "c"], "label": [0, 1, 0]}, classes=["entailment", "contradiction"]
+    )
+    model = {"CONTRADICTION": 0, "NEUTRAL": 1, "ENTAILMENT": 2}
+    assert batches.labels(model) == [2, 0, 2]
+    written = text_batches({"text": ["a", "b"], "label": ["neutral", "entailment"]})
+    assert written.labels(model) == [1, 2]
+    assert written.labels({"Neutral": 0, "neutral": 1, "entailment": 2}) == [1, 2]
+
+
+def test_a_class_that_the_model_lacks_is_an_input_error_once_it_occurs():
+    def labels(*numbers):
+        table = {"text": ["a"] * len(numbers), "label": list(numbers)}
+        return text_batches(table, classes=["yes", "no", "maybe"]).labels({"no": 0, "yes": 1})
+
+    assert labels(0, 1) == [1, 0]
+    with pytest.raises(InputError, match=r"'maybe' of DATA.*: no, yes"):
+        labels(0, 1, 2)
 
 
 def test_class_numbers_stay_where_the_model_has_other_names():

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optin_cli.data.examples import Examples, sample
+from optin_cli.data.readers import SIDES
 from optin_cli.data.rows import draw
 from optin_cli.data.sources import DataSpec, open_split
 from optin_cli.errors import InputError, UsageError
@@ -86,18 +87,18 @@ def test_as_many_rows_as_asked_for_are_no_reason_to_warn(csv, caplog):
 
 @pytest.mark.parametrize(("samples", "rows"), [(10, 5), (11, 6), (1, 1)])
 def test_two_columns_apart_need_half_the_rows(csv, samples, rows):
-    assert len(sampled(csv, samples, separate=True).row_ids) == rows
-    assert len(sampled(csv, samples, separate=False).row_ids) == samples
+    assert len(sampled(csv, samples, reader=SIDES).row_ids) == rows
+    assert len(sampled(csv, samples).row_ids) == samples
 
 
 def test_two_columns_apart_have_enough_examples_in_half_the_rows(csv, caplog):
-    assert len(sampled(csv, 120, separate=True).row_ids) == 60
+    assert len(sampled(csv, 120, reader=SIDES).row_ids) == 60
     assert caplog.records == []
 
 
 def test_one_column_apart_is_one_example_a_row(tmp_path):
     path = tiny_text_csv(tmp_path, rows=20, pairs=False)
-    assert len(sampled(path, 10, separate=True).row_ids) == 10
+    assert len(sampled(path, 10, reader=SIDES).row_ids) == 10
 
 
 def test_recorded_rows_can_be_taken_again(csv):

@@ -16,6 +16,7 @@ from optin_cli.artefacts.mask import read_mask
 from optin_cli.artefacts.ranking import read_ranking
 from optin_cli.data.examples import sample
 from optin_cli.data.images import decode
+from optin_cli.data.readers import SIDES
 from optin_cli.data.sources import DataSpec, open_stream
 from optin_cli.errors import InputError, UsageError
 from optin_cli.main import app
@@ -92,7 +93,7 @@ def test_nothing_behind_the_window_is_read(monkeypatch):
 
 
 def test_two_text_columns_that_stay_apart_take_half_the_rows(tmp_path):
-    found = streamed(tiny_text_csv(tmp_path), 20, separate=True)
+    found = streamed(tiny_text_csv(tmp_path), 20, reader=SIDES)
     assert len(found.row_ids) == 10
 
 

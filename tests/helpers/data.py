@@ -71,3 +71,23 @@ def tiny_image_folder(
         pixels = rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(target / f"{i:03}.png")
     return folder
+
+
+def tiny_masks(folder: Path, n: int = 12, classes: int = 5, void: int = 255, seed: int = 0) -> Path:
+    """`n` images with label maps of coloured rectangles, in `images/` and `masks/`; a border counts nothing."""
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    colours = rng.integers(0, 256, (classes, 3))
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        ids = np.full((40, 52), rng.integers(classes), dtype=np.uint8)
+        for _ in range(4):
+            top, left = rng.integers(0, 30, 2)
+            ids[top : top + 12, left : left + 15] = rng.integers(classes)
+        pixels = (colours[ids] + rng.integers(-20, 20, (*ids.shape, 3))).clip(0, 255).astype(np.uint8)
+        ids[:2] = void
+        Image.fromarray(pixels).save(folder / "images" / f"{i:03}.jpg")
+        Image.fromarray(ids).save(folder / "masks" / f"{i:03}.png")
+    return folder

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 
 import torch
 from hypothesis import Phase, settings
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.families import IMAGE_SIZE
 from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.tasks import EMBEDDING, QUESTION, TOKEN
+from optin_cli.tasks.segmentation import SEGMENTATION
 
 
 def hear_interrupts() -> None:
@@ -31,7 +33,9 @@ def random_inputs(model: OpenModel, batch: int = 3, tokens: int = 9, seed: int =
     """Inputs of `model`: pixels, or texts of which all but the first are padded."""
     generator = torch.Generator().manual_seed(seed)
     if model.family.modality == "image":
-        pixels = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+        size = getattr(getattr(model.module, "config", None), "image_size", None)
+        height, width = size if isinstance(size, list) else (IMAGE_SIZE, IMAGE_SIZE)
+        pixels = torch.randn(batch, 3, height, width, generator=generator)
         return {"pixel_values" if model.source.library == "transformers" else "x": pixels}
     config = model.module.config
     ids = torch.randint(5, config.vocab_size, (batch, tokens), generator=generator)
@@ -39,7 +43,10 @@ def random_inputs(model: OpenModel, batch: int = 3, tokens: int = 9, seed: int =
     for row in range(1, batch):
         mask[row, tokens - min(row, tokens - 1) :] = 0
     ids[mask == 0] = config.pad_token_id
-    return {"input_ids": ids, "attention_mask": mask}
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if len(model.anatomy.streams) > 1:  # the decoder's padding is another
+        inputs |= {"decoder_input_ids": ids.flip(0), "decoder_attention_mask": mask.flip(0)}
+    return inputs
 
 
 SWIN_WINDOWS = {
@@ -68,11 +75,21 @@ def window_rows(name: str, block: int) -> Tensor:
 
 @torch.no_grad()
 def outputs(model: OpenModel, module: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """Output rows that count, [rows, classes]: what `model`'s task reads from `module`."""
-    rows = model.task.output(module, inputs)
-    if model.task.name == EMBEDDING:
-        return rows[:, 0]
-    return rows[model.task.row_weights(inputs).bool()] if model.task.name in (TOKEN, QUESTION) else rows[:, 0]
+    """Output rows that count, [rows, classes]: what `model`'s task reads from `module`.
+
+    Of maps in float64: tiny random ones have norms that blow rounding up, and thresholds that it may cross.
+    """
+    if model.task.name == SEGMENTATION:
+        module, inputs = copy.deepcopy(module).double(), {k: v.double() for k, v in inputs.items()}
+    found = model.task.output(module, inputs)
+    return found[model.row_weights(inputs, found).bool()]
+
+
+def macs_of(model: nn.Module, image: Tensor) -> int:
+    """MACs of a forward by torch's own counter."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops() // 2
 
 
 def same_outputs(one: OpenModel, other: OpenModel) -> bool:

@@ -20,16 +20,17 @@ from scipy import stats
 from sklearn import metrics as oracle
 from timm.data import create_transform
 
-from optin_cli.data.batches import IGNORE, Batches
+from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.images import decode
+from optin_cli.data.readers import ROWS, SIDES, Reader
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import GateError, InputError, UsageError
-from optin_cli.measure import metrics
 from optin_cli.measure.evaluate import Evaluation, evaluate, gate
 from optin_cli.models.checkpoint import OpenModel, open_model
 from optin_cli.models.processors import ImageProcessor
-from optin_cli.models.tasks import QUESTION
+from optin_cli.tasks import metrics
+from optin_cli.tasks.answering import QUESTION
 
 CLOSE = 1e-3  # points
 
@@ -50,14 +51,12 @@ def special_model(head: str = "classifier", name: str = "bert", **config: Any) -
     return open_model(str(tiny_model(name, new_folder() / "m", head, **config)), device="cpu")
 
 
-def batches(
-    model: OpenModel, path: Path, batch_size: int = 8, separate: bool = False, **spec: Any
-) -> Batches:
-    examples = sample(DataSpec(str(path), **spec), model.family.modality, None, 0, separate=separate)
+def batches(model: OpenModel, path: Path, batch_size: int = 8, reader: Reader = ROWS, **spec: Any) -> Batches:
+    examples = sample(DataSpec(str(path), **spec), model.family.modality, None, 0, reader=reader)
     processor = model.processor
     if model.source.library == "timm":
         processor = ImageProcessor(create_transform(input_size=IMAGE_SIZE), "x")
-    return Batches(examples, processor, batch_size, separate=separate)
+    return Batches(examples, processor, batch_size, reader=reader)
 
 
 def labelled(folder: Path, labels: list[Any], text: list[str] | None = None) -> Path:
@@ -229,13 +228,6 @@ def test_tagging_counts_first_pieces_only(tmp_path, batch_size):
     assert result.fidelity == pytest.approx(expected, rel=1e-4)
 
 
-def test_ignored_tokens_do_not_count():
-    found = metrics.tagging([np.array([0, 1, 1, 0]), np.array([1, 1])], [[0, IGNORE, 0, IGNORE], [IGNORE, 1]])
-    assert found == pytest.approx(
-        {"accuracy": 200 / 3, "f1": 100 * oracle.f1_score([0, 0, 1], [0, 1, 1], average="macro")}
-    )
-
-
 @pytest.mark.parametrize("batch_size", [1, 6])
 def test_question_answering_compares_start_and_end(tmp_path, batch_size):
     model, baseline = shared_model("bert", "reader"), other_model("bert", "reader")
@@ -294,7 +286,7 @@ def test_regression_without_labels_has_no_drop(tmp_path):
 def test_pairs_of_embeddings_are_scipys(tmp_path, batch_size):
     model, baseline = shared_model("bert", "encoder"), other_model("bert", "encoder")
     path = tiny_text_csv(tmp_path, labels="score", rows=25)
-    result = evaluate(model, batches(model, path, batch_size, separate=True), baseline)
+    result = evaluate(model, batches(model, path, batch_size, reader=SIDES), baseline)
     first, second, labels = columns(path, "sentence1", "sentence2", "label")
     truth = [float(label) for label in labels]
     for m, found in ((model, result.metrics), (baseline, result.baseline_metrics)):

@@ -151,7 +151,7 @@ def test_a_batch_that_does_not_fit_is_refused(monkeypatch):
 def curve_of(shape, tmp_path, noise: float = 0.0) -> tuple[list[int], dict[int, float]]:
     """Sizes that a site of 1,024 neurons whose time has this shape is measured at, and their times."""
     model = open_model(str(tiny_model("bert", tmp_path / "wide", intermediate_size=1024)), device="cpu")
-    bench = latency_table._Bench(model, model.anatomy["blocks.0.neurons"], None, 1, 0.0)  # type: ignore[arg-type]
+    bench = latency_table._Bench(model.anatomy["blocks.0.neurons"], None, model.device, 1, 0.0)  # type: ignore[arg-type]
 
     def measure(sizes):
         bench.times.update({n: shape(n) for n in sizes})

@@ -116,9 +116,9 @@ def test_an_unknown_architecture_lists_the_known_families_and_points_to_the_page
 def test_an_unknown_model_type_is_named():
     import transformers
 
-    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=5, n_positions=4)
-    with pytest.raises(UnknownArchitecture, match=r"GPT2Model.*'gpt2'"):
-        family_of(transformers.GPT2Model(config))
+    config = transformers.BloomConfig(hidden_size=8, n_layer=1, n_head=1, vocab_size=5)
+    with pytest.raises(UnknownArchitecture, match=r"BloomModel.*'bloom'"):
+        family_of(transformers.BloomModel(config))
 
 
 def test_a_model_of_two_towers_is_refused_and_the_way_out_works(tmp_path):

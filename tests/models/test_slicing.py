@@ -20,7 +20,8 @@ from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.dissect import dissect, family_of
 from optin_cli.models.families import Family, SiteTable
 from optin_cli.models.masking import masked, masks_from_keep
-from optin_cli.models.slicing import select_unit_input, slice_model
+from optin_cli.models.slicing import slice_model
+from optin_cli.models.unit_inputs import select_unit_input
 
 
 def sliced(model: OpenModel, keep: dict[str, list[int]]) -> nn.Module:

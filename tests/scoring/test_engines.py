@@ -18,7 +18,6 @@ from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.masking import masked
-from optin_cli.models.tasks import EMBEDDING
 from optin_cli.scoring.ablation import Ablation
 from optin_cli.scoring.calibration import Calibration, block_outputs, mean_tokens, measured_blocks
 from optin_cli.scoring.curvature import Probed, curvature
@@ -29,9 +28,8 @@ from optin_cli.scoring.replay import Replay
 def calibrate(model: OpenModel, folder, rows: int = 24, samples: int = 12) -> Calibration:
     image = model.family.modality == "image"
     data = tiny_image_folder(folder) if image else tiny_text_csv(folder)
-    separate = model.task.name == EMBEDDING
-    found = sample(DataSpec(str(data)), model.family.modality, samples, 0, separate=separate)
-    return Calibration(model, Batches(found, model.processor, 6, separate=separate), rows, 4.0, seed=0)
+    found = sample(DataSpec(str(data)), model.family.modality, samples, 0, reader=model.task.reader)
+    return Calibration(model, Batches(found, model.processor, 6, reader=model.task.reader), rows, 4.0, seed=0)
 
 
 def measure(
@@ -62,7 +60,7 @@ def naive(
     trajectory = [float(relational_change(dense[z], variant[z][None])) for z in columns]
     task = calibration.model.task
     weights = task.row_weights(calibration.batch(index).inputs)
-    settings = {"temperature": calibration.temperature, "regression": task.regression}
+    settings = {"temperature": calibration.temperature, "term": task.term}
     return trajectory, float(output_change(y, y_without[None], weights, **settings) / weights.sum())
 
 
@@ -180,7 +178,7 @@ def test_curvature_estimates_the_second_order_change(name, tmp_path):
     tokens = batch.valid.shape[1] if batch.valid is not None else 17
     (rows,) = calibration.sampled_rows(0, [batch], [tokens])
     weights = calibration.model.task.row_weights(batch.inputs)
-    settings = {"temperature": 4.0, "regression": calibration.model.task.regression}
+    settings = {"temperature": 4.0, "term": calibration.model.task.term}
     for site in calibration.model.anatomy:
         for unit in every(site)[:: max(1, site.units // 4)]:
             mask = torch.ones(site.units)

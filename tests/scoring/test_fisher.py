@@ -37,6 +37,21 @@ def tags(folder, rows: int = 14):
     return path
 
 
+def answers(folder, rows: int = 14):
+    path = folder / "train.jsonl"
+    texts = zip(sentences(rows), sentences(rows, 7), strict=True)
+    data = [
+        {
+            "question": one,
+            "context": two,
+            "answers": {"text": [two.split()[-1]], "answer_start": [two.rfind(" ") + 1]},
+        }
+        for one, two in texts
+    ]
+    path.write_text("\n".join(map(json.dumps, data)))
+    return path
+
+
 def table(folder, labels, name="train.csv"):
     """A CSV of as many sentences as labels; None leaves a cell empty."""
     path = folder / name
@@ -53,6 +68,8 @@ def plan_for(case: str, folder, settings=SMALL) -> Plan:
         model, data = shared_model(case), tiny_image_folder(folder, 14)
     elif case == "tagger":
         model, data = shared_model("bert", "tagger"), tags(folder)
+    elif case == "reader":
+        model, data = shared_model("bert", "reader"), answers(folder)
     elif case == "value":
         model = opened(tiny_model("bert", folder / "value", num_labels=1))
         data = tiny_text_csv(folder, 14, labels="score")
@@ -81,6 +98,9 @@ def losses(plan: Plan, row: int) -> torch.Tensor:
         largest = max(examples.rows["label"][:])
         return (F.cosine_similarity(one, two, dim=0) - record["label"] / largest) ** 2
     out = alone(row)
+    if "answers" in record:
+        last = torch.tensor([out.end_logits.shape[1] - 2])  # the word before [SEP]
+        return (F.cross_entropy(out.start_logits, last) + F.cross_entropy(out.end_logits, last)) / 2
     logits = out if isinstance(out, torch.Tensor) else out.logits
     if "tags" in record:
         labels = torch.tensor(batches.labels()[row])
@@ -107,7 +127,7 @@ def close(one, two) -> None:
     np.testing.assert_allclose(one, two, rtol=2e-3, atol=1e-4 * float(np.max(two)))
 
 
-@pytest.mark.parametrize("case", ["bert", "electra", "vit", "timm-vit", "tagger", "value", "pairs"])
+@pytest.mark.parametrize("case", ["bert", "electra", "vit", "timm-vit", "tagger", "reader", "value", "pairs"])
 def test_scores_are_the_mean_squared_gradients_of_single_examples(case, tmp_path):
     plan = plan_for(case, tmp_path)
     ranking = stage.score(plan, tmp_path / "r.h5")

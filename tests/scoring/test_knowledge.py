@@ -75,7 +75,7 @@ def divergence(plan: Plan, dense: list, variant: list) -> float:
     """tau^2 KL, or the squared error, a mean over examples (and tokens) in float64."""
     tau, total, rows = 2.0, 0.0, 0
     for one, two in zip(dense, variant, strict=True):
-        if plan.model.task.regression:
+        if plan.model.task.term == "squares":
             total += float((one - two).double().square().sum())
         else:
             p, q = (F.log_softmax(x.double() / tau, -1) for x in (one, two))

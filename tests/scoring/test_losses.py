@@ -46,7 +46,7 @@ def test_relational_change_keeps_its_digits_for_tiny_changes(rows):
 def test_output_change_is_kl_at_the_temperature():
     dense, variants = torch.randn(4, 2, 5), torch.randn(3, 4, 2, 5)
     weights = torch.tensor([[1.0, 1], [1, 0], [1, 1], [0, 0]])
-    found = output_change(dense, variants, weights, temperature=3.0, regression=False)
+    found = output_change(dense, variants, weights, temperature=3.0, term="kl")
     for v, value in enumerate(variants):
         rows = F.kl_div(
             (value / 3).log_softmax(-1), (dense / 3).log_softmax(-1), reduction="none", log_target=True
@@ -56,7 +56,7 @@ def test_output_change_is_kl_at_the_temperature():
 
 def test_output_change_of_values_is_squared_error():
     dense, variants = torch.randn(4, 1, 5), torch.randn(2, 4, 1, 5)
-    found = output_change(dense, variants, torch.ones(4, 1), temperature=4.0, regression=True)
+    found = output_change(dense, variants, torch.ones(4, 1), temperature=4.0, term="squares")
     torch.testing.assert_close(found, (variants - dense).square().sum((-1, -2)).sum(1))
 
 
@@ -78,15 +78,15 @@ def test_relation_probes_estimate_the_change_of_relations():
     assert sum(draws) / len(draws) == pytest.approx(exact, rel=0.1)
 
 
-@pytest.mark.parametrize("regression", [False, True])
-def test_output_probes_estimate_the_second_order_change(regression):
+@pytest.mark.parametrize("term", ["kl", "binary_kl", "squares"])
+def test_output_probes_estimate_the_second_order_change(term):
     generator = torch.Generator().manual_seed(0)
     dense = torch.randn(5, 1, 3, generator=generator, dtype=torch.float64)
     direction = torch.randn(5, 1, 3, generator=generator, dtype=torch.float64)
     weights = torch.ones(5, 1, dtype=torch.float64)
     step = 1e-3
     moved = (dense + step * direction)[None]
-    settings = {"temperature": 2.0, "regression": regression}
+    settings = {"temperature": 2.0, "term": term}
     exact = float(output_change(dense, moved, weights, **settings)) / step**2
     total = 0.0
     for _ in range(3000):

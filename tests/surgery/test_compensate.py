@@ -25,7 +25,6 @@ from optin_cli.models.dissect import dissect
 from optin_cli.models.layers import matrix, output_size, patches
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.slicing import slice_model
-from optin_cli.models.tasks import EMBEDDING
 from optin_cli.surgery.compensate import compensate
 from optin_cli.surgery.settings import Compensation
 from optin_cli.surgery.streams import BlockCalls, Store
@@ -46,9 +45,8 @@ def batches_for(model: OpenModel, folder, rows: int = 60, pairs: bool = False, s
     else:
         name = f"{rows}-{pairs}-{seed}.csv"
         data = tiny_text_csv(folder, rows=rows, labels=None, pairs=pairs, seed=seed, name=name)
-    separate = model.task.name == EMBEDDING
     examples = sample(DataSpec(str(data)), model.family.modality, None, 0)
-    return Batches(examples, model.processor, 16, separate=separate)
+    return Batches(examples, model.processor, 16, reader=model.task.reader)
 
 
 def copied(model: OpenModel) -> OpenModel:
@@ -124,7 +122,7 @@ def token_weights(model, batches, site):
         patches = [1 + (IMAGE_SIZE // PATCH_SIZE) ** 2] * len(batch)
         for length in patches if batch.valid is None else batch.valid.sum(1).tolist():
             weights.append(np.ones(length))
-            if site.block == BLOCKS - 1 and model.task.name != EMBEDDING:
+            if site.block == BLOCKS - 1 and model.task.name != "embedding":
                 weights[-1][:] = (1 - FULL.read_share) * length / (length - 1)
                 weights[-1][0] = FULL.read_share * length
     return np.concatenate(weights)
@@ -140,6 +138,20 @@ def ridge_regression(x, e, weight):
     target = np.vstack([root * (e - e_mean), np.zeros((x.shape[1], e.shape[1]))])
     slope = np.linalg.lstsq(design, target, rcond=None)[0].T
     return slope, e_mean - slope @ x_mean
+
+
+@pytest.mark.parametrize("name", ["albert", "albert-groups"])
+def test_blocks_that_share_a_consumer_are_refitted_together(name, tmp_path):
+    """On other rows the output comes closer to the dense one's, with one set of weights for all blocks."""
+    model = shared_model(name)
+    refitted, keep = copied(model), half(model)
+    fits = compensate(refitted, keep, batches_for(model, tmp_path, rows=400), Compensation())
+    assert [fit.site for fit in fits] == [site.name for site in model.anatomy]
+    assert all(fit.method != "none" for fit in fits)
+    others = batches_for(model, tmp_path, rows=60, seed=5)
+    dense = outputs(model, {}, others)
+    before, after = ((outputs(m, keep, others) - dense).square().mean() for m in (model, refitted))
+    assert after < 0.7 * before
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import nn
 
 from optin_cli.errors import InputError
 from optin_cli.models.anatomy import NCHW, NHWC, TOKENS
-from optin_cli.models.dissect import base_prefix, block_paths
+from optin_cli.models.blocks import base_prefix, find_streams
 from optin_cli.models.tables import Family, SiteTable
 from optin_cli.models.trace.run import BATCH, Call, Key, Run
 
@@ -189,6 +189,6 @@ def _pattern(part: str) -> str:
 def _found(module: nn.Module, prefix: str, table: str | tuple[str, ...]) -> list[str]:
     nothing: tuple[SiteTable, ...] = ()
     try:
-        return block_paths(module, Family("", (), table, nothing), prefix)
+        return find_streams(module, Family("", (), table, nothing), prefix)[0]
     except InputError:
         return []

@@ -16,16 +16,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from optin_cli.data.batches import IGNORE
 from optin_cli.errors import InputError
 
 log = logging.getLogger("optin")
 Array = NDArray[Any]
 
 
-def classification(logits: Array, labels: Sequence[int], images: bool) -> dict[str, float]:
+def classification(
+    logits: Array, labels: Sequence[int], images: bool = False, positive: int = 1
+) -> dict[str, float]:
     """`accuracy`, which for images is called `top1`, with `top5` where there are over five classes; for two classes
-    also `f1` and `matthews`.
+    also `f1` of the class `positive` and `matthews`.
 
     `logits`: [examples, classes].
     """
@@ -36,22 +37,57 @@ def classification(logits: Array, labels: Sequence[int], images: bool) -> dict[s
     if classes == 2:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a single class is no news: the coefficient is 0 by convention
-            found["f1"] = metrics.f1_score(labels, predicted, zero_division=0.0)
+            found["f1"] = metrics.f1_score(labels, predicted, pos_label=positive, zero_division=0.0)
             found["matthews"] = metrics.matthews_corrcoef(labels, predicted)
     if images and classes > 5:
         found["top5"] = metrics.top_k_accuracy_score(labels, logits, k=5, labels=range(classes))
     return _points(found)
 
 
-def tagging(predicted: Sequence[Array], labels: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Token `accuracy` and macro `f1` over the labelled tokens; one array of classes for each row."""
+def multi_label(logits: Array, labels: Array) -> dict[str, float]:
+    """`micro_f1` and `macro_f1` of the labels that are more likely on than off, and `mean_average_precision` over the
+    labels that occur; `logits` and `labels` (0 or 1): [examples, labels]."""
     from sklearn import metrics
 
-    guess = np.concatenate([np.asarray(row) for row in predicted])
-    truth = np.concatenate([np.asarray(row) for row in labels])
-    guess, truth = guess[truth != IGNORE], truth[truth != IGNORE]
+    found = {
+        f"{average}_f1": metrics.f1_score(labels, logits > 0, average=average, zero_division=0.0)
+        for average in ("micro", "macro")
+    }
+    occurring = labels.any(axis=0)
+    found["mean_average_precision"] = metrics.average_precision_score(
+        labels[:, occurring], logits[:, occurring], average="macro"
+    )
+    return _points(found)
+
+
+def tagging(predicted: Sequence[Array], labels: Sequence[Array]) -> dict[str, float]:
+    """`accuracy` and macro `f1` over the words; one array of classes for each row."""
+    from sklearn import metrics
+
+    guess, truth = np.concatenate(list(predicted)), np.concatenate(list(labels))
     f1 = metrics.f1_score(truth, guess, average="macro", zero_division=0.0)
     return _points({"accuracy": metrics.accuracy_score(truth, guess), "f1": f1})
+
+
+def prediction(nats: float, right: int, count: int, where: str) -> dict[str, float]:
+    """`perplexity` and next-token `accuracy` of `count` tokens: the sum of their negative log likelihoods, and how many
+    were the likeliest."""
+    if not count:
+        raise InputError(f"{where} has no token that follows another, so there is nothing to predict")
+    return {"perplexity": math.exp(min(nats / count, 700.0)), **_points({"accuracy": right / count})}
+
+
+def segmentation(true: Array, seen: Array, counts: Array) -> dict[str, float]:
+    """`miou`, the mean intersection over union of the classes that occur, and `pixel_accuracy`.
+
+    `counts[i]` pixels are of class `true[i]` and taken for `seen[i]`.
+    """
+    from sklearn import metrics
+
+    miou = metrics.jaccard_score(
+        true, seen, labels=np.unique(true), average="macro", sample_weight=counts, zero_division=0.0
+    )
+    return _points({"miou": miou, "pixel_accuracy": metrics.accuracy_score(true, seen, sample_weight=counts)})
 
 
 def correlation(values: Array, labels: Sequence[float], where: str) -> dict[str, float]:
@@ -70,12 +106,6 @@ def correlation(values: Array, labels: Sequence[float], where: str) -> dict[str,
         log.warning("the model gives the same value for every example of %s: correlation counts as 0", where)
         found = dict.fromkeys(found, 0.0)
     return _points(found)
-
-
-def kl_rows(baseline: Tensor, ours: Tensor) -> Tensor:
-    """KL(baseline || ours) of each row in nats: logits [rows, classes] -> [rows]."""
-    log_p, log_q = (logits.double().log_softmax(dim=-1) for logits in (baseline, ours))
-    return torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1)
 
 
 def mean_cosine(first: Tensor, second: Tensor) -> float:

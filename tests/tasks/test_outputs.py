@@ -11,7 +11,7 @@ from helpers.models import shared_model, tiny_model
 from helpers.runs import random_inputs
 
 from optin_cli.models.checkpoint import open_model
-from optin_cli.models.tasks import EMBEDDING, Task
+from optin_cli.tasks.embedding import Embedding
 
 ROWS = {"encoder": (3, 1, 32), "classifier": (3, 1, 2), "tagger": (3, 9, 2), "reader": (3, 2, 9)}
 
@@ -57,7 +57,7 @@ def test_more_padding_changes_no_output(name, head):
 
 def embedding_of(hidden: torch.Tensor, mask: torch.Tensor | None, pooling: str) -> torch.Tensor:
     inputs = {"x": hidden} if mask is None else {"x": hidden, "attention_mask": mask}
-    return Task(EMBEDDING, pooling=pooling).output(lambda x, attention_mask=None: x, inputs)[:, 0]
+    return Embedding(pooling=pooling).output(lambda x, attention_mask=None: x, inputs)[:, 0]
 
 
 def test_mean_pooling_is_the_mean_of_the_real_tokens():

@@ -1,0 +1,293 @@
+"""Train the zoo's Mask2Former on CamVid from scratch: about an hour on two CPU cores.
+
+    python benchmarks/zoo/mask2former_camvid.py --data FOLDER --output FOLDER [--epochs 80]
+
+The result is a directory in transformers' own layout, which every optin command opens. The same command goes on
+where an interrupted run stopped; --epochs may then move the end of the schedule. README.md is the model card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Image as ImageFeature
+from datasets import load_dataset
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+    SwinConfig,
+)
+
+CLASSES = (
+    "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
+)  # fmt: skip
+VOID = 11
+SIZE = (144, 192)
+"""Height and width that the model sees; CamVid has 360 x 480."""
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WIDTH = 96
+WARM_UP = 0.04
+SCALES = (0.5, 1.0)
+"""Shares of an image's sides that a training crop has."""
+JITTER = 0.3
+CLIP = 1.0
+
+
+def new_model() -> Mask2FormerForUniversalSegmentation:
+    """A Mask2Former with a Swin backbone, both much smaller than the published ones. Windows are 6 x 6."""
+    backbone = SwinConfig(
+        image_size=list(SIZE),
+        embed_dim=48,
+        depths=[2, 2, 2, 2],
+        num_heads=[3, 6, 12, 24],
+        window_size=6,
+        drop_path_rate=0.1,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = Mask2FormerConfig(
+        backbone_config=backbone,
+        feature_size=WIDTH,
+        mask_feature_size=WIDTH,
+        hidden_dim=WIDTH,
+        num_attention_heads=6,
+        encoder_layers=3,
+        encoder_feedforward_dim=4 * WIDTH,
+        decoder_layers=5,  # four, and the prediction before the first
+        dim_feedforward=4 * WIDTH,
+        num_queries=24,
+        train_num_points=1024,  # a map of masks has 1,728 points
+        id2label=dict(enumerate(CLASSES)),
+        label2id={name: number for number, name in enumerate(CLASSES)},
+    )
+    return Mask2FormerForUniversalSegmentation(config)
+
+
+def pixels(data: Path, split: str, cache: Path) -> tuple[Tensor, Tensor]:
+    """Images (n, 3, 360, 480) uint8 and class ids (n, 360, 480) uint8 of one split, decoded once."""
+    images, masks = cache / f"{split}-images.npy", cache / f"{split}-masks.npy"
+    if not masks.is_file():
+        rows = load_dataset("parquet", data_files=str(data / f"{split}.parquet"), split="train")
+        for column in ("image", "mask"):
+            rows = rows.cast_column(column, ImageFeature(decode=False))
+        opened = [Image.open(io.BytesIO(row["bytes"])).convert("RGB") for row in rows["image"]]
+        np.save(images, np.stack([np.asarray(image).transpose(2, 0, 1) for image in opened]))
+        ids = [np.asarray(Image.open(io.BytesIO(row["bytes"])), dtype=np.uint8) for row in rows["mask"]]
+        np.save(masks, np.stack(ids))
+    return torch.from_numpy(np.load(images)), torch.from_numpy(np.load(masks))
+
+
+def normalised(images: Tensor) -> Tensor:
+    """Floats 0..255 (n, 3, h, w) -> what the model's own processor gives."""
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (MEAN, STD))
+    return (images / 255 - mean) / std
+
+
+def resized(images: Tensor) -> Tensor:
+    """Images (n, 3, h, w) at `SIZE`, as floats 0..255."""
+    return F.interpolate(images.float(), SIZE, mode="bilinear", antialias=True, align_corners=False)
+
+
+def augmented(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """A crop of each image at `SIZE`, every other one flipped, brighter or darker: (n, 3, h, w), (n, h, w)."""
+    crops, targets = [], []
+    for image, mask in zip(images, masks, strict=True):
+        height, width = mask.shape
+        share = SCALES[0] + (SCALES[1] - SCALES[0]) * float(torch.rand(()))
+        h, w = round(share * height), round(share * width)
+        top, left = (int(torch.randint(0, most + 1, ())) for most in (height - h, width - w))
+        crop = resized(image[None, :, top : top + h, left : left + w])[0]
+        target = F.interpolate(mask[None, None, top : top + h, left : left + w], SIZE, mode="nearest")[0, 0]
+        if torch.rand(()) < 0.5:
+            crop, target = crop.flip(-1), target.flip(-1)
+        gain, shade = 1 + JITTER * (2 * torch.rand(2) - 1)
+        crops.append((crop * gain + 127 * (shade - 1)).clamp(0, 255))
+        targets.append(target)
+    return torch.stack(crops), torch.stack(targets)
+
+
+def binary_masks(masks: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """What the model's loss takes: for each image one mask a class it has, (k, h, w), and these classes, (k,)."""
+    found, classes = [], []
+    for mask in masks:
+        present = mask.unique()
+        present = present[present != VOID]
+        found.append((mask == present[:, None, None]).float())
+        classes.append(present.long())
+    return found, classes
+
+
+def confusion(model: Mask2FormerForUniversalSegmentation, images: Tensor, masks: Tensor) -> np.ndarray:
+    """Pixels of each class (row) that the model takes for each class (column), at the masks' own size."""
+    processor = Mask2FormerImageProcessor()
+    total = np.zeros((len(CLASSES), len(CLASSES)), dtype=np.int64)
+    with torch.inference_mode():
+        for x, y in zip(images.split(8), masks.split(8), strict=True):
+            outputs = model(normalised(resized(x)))
+            sizes = [tuple(mask.shape) for mask in y]
+            for seen, true in zip(
+                processor.post_process_semantic_segmentation(outputs, sizes), y, strict=True
+            ):
+                known = true != VOID
+                pairs = true[known].long() * len(CLASSES) + seen[known]
+                counts = torch.bincount(pairs, minlength=total.size)
+                total += counts.view(total.shape).numpy()
+    return total
+
+
+def scores(counts: np.ndarray) -> dict[str, float]:
+    """Mean intersection over union of the classes that occur, and pixel accuracy, per cent."""
+    right, true, seen = counts.diagonal(), counts.sum(1), counts.sum(0)
+    there = true > 0
+    union = right[there] / (true + seen - right)[there]
+    return {"miou": 100 * float(union.mean()), "pixel_accuracy": 100 * float(right.sum() / counts.sum())}
+
+
+def learning_rate(progress: float) -> float:
+    """One cycle as a share of the peak: a short rise, then a straight line to zero."""
+    return min(progress / WARM_UP, (1 - progress) / (1 - WARM_UP))
+
+
+class Training:
+    """Model, optimiser, steps done and history: everything that a resumed run needs."""
+
+    def __init__(self, settings: argparse.Namespace, images: int) -> None:
+        torch.manual_seed(settings.seed)
+        self.model = new_model().train()
+        decayed = [p for p in self.model.parameters() if p.dim() > 1]
+        rest = [p for p in self.model.parameters() if p.dim() < 2]
+        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+        self.identity = {key: getattr(settings, key) for key in ("batch_size", "seed", "lr")}
+        self.total = settings.epochs * (images // settings.batch_size)
+        self.done = 0
+        self.history: list[dict[str, float]] = []
+
+    def step(self, images: Tensor, masks: Tensor) -> float:
+        """One update on uint8 images (n, 3, h, w) and class ids (n, h, w); returns the loss."""
+        # a step's randomness is its own, so that resuming is exact
+        torch.manual_seed(self.identity["seed"] * 1_000_000 + self.done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.identity["lr"] * learning_rate((self.done + 1) / self.total)
+        crops, targets = augmented(images, masks)
+        mask_labels, class_labels = binary_masks(targets)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = self.model(normalised(crops), mask_labels=mask_labels, class_labels=class_labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done += 1
+        return loss.item()
+
+    def save(self, file: Path) -> None:
+        state = {"identity": self.identity, "done": self.done, "history": self.history}
+        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save(state, partial := file.with_suffix(".partial"))
+        partial.replace(file)
+
+    def restore(self, file: Path) -> None:
+        """Go on from `file`."""
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        if state["identity"] != self.identity:
+            raise SystemExit(f"{file} was made with {state['identity']}: give those, or another --output")
+        self.done, self.history = state["done"], state["history"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def batches(images: int, training: Training) -> Iterator[Tensor]:
+    """Row numbers of each step that is left: every epoch has its own permutation and leaves out its last few rows."""
+    size = training.identity["batch_size"]
+    while training.done < training.total:
+        epoch, index = divmod(training.done, images // size)
+        seed = training.identity["seed"] * 10_000 + epoch
+        shuffled = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
+        yield shuffled[index * size : (index + 1) * size]
+
+
+def run(
+    training: Training, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], settings: argparse.Namespace
+) -> None:
+    """Train to the end: a line an epoch, the validation score at every tenth one, a checkpoint at intervals."""
+    images, masks = train
+    per_epoch = training.total // settings.epochs
+    saved = clock = time.monotonic()
+    losses: list[float] = []
+    for rows in batches(len(images), training):
+        losses.append(training.step(images[rows], masks[rows]))
+        epoch, inside = divmod(training.done, per_epoch)
+        if not inside:
+            seconds = time.monotonic() - clock
+            mean = sum(losses) / len(losses)
+            print(f"epoch {epoch}/{settings.epochs}: loss {mean:.2f}, {seconds:.0f} s", flush=True)
+            if epoch % 10 == 0 or epoch == settings.epochs:
+                training.model.eval()
+                found = scores(confusion(training.model, *val))
+                training.model.train()
+                training.history.append({"epoch": epoch, "of": settings.epochs, "loss": mean, **found})
+                print(f"  val: mIoU {found['miou']:.2f}, pixels {found['pixel_accuracy']:.2f} %", flush=True)
+            losses, clock = [], time.monotonic()
+        if time.monotonic() - saved > settings.save_every or training.done == training.total:
+            training.save(settings.output / "work" / "state.pt")
+            saved = time.monotonic()
+
+
+def export(model: Mask2FormerForUniversalSegmentation, folder: Path, card: dict[str, Any]) -> None:
+    """config.json, float16 weights, the image processor, card.json."""
+    height, width = SIZE
+    processor = Mask2FormerImageProcessor(
+        size={"height": height, "width": width},
+        size_divisor=1,  # 144 is no multiple of the default, 32
+        image_mean=list(MEAN),
+        image_std=list(STD),
+        ignore_index=255,
+        num_labels=len(CLASSES),
+        do_pad=False,
+    )
+    processor.save_pretrained(folder)
+    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    model.half().save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with train, val and test.parquet")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the model; work/ in it can go")
+    parser.add_argument("--epochs", type=int, default=80, help="a resumed run may name another end")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=6e-4, help="learning rate at its peak")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-every", type=float, default=240, help="seconds between checkpoints")
+    settings = parser.parse_args()
+    torch.set_flush_denormal(True)
+    work = settings.output / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    train, val, test = (pixels(settings.data, split, work) for split in ("train", "val", "test"))
+    training = Training(settings, len(train[0]))
+    if (state := work / "state.pt").is_file():
+        training.restore(state)
+    run(training, train, val, settings)
+    model = training.model.half().float().eval()
+    found = {split: scores(confusion(model, *rows)) for split, rows in (("val", val), ("test", test))}
+    # of the weights as they are stored
+    card = {**found, "epochs": settings.epochs, **training.identity, "history": training.history}
+    export(model, settings.output, card)
+    print(
+        f"{settings.output}: mIoU {found['test']['miou']:.2f} on test (float16 weights, float32 arithmetic)"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a model is for: one object a task, with everything that is special about it."""

@@ -1,0 +1,162 @@
+"""What every task answers: what a model's output is, how rows become examples, what a loss and a metric are.
+
+An output is always a tensor [batch, rows, classes] with a weight for each row, so that the losses need no case
+for each task: one row for a classifier or an embedding, one for each token of a tagger, two (start and end)
+for question answering. The defaults are those of a classifier; a task overrides what is special about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from optin_cli.data.batches import Batch, Batches
+from optin_cli.data.labels import check_range, check_varied, class_labels
+from optin_cli.data.numbering import class_names, numbering
+from optin_cli.data.readers import ROWS, Reader
+from optin_cli.tasks import metrics
+from optin_cli.tasks.divergence import KL, Term, class_kl
+
+Inputs = Mapping[str, Tensor]
+Forward = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classifier of whole examples; the base of all other tasks."""
+
+    name: ClassVar[str]
+    auto_class: ClassVar[str]
+    """The class of transformers that opens a model for the task."""
+    architectures: ClassVar[tuple[str, ...]]
+    """How the names of model classes for the task end."""
+    reader: ClassVar[Reader] = ROWS
+    """How the rows of a data set become examples."""
+    term: ClassVar[Term] = KL
+    """How outputs are compared in scores."""
+    main: ClassVar[tuple[str, ...]] = ("accuracy",)
+    """Metrics that a drop is about: the first that was measured."""
+    sampled: ClassVar[bool] = False
+    """`output` gives a sample of the rows, and `full_output` all of them."""
+    reads_stages: ClassVar[bool] = False
+    """Heads for it read the hidden states of several blocks: whatever the family says, these are no chain then."""
+    label_option: ClassVar[str] = "--label"
+    """The option that names what the labels are read from."""
+
+    label2id: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """The model's own numbers of its classes, by name."""
+    classes: int = 0
+    """How many classes the model has."""
+
+    @classmethod
+    def from_config(cls, config: Any, folder: Path | None) -> Task:
+        """The task of a transformers model, `folder` being its directory."""
+        return cls._of_classes(config)
+
+    @classmethod
+    def _of_classes(cls, config: Any) -> Self:
+        return cls(dict(getattr(config, "label2id", None) or {}), getattr(config, "num_labels", 0))
+
+    # the model
+
+    def output(self, model: Forward, inputs: Inputs) -> Tensor:
+        """Run `model`: float32 [batch, rows, classes] of logits, values or a unit-length embedding."""
+        return logits_of(model(**inputs)).float()[:, None, :]
+
+    def row_weights(self, inputs: Inputs) -> Tensor:
+        """Weight of each output row, [batch, rows]; zero for rows that count nothing. [batch, 1] is for all rows."""
+        return ones(inputs, 1)
+
+    def full_output(self, model: Forward, inputs: Inputs) -> Tensor:
+        """What metrics are measured on, where `output` gives a sample of it."""
+        return self.output(model, inputs)
+
+    def full_weights(self, inputs: Inputs) -> Tensor:
+        """Weight of each row of `full_output`."""
+        return self.row_weights(inputs)
+
+    @property
+    def slots(self) -> int | None:
+        """Token slots in one call while measuring, if a batch's `full_output` may be too large to hold."""
+        return None
+
+    # the labels
+
+    def labels(self, batches: Batches) -> Any:
+        """The labels that metrics are measured with, checked, one for each row of the data; None without any.
+
+        Raises `InputError` for labels of another kind, hidden ones, and classes that the model does not have.
+        """
+        labels = batches.labels(dict(self.label2id))
+        if labels is None:
+            return None
+        numbers = class_labels(labels, batches.examples.where)
+        check_range(numbers, self.classes, batches.examples.where)
+        return numbers
+
+    def targets(self, batches: Batches) -> Any:
+        """The labels that `loss` takes; None without any. Raises what `labels` does, and for labels all the same."""
+        labels = self.labels(batches)
+        if labels is not None:
+            check_varied(labels, batches.examples.where)
+        return labels
+
+    def needed(self, batches: Batches) -> str | None:
+        """What the data must have besides a label column for `targets` to be there, if it lacks that."""
+        return None
+
+    def loss(self, output: Tensor, labels: Sequence[Any]) -> Tensor:
+        """The labelled loss of each example, (examples,), from its output (examples, rows, classes)."""
+        return F.cross_entropy(output[:, 0], torch.tensor(labels, device=output.device), reduction="none")
+
+    # how good a model is
+
+    def keep(self, batch: Batch, output: Tensor, weights: Tensor, labels: Any) -> list[Any]:
+        """What the metrics need of a batch's output, one item for each example. `labels` are those of all data."""
+        return list(output[:, 0].cpu())
+
+    def metrics(self, kept: Sequence[Any], labels: Any, batches: Batches) -> dict[str, float]:
+        """The metrics of all examples in order, in points: 100 is perfect."""
+        logits = torch.stack(list(kept)).numpy()
+        return metrics.classification(logits, labels, positive=self._positive(batches))
+
+    def _positive(self, batches: Batches) -> int:
+        """The class that F1 of two is about: the data's second, by the model's number."""
+        rows, label = batches.examples.rows, batches.examples.columns.label
+        feature = rows.features[label] if label else None
+        if len(class_names(feature)) != 2:
+            return 1
+        return numbering([[0, 1]], feature, self.label2id, batches.examples.data.spec)(1)
+
+    def lost(self, metric: str, ours: float, baseline: float) -> float:
+        """What `--max-drop` is compared with: points of a metric that are lost to the baseline."""
+        return baseline - ours
+
+    def compare(self, output: Tensor, baseline: Tensor, weights: Tensor) -> dict[str, float]:
+        """Sums over the rows of a batch that `fidelity` is made of."""
+        ours, dense = output[weights > 0], baseline[weights > 0]  # (real rows, classes)
+        same = float((ours.argmax(-1) == dense.argmax(-1)).sum())
+        return {"rows": len(ours), "agreement": 100 * same, "kl": float(class_kl(dense, ours).sum())}
+
+    def fidelity(
+        self, sums: Mapping[str, float], ours: Sequence[Any], theirs: Sequence[Any], device: torch.device
+    ) -> dict[str, float]:
+        """How close a model stays to its baseline, from the sums of `compare` and what both `keep`."""
+        return {name: value / sums["rows"] for name, value in sums.items() if name != "rows"}
+
+
+def logits_of(result: Any) -> Tensor:
+    """The logits of what a classifier returns, in any library."""
+    return result if isinstance(result, Tensor) else result.logits
+
+
+def ones(inputs: Inputs, rows: int) -> Tensor:
+    """Row weights [batch, rows] of a model whose rows all count."""
+    first = next(iter(inputs.values()))
+    return torch.ones(first.shape[0], rows, device=first.device)

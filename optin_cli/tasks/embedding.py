@@ -1,0 +1,113 @@
+"""One vector for each text or image, compared by its direction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optin_cli.data.batches import Batches
+from optin_cli.data.labels import check_varied, number_labels
+from optin_cli.data.readers import SIDES
+from optin_cli.errors import InputError
+from optin_cli.tasks import metrics
+from optin_cli.tasks.base import Forward, Inputs, Task
+from optin_cli.tasks.divergence import SQUARES
+
+EMBEDDING = "embedding"
+PROJECTED = "WithProjection"
+"""Ends the names of classes whose embedding is a projection into a space that two towers share."""
+_PROJECTIONS = ("image_embeds", "text_embeds")
+
+
+@dataclass(frozen=True)
+class Embedding(Task):
+    """A unit-length vector. Of pairs of texts each side is an example, and a label says how alike they are."""
+
+    name = EMBEDDING
+    auto_class = "AutoModel"
+    architectures = ()
+    reader = SIDES
+    term = SQUARES
+    main = ("spearman",)
+
+    pooling: str = "mean"
+    """`mean` over the tokens, `cls` (the first token), or `none` (already one vector)."""
+
+    @classmethod
+    def from_config(cls, config: Any, folder: Path | None) -> Task:
+        return cls(pooling=_pooling(folder))
+
+    def output(self, model: Forward, inputs: Inputs) -> Tensor:
+        """Unit-length sentence (or image) vectors, [batch, 1, hidden]."""
+        result, attention_mask = model(**inputs), inputs.get("attention_mask")
+        hidden = (result if isinstance(result, Tensor) else _hidden_or_projection(result)).float()
+        if hidden.dim() == 2 or self.pooling == "none":
+            pooled = hidden
+        elif self.pooling == "cls":
+            pooled = hidden[:, 0]
+        elif attention_mask is None:
+            pooled = hidden.mean(dim=1)
+        else:
+            weight = attention_mask[..., None].float()  # (b, s, 1)
+            pooled = (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+        return nn.functional.normalize(pooled, dim=-1)[:, None, :]
+
+    def labels(self, batches: Batches) -> list[float] | None:
+        """How alike the texts of each pair are."""
+        labels = batches.labels() if batches.separate else None
+        return None if labels is None else number_labels(labels, batches.examples.where)
+
+    def targets(self, batches: Batches) -> list[float] | None:
+        """The same divided by the largest, which should be that of equal texts."""
+        labels, where = self.labels(batches), batches.examples.where
+        if labels is None:
+            return None
+        check_varied(labels, where)
+        largest = max(labels)
+        if largest <= 0:
+            raise InputError(
+                f"the largest similarity in {where} is {largest:g}: it should be that of equal texts"
+            )
+        return [value / largest for value in labels]
+
+    def needed(self, batches: Batches) -> str | None:
+        return None if batches.separate else "two text columns and their similarity as label"
+
+    def metrics(self, kept: Sequence[Any], labels: Any, batches: Batches) -> dict[str, float]:
+        # example 2 * row + side: even examples are first sentences, odd ones second
+        vectors = torch.stack(list(kept))
+        cosines = torch.nn.functional.cosine_similarity(vectors[0::2], vectors[1::2], dim=-1)
+        return metrics.correlation(cosines.numpy(), labels, batches.examples.where)
+
+    def compare(self, output: Tensor, baseline: Tensor, weights: Tensor) -> dict[str, float]:
+        return {}
+
+    def fidelity(
+        self, sums: Mapping[str, float], ours: Sequence[Any], theirs: Sequence[Any], device: torch.device
+    ) -> dict[str, float]:
+        mine, dense = (torch.stack(list(side)) for side in (ours, theirs))
+        found = {"cosine": metrics.mean_cosine(mine, dense)}
+        if len(mine) > 1:
+            found["top10_overlap"] = metrics.neighbour_overlap(mine.to(device), dense.to(device))
+        return found
+
+
+def _hidden_or_projection(result: Any) -> Tensor:
+    """Hidden states [batch, tokens, hidden], or [batch, dim] where the model projects them itself."""
+    projections = (getattr(result, name, None) for name in _PROJECTIONS)
+    return next((p for p in projections if p is not None), result.last_hidden_state)
+
+
+def _pooling(folder: Path | None) -> str:
+    """The pooling that the sentence-transformers files of a model ask for; mean when there are none."""
+    path = folder / "1_Pooling" / "config.json" if folder else None
+    if path is None or not path.is_file():
+        return "mean"
+    settings = json.loads(path.read_text())
+    return "cls" if settings.get("pooling_mode_cls_token") else "mean"
