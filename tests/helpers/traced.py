@@ -25,7 +25,6 @@ _SPECIAL = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_
 
 UNLISTED: dict[str, tuple[str, dict[str, Any]]] = {
     "ernie": ("ErnieModel", _TEXT),
-    "modernbert": ("ModernBertModel", {**_TEXT, **_SPECIAL}),  # qkv in 3 parts, a gate and a value in 2
     "nomic": ("NomicBertModel", _TEXT),  # a gate apart
     "mobilebert": (
         "MobileBertModel",
@@ -35,20 +34,20 @@ UNLISTED: dict[str, tuple[str, dict[str, Any]]] = {
     "nystromformer": (  # a depthwise convolution over heads
         "NystromformerModel", {**_TEXT, "conv_kernel_size": 3, "num_landmarks": 10, "segment_means_seq_len": 10}
     ),
-    "deberta": (  # projections of relative positions: five producers
-        "DebertaV2Model",
-        {**_TEXT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},
-    ),
     "vit_mae": ("ViTMAEModel", {**_IMAGE, "mask_ratio": 0.0}),
     "mobilenet_v2": ("MobileNetV2Model", {"depth_multiplier": 0.35, "image_size": IMAGE_SIZE}),
     "poolformer": (  # what stands between stages is registered before them
         "PoolFormerModel",
         {**_STAGES, "patch_sizes": [7, 3], "strides": [4, 2], "padding": [2, 1]},
     ),
-    "llama": ("LlamaModel", _TEXT),
-    "shared-keys": ("LlamaModel", {**_TEXT, "num_key_value_heads": 2}),
-    "albert": ("AlbertModel", {**_TEXT, "embedding_size": 16}),
-    "bloom": ("BloomModel", {"vocab_size": 80, "hidden_size": WIDTH, "n_layer": BLOCKS, "n_head": HEADS}),
+    "granite": ("GraniteModel", {**_TEXT, "num_key_value_heads": 2}),  # two heads of queries to each of keys
+    "persimmon": ("PersimmonModel", _TEXT),  # q, k and v of a head side by side
+    "phi3": ("Phi3Model", {**_TEXT, **_SPECIAL, "num_key_value_heads": 2}),  # and in one projection
+    "albert": ("AlbertModel", {**_TEXT, "embedding_size": 16}),  # listed: its table says what no trace tells
+    "bloom": (
+        "BloomModel",
+        {"vocab_size": 80, "hidden_size": WIDTH, "n_layer": BLOCKS, "n_head": HEADS, "pad_token_id": 0},
+    ),
     "convnextv2": (
         "ConvNextV2Model",
         {"hidden_sizes": [16, 32], "depths": [2, 2], "num_stages": 2, "image_size": IMAGE_SIZE},
@@ -58,7 +57,9 @@ UNLISTED: dict[str, tuple[str, dict[str, Any]]] = {
         {"image_size": [64, 64], "embed_dim": 16, "depths": [1, 2], "num_heads": [2, 4], "mlp_ratio": 2.0,
          "query_stride": [2, 2], "num_query_pool": 1, "masked_unit_size": [8, 8]},
     ),
-    "gpt2": ("GPT2Model", {"vocab_size": 80, "n_embd": WIDTH, "n_layer": 2, "n_head": HEADS}),
+    "imagegpt": (  # Conv1D
+        "ImageGPTModel", {"vocab_size": 80, "n_embd": WIDTH, "n_layer": BLOCKS, "n_head": HEADS, "n_inner": INNER}
+    ),
     "xlnet": ("XLNetModel", {"vocab_size": 80, "d_model": WIDTH, "n_layer": 2, "n_head": HEADS}),
     "speech": (
         "ASTModel", {**_LAYERS, "patch_size": 4, "max_length": 16, "num_mel_bins": 16}

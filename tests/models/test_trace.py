@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 import random
+from dataclasses import astuple
 
 import pytest
 import torch
 import yaml
 from helpers.families import ALL, BLOCKS, HEADS, INNER, MORE_FAMILIES, WIDTH
-from helpers.models import new_timm, new_timm_vit, saved_model, shared_model
-from helpers.traced import UNLISTED, library_of, new_unlisted, trace_module, traced
+from helpers.models import new_timm, new_timm_vit, randomise, saved_model, shared_model
+from helpers.traced import UNLISTED, UNLISTED_TIMM, library_of, new_unlisted, trace_module, traced
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from optin_cli.errors import InputError, UsageError
-from optin_cli.models.anatomy import Site
-from optin_cli.models.dissect import dissect
+from optin_cli.errors import InputError, UnknownArchitecture, UsageError
+from optin_cli.models.anatomy import Producer, Site
+from optin_cli.models.dissect import dissect, family_of
 from optin_cli.models.families import family_from_dict, family_to_yaml, find_family
 from optin_cli.models.hidden import as_rows, hidden_of
 from optin_cli.models.masking import masked, masks_from_keep
@@ -27,14 +28,35 @@ from optin_cli.models.trace.run import BATCH, forward, synthetic_inputs, tensors
 # what a tracer without any table must find: kind -> (units, width) of the sites of one block
 FOUND = {
     "ernie": {"heads": (HEADS, 8), "neurons": (INNER, 1)},
-    "modernbert": {"heads": (HEADS, 8), "neurons": (INNER, 1)},
     "nomic": {"heads": (HEADS, 8), "neurons": (INNER, 1)},
-    "llama": {"heads": (HEADS, 8), "neurons": (INNER, 1)},
+    "granite": {"heads": (HEADS // 2, 16), "neurons": (INNER, 1)},
+    "persimmon": {"heads": (HEADS, 8), "neurons": (INNER, 1)},
+    "imagegpt": {"heads": (HEADS, 8), "neurons": (INNER, 1)},
     "mobilebert": {"heads": (HEADS, 4), "neurons1": (INNER, 1), "neurons2": (INNER, 1)},
     "nystromformer": {"heads": (HEADS, 8), "neurons": (INNER, 1)},
-    "deberta": {"heads": (HEADS, 8), "neurons": (INNER, 1)},
     "vit_mae": {"heads": (HEADS, 8), "neurons": (INNER, 1)},
     "mixer": {"neurons1": (WIDTH // 2, 1), "neurons2": (4 * WIDTH, 1)},
+}
+RELATIVE = "its heads attend to relative positions as well, whose MACs only a table tells"
+STREAMS = "it has several streams of blocks, of which a trace finds one"
+PARTLY = {  # listed families -> why a trace finds less than their tables hold
+    "deberta": RELATIVE,
+    "deberta-v2": RELATIVE,
+    "deberta-v3": RELATIVE,
+    "segformer": "between stages tokens become a map: a trace finds the chain of stages, not of the blocks in them",
+    "mask2former-swin": STREAMS,
+    "mask2former-resnet": STREAMS,
+    "maskformer-swin": STREAMS,
+    "maskformer-resnet": STREAMS,
+}
+REFUSED = {  # listed families -> why a trace finds nothing
+    "t5": "You must specify",  # a decoder wants inputs of its own
+    "t5-gated": "You must specify",
+    "albert": "runs 3 times",  # blocks share a module
+    "albert-groups": "runs 2 times",
+    "timm-vgg-bn": "no blocks are found",  # layers without residuals: units run from one block to the next
+    "timm-vgg": "no blocks are found",
+    "torchvision-vgg": "no blocks are found",
 }
 CONVOLUTIONAL = ["mobilenet_v2", "poolformer", "byobnet", "coatnet"]
 every_model = pytest.mark.parametrize("name", [*FOUND, *CONVOLUTIONAL])
@@ -56,16 +78,16 @@ def inputs_of(module: nn.Module, name: str) -> dict[str, Tensor]:
 
 def key(site: Site) -> tuple:
     """What a site is, whatever the order in which a table names its parts."""
-    producers = sorted((p.path, p.parts) for p in site.producers)
+    producers = sorted(map(astuple, site.producers))
     parts = (sorted(site.carried), site.readers, site.masked_at, site.norm, sorted(site.tensors))
     costs = (site.macs_per_token, site.macs_per_pair, site.params_per_unit)
-    return site.kind, site.block, site.units, site.width, producers, site.consumer, parts, costs
+    return site.kind, site.block, site.units, site.width, site.group, producers, site.consumer, parts, costs
 
 
 # ---- the hand-written tables, found again without them ----
 
 
-@pytest.mark.parametrize("name", [*ALL, *MORE_FAMILIES])
+@pytest.mark.parametrize("name", [n for n in (*ALL, *MORE_FAMILIES) if n not in {**PARTLY, **REFUSED}])
 def test_every_listed_family_is_found_again(name):
     """Same blocks, same sites, same costs as the table that was written and checked by hand."""
     proposal = propose(str(saved_model(name)))
@@ -73,6 +95,30 @@ def test_every_listed_family_is_found_again(name):
     assert proposal.listed == shared_model(name).family.name
     assert proposal.anatomy.blocks == expected.blocks
     assert sorted(map(key, proposal.anatomy)) == sorted(map(key, expected))
+    assert proposal.family.chained == shared_model(name).family.chained
+    assert proposal.family.arguments == shared_model(name).family.arguments
+    if proposal.family.arguments:  # its cache goes on counting tokens
+        bypasses = [{s.consumer: s.bypass for s in anatomy} for anatomy in (proposal.anatomy, expected)]
+        assert bypasses[0] == bypasses[1]
+
+
+@pytest.mark.parametrize("name", PARTLY)
+def test_what_is_found_of_a_family_that_no_trace_tells_whole_is_right(name):
+    proposal = propose(str(saved_model(name)))
+    expected = {s.consumer: s for s in shared_model(name).anatomy}
+    assert len(proposal.anatomy.sites) > 0
+    for site in proposal.anatomy:
+        other = expected[site.consumer]
+        assert (site.kind, site.units, site.width) == (other.kind, other.units, other.width)
+        assert {p.path for p in site.producers} == {p.path for p in other.producers}
+        assert site.macs_per_token <= other.macs_per_token and site.macs_per_pair <= other.macs_per_pair
+    assert proposal.family.chained == shared_model(name).family.chained
+
+
+@pytest.mark.parametrize(("name", "said"), REFUSED.items())
+def test_a_family_that_no_trace_tells_at_all_is_refused(name, said):
+    with pytest.raises(InputError, match=said):
+        propose(str(saved_model(name)))
 
 
 def test_the_table_of_the_docs_is_found_again():
@@ -205,15 +251,27 @@ def test_a_layer_whose_weight_is_used_without_it_is_named():
     assert "attn.qkv (all blocks): it is never called" in reasons(proposal)
 
 
-def test_heads_that_share_keys_are_left_out():
-    proposal = traced("shared-keys")
-    assert [row.table.label for row in proposal.rows] == ["neurons"]
-    assert "k_proj gives 16 features where 32 are read: several units share them" in reasons(proposal)
+def test_heads_that_share_keys_of_one_projection_with_their_queries_are_left_out():
+    """Of its outputs half are queries, a quarter keys, a quarter values."""
+    assert [row.table.label for row in traced("phi3").rows] == ["neurons"]
+    assert "self_attn.o_proj (all blocks): its inputs are mixtures" in reasons(traced("phi3"))
 
 
-def test_a_projection_that_holds_its_parts_head_by_head_is_left_out():
+def test_heads_whose_sharing_no_attribute_tells_are_left_out():
+    from optin_cli.models.tables import SiteTable
+    from optin_cli.models.trace.describe import name_group
+    from optin_cli.models.trace.run import Call
+    from optin_cli.models.trace.verify import Failed, Trial
+
+    trial = Trial(Block(nn.Identity()), Call((), {}, None, (), ()), "")
+    with pytest.raises(Failed, match="2 heads share what k gives, and no attribute holds that number"):
+        name_group(trial, SiteTable("heads", (Producer("q"), Producer("k", shared=True)), "o"), 2)
+
+
+def test_heads_with_an_argument_for_all_examples_at_once_are_left_out():
+    """Bloom's biases of positions are (examples * heads, 1, tokens)."""
     assert [row.table.label for row in traced("bloom").rows] == ["neurons"]
-    assert "query_key_value holds its 3 parts unit by unit" in reasons(traced("bloom"))
+    assert "self_attention.dense (all blocks): it does not run without" in reasons(traced("bloom"))
 
 
 def test_heads_whose_cost_no_table_tells_are_left_out():
@@ -227,8 +285,7 @@ def test_heads_whose_cost_no_table_tells_are_left_out():
     ("name", "said"),
     [
         ("convnextv2", r"nothing prunable.*pwconv\*: its inputs are mixtures"),
-        ("gpt2", "nothing prunable is found in GPT2Model: looked for Linear and Conv2d"),
-        ("albert", "no blocks.*albert_layers.0.* runs 3 times: blocks that share weights can't be sliced"),
+        ("albert", "no blocks.*albert_layers.0.* runs 3 times: blocks that share a module are not traced"),
         ("xlnet", "no blocks are found in XLNetModel: looked for two or more modules"),
         ("speech", "a ASTModel reads input_values; optin prunes models of text and of images"),
     ],
@@ -352,7 +409,42 @@ def test_a_dead_gain_hides_nothing():
     assert len(trace_stack(*blocks).anatomy.sites) == 2
 
 
-def test_all_unlisted_models_are_unlisted():
-    for name in UNLISTED:
-        if name in FOUND:
-            assert traced(name).listed == ""
+def test_heads_of_queries_that_share_keys_are_one_unit():
+    table = traced("granite").family.sites[0]
+    assert table.group == "self_attn.num_key_value_groups" and table.unit_width == "self_attn.head_dim"
+    assert [p.shared for p in table.producers] == [False, True, True]
+
+
+@pytest.mark.parametrize("name", ["granite", "persimmon"])
+def test_a_traced_decoder_generates_with_its_cache_when_a_block_has_no_heads(name):
+    import transformers
+
+    class_name, settings = UNLISTED[name]
+    cls = getattr(transformers, class_name.replace("Model", "ForCausalLM"))
+    model = randomise(cls(cls.config_class(**settings))).eval()
+    family = traced(name).family
+    assert family.arguments == {"use_cache": False}
+    slice_model(model, dissect(model, family), {"blocks.0.heads": [], "blocks.2.heads": [1]})
+    prompt = torch.tensor([[5, 9, 17, 4]])
+    made = [model.generate(prompt, max_new_tokens=6, min_new_tokens=6, do_sample=False, use_cache=cache)
+            for cache in (True, False)]  # fmt: skip
+    assert torch.equal(*made)
+
+
+def test_a_head_that_reads_several_blocks_makes_them_no_chain():
+    class Skip(Stack):
+        def forward(self, x: Tensor) -> Tensor:
+            first = self.layers[0](x)
+            return self.layers[1](first) + first.clone()
+
+    torch.manual_seed(0)
+    model = Skip(Block(nn.Identity()), Block(nn.Identity())).eval()
+    proposal = trace(model, {"x": torch.randn(BATCH, 5, 4)}, library="timm", modality="image")
+    assert not proposal.family.chained
+    assert trace_stack(Block(nn.Identity()), Block(nn.Identity())).family.chained
+
+
+@pytest.mark.parametrize("name", [n for n in (*UNLISTED, *UNLISTED_TIMM, "mixer") if n not in REFUSED])
+def test_all_unlisted_models_are_unlisted(name):
+    with pytest.raises(UnknownArchitecture):
+        family_of(new_unlisted(name))

@@ -68,7 +68,10 @@ def _near_miss(run: Run, groups: Mapping[str, Sequence[str]], weights: Mapping[s
     """What keeps the modules that hold most sites from being blocks; '' where nothing does."""
     several = [path for path, calls in run.calls.items() if len(calls) > 1 and path in weights]
     if several:
-        return f". {several[0]} runs {len(run.calls[several[0]])} times: blocks that share weights can't be sliced"
+        return (
+            f". {several[0]} runs {len(run.calls[several[0]])} times: blocks that share a module are not traced, and "
+            "need a table written by hand (`repeats`)"
+        )
     for pattern, paths in groups.items():
         held = [path for path in paths if any(within(site, path) for site in weights)]
         if len(held) > 1:

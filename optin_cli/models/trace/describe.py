@@ -6,12 +6,11 @@ from dataclasses import replace
 
 from torch import nn
 
-from optin_cli.models.anatomy import Producer
 from optin_cli.models.layers import is_depthwise
 from optin_cli.models.tables import SiteTable
 from optin_cli.models.trace.blocks import within
 from optin_cli.models.trace.sites import Found
-from optin_cli.models.trace.verify import Trial
+from optin_cli.models.trace.verify import Failed, Trial
 
 
 def describe(module: nn.Module, site: Found, block: str) -> SiteTable:
@@ -32,13 +31,13 @@ def describe(module: nn.Module, site: Found, block: str) -> SiteTable:
         counts |= {f"{rel(path)}.{attribute}": "units" for attribute in _sizes(layer)}
     return SiteTable(
         kind=site.kind,
-        producers=tuple(Producer(rel(p.path), p.parts) for p in site.producers),
+        producers=tuple(replace(p, path=rel(p.path)) for p in site.producers),
         consumer=rel(site.consumer),
         carried=tuple(rel(path) for path in site.carried if within(path, block)),
         readers=tuple(rel(path) for path in site.readers),
         masked_at=_entry(site, block),
         norm=rel(site.norm) if site.norm and within(site.norm, block) else "",
-        unit_width=site.width,
+        unit_width=site.width // site.group,
         counts=counts,
         tensors=tensors,
     )
@@ -67,6 +66,16 @@ def _entry(site: Found, block: str) -> str:
 def _reads(site: Found, producer: str) -> bool:
     """Whether a producer stands beside a reader: the expansion of a squeeze-and-excite."""
     return any(producer.rpartition(".")[0] == reader.rpartition(".")[0] != "" for reader in site.readers)
+
+
+def name_group(trial: Trial, table: SiteTable, group: int) -> SiteTable:
+    """With the attribute that holds how many heads share keys and values. Raises `Failed` where there is none."""
+    for below, owner in trial.block.get_submodule(trial.root).named_modules():
+        for attribute, value in vars(owner).items():
+            if type(value) is int and value == group and "group" in attribute:
+                return replace(table, group=".".join(filter(None, (trial.root, below, attribute))))
+    shared = next(p.path for p in table.producers if p.shared)
+    raise Failed(f"{group} heads share what {shared} gives, and no attribute holds that number")
 
 
 def name_width(trial: Trial, table: SiteTable, width: int) -> SiteTable:

@@ -1,8 +1,8 @@
 """Which outputs of which layers reach an input of a layer, by gradients that stop at the next layer before.
 
-The output of every Linear and Conv2d becomes a leaf of the graph. The gradient of one input feature of a layer then
-is nonzero at exactly those outputs that it is made of, whatever happens in between: activations, gates, attention,
-norms, depthwise convolutions.
+The output of every Linear, Conv1D and Conv2d becomes a leaf of the graph. The gradient of one input feature of a layer
+then is nonzero at exactly those outputs that it is made of, whatever happens in between: activations, gates,
+attention, norms, depthwise convolutions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optin_cli.models.layers import carries_units, channel_axis, is_depthwise
+from optin_cli.models.layers import carries_units, channel_axis, is_depthwise, is_linear
 from optin_cli.models.trace.run import forward
 
 Sources = dict[str, frozenset[int]]
@@ -24,14 +24,14 @@ Sources = dict[str, frozenset[int]]
 
 def is_layer(module: nn.Module) -> bool:
     """True for what a site may begin and end at."""
-    return isinstance(module, nn.Linear | nn.Conv2d) and not is_depthwise(module)
+    return is_linear(module) or (isinstance(module, nn.Conv2d) and not is_depthwise(module))
 
 
 def outputs_of(module: nn.Module) -> int:
     """Features of what a layer, an embedding or a norm gives."""
     sizes = (
         getattr(module, name, None)
-        for name in ("out_features", "out_channels", "embedding_dim", "num_features")
+        for name in ("out_features", "out_channels", "nf", "embedding_dim", "num_features")
     )
     return next(size for size in sizes if size is not None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,12 +17,13 @@ from optin_cli.models.dissect import family_of
 from optin_cli.models.layers import matrix
 from optin_cli.models.tables import Family, SiteTable
 from optin_cli.models.trace.blocks import Blocks, find_blocks
-from optin_cli.models.trace.describe import describe, name_width
+from optin_cli.models.trace.describe import describe, name_group, name_width
 from optin_cli.models.trace.flow import is_layer, outputs_of, watch
 from optin_cli.models.trace.run import (
     BATCH,
     RUN_ERRORS,
     Run,
+    cacheless,
     constants,
     first_line,
     modality_of,
@@ -102,10 +103,11 @@ def trace(
     """Trace a model in eval mode on a batch of `BATCH` inputs. Its weights are moved a little, in place."""
     inputs = dict(inputs)
     module.requires_grad_(False)
-    for extra in _EXTRAS:
-        if getattr(getattr(module, "config", None), extra, False):
-            setattr(module.config, extra, False)
     try:
+        arguments = cacheless(module, inputs)
+        for extra in _EXTRAS:
+            if getattr(getattr(module, "config", None), extra, False):
+                setattr(module.config, extra, False)
         unsettle(module, inputs)
         run = record(module, inputs)
         other = record(module, {name: value.roll(1, 0) for name, value in inputs.items()})
@@ -127,14 +129,16 @@ def trace(
         blocks = find_blocks(module, run, weights)
     except InputError as error:
         raise InputError(error.what + _reasons(unfit), error.hint) from error
-    held, left = _try_all(module, run, blocks, found, on_progress)
+    held, left = _try_all(module, run, blocks, found, bool(arguments), on_progress)
     left += _never_called(module, run, blocks)
     inside = [gone for gone in unfit if _in_one_block(blocks, gone.layers)]
     tables, mixed = as_tables([module.get_submodule(path) for path in blocks.paths], held)
     left = _merged([*left, *inside, *mixed], blocks)
     if not tables:
         raise _nothing(module, "".join(f"; {gone.where}: {gone.why}" for gone in left[:_TOLD]))
-    checked = Whole(module, inputs, run, blocks).check(_family(module, blocks, library, modality), tables)
+    whole = Whole(module, inputs, run, blocks)
+    family = _family(module, blocks, library, modality)
+    checked = whole.check(replace(family, arguments=arguments, chained=whole.is_chained()), tables)
     rows = [_row(module, run, blocks, checked, fitted) for fitted in checked.fitted]
     listed = _listed(module)
     return Proposal(
@@ -163,7 +167,8 @@ def _row(module: nn.Module, run: Run, blocks: Blocks, checked: Checked, fitted: 
     path = blocks.paths[fitted.blocks[0]]
     call = run.once(path)
     assert call is not None
-    if table.bypass is None and empties(Trial(module.get_submodule(path), call, ""), table) is None:
+    trial = Trial(module.get_submodule(path), call, "", cached=bool(checked.family.arguments))
+    if table.bypass is None and empties(trial, table) is None:
         notes.append(EMPTY)
     units = tuple(dict.fromkeys((site.units, site.width) for site in sites))
     macs = sum(site.units * site.macs_per_unit(checked.positions) for site in sites)
@@ -189,7 +194,11 @@ def _costly(module: nn.Module, run: Run, other: Run, found: Sequence[Found]) -> 
         if site.consumer not in idle:
             kinds.setdefault(_alike(site.consumer), []).append(site)
     worth = {kind for kind, sites in kinds.items() if not all(_pooled(module, run, site) for site in sites)}
-    return [site for site in found if _alike(site.consumer) in worth and site.consumer not in idle]
+    return [
+        replace(site, producers=tuple(replace(p, per_batch=p.path in idle) for p in site.producers))
+        for site in found
+        if _alike(site.consumer) in worth and site.consumer not in idle
+    ]
 
 
 def _alike(path: str) -> str:
@@ -217,9 +226,9 @@ def _never_called(module: nn.Module, run: Run, blocks: Blocks) -> list[Left]:
 
 def _nothing(module: nn.Module, reasons: str) -> InputError:
     return InputError(
-        f"nothing prunable is found in {type(module).__name__}: looked for Linear and Conv2d layers each of whose "
-        f"inputs is made of one unit (neuron, channel, head) of the layers before{reasons}",
-        "layers of other kinds (Conv1d, Conv1D) can't be sliced",
+        f"nothing prunable is found in {type(module).__name__}: looked for Linear, Conv1D and Conv2d layers each of "
+        f"whose inputs is made of one unit (neuron, channel, head) of the layers before{reasons}",
+        "layers of other kinds (Conv1d, Conv3d) can't be sliced",
     )
 
 
@@ -261,7 +270,7 @@ def _spans(numbers: Sequence[int]) -> str:
 
 
 def _try_all(
-    module: nn.Module, run: Run, blocks: Blocks, found: Sequence[Found], on_progress: OnProgress
+    module: nn.Module, run: Run, blocks: Blocks, found: Sequence[Found], cached: bool, on_progress: OnProgress
 ) -> tuple[list[tuple[SiteTable, int]], list[Left]]:
     """(tables that hold, each in one block), and those that don't."""
     held: list[tuple[SiteTable, int]] = []
@@ -276,7 +285,8 @@ def _try_all(
             if not any(blocks.of(layer) for layer in site.layers):  # else it is the residual stream
                 outside.setdefault(_alike(site.consumer), []).append(site)
             continue
-        trial = Trial(module.get_submodule(block), call, site.root.removeprefix(block).removeprefix("."))
+        root = site.root.removeprefix(block).removeprefix(".")
+        trial = Trial(module.get_submodule(block), call, root, cached)
         table = describe(module, site, block)
         try:
             held.append((_solve(trial, table, site, solved), blocks.paths.index(block)))
@@ -294,9 +304,10 @@ def _solve(
     for before, after in solved:
         if before == table and mismatch(trial, after) is None:
             return after
-    full = complete(trial, table, site.units, site.width)
+    full = name_group(trial, table, site.group) if site.group > 1 else table
+    full = complete(trial, full, site.units, site.width)
     if site.kind == HEADS:
-        full = name_width(trial, full, site.width)
+        full = name_width(trial, full, site.width // site.group)
     full = empties(trial, full) or full
     solved.append((table, full))
     return full

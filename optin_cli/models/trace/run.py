@@ -131,11 +131,20 @@ def record(module: nn.Module, inputs: dict[str, Tensor]) -> Run:
     return run
 
 
-def forward(module: nn.Module, inputs: dict[str, Tensor]) -> Any:
+def forward(module: nn.Module, inputs: dict[str, Any]) -> Any:
     """The module's output; what it draws at random is the same at every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return module(**inputs)
+
+
+def cacheless(module: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
+    """The argument that keeps a model from filling a cache; none where it fills none."""
+
+    def fills(**arguments: Any) -> bool:
+        return getattr(forward(module, {**inputs, **arguments}), "past_key_values", None) is not None
+
+    return {"use_cache": False} if fills() and not fills(use_cache=False) else {}
 
 
 def first_line(error: BaseException) -> str:

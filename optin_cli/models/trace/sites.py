@@ -10,6 +10,7 @@ from torch import nn
 from optin_cli.models.anatomy import CHANNELS, HEADS, NEURONS, Producer
 from optin_cli.models.layers import is_grouped, shape_of
 from optin_cli.models.trace.flow import Flow, Sources, is_layer, outputs_of
+from optin_cli.models.trace.layouts import is_by_unit, one_for_each_head, part_after_part
 from optin_cli.models.trace.run import Run
 
 _MOST_PRODUCERS = 6  # a layer made of more reads the residual stream
@@ -33,6 +34,7 @@ class Found:
     kind: str
     width: int
     units: int
+    """Single ones, or groups of heads that share keys and values."""
     producers: tuple[Producer, ...]
     consumer: str
     carried: tuple[str, ...] = ()
@@ -40,6 +42,8 @@ class Found:
     per_unit: tuple[str, ...] = ()
     """Layers with one output a unit: computed biases, a gate for each head, a convolution over heads."""
     norm: str = ""
+    group: int = 1
+    """Heads in a unit."""
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -128,12 +132,61 @@ def _site(module: nn.Module, flow: Flow, path: str, sources: Sources) -> Found:
     if not seen:
         raise Unfit("its inputs depend on no output of the layers before")
     outputs = {p: outputs_of(module.get_submodule(p)) for p in sources}
+    order = list(flow.inputs)
+    try:
+        return _units(module, path, order, seen, outputs, carried, features)
+    except Unfit:
+        if not (grouped := _grouped(module, seen, outputs, features)):
+            raise
+        shared, group, seen = grouped
+        one = _units(
+            module, path, order, seen, {**outputs, **dict.fromkeys(shared, features)}, carried, features
+        )
+        if one.per_unit or one.units % group:
+            raise
+        producers = tuple(replace(p, shared=p.path in shared) for p in one.producers)
+        return replace(
+            one, producers=producers, group=group, width=one.width * group, units=one.units // group
+        )
+
+
+def _grouped(
+    module: nn.Module, seen: Mapping[int, Sources], outputs: Mapping[str, int], features: int
+) -> tuple[list[str], int, dict[int, Sources]] | None:
+    """(layers that hold something once for a group of heads, heads in a group, `seen` with their outputs numbered as if
+    each head had its own); None where that is not so."""
+    shared = [p for p, n in outputs.items() if n < features and is_layer(module.get_submodule(p))]
+    groups = {features / outputs[p] for p in shared}
+    if len(groups) != 1 or not (group := groups.pop()).is_integer():
+        return None
+    renumbered = dict(seen)
+    for path in shared:
+        reached = {feature: sources.get(path, frozenset()) for feature, sources in seen.items()}
+        own = one_for_each_head(reached, int(group), outputs[path])
+        if own is None:
+            return None
+        renumbered = {feature: {**sources, path: own[feature]} for feature, sources in renumbered.items()}
+    return shared, int(group), renumbered
+
+
+def _units(
+    module: nn.Module,
+    path: str,
+    order: Sequence[str],
+    seen: dict[int, Sources],
+    outputs: Mapping[str, int],
+    carried: Mapping[str, None],
+    features: int,
+) -> Found:
+    """The site of a consumer whose input features are made of what was `seen`. `outputs`: of each layer among that."""
+    seen, sources, layer = dict(seen), list(outputs), module.get_submodule(path)
     whole = [p for p in sources if outputs[p] % features == 0 and is_layer(module.get_submodule(p))]
     misfit = next((p for p in sources if p not in whole and is_layer(module.get_submodule(p))), "")
     share = "several units share them" if outputs.get(misfit, 0) < features else "they are not all units"
     why = f"{misfit} gives {outputs.get(misfit)} features where {features} are read: {share}"
     if not whole:
         raise Unfit(why)
+    by_unit = _rearranged(seen, {p: outputs[p] // features for p in whole}, features)
     try:
         width = _width(seen, {p: outputs[p] for p in whole}, features)
     except Mixed as reason:
@@ -154,8 +207,9 @@ def _site(module: nn.Module, flow: Flow, path: str, sources: Sources) -> Found:
         )
     small += [p for p in carried if sizes[p] != features]
     kind = HEADS if width > 1 else CHANNELS if isinstance(layer, nn.Conv2d) else NEURONS
-    order = list(flow.inputs)
-    producers = tuple(Producer(p, outputs[p] // features) for p in sorted(whole, key=order.index))
+    producers = tuple(
+        Producer(p, outputs[p] // features, p in by_unit) for p in sorted(whole, key=order.index)
+    )
     return Found(
         kind,
         width,
@@ -174,6 +228,23 @@ def _spread(features: int) -> list[int]:
     return list(dict.fromkeys([*first, *range(0, features, step)]))
 
 
+def _rearranged(seen: dict[int, Sources], parts: Mapping[str, int], features: int) -> list[str]:
+    """Fused projections that hold their parts unit by unit; in `seen` their outputs are renumbered part after part."""
+    found = []
+    for path, several in parts.items():
+        reached = {feature: sources.get(path, frozenset()) for feature, sources in seen.items()}
+        if any(is_by_unit(outputs, several, features) for outputs in reached.values()):
+            renumbered = part_after_part(reached, several, features)
+            if renumbered is None:
+                raise Unfit(
+                    f"{path.rpartition('.')[2]} holds its {several} parts in no order that a table describes"
+                )
+            for feature, outputs in renumbered.items():
+                seen[feature] = {**seen[feature], path: outputs}
+            found.append(path)
+    return found
+
+
 def _width(seen: Mapping[int, Sources], outputs: Mapping[str, int], features: int) -> int:
     """Features of one unit: how many outputs of each part of a producer reach one input.
 
@@ -186,11 +257,6 @@ def _width(seen: Mapping[int, Sources], outputs: Mapping[str, int], features: in
         for path in outputs:
             reached = sources.get(path, frozenset())
             parts = outputs[path] // features
-            if parts > 1 and _is_interleaved(reached, feature, parts, features):
-                raise Unfit(
-                    f"{path.rpartition('.')[2]} holds its {parts} parts unit by unit, and a table describes one part "
-                    "after the other"
-                )
             for part in range(parts):
                 own = {f - part * features for f in reached if part * features <= f < (part + 1) * features}
                 if own - {feature}:
@@ -207,15 +273,6 @@ def _width(seen: Mapping[int, Sources], outputs: Mapping[str, int], features: in
     ):
         raise Unfit("its inputs are made of outputs at other places: shuffled, shifted or put side by side")
     return width
-
-
-def _is_interleaved(reached: frozenset[int], feature: int, parts: int, features: int) -> bool:
-    """Whether what makes a feature stands together in a fused projection, rather than once in each part."""
-    if not reached:
-        return False
-    span = max(reached) - min(reached) + 1
-    here = len({f // features for f in reached})
-    return here < parts and span <= parts * features // 2 and len(reached) > 1
 
 
 def _norm_behind(module: nn.Module, run: Run, path: str) -> str:

@@ -23,6 +23,7 @@ from optin_cli.models.trace.sites import common_parent
 TOLERANCE = 1e-5  # of the largest output, or of 1
 SLICED = ("weight", "bias", "running_mean", "running_var")
 _MOST_TRIES = 64
+_CACHES = ("past_key_values", "past_key_value", "layer_past")
 _STOPS = "it does not run without"
 
 Change = Callable[[SiteTable], SiteTable]
@@ -48,6 +49,8 @@ class Trial:
     call: Call
     root: str
     """Path in the block of the module that holds the site; '' for the block itself."""
+    cached: bool = False
+    """Whether the model fills a cache of keys and values, unless it is told not to."""
 
     def run(self, block: nn.Module) -> list[Tensor]:
         """The hidden states that `block` gives. What else it returns has sizes of its own: attention weights."""
@@ -109,8 +112,9 @@ def empties(trial: Trial, table: SiteTable) -> SiteTable | None:
     """`table`, with a bypass where it needs one, so that the block runs without any units; None if it can't."""
     parts = trial.root.split(".") if trial.root else []
     around = [".".join(parts[:depth]) for depth in range(len(parts), 0, -1)]
-    bypasses = [Bypass(path, in_tuple) for path in around for in_tuple in (False, True)]
-    for bypass in (None, *bypasses):
+    caching = trial.cached and table.kind == HEADS
+    bypasses = [_bypass(trial, path) for path in around]
+    for bypass in [b for b in bypasses if b.cache] if caching else [None, *bypasses]:
         changed = replace(table, bypass=bypass)
         try:
             anatomy = _anatomy(trial.block, changed)
@@ -119,6 +123,21 @@ def empties(trial: Trial, table: SiteTable) -> SiteTable | None:
         if _difference(trial, anatomy, [], _masked(trial, anatomy, [])) is None:
             return changed
     return None
+
+
+def _bypass(trial: Trial, path: str) -> Bypass:
+    """A bypass of a module of the block, which gives as many things as it does."""
+    module = trial.block.get_submodule(path)
+    given: list[Any] = []
+    handle = module.register_forward_hook(lambda _, __, output: given.append(output))
+    try:
+        trial.run(trial.block)
+    finally:
+        handle.remove()
+    in_tuple = len(given[0]) if given and isinstance(given[0], tuple) else 0
+    takes = inspect.signature(module.forward).parameters
+    cache = next((name for name in _CACHES if name in takes), "") if trial.cached else ""
+    return Bypass(path, in_tuple, cache)
 
 
 def _anatomy(block: nn.Module, table: SiteTable) -> Anatomy:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +56,31 @@ class Whole:
         assert call is not None and call.gave is not None
         self.batch = call.gave.shape[0]
         self.positions = as_rows(call.gave, blocks.layout).shape[1]
+
+    @torch.no_grad()
+    def is_chained(self) -> bool:
+        """Whether each block changes what comes after the next one through that one alone. If not, a later block or
+        the head reads what several blocks give."""
+        gave: dict[str, Tensor] = {}
+
+        def forwarded(changes: dict[str, Callable[[Tensor], Tensor]]) -> list[Tensor]:
+            with ExitStack() as stack:
+                for path, change in changes.items():
+                    hook = _on_hidden(change)
+                    stack.callback(self.module.get_submodule(path).register_forward_hook(hook).remove)
+                return tensors_of(forward(self.module, self.inputs))
+
+        def remembered(path: str) -> Callable[[Tensor], Tensor]:
+            return lambda hidden: gave.setdefault(path, hidden.clone()).clone()
+
+        def restored(path: str) -> Callable[[Tensor], Tensor]:
+            return lambda _: gave[path].clone()
+
+        dense = forwarded({path: remembered(path) for path in self.blocks.paths})
+        return all(
+            same(forwarded({before: lambda hidden: hidden.roll(1, 0), after: restored(after)}), dense)
+            for before, after in pairwise(self.blocks.paths)
+        )
 
     def check(self, family: Family, fitted: Sequence[Fitted]) -> Checked:
         """The family with those of the tables that hold, its costs counted in the way that holds for most.
@@ -137,6 +165,15 @@ class Whole:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             forward(module, self.inputs)
         return counter.get_total_flops() / 2 / self.batch
+
+
+def _on_hidden(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    """A forward hook that changes the hidden states, which may stand first in a tuple."""
+
+    def hook(_: nn.Module, __: Any, output: Any) -> Any:
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    return hook
 
 
 def _shares(anatomy: Anatomy, site: Site) -> bool:
