@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
@@ -27,6 +26,7 @@ from optin_cli.scoring.plan import ScoreSettings
 from optin_cli.scoring.plan import make_plan as scoring_plan
 from optin_cli.selection.select import select
 from optin_cli.surgery import apply as surgery
+from optin_cli.surgery.norms import reestimate
 from optin_cli.surgery.plan import make_plan
 from optin_cli.surgery.settings import Compensation
 
@@ -58,20 +58,6 @@ def halves(images: Path, folder: Path) -> tuple[DataSpec, DataSpec]:
         rows.select(range(start, len(rows), 2)).to_parquet(str(path))
         found.append(DataSpec(str(path)))
     return found[0], found[1]
-
-
-@torch.no_grad()
-def reestimate(model: OpenModel, batches: Batches) -> None:
-    """Measure the statistics of every BatchNorm anew: the mean over batches."""
-    norms = [module for module in model.module.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    for batch in batches:
-        model.output(batch.inputs)
-    for norm in norms:
-        norm.eval()
 
 
 def main() -> None:

@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # timm's stems make a ResNet's maps four times smaller than its images, so it sees enlarged ones
-MODELS: dict[str, tuple[str, dict[str, Any], int, int, float]] = {
+MODELS: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "resnet": (
         "resnet18",
         {"layers": [2, 2, 2, 2], "channels": [32, 64, 128, 128], "stem_type": "deep", "stem_width": 12},
         64,
         15,
-        0.4,
     ),
-    "vgg": ("vgg11_bn", {"mlp_ratio": 1 / 64}, 32, 8, 0.05),  # its classifier has no norms
+    "vgg": ("vgg11_bn", {"mlp_ratio": 1 / 64}, 32, 8),
 }
-"""Name -> (architecture, arguments, side of the images, epochs, peak of the learning rate)."""
-DECAY = 5e-4
+"""Name -> (architecture, arguments, side of the images, epochs)."""
+PEAKS, DECAYS = {"resnet": 0.4, "vgg": 1e-3}, {"resnet": 5e-4, "vgg": 0.05}
+"""Of the learning rate; of weights."""
 
 
 class _Convolution(torch.autograd.Function):
@@ -81,24 +81,27 @@ def new_model(name: str) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-def new_optimizers(model: nn.Module, peak: float) -> list[torch.optim.Optimizer]:
-    """Nesterov's momentum; norms and biases do not decay."""
+def new_optimizers(model: nn.Module, name: str) -> list[torch.optim.Optimizer]:
+    """Nesterov's momentum; AdamW for the VGG, whose classifier without norms dies of it. Biases do not decay."""
+    momentum, peak, decay = name == "resnet", PEAKS[name], DECAYS[name]
     weights = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
-    return [torch.optim.SGD(groups, lr=peak, momentum=0.9, nesterov=True, fused=True)]
+    groups = [{"params": weights, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+    if momentum:
+        return [torch.optim.SGD(groups, lr=peak, momentum=0.9, nesterov=True, fused=True)]
+    return [torch.optim.AdamW(groups, lr=peak, fused=True)]
 
 
 def main() -> None:
     parser = parser_of(__doc__.splitlines()[0])
     parser.add_argument("model", choices=MODELS)
     settings = parser.parse_args()
-    architecture, args, side, epochs, peak = MODELS[settings.model]
+    architecture, args, side, epochs = MODELS[settings.model]
     recipe = Recipe(
         architecture,
         args,
         lambda _: new_model(settings.model),
-        lambda model: new_optimizers(model, peak),
+        lambda model: new_optimizers(model, settings.model),
         epochs=epochs,
         side=side,
     )

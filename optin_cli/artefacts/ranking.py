@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from optin_cli.artefacts.files import atomic_file, digest_bytes, digest_json
 from optin_cli.artefacts.schedule import tokens_by_block
+from optin_cli.artefacts.shared import SharedLayer
 from optin_cli.artefacts.sketch import Sketch, fill_sketch, load_sketch
 from optin_cli.artefacts.tokens import RankedTokens, fill_tokens, load_tokens
 from optin_cli.errors import ArtefactError, UsageError
@@ -74,7 +75,8 @@ class Ranking:
 
     model: dict[str, Any]
     """id, digest (weights SHA-256), family, task, class; of a model whose tokens can be merged also prefix (tokens in
-    front that never are) and, if it merges some, merges (how many behind each block)."""
+    front that never are) and, if it merges some, merges (how many behind each block); layers between two sites as
+    shared, where there are any."""
     data: dict[str, Any]
     """spec, config, split, columns, fingerprint, rows."""
     row_ids: list[int]
@@ -117,6 +119,11 @@ class Ranking:
     def merges(self) -> list[int]:
         """Tokens that the ranked model merges behind each block; empty: none."""
         return list(self.model.get("merges", ()))
+
+    @property
+    def shared(self) -> list[SharedLayer]:
+        """Layers between two sites."""
+        return [SharedLayer(**layer) for layer in self.model.get("shared", ())]
 
     def tokens_by_block(self, tokens: float, merges: Sequence[int]) -> list[float]:
         """How many tokens each block sees, with a schedule of merges."""

@@ -24,6 +24,7 @@ def apply(
     mask: Annotated[Path, typer.Argument(metavar="MASK", help="Written by `optin select`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Model directory to write.")],
     compensate: options.Compensate = "auto",
+    bn: options.Bn = False,
     data: options.OptionalData = None,
     split: Annotated[str | None, typer.Option("--split", help="Split of the data (default: train).")] = None,
     config: options.Config = None,
@@ -65,7 +66,7 @@ def apply(
     from optin_cli.surgery import apply as stage
     from optin_cli.surgery.plan import make_plan
 
-    settings = compensation(compensate, samples, batch_size, max_length, seed, memory)
+    settings = compensation(compensate, samples, batch_size, max_length, seed, memory, bn)
     chosen = read_mask(mask)
     opened = options.open_with(model, task, anatomy, device, "float32")
     if not data and any(given is not None for given in (split, config, text, image, masks)):
@@ -99,6 +100,7 @@ def compensation(
     max_length: int | None,
     seed: int,
     memory: str,
+    bn: bool,
     prefix: str = "--",
 ) -> Compensation:
     """The options of compensation as one value; `samples` None is the default. `prefix` is of their names in errors."""
@@ -108,7 +110,7 @@ def compensation(
         raise UsageError(f"{prefix}samples {samples}: at least 1 is needed")
     bytes_held = options.byte_count(memory, f"{prefix}memory")
     chosen = Compensation(
-        method=method, batch_size=batch_size, max_length=max_length, seed=seed, memory=bytes_held
+        method=method, batch_size=batch_size, max_length=max_length, bn=bn, seed=seed, memory=bytes_held
     )
     return chosen if samples is None else replace(chosen, samples=samples)
 

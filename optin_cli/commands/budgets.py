@@ -59,6 +59,9 @@ Tokens = Annotated[
 ]
 MinHeads = Annotated[int, typer.Option("--min-heads", help="Heads every layer keeps at least.")]
 MinNeurons = Annotated[int, typer.Option("--min-neurons", help="Neurons every layer keeps at least.")]
+MinChannels = Annotated[
+    int, typer.Option("--min-channels", help="Channels every site of a CNN keeps at least.")
+]
 MaxPrune = Annotated[
     float,
     typer.Option(
@@ -114,6 +117,7 @@ def requests(
     tokens: str | None,
     min_heads: int,
     min_neurons: int,
+    min_channels: int,
     max_prune: float,
     protect: Sequence[str] | None,
     only: str | None,
@@ -138,6 +142,7 @@ def requests(
         table=read_latency_table(table) if table else None,
         min_heads=min_heads,
         min_neurons=min_neurons,
+        min_channels=min_channels,
         max_prune=max_prune,
         protect=tuple(protect or ()),
         only=only,

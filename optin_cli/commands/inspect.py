@@ -261,7 +261,12 @@ def _show_pruned(path: Path, record: PrunedRecord, json: bool) -> None:
             [
                 f"pruning {number}",
                 f"to {step['reached']['flops']:.4f} of the {budget['relative_to']} MACs from {step['model']['id']}; "
-                f"differs from the mask by {step['deviation']:.1e} on {where}",
+                f"differs from the mask by {step['deviation']:.1e} on {where}"
+                + (
+                    "; statistics of BatchNorms measured anew"
+                    if step.get("compensation", {}).get("bn")
+                    else ""
+                ),
             ]
         )
     console.facts(f"{path}: pruned model", facts)

@@ -144,6 +144,13 @@ Compensate = Annotated[
     ),
 ]
 
+Bn = Annotated[
+    bool,
+    typer.Option(
+        "--bn/--no-bn", help="Then measure the statistics of BatchNorms anew, on the same examples."
+    ),
+]
+
 
 def data_spec(
     data: str,

@@ -39,6 +39,7 @@ def prune(
     interactions: budgets.Interactions = "none",
     min_heads: budgets.MinHeads = 0,
     min_neurons: budgets.MinNeurons = 0,
+    min_channels: budgets.MinChannels = 0,
     max_prune: budgets.MaxPrune = 1.0,
     protect: budgets.Protect = None,
     only: budgets.Only = None,
@@ -46,6 +47,7 @@ def prune(
     relative_to: budgets.RelativeTo = "dense",
     tokens: budgets.Tokens = None,
     compensate: options.Compensate = "auto",
+    bn: options.Bn = False,
     compensate_samples: Annotated[
         int | None,
         typer.Option(
@@ -97,6 +99,7 @@ def prune(
     asked = budgets.requests(
         flops=flops, params=params, memory=memory, latency=latency, table=latency_table,
         relative_to=relative_to, tokens=tokens, min_heads=min_heads, min_neurons=min_neurons,
+        min_channels=min_channels,
         max_prune=max_prune, protect=protect, only=only, round_to=round_to, output_weight=None,
         feature_weights=feature_weights, interactions=interactions, force=force,
     )  # fmt: skip
@@ -112,7 +115,14 @@ def prune(
         seed=seed,
     )
     refit = compensation(
-        compensate, compensate_samples, batch_size, max_length, seed, compensate_memory, "--compensate-"
+        compensate,
+        compensate_samples,
+        batch_size,
+        max_length,
+        seed,
+        compensate_memory,
+        bn,
+        "--compensate-",
     )
     opened = options.open_with(model, task, anatomy, device, "float32")
     rows_of = options.data_spec(

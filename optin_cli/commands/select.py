@@ -38,6 +38,7 @@ def select(
     interactions: budgets.Interactions = "none",
     min_heads: budgets.MinHeads = 0,
     min_neurons: budgets.MinNeurons = 0,
+    min_channels: budgets.MinChannels = 0,
     max_prune: budgets.MaxPrune = 1.0,
     protect: budgets.Protect = None,
     only: budgets.Only = None,
@@ -63,6 +64,7 @@ def select(
     asked = budgets.requests(
         flops=flops, params=params, memory=memory, latency=latency, table=latency_table,
         relative_to=relative_to, tokens=tokens, min_heads=min_heads, min_neurons=min_neurons,
+        min_channels=min_channels,
         max_prune=max_prune, protect=protect, only=only, round_to=round_to, output_weight=lambda_,
         feature_weights=feature_weights, interactions=interactions, force=force,
     )  # fmt: skip
@@ -132,7 +134,8 @@ def report(mask: Mask) -> None:
         console.note(moves)
     if emptied := emptied_sites(mask):
         log.warning(
-            "emptied: %s (--min-heads, --min-neurons or --max-prune-per-layer keep some)", ", ".join(emptied)
+            "emptied: %s (--min-heads, --min-neurons, --min-channels or --max-prune-per-layer keep some)",
+            ", ".join(emptied),
         )
 
 

@@ -156,7 +156,8 @@ def _run(
 def _forward(model: OpenModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """(output [batch, rows, classes], row weights [batch, rows])"""
     inputs = batch.to(model.device, model.dtype).inputs
-    output, weights = model.full_output(inputs), model.task.full_weights(inputs)
+    output = model.full_output(inputs)
+    weights = model.task.full_weights(inputs).expand(output.shape[:2])
     broken = (~output.isfinite().all(dim=-1) & (weights > 0)).any(dim=-1)  # (batch)
     if broken.any():
         raise InputError(

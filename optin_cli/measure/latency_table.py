@@ -90,7 +90,10 @@ def make_table(
                 f"a batch of {batch_size} at size {size} does not fit in the memory of {device_name(model.device)}",
                 "use a smaller --batch-size",
             ) from error
-    curves = [bench.curve(ms) for bench, ms in zip(benches, blocks, strict=True)]
+    curves = [
+        bench.curve(ms * model.anatomy.uses(bench.site.block))
+        for bench, ms in zip(benches, blocks, strict=True)
+    ]
     sites = {
         site.name: {"kind": site.kind, "units": site.units, "curve": index}
         for site in model.anatomy

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from optin_cli.artefacts.schedule import tokens_by_block
+from optin_cli.artefacts.shared import SharedLayer, overcounted
 
 HEADS = "heads"
 NEURONS = "neurons"
@@ -31,9 +32,18 @@ class Producer:
     path: str
     parts: int = 1
     by_unit: bool = False
-    """A unit's parts stand side by side, q k v of one head before those of the next (GPT-NeoX)."""
+    """A unit's parts stand side by side, q k v of one head before those of the next (GPT-NeoX, DeBERTa)."""
     shared: bool = False
     """One slice for all heads of a group: the keys and values of grouped-query attention."""
+    per_batch: bool = False
+    """It runs once a batch, on relative positions: its MACs are no unit's."""
+    width: int = 0
+    """Rows of a unit in each part, where they are others than the consumer's columns: the sampling points of
+    deformable attention. 0 where they are the same."""
+
+    def rows_of(self, rows: int, group: int) -> int:
+        """Rows of a unit in each part, where `rows` stand for its `group` heads."""
+        return self.width or (rows // group if self.shared else rows)
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,16 @@ class UnitInput:
 
 
 @dataclass(frozen=True)
+class RelativePositions:
+    """Relative positions that each head multiplies its queries or keys with, as well as with each other."""
+
+    kinds: str
+    """The attribute that lists how: one product each."""
+    rows: str = ""
+    """The attribute that holds half the number of positions; by default there are twice as many as tokens."""
+
+
+@dataclass(frozen=True)
 class Bypass:
     """A `module` around a consumer that can't run without units: once all are gone, it gives the consumer's bias.
 
@@ -68,6 +88,8 @@ class Bypass:
     cache: str = ""
     """Its argument that is a cache of the keys and values of its own tokens. The cache counts tokens, so it gets them
     without heads too."""
+    empty: bool = False
+    """The module stands in front of the consumer, and gives no features."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +129,7 @@ class Site:
     """Attributes that hold a count and change with the units: (module.attribute, 'units' or 'features')."""
     unit_inputs: tuple[UnitInput, ...] = ()
     tensors: tuple[tuple[str, int], ...] = ()
-    """Parameters and buffers beside the producers with one slice a unit: (module.attribute, axis)."""
+    """Parameters and buffers beside the producers with one slice a unit, or one a feature: (module.attribute, axis)."""
     bypass: Bypass | None = None
     macs_per_token: float = 0
     """MACs of one unit for each token of the first block: its rows of the producers and columns of the consumer.
@@ -139,7 +161,7 @@ class Site:
 
     def rows_of(self, producer: Producer) -> int:
         """The same of a producer that may be shared by the heads of a group."""
-        return self.rows // self.group if producer.shared else self.rows
+        return producer.rows_of(self.rows, self.group)
 
     @property
     def entry(self) -> str:
@@ -181,7 +203,10 @@ class Stream:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The ordered blocks of a model and the sites that stand in them. Paths are `get_submodule` paths."""
+    """The ordered blocks of a model and the sites that stand in them. Paths are `get_submodule` paths.
+
+    Blocks may share a module, which runs once for each: their sites stand in the first of them.
+    """
 
     family: str
     blocks: tuple[str, ...]
@@ -195,6 +220,8 @@ class Anatomy:
     chained: bool = True
     """Each block needs the hidden states of the one before and nothing else that changes with it. Where blocks need
     more (an encoder's output, an earlier stage's), whatever is run is the whole model."""
+    shared: tuple[SharedLayer, ...] = ()
+    """Layers between two sites."""
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -204,6 +231,10 @@ class Anatomy:
             if site.name == name:
                 return site
         raise KeyError(name)
+
+    def uses(self, block: int) -> int:
+        """How many blocks share the module of one."""
+        return self.blocks.count(self.blocks[block])
 
     def stream_of(self, block: int) -> Stream:
         """The stream that a block belongs to; negative numbers count from the last."""
@@ -223,7 +254,7 @@ class Anatomy:
         `merges` says how many tokens are merged behind each block.
         """
         seen = tokens_by_block(tokens, len(self.blocks), merges, self.prefix)
-        return sum(
-            site.macs_per_unit(seen[site.block]) * (site.units if kept is None else kept[site.name])
-            for site in self
-        )
+        units = {site.name: site.units for site in self}
+        kept = units if kept is None else kept
+        total = sum(site.macs_per_unit(seen[site.block]) * kept[site.name] for site in self)
+        return total - tokens * overcounted(self.shared, units, kept)[0]

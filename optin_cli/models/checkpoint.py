@@ -143,6 +143,10 @@ class OpenModel:
         """What metrics are measured on (see `Task.full_output`)."""
         return self.task.full_output(self.module, {**inputs, **self.family.arguments})
 
+    def row_weights(self, inputs: Mapping[str, Tensor], output: Tensor) -> Tensor:
+        """Weight of each row of `output`, [batch, rows] (see `Task.row_weights`)."""
+        return self.task.row_weights(inputs).expand(output.shape[:2])
+
 
 def pick_device(name: str) -> torch.device:
     """`auto` is CUDA when there is one. Raises `UsageError` for a device that is not there."""

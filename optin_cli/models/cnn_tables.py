@@ -38,6 +38,26 @@ _BOTTLENECK = (
 )
 _RESNET_SITES = (_BASIC_BLOCK, *_BOTTLENECK)
 
+# transformers' ResNet, a backbone of others: convolution and norm in one module of a list
+_TRANSFORMERS_BOTTLENECK = tuple(
+    SiteTable(
+        CHANNELS,
+        name=f"channels{number}",
+        producers=linears(f"layer.{number - 1}.convolution"),
+        carried=(f"layer.{number - 1}.normalization",),
+        consumer=f"layer.{number}.convolution",
+        norm=f"layer.{number}.normalization",
+        requires=("layer.2.convolution",),
+    )
+    for number in (1, 2)
+)
+TRANSFORMERS_RESNET_SITES = (
+    replace(
+        _TRANSFORMERS_BOTTLENECK[0], name="", must_be_identity=("layer.2",), requires=("layer.1.convolution",)
+    ),
+    *_TRANSFORMERS_BOTTLENECK,
+)
+
 _INVERTED_RESIDUAL = SiteTable(
     CHANNELS,
     producers=linears("conv_pw"),
@@ -56,6 +76,26 @@ _FUSED_INVERTED_RESIDUAL = SiteTable(
     must_be_identity=("aa", "se"),
     requires=("conv_exp",),
 )
+_UNIVERSAL = SiteTable(  # MobileNet V4: a depthwise convolution before the expansion, behind it, or neither
+    CHANNELS,
+    producers=linears("pw_exp.conv"),
+    carried=("pw_exp.bn", "dw_mid.conv", "dw_mid.bn"),
+    consumer="pw_proj.conv",
+    norm="pw_proj.bn",
+    must_be_identity=("dw_mid.aa", "se"),
+    requires=("pw_exp.conv", "dw_mid.conv", "pw_proj.conv"),
+)
+_EXPANSIONS = (
+    _INVERTED_RESIDUAL,
+    _FUSED_INVERTED_RESIDUAL,
+    _UNIVERSAL,
+    replace(
+        _UNIVERSAL,
+        carried=("pw_exp.bn",),
+        must_be_identity=("se",),
+        requires=("pw_exp.conv", "pw_proj.conv"),
+    ),
+)
 _EFFICIENTNET_SITES = (
     *(
         replace(
@@ -63,13 +103,18 @@ _EFFICIENTNET_SITES = (
             producers=(*table.producers, Producer("se.conv_expand")),
             readers=("se.conv_reduce",),
             masked_at="se",
-            must_be_identity=("aa",),
+            must_be_identity=tuple(path for path in table.must_be_identity if path != "se"),
             requires=(*table.requires, "se.conv_reduce"),
         )
-        for table in (_INVERTED_RESIDUAL, _FUSED_INVERTED_RESIDUAL)
+        for table in _EXPANSIONS
     ),
-    _INVERTED_RESIDUAL,
-    _FUSED_INVERTED_RESIDUAL,
+    *_EXPANSIONS,
+)
+
+_PREACTIVATED = (  # a norm and an activation stand before each convolution
+    replace(_BASIC_BLOCK, carried=("norm2",), norm="", must_be_identity=("conv3",)),
+    replace(_BOTTLENECK[0], carried=("norm2",), norm=""),
+    replace(_BOTTLENECK[1], carried=("norm3",), norm="", must_be_identity=()),
 )
 
 # no residual: each layer reads what the one before makes
@@ -98,6 +143,16 @@ CNNS = (
         _RESNET_SITES,
         "image",
         note="timm; grouped convolutions are left alone",
+        layout=NCHW,
+        hierarchical=True,
+    ),
+    Family(
+        "resnetv2",
+        ("ResNetV2",),
+        ("stages.*.blocks.*",),
+        _PREACTIVATED,
+        "image",
+        note="timm, with BatchNorms; BiT's group norms mix channels",
         layout=NCHW,
         hierarchical=True,
     ),

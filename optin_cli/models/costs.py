@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from optin_cli.artefacts.shared import SharedLayer
+from optin_cli.models.anatomy import Site
 from optin_cli.models.layers import carried_weights, shape_of
 from optin_cli.models.tables import SiteTable
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from optin_cli.models.positions import Positions
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,26 @@ def unit_costs(
         yield Cost(path, weights, weights)
     for producer in table.producers:
         shape = shape_of(module(producer.path), producer.path)
-        made = producer.parts * (rows // group if producer.shared else rows)
+        made = producer.parts * producer.rows_of(rows, group)
         weights = made * shape.taps * shape.inputs / ends.get(producer.path, 1)
-        yield Cost(producer.path, weights, weights + made * shape.biased)
+        yield Cost(producer.path, 0 if producer.per_batch else weights, weights + made * shape.biased)
     for path in table.carried:
         macs, params = carried_weights(module(path))
         yield Cost(path, rows * macs, rows * params)
+
+
+def shared_layers(model: nn.Module, sites: Sequence[Site], seen: Positions | None) -> tuple[SharedLayer, ...]:
+    """The layers that make the units of one site from those of another."""
+    found = []
+    for site in sites:
+        for producer in site.producers:
+            for other in sites:
+                if other.consumer == producer.path:
+                    shape = shape_of(model.get_submodule(producer.path), producer.path)
+                    weights = producer.parts * site.rows * other.width * shape.taps
+                    share = seen.share(producer.path) if seen else 1
+                    found.append(SharedLayer(site.name, other.name, plain(weights * share), weights))
+    return tuple(found)
 
 
 def plain(value: float) -> float:

@@ -6,13 +6,13 @@ import inspect
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.errors import InputError, UnknownArchitecture
-from optin_cli.models.anatomy import HEADS, Anatomy, Site, Stream
-from optin_cli.models.costs import Cost, plain, unit_costs
+from optin_cli.models.anatomy import HEADS, Anatomy, Site
+from optin_cli.models.blocks import find_streams
+from optin_cli.models.costs import Cost, plain, shared_layers, unit_costs
 from optin_cli.models.families import DOCS, TOWERS, Family, SiteTable, find_family, known_families
 from optin_cli.models.layers import (
     channel_axis,
@@ -64,14 +64,18 @@ def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
     """
     base = getattr(model, "base_model", model)
     prefix = next((name for name, module in model.named_modules() if module is base), "")
-    blocks, streams = _streams(model, family, f"{prefix}." if prefix else "")
+    blocks, streams = find_streams(model, family, f"{prefix}." if prefix else "")
     seen = None
     if costs and family.hierarchical:
         seen = _count_positions(model, blocks[0], streams[0].layout)
-    tables = [(i, table) for i in range(len(blocks)) for table in _tables_in(model, family, blocks, i)]
+    own = [i for i, block in enumerate(blocks) if block not in blocks[:i]]
+    tables = [(i, table) for i in own for table in _tables_in(model, family, blocks, i)]
     ends = Counter(path for _, t in tables for path in (t.consumer, *(p.path for p in t.producers)))
     passed = passing_blocks(model, blocks)
-    sites = [replace(_site(model, family, t, i, ends, seen), passed=passed) for i, t in tables]
+    sites = [
+        replace(_used(_site(model, family, t, i, ends, seen), blocks.count(blocks[i])), passed=passed)
+        for i, t in tables
+    ]
     if not sites:
         raise InputError(
             f"nothing is prunable in {type(model).__name__}: every site of family {family.name!r} has a module "
@@ -79,62 +83,22 @@ def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
             f"{DOCS} explains `must_be_identity` and `requires`",
         )
     tokens = token_sites(model, family, blocks, sites)
-    chained = family.chained and len(streams) == 1
     return Anatomy(
-        family.name, tuple(blocks), tuple(sites), tokens, count_prefix(base, family), tuple(streams), chained
+        family.name,
+        tuple(blocks),
+        tuple(sites),
+        tokens,
+        count_prefix(base, family),
+        streams=tuple(streams),
+        chained=family.chained and len(streams) == 1,
+        shared=shared_layers(model, sites, seen),
     )
 
 
-def _streams(model: nn.Module, family: Family, prefix: str) -> tuple[list[str], list[Stream]]:
-    """Paths of the blocks, in the order they run, and the streams that they form."""
-    blocks: list[str] = []
-    streams: list[Stream] = []
-    looked: list[str] = []
-    for table in family.all_streams:
-        patterns = [prefix + pattern for pattern in table.patterns]
-        found = _blocks(model, patterns)
-        if found:
-            streams.append(Stream(len(blocks), table.layout, table.mask))
-        blocks += found
-        looked += patterns
-    if not blocks:
-        raise InputError(
-            f"family {family.name!r}: {type(model).__name__} has no blocks at "
-            + " or ".join(f"{path} ({_deepest(model, path)})" for path in looked),
-            f"this variant is built differently; describe it with --anatomy FILE.yaml ({DOCS})",
-        )
-    return blocks, streams
-
-
-def _deepest(model: nn.Module, pattern: str) -> str:
-    """What there is of the way to a pattern: the last module that exists, and what it holds."""
-    from torch import nn
-
-    path, module = "", model
-    for name in pattern.split("."):
-        child = getattr(module, name, None)
-        if not isinstance(child, nn.Module):
-            break
-        path, module = f"{path}.{name}".lstrip("."), child
-    held = ", ".join(name for name, _ in module.named_children()) or "nothing"
-    return f"{path or 'the model'} is a {type(module).__name__} and holds {held}"
-
-
-def _blocks(model: nn.Module, patterns: list[str]) -> list[str]:
-    """Paths of the modules that match a pattern."""
-    from torch import nn
-
-    return [
-        path
-        for path, module in model.named_modules()
-        if any(_matches(path, pattern) for pattern in patterns) and not isinstance(module, nn.Identity)
-    ]
-
-
-def _matches(path: str, pattern: str) -> bool:
-    """True if every part of a dotted path matches the one of the pattern."""
-    names, wanted = path.split("."), pattern.split(".")
-    return len(names) == len(wanted) and all(map(fnmatchcase, names, wanted))
+def _used(site: Site, times: int) -> Site:
+    """A site of a module that runs so many times."""
+    per_token, per_pair = times * site.macs_per_token, times * site.macs_per_pair
+    return replace(site, macs_per_token=per_token, macs_per_pair=per_pair)
 
 
 def _count_positions(model: nn.Module, first_block: str, layout: str) -> Positions:
@@ -193,13 +157,19 @@ def _site(
     params = sum(cost.params for cost in costs(ends))
     per_token, alone = macs(ends), macs({})
     own_share = per_token / alone if alone else 1
-    per_pair = 2 * width if table.kind == HEADS else 0
+    per_pair = 2 * width if table.kind == HEADS and table.pairs else 0
+    if table.relative:
+        kinds = len(_attribute(model, table.relative.kinds, family) or ())
+        if table.relative.rows:
+            per_token += kinds * 2 * int(_attribute(model, table.relative.rows, family)) * width
+        else:
+            per_pair += kinds * 2 * width
     if seen:  # every position attends to those of its window, or to what the values are made of
         per_token += per_pair * share(table.consumer) * seen.group(table.producers[-1].path)
         per_pair = 0
     for producer in table.producers:
         given_features = shape_of(module(producer.path), producer.path).outputs
-        rows = width // spread // (group if producer.shared else 1)
+        rows = producer.rows_of(width // spread, group)
         if given_features != producer.parts * units * rows:
             raise InputError(
                 f"{name}: {producer.path} gives {given_features} features, but {producer.parts} x {units} units x "
@@ -216,9 +186,9 @@ def _site(
     for path in table.counts:
         _attribute(model, path, family)
     for path, axis in table.tensors.items():
-        params += _slice_size(model, family, path, axis, units, name)
+        params += _slice_size(model, family, path, axis, units, width, name)
     bypass = table.bypass
-    if bypass and not table.consumer.startswith(f"{bypass.module}."):
+    if bypass and not bypass.empty and not table.consumer.startswith(f"{bypass.module}."):
         raise InputError(
             f"{name}: {bypass.module} can't give the bias of {table.consumer}, which stands outside of it"
         )
@@ -286,19 +256,22 @@ def _units(
     return units, width, 1
 
 
-def _slice_size(model: nn.Module, family: Family, path: str, axis: int, units: int, name: str) -> int:
-    """Parameters that one unit has in a tensor with one slice a unit; a buffer has none."""
+def _slice_size(
+    model: nn.Module, family: Family, path: str, axis: int, units: int, width: int, name: str
+) -> int:
+    """Parameters that one unit has in a tensor with one slice a unit or a feature; a buffer has none."""
     from torch import nn
 
     tensor = _attribute(model, path, family)
     shape = list(getattr(tensor, "shape", ()))
-    if not -len(shape) <= axis < len(shape) or shape[axis] != units:
+    if not -len(shape) <= axis < len(shape) or shape[axis] not in (units, units * width):
         raise InputError(
             f"{name}: {path} of shape {tuple(shape)} has no slice along axis {axis} for each of {units} units",
             f"the table of family {family.name!r} does not describe this model: see {DOCS}",
         )
+    each = width if shape[axis] != units else 1
     del shape[axis]
-    return prod(shape) if isinstance(tensor, nn.Parameter) else 0
+    return each * prod(shape) if isinstance(tensor, nn.Parameter) else 0
 
 
 def _is_mixed(model: nn.Module, family: Family, table: SiteTable) -> bool:

@@ -13,12 +13,29 @@ from pathlib import Path
 from typing import Any
 
 from optin_cli.errors import UsageError
-from optin_cli.models.anatomy import CHANNELS, HEADS, LAYOUTS, NEURONS, Bypass, Producer, UnitInput
+from optin_cli.models.anatomy import (
+    CHANNELS,
+    HEADS,
+    LAYOUTS,
+    NEURONS,
+    Bypass,
+    Producer,
+    RelativePositions,
+    UnitInput,
+)
 from optin_cli.models.cnn_tables import CNNS
 from optin_cli.models.decoder_tables import DECODERS
+from optin_cli.models.encoder_tables import ENCODERS
 from optin_cli.models.segmentation_tables import SEGMENTATION
 from optin_cli.models.swin_tables import SWIN
-from optin_cli.models.tables import SHIPPED, TOWERS, Family, SiteTable, StreamTable, TokenTable
+from optin_cli.models.tables import (
+    SHIPPED,
+    TOWERS,
+    Family,
+    SiteTable,
+    StreamTable,
+    TokenTable,
+)
 from optin_cli.models.torchvision_tables import TORCHVISION
 
 __all__ = [
@@ -100,6 +117,7 @@ def family_from_dict(data: dict[str, Any], where: str = "family table") -> Famil
                     Producer(**p) if isinstance(p, dict) else Producer(p) for p in site["producers"]
                 ),
                 "unit_inputs": tuple(UnitInput(**u) for u in site.get("unit_inputs", ())),
+                "relative": RelativePositions(**site["relative"]) if site.get("relative") else None,
                 "bypass": Bypass(**site["bypass"]) if site.get("bypass") else None,
                 **{
                     field: tuple(site.get(field, ()))
@@ -139,6 +157,10 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
 def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list | tuple) and all(check(item) for item in value)
 
@@ -150,10 +172,11 @@ def _is_blocks(value: Any) -> bool:
 def _is_producer(value: Any) -> bool:
     if isinstance(value, dict):
         return (
-            set(value) <= {"path", "parts", "by_unit", "shared"}
+            set(value) <= {"path", "parts", "by_unit", "shared", "per_batch", "width"}
             and _is_text(value.get("path"))
             and _is_count(value.get("parts", 1))
-            and all(isinstance(value.get(name, False), bool) for name in ("by_unit", "shared"))
+            and all(isinstance(value.get(name, False), bool) for name in ("by_unit", "shared", "per_batch"))
+            and _is_size(value.get("width", 0))
         )
     return _is_text(value)
 
@@ -183,10 +206,20 @@ def _is_axes(value: Any) -> bool:
 def _is_bypass(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and set(value) <= {"module", "in_tuple", "cache"}
+        and set(value) <= {"module", "in_tuple", "cache", "empty"}
         and _is_text(value.get("module"))
         and isinstance(value.get("in_tuple", 0), int)
         and isinstance(value.get("cache", ""), str)
+        and isinstance(value.get("empty", False), bool)
+    )
+
+
+def _is_relative(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) <= {"kinds", "rows"}
+        and _is_text(value.get("kinds"))
+        and isinstance(value.get("rows", ""), str)
     )
 
 
@@ -201,6 +234,8 @@ _FAMILY_FIELDS: _Fields = {
     "note": (False, "text", lambda v: isinstance(v, str)),
     "layout": (False, f"one of {', '.join(LAYOUTS)}", lambda v: v in LAYOUTS),
     "hierarchical": (False, "true or false", lambda v: isinstance(v, bool)),
+    "repeats": (False, "an attribute of the config", lambda v: isinstance(v, str)),
+    "thresholds": (False, "true or false", lambda v: isinstance(v, bool)),
     "arguments": (False, "argument: value", lambda v: isinstance(v, dict) and all(map(_is_text, v))),
     "streams": (False, "a list of streams", _list_of(lambda s: isinstance(s, dict))),
     "chained": (False, "true or false", lambda v: isinstance(v, bool)),
@@ -221,7 +256,7 @@ _TOKEN_FIELDS: _Fields = {
 _SITE_FIELDS: _Fields = {
     "kind": (True, f"{HEADS}, {NEURONS} or {CHANNELS}", lambda v: v in (HEADS, NEURONS, CHANNELS)),
     "name": (False, "a word without dots", lambda v: isinstance(v, str) and "." not in v),
-    "producers": (True, "a list of paths or {path, parts, by_unit, shared}", _list_of(_is_producer)),
+    "producers": (True, "a list of paths or {path, parts, by_unit, shared, width}", _list_of(_is_producer)),
     "consumer": (True, "a path", lambda v: isinstance(v, str)),
     "carried": (False, "a list of paths", _list_of(_is_text)),
     "readers": (False, "a list of paths", _list_of(_is_text)),
@@ -233,8 +268,10 @@ _SITE_FIELDS: _Fields = {
     "counts": (False, "attribute: units or features", _is_counts),
     "unit_inputs": (False, "a list of {module, argument, axis}", _list_of(_is_unit_input)),
     "tensors": (False, "path: axis", _is_axes),
+    "relative": (False, "{kinds, rows}", lambda v: v is None or _is_relative(v)),
     "batch_axis": (False, "0 or more", lambda v: type(v) is int and v >= 0),
-    "bypass": (False, "{module, in_tuple, cache}", lambda v: v is None or _is_bypass(v)),
+    "bypass": (False, "{module, in_tuple, cache, empty}", lambda v: v is None or _is_bypass(v)),
+    "pairs": (False, "true or false", lambda v: isinstance(v, bool)),
     "must_be_identity": (False, "a list of paths", _list_of(_is_text)),
     "requires": (False, "a list of paths", _list_of(_is_text)),
 }
@@ -267,5 +304,5 @@ def read_family(path: Path) -> Family:
     return family_from_dict(data, str(path))
 
 
-for _family in (*SHIPPED, *DECODERS, *SWIN, *CNNS, *TORCHVISION, *SEGMENTATION):
+for _family in (*SHIPPED, *ENCODERS, *DECODERS, *SWIN, *CNNS, *TORCHVISION, *SEGMENTATION):
     register_family(_family)

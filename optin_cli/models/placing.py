@@ -52,6 +52,13 @@ def placed(table: SiteTable, block: str) -> SiteTable:
         counts={full(path): unit for path, unit in table.counts.items()},
         unit_inputs=tuple(replace(u, module=full(u.module)) for u in table.unit_inputs),
         tensors={full(path): axis for path, axis in table.tensors.items()},
+        relative=replace(
+            table.relative,
+            kinds=full(table.relative.kinds),
+            rows=full(table.relative.rows) if table.relative.rows else "",
+        )
+        if table.relative
+        else None,
         bypass=replace(table.bypass, module=full(table.bypass.module)) if table.bypass else None,
         must_be_identity=tuple(map(full, table.must_be_identity)),
         requires=tuple(map(full, table.requires)),

@@ -49,9 +49,10 @@ def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
         select_unit_input(model.get_submodule(unit_input.module), unit_input, units)
     for path, axis in site.tensors:
         owner, _, name = path.rpartition(".")
-        select_slices(model.get_submodule(owner), name, axis, chosen)
+        module = model.get_submodule(owner)
+        select_slices(module, name, axis, chosen if getattr(module, name).shape[axis] == site.units else made)
     if site.bypass and not units:
-        consumer = site.consumer.removeprefix(f"{site.bypass.module}.")
+        consumer = "" if site.bypass.empty else site.consumer.removeprefix(f"{site.bypass.module}.")
         inside = [given for given in site.unit_inputs if given.module == site.bypass.module]
         _bypass(model.get_submodule(site.bypass.module), consumer, site.bypass, inside)
 
@@ -72,11 +73,13 @@ def features_of(units: Tensor, width: int) -> Tensor:
 
 
 def _bypass(module: nn.Module, consumer: str, bypass: Bypass, unit_inputs: Sequence[UnitInput]) -> None:
-    """Make `module` give what its `consumer` makes of no features. A class, so that copies of the module do it too."""
+    """Make `module` give no features, or what a `consumer` in it makes of them. A class, so that copies do it too."""
     signature = inspect.signature(module.forward)
     unbound = inspect.signature(type(module).forward)
 
     class Bypassed(type(module)):  # type: ignore[misc]
+        _is_hf_initialized = True  # else transformers would, and may divide by a number of heads
+
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             hidden = hidden_argument(args, kwargs)
             given = signature.bind(*args, **kwargs).arguments
@@ -84,7 +87,9 @@ def _bypass(module: nn.Module, consumer: str, bypass: Bypass, unit_inputs: Seque
             for made in unit_inputs:
                 if made.maker and given.get(made.argument) is None and getattr(self, made.needs):
                     make_unit_input(self, made, hidden, past, keys)
-            output = self.get_submodule(consumer)(hidden.new_zeros(*hidden.shape[:-1], 0))
+            output = hidden.new_zeros(*hidden.shape[:-1], 0)
+            if consumer:
+                output = self.get_submodule(consumer)(output)
             return (output, *[None] * (bypass.in_tuple - 1)) if bypass.in_tuple else output
 
     Bypassed.forward.__signature__ = unbound  # type: ignore[attr-defined]

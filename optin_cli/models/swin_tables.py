@@ -8,7 +8,7 @@ from optin_cli.models.anatomy import HEADS, NHWC, Bypass, Producer
 from optin_cli.models.tables import BERT_SITES, MLP, TIMM_NEURONS, VIT_HEADS, Family, SiteTable
 
 # what merges patches is a block as well, so that tables must say what they require
-_SWIN_SITES = (
+SWIN_SITES = (
     replace(
         VIT_HEADS,
         tensors={"attention.relative_position_bias.relative_position_bias_table": 1},
@@ -17,7 +17,7 @@ _SWIN_SITES = (
     replace(MLP, requires=("mlp",)),
 )
 
-_SWINV2_SITES = (
+SWINV2_SITES = (
     replace(
         BERT_SITES[0],
         counts={
@@ -28,7 +28,7 @@ _SWINV2_SITES = (
             "attention.self.logit_scale": 0,
             "attention.self.continuous_position_bias_mlp.2.weight": 0,
         },
-        bypass=Bypass("attention", in_tuple=True),
+        bypass=Bypass("attention", in_tuple=1),
         requires=("attention",),
     ),
     replace(BERT_SITES[1], requires=("intermediate",)),
@@ -57,7 +57,7 @@ SWIN = (
         "swin",
         ("swin",),
         _SWIN_BLOCKS,
-        _SWIN_SITES,
+        SWIN_SITES,
         "image",
         note="position bias sliced with the heads",
         hierarchical=True,
@@ -66,7 +66,7 @@ SWIN = (
         "swinv2",
         ("swinv2",),
         _SWIN_BLOCKS,
-        _SWINV2_SITES,
+        SWINV2_SITES,
         "image",
         note="position bias sliced with the heads",
         hierarchical=True,

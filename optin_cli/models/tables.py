@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from optin_cli.models.anatomy import ATTENTION_MASK, HEADS, NEURONS, TOKENS, Bypass, Producer, UnitInput
+from optin_cli.models.anatomy import (
+    ATTENTION_MASK,
+    HEADS,
+    NEURONS,
+    TOKENS,
+    Bypass,
+    Producer,
+    RelativePositions,
+    UnitInput,
+)
 
 
 @dataclass(frozen=True)
@@ -41,9 +50,13 @@ class SiteTable:
     unit_inputs: tuple[UnitInput, ...] = ()
     """Forward arguments with one slice a unit, computed outside the block."""
     tensors: dict[str, int] = field(default_factory=dict)
-    """Parameters and buffers with one slice a unit: path -> axis (the biases of each head's relative positions)."""
+    """Parameters and buffers with one slice a unit, or one a feature of it: path -> axis (the biases of each head's
+    relative positions)."""
+    relative: RelativePositions | None = None
     bypass: Bypass | None = None
     """A module that can't run without units, for when all are gone."""
+    pairs: bool = True
+    """Of heads: each position attends to every other, or to those of its window. Not in deformable attention."""
     batch_axis: int = 0
     """Where the examples stand in what is masked: 1 in (tokens, batch, features)."""
     must_be_identity: tuple[str, ...] = ()
@@ -114,11 +127,17 @@ class Family:
     """Blocks see different numbers of positions, or attend within windows: costs are counted by a forward."""
     tokens: TokenTable | None = None
     """How tokens are merged; None where they can't be."""
+    repeats: str = ""
+    """The attribute of the config with the number of blocks, where fewer modules share them: each runs as many times,
+    one after the other (ALBERT)."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Arguments of the model beside its data: a decoder that is not generating fills no cache."""
     streams: tuple[StreamTable, ...] = ()
     """In place of `blocks` and `layout`, where there are several lists of blocks: an encoder's and a decoder's. In
     order of depth: what a block computes changes nothing in those before."""
+    thresholds: bool = False
+    """Something inside is cut off at a threshold (a mask that attention is confined to): the sliced and the masked
+    model are then compared in float64, where rounding puts nothing on the other side."""
     chained: bool = True
     """False where blocks need more than the hidden states of the one before. Several streams are never chained."""
 
@@ -152,18 +171,6 @@ _DISTILBERT_SITES = (
         counts={"attention.n_heads": "units", "attention.dim": "features"},
     ),
     SiteTable(NEURONS, producers=linears("ffn.lin1"), consumer="ffn.lin2"),
-)
-
-_MPNET_SITES = (
-    SiteTable(
-        HEADS,
-        producers=linears("attention.attn.q", "attention.attn.k", "attention.attn.v"),
-        consumer="attention.attn.o",
-        unit_width="attention.attn.attention_head_size",
-        counts={"attention.attn.num_attention_heads": "units", "attention.attn.all_head_size": "features"},
-        unit_inputs=(UnitInput("attention.attn", "position_bias", axis=1),),
-    ),
-    BERT_SITES[1],
 )
 
 VIT_HEADS = SiteTable(
@@ -279,7 +286,6 @@ SHIPPED = (
     Family("roberta", ("roberta", "xlm-roberta", "camembert"), "encoder.layer", BERT_SITES),
     Family("electra", ("electra",), "encoder.layer", BERT_SITES),
     Family("distilbert", ("distilbert",), "transformer.layer", _DISTILBERT_SITES),
-    Family("mpnet", ("mpnet",), "encoder.layer", _MPNET_SITES, note="position bias sliced with the heads"),
     Family("clip-text", ("clip_text_model",), "encoder.layers", _CLIP_SITES, note="a tower of CLIP"),
     Family("vit", ("vit", "deit"), "layers", (VIT_HEADS, MLP), "image", tokens=_VIT_TOKENS),
     Family("beit", ("beit",), "layers", _BEIT_SITES, "image", note="position bias sliced with the heads"),

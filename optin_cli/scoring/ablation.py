@@ -45,7 +45,7 @@ class Ablation:
         lengths = {z: [r.features[z].shape[1] for r in self.replays] for z in range(self.depth)}
         self.rows = calibration.feature_rows(index, pieces, lengths)
         self.dense = {z: self._features([r.features for r in self.replays], z) for z in range(self.depth)}
-        self.weights = [self.model.task.row_weights(piece.inputs) for piece in pieces]
+        self.weights = [self.model.row_weights(replay.piece.inputs, replay.output) for replay in self.replays]
         self.tokens = sum(len(p) * t for p, t in zip(pieces, lengths[0], strict=True))
         self.step = self._fitting()
         """Variants in one call."""

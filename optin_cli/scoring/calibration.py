@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.hidden import as_rows, hidden_of
 from optin_cli.models.macs import observed_tokens
 from optin_cli.models.storages import activation_peak
+from optin_cli.models.uses import on_blocks
 from optin_cli.scoring.losses import unit_rows
 from optin_cli.scoring.room import free_bytes, ran_out, whole_steps
 
@@ -40,14 +41,12 @@ def measured_blocks(site: Site, depth: int) -> list[int]:
 @contextmanager
 def block_outputs(model: OpenModel, outputs: dict[int, Tensor], first: int = 0) -> Iterator[None]:
     """Within the context, collect what blocks `first`.. give, by block index: (batch, positions, d)."""
-    with ExitStack() as stack:
-        for index, path in enumerate(model.anatomy.blocks):
-            if index >= first:
 
-                def keep(_: nn.Module, __: Any, output: Any, index: int = index) -> None:
-                    outputs[index] = as_rows(hidden_of(output), model.anatomy.stream_of(index).layout)
+    def keep(index: int, _: nn.Module, __: Any, ___: Any, output: Any) -> None:
+        if index >= first:
+            outputs[index] = as_rows(hidden_of(output), model.anatomy.stream_of(index).layout)
 
-                stack.callback(model.module.get_submodule(path).register_forward_hook(keep).remove)
+    with on_blocks(model.module, model.anatomy.blocks, keep):
         yield
 
 

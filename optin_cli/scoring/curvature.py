@@ -133,7 +133,10 @@ class _DensePass:
             for z in measured:  # rows alone are kept: whole features of a batch can be large
                 found[z].append(gather_rows(features[z], self.rows[z][number]))
         self.features = {z: torch.cat(parts) for z, parts in found.items()}
-        self.weights = [calibration.model.task.row_weights(piece.inputs) for piece in pieces]
+        self.weights = [
+            calibration.model.row_weights(piece.inputs, output)
+            for piece, output in zip(pieces, self.outputs, strict=True)
+        ]
 
     def seeds(self, generator: torch.Generator) -> tuple[dict[int, tuple[Tensor, ...]], list[Tensor]]:
         """One probe's gradients: block -> one (rows, d) a piece, and one (examples, rows, classes) a piece."""

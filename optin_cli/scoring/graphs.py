@@ -14,6 +14,7 @@ from optin_cli.data.batches import Batch
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.hidden import hidden_argument, with_hidden
+from optin_cli.models.uses import on_blocks
 from optin_cli.scoring.calibration import Calibration, block_outputs
 from optin_cli.scoring.precision import reduced_products
 from optin_cli.scoring.room import ran_out
@@ -26,8 +27,9 @@ class Graph:
     """One piece of a batch with its autograd graph: consumers' inputs are the leaves of interest."""
 
     piece: Batch
-    inputs: dict[str, Tensor]
-    """Site name -> what its mask multiplies: as a rule its consumer's input, (examples * windows, tokens, features)."""
+    inputs: dict[str, list[Tensor]]
+    """Site name -> what its mask multiplies, at each use of the module that blocks share: as a rule its consumer's
+    input, (examples * windows, tokens, features)."""
     features: dict[int, Tensor]
     output: Tensor
     chained: bool = True
@@ -40,12 +42,17 @@ class Graph:
 
         `reduced` products round more where that is faster: a random seed hides it.
         """
-        leaves = [self.inputs[site.name] for site in sites]
+        leaves = [leaf for site in sites for leaf in self.inputs[site.name]]
         with reduced_products(source.device, reduced):
-            found = torch.autograd.grad(
-                source, leaves, seed, retain_graph=True, materialize_grads=not self.chained
-            )
-        return [self._of_units(g, h, s) for g, h, s in zip(found, leaves, sites, strict=True)]
+            # a use in a deeper block than the source has no part in it
+            partly = not self.chained or len(leaves) > len(sites)
+            found = torch.autograd.grad(source, leaves, seed, retain_graph=True, materialize_grads=partly)
+        owners = (site for site in sites for _ in self.inputs[site.name])
+        sums: dict[str, Tensor] = {}
+        for site, gradient, value in zip(owners, found, leaves, strict=True):
+            part = self._of_units(gradient, value, site)
+            sums[site.name] = part + sums[site.name] if site.name in sums else part
+        return [sums[site.name] for site in sites]
 
     def _of_units(self, gradient: Tensor, value: Tensor, site: Site) -> Tensor:
         """Masking multiplies h: dq/dm_u = sum of (dq/dh * h) over positions and features."""
@@ -57,30 +64,29 @@ class Graph:
 def record_graph(model: OpenModel, piece: Batch, sites: Sequence[Site]) -> Graph:
     """Run a piece so that gradients reach the consumers' inputs. Weights stay frozen."""
     features: dict[int, Tensor] = {}
-    inputs: dict[str, Tensor] = {}
+    inputs: dict[str, list[Tensor]] = {site.name: [] for site in sites}
     with torch.enable_grad(), _tapped(model, sites, inputs), block_outputs(model, features):
         output = model.output(piece.inputs)
     return Graph(piece, inputs, features, output, model.anatomy.chained)
 
 
 @contextmanager
-def _tapped(model: OpenModel, sites: Sequence[Site], inputs: dict[str, Tensor]) -> Iterator[None]:
+def _tapped(model: OpenModel, sites: Sequence[Site], inputs: dict[str, list[Tensor]]) -> Iterator[None]:
     """Start the graph at the first input of each stream and collect the inputs of the sites' consumers."""
+    starts = {stream.first for stream in model.anatomy.streams}
 
-    def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    def begin(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hidden = hidden_argument(args, kwargs)
-        if hidden.requires_grad:  # it comes from an earlier stream
-            return args, kwargs
+        if index not in starts or hidden.requires_grad:  # it comes from an earlier stream
+            return None
         return with_hidden((args, kwargs), hidden.detach().requires_grad_())
 
     with ExitStack() as stack:
-        for stream in model.anatomy.streams:
-            first = model.module.get_submodule(model.anatomy.blocks[stream.first])
-            stack.callback(first.register_forward_pre_hook(begin, with_kwargs=True).remove)
+        stack.enter_context(on_blocks(model.module, model.anatomy.blocks, begin, before=True))
         for site in sites:
 
             def tap(_: nn.Module, args: tuple[Tensor, ...], name: str = site.name) -> None:
-                inputs[name] = args[0]
+                inputs[name].append(args[0])
 
             entry = model.module.get_submodule(site.entry)
             stack.callback(entry.register_forward_pre_hook(tap).remove)

@@ -94,8 +94,9 @@ def _measured(
         calibration.check_finite(graph.features, index)
         for site in sites:
             valid = piece.real(model.anatomy.stream_of(site.block).mask)
-            parts = _contributions(model.module, site, graph.inputs[site.name].detach(), valid)
-            result.representational[site.name][:, 0] += parts / examples
+            for value in graph.inputs[site.name]:
+                parts = _contributions(model.module, site, value.detach(), valid)
+                result.representational[site.name][:, 0] += parts / examples
         for number, generator in enumerate(generators):
             seed = _seed(calibration, graph.output.detach(), weight / total, generator)
             start = number * examples + first

@@ -270,6 +270,12 @@ def make_plan(model: OpenModel, data: DataSpec, settings: ScoreSettings, memory:
             f"--method {settings.method} does not score {' and '.join(sorted(unknown))}, which {model.spec} has",
             "use auto, curvature, ablation, fisher or magnitude",
         )
+    blocks = model.anatomy.blocks
+    if settings.method == "reference" and len(set(blocks)) < len(blocks):
+        raise UsageError(
+            f"--method reference does not score {model.spec}, whose blocks share their weights",
+            "use auto, curvature, ablation, knowledge, fisher or magnitude",
+        )
     if settings.tokens:
         check_mergeable(model.anatomy, model.spec)
     examples = sample(

@@ -21,6 +21,7 @@ from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.hidden import as_rows, hidden_argument, hidden_of, output_with, with_hidden
 from optin_cli.models.layers import is_linear, matrix
+from optin_cli.models.uses import on_blocks
 from optin_cli.scoring.calibration import block_outputs
 from optin_cli.scoring.precision import reduced_products
 from optin_cli.scoring.room import ran_out
@@ -72,6 +73,8 @@ class Replay:
             return False
         if not is_linear(self._consumer(site)):
             return False
+        if self.model.anatomy.uses(site.block) > 1:
+            return False  # the change is made again in deeper blocks
         one = torch.zeros(1, dtype=torch.long, device=self.model.device)
         try:
             fast = self._own_block(site, one)
@@ -94,7 +97,8 @@ class Replay:
         with ExitStack() as stack:
             for index in range(site.block + 1):
                 value = hidden.flatten(0, 1) if index == site.block else None
-                stack.enter_context(self._stubbed(index, value))
+                if self.blocks[index] not in self.blocks[:index]:
+                    stack.enter_context(self._stubbed(index, value))
             yield
 
     def _own_block(self, site: Site, units: Tensor) -> Tensor:
@@ -137,15 +141,18 @@ class Replay:
             shaped = mask.view(len(units), *[1] * (split.dim() - 1 + site.axis), -1, *[1] * (-site.axis - 1))
             return ((split * shaped).flatten(0, 1).movedim(0, site.batch_axis), *args[1:])
 
-        def feed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-            return with_hidden((args, kwargs), hidden)
+        def feed(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return with_hidden((args, kwargs), hidden) if index == site.block else None
 
         with ExitStack() as stack:
             if self.model.anatomy.chained:
-                own = self.blocks[site.block]  # may be the entry itself: first fed, then masked
-                stack.callback(own.register_forward_pre_hook(feed, with_kwargs=True).remove)
+                # the block may be the entry itself: first fed, then masked
+                stack.enter_context(
+                    on_blocks(self.model.module, self.model.anatomy.blocks, feed, before=True)
+                )
                 for index in range(site.block):
-                    stack.enter_context(self._stubbed(index, None))
+                    if self.blocks[index] not in self.blocks[:index]:
+                        stack.enter_context(self._stubbed(index, None))
             stack.callback(entry.register_forward_pre_hook(apply_mask).remove)
             yield
 
@@ -184,16 +191,14 @@ class Replay:
     def _recorded(self) -> Iterator[None]:
         """Remember how every block was called and what it returned; input and output of every Linear in them."""
         seen: set[nn.Module] = set()
+
+        def record(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            self.calls[index] = (args, kwargs, out)
+
         with ExitStack() as stack:
-            for index, block in enumerate(self.blocks):
-
-                def record(
-                    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, index: int = index
-                ) -> None:
-                    self.calls[index] = (args, kwargs, out)
-
-                stack.callback(block.register_forward_hook(record, with_kwargs=True).remove)
-                for linear in block.modules() if self.reduced and index else ():
+            stack.enter_context(on_blocks(self.model.module, self.model.anatomy.blocks, record))
+            for block in dict.fromkeys(self.blocks[1:] if self.reduced else ()):
+                for linear in block.modules():
                     if type(linear) is nn.Linear:
                         stack.callback(linear.register_forward_hook(self._record_linear(seen)).remove)
             yield

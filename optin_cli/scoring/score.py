@@ -100,6 +100,7 @@ def _scored(plan: Plan, output: Path, on_progress: Progress, team: Team) -> Rank
             "task": plan.model.task.name,
             "class": type(plan.model.module).__name__,
             **({"merges": plan.model.merges} if plan.model.merges else {}),
+            **({"shared": shared} if (shared := list(map(asdict, plan.model.anatomy.shared))) else {}),
             **({"prefix": plan.model.anatomy.prefix} if plan.model.anatomy.tokens else {}),
         },
         data=plan.examples.describe(),

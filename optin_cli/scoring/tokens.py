@@ -59,12 +59,15 @@ class TokenLosses:
         self.model = calibration.model
         self.depth = len(self.model.anatomy.blocks)
         self.pieces = calibration.pieces(index)
-        self.weights = [self.model.task.row_weights(piece.inputs) for piece in self.pieces]
         first = {key: value[:1] for key, value in self.pieces[0].inputs.items()}
         self.tokens = observed_tokens(self.model, first)
         lengths = {z: [self.tokens] * len(self.pieces) for z in range(self.depth)}
         self.rows = calibration.feature_rows(index, self.pieces, lengths)
         self.dense, self.outputs = self._run(0, 0)
+        self.weights = [
+            self.model.row_weights(piece.inputs, output)
+            for piece, output in zip(self.pieces, self.outputs, strict=True)
+        ]
         calibration.check_finite(self.dense, index)
 
     def score(self, block: int) -> Scores:

@@ -212,5 +212,9 @@ def out_of_reach(problem: Problem) -> BudgetError:
     return BudgetError(
         asked.removesuffix("."),
         f"the smallest budget that can be reached is {smallest}"
-        + ("; relax --min-heads, --min-neurons, --protect or other guards to go lower" if guarded else ""),
+        + (
+            "; relax --min-heads, --min-neurons, --min-channels, --protect or other guards to go lower"
+            if guarded
+            else ""
+        ),
     )

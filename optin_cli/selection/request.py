@@ -42,6 +42,7 @@ class Request:
     """What latency budgets are counted with; without such a budget it only predicts."""
     min_heads: int = 0
     min_neurons: int = 0
+    min_channels: int = 0
     max_prune: float = 1.0
     """Largest share of a site's units that may go."""
     protect: tuple[str, ...] = ()
@@ -82,8 +83,8 @@ class Request:
                 "--latency needs to know what units cost on the device",
                 "measure it once with `optin bench MODEL --table FILE.json`, then give --latency-table FILE.json",
             )
-        if self.min_heads < 0 or self.min_neurons < 0:
-            raise UsageError("--min-heads and --min-neurons can't be negative")
+        if min(self.min_heads, self.min_neurons, self.min_channels) < 0:
+            raise UsageError("--min-heads, --min-neurons and --min-channels can't be negative")
         if not 0 <= self.max_prune <= 1:
             raise UsageError(f"--max-prune-per-layer {self.max_prune:g} is no share", "give one in [0, 1]")
         if self.round_to != ROUND_AUTO and (isinstance(self.round_to, str) or self.round_to < 1):
@@ -147,7 +148,11 @@ class Request:
         """Units of `site` that must stay."""
         if self.only not in (None, site.kind) or any(fnmatchcase(site.name, glob) for glob in self.protect):
             return site.units
-        least = {"heads": self.min_heads, "neurons": self.min_neurons}.get(site.kind, 0)
+        least = {
+            "heads": self.min_heads,
+            "neurons": self.min_neurons,
+            "channels": self.min_channels,
+        }.get(site.kind, 0)
         # a share such as 0.9 is not exact: 10 units may lose 9, whatever 10 * (1 - 0.9) is in floats
         share = math.ceil(site.units * (1 - self.max_prune) - 1e-9)
         return min(max(least, share), site.units)

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.ranking import Ranking
+from optin_cli.artefacts.shared import overcounted
 from optin_cli.artefacts.sketch import Sketch
 from optin_cli.errors import UsageError
 from optin_cli.selection.interactions import Rearranged, halves, rearrange, told
+from optin_cli.selection.ladder import Floats
 from optin_cli.selection.merging import Merged, merge_tokens
 from optin_cli.selection.problem import MIB, Problem, fixed_params, out_of_reach, pose, stored_bytes
 from optin_cli.selection.request import Request, feature_weights
-from optin_cli.selection.solver import Solution, solve
+from optin_cli.selection.shared import Products, solve_products
+from optin_cli.selection.solver import Solution
 
 
 def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = None) -> Mask:
@@ -27,7 +32,7 @@ def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = N
         request = Request(flops=request)
     problem, merged = pose(ranking, request), None
     if request.merge == "none":
-        solution = solve(problem.ladders, problem.capacities)
+        solution = solve_products(problem)
         if solution is None:
             raise out_of_reach(problem)
     else:
@@ -41,16 +46,19 @@ def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = N
             "the ranking holds no sketch: nothing tells how its units interact",
             "leave --interactions out, or score again without --no-sketch",
         )
-    found = _rearranged(problem, keep, sketch)
+    products, room = Products(problem), problem.capacities
+    if products:  # what sums count too much may be used
+        room = np.maximum(room, products.summed(solution.counts))
+    found = _rearranged(problem, keep, sketch, room)
+    if products and not products.fits([len(found.keep[site.name]) for site in problem.sites]):
+        return mask_of(problem, solution, keep, merged=merged)
     return mask_of(problem, solution, found.keep, found, merged)
 
 
-def _rearranged(problem: Problem, keep: dict[str, list[int]], sketch: Sketch) -> Rearranged:
+def _rearranged(problem: Problem, keep: dict[str, list[int]], sketch: Sketch, room: Floats) -> Rearranged:
     weights = feature_weights(problem.request, problem.ranking)
     fit, check = halves(problem.sites, problem.scores, sketch, weights)
-    return rearrange(
-        keep, problem.scores, problem.ladders, problem.capacities, fit, check, problem.request.interactions
-    )
+    return rearrange(keep, problem.scores, problem.ladders, room, fit, check, problem.request.interactions)
 
 
 def mask_of(
@@ -100,8 +108,11 @@ def mask_of(
 def reached(problem: Problem, kept: Mapping[str, int]) -> dict[str, float]:
     """What a model with `kept` units in each site costs, and the dense one: MACs of the sites, the rest of all."""
     ranking, tokens, table = problem.ranking, problem.tokens, problem.request.table
-    macs = sum(kept[s.name] * s.macs_per_unit(problem.seen[s.block]) for s in problem.sites)
-    params = fixed_params(ranking) + sum(kept[s.name] * s.params_per_unit for s in problem.sites)
+    over = overcounted(ranking.shared, {s.name: s.units for s in problem.sites}, kept)
+    macs = (
+        sum(kept[s.name] * s.macs_per_unit(problem.seen[s.block]) for s in problem.sites) - tokens * over[0]
+    )
+    params = fixed_params(ranking) + sum(kept[s.name] * s.params_per_unit for s in problem.sites) - over[1]
     dense = ranking.dense_macs(tokens)
     found = {
         "flops": macs / (dense if problem.request.relative_to == "dense" else ranking.macs(tokens)),
@@ -137,6 +148,7 @@ def _asked(problem: Problem) -> dict[str, Any]:
         "interactions": request.interactions,
         "min_heads": request.min_heads,
         "min_neurons": request.min_neurons,
+        "min_channels": request.min_channels,
         "max_prune": request.max_prune,
         "protect": list(request.protect),
         "only": request.only,

@@ -35,6 +35,7 @@ from optin_cli.models.processors import ImageProcessor
 from optin_cli.models.slicing import slice_model
 from optin_cli.models.token_sites import check_merges
 from optin_cli.surgery.compensate import compensate
+from optin_cli.surgery.norms import reestimate
 from optin_cli.surgery.plan import CompensationPlan, own_data
 from optin_cli.surgery.refit import NONE
 from optin_cli.surgery.settings import Progress, SiteFit
@@ -85,8 +86,9 @@ def existing(
     if not (output / FILE_NAME).is_file():
         return None
     last = read_pruned(output).history[-1]
-    recorded = last.get("compensation", {"method": NONE})  # models of optin 0.1 have no such entry
-    asked = plan.identity() if plan else {"method": NONE}
+    # earlier models lack entries
+    recorded = {"bn": False, **last.get("compensation", {"method": NONE})}
+    asked = plan.identity() if plan else {"method": NONE, "bn": False}
     same = (last["mask"], last["model"]["digest"]) == (mask.digest, model.digest)
     if not same or any(recorded.get(key) != value for key, value in asked.items()):
         what = "compensation" if same else "mask or model"
@@ -128,6 +130,8 @@ def apply(
     if plan:
         with model.unmerged(), teacher.unmerged() if teacher else nullcontext():
             fits = compensate(model, mask.keep, plan.batches, plan.settings, on_progress, teacher)
+            if plan.settings.bn:
+                reestimate(model, plan.batches, mask.keep)
     if model.merging:
         model.merging.remove()
     expected = _outputs_masked(model, mask, batches)
@@ -215,9 +219,9 @@ def _inputs(model: OpenModel, data: DataSpec, row_ids: list[int] | None) -> list
 
 @torch.inference_mode()
 def _outputs(model: OpenModel, mask: Mask, batches: list[dict[str, Tensor]]) -> list[Tensor]:
-    """Outputs on every batch; in float64 where tokens merge, since a pair that is next best by a rounding error alone
-    would merge on one side and not on the other."""
-    if not any(mask.merges):
+    """Outputs on every batch; in float64 where tokens merge or something is cut off at a threshold: what is next best,
+    or above, by a rounding error alone would be so on one side and not on the other."""
+    if not any(mask.merges) and not model.family.thresholds:
         return [model.output(inputs) for inputs in batches]
     dtype = model.dtype
     model.module.double()

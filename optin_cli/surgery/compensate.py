@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.layers import like_weight, matrix, patches
 from optin_cli.models.placing import within
 from optin_cli.models.slicing import slice_model
+from optin_cli.models.uses import by_module
 from optin_cli.surgery.consumers import kept_features, kept_outputs, layer_of, write_back
 from optin_cli.surgery.readout import read_positions
 from optin_cli.surgery.refit import NONE, Change, Consumer, Moments, refit
@@ -120,12 +121,12 @@ class _Streams:
     def run(self) -> list[SiteFit]:
         """Fit every site; returns what was done at each, in the order of the network."""
         fits = []
-        for block in range(self.depth):
-            points = self._sum_points(block)
-            self._dense_pass(block, points)
-            fits += [self._fit(site, points.get(site.name)) for site in self._ordered(block, points)]
-            if block + 1 < self.depth:
-                self._pruned_pass(block)
+        for uses in by_module(self.model.module, self.model.anatomy.blocks).values():
+            points = self._sum_points(uses[0])
+            self._dense_pass(uses, points)
+            fits += [self._fit(site, points.get(site.name), uses) for site in self._ordered(uses[0], points)]
+            if uses[-1] + 1 < self.depth:
+                self._pruned_pass(uses)
         return fits
 
     # ---- passes over all batches ----
@@ -159,24 +160,30 @@ class _Streams:
         sites = self.model.anatomy.in_block(block)
         return sorted(sites, key=lambda s: list(points).index(s.name) if s.name in points else len(points))
 
-    def _dense_pass(self, block: int, points: dict[str, SumPoint]) -> None:
-        """Bring the dense stream behind a block, and keep what it has at the sum points."""
+    def _dense_pass(self, uses: Sequence[int], points: dict[str, SumPoint]) -> None:
+        """Bring the dense stream behind the blocks that share a module, and keep what it has at their sum points."""
         places = {point.place for point in points.values()}
-        for index in range(len(self.batches)):
-            found = self.dense.run(block, index, {*places, OUTPUT})
-            for name, point in points.items():
-                rows = self._by_example(found[point.place], index, point.axis, point.batch_axis)
-                self.store[name, index] = self.rows.drawn(rows, name, index)
-            self.dense.advance(block, index, found[OUTPUT])
-            self._step(f"block {block}, dense")
+        for block in uses:
+            for index in range(len(self.batches)):
+                found = self.dense.run(block, index, {*places, OUTPUT})
+                for name, point in points.items():
+                    rows = self._by_example(found[point.place], index, point.axis, point.batch_axis)
+                    self.store[name, block, index] = self.rows.drawn(rows, name, index)
+                self.dense.advance(block, index, found[OUTPUT])
+                self._step(f"block {block}, dense")
 
-    def _pruned_pass(self, block: int) -> None:
-        for index in range(len(self.batches)):
-            self.ours.advance(block, index)
-            self._step(f"block {block}, pruned")
+    def _pruned_pass(self, uses: Sequence[int]) -> None:
+        for block in uses:
+            for index in range(len(self.batches)):
+                self.ours.advance(block, index)
+                self._step(f"block {block}, pruned")
 
-    def _fit(self, site: Site, point: SumPoint | None) -> SiteFit:
-        """Gather a site's equations from the pruned stream, solve them and change its consumer."""
+    def _fit(self, site: Site, point: SumPoint | None, uses: Sequence[int]) -> SiteFit:
+        """Gather a site's equations from the pruned stream, solve them and change its consumer.
+
+        Where blocks share it, the equations of all are solved together: those of deeper ones on the stream that the
+        consumer gives before its change.
+        """
         if point is None:
             self.done += len(self.batches)
             note = "its consumer does not run exactly once"
@@ -194,12 +201,18 @@ class _Streams:
         kept = kept_outputs(self.model.anatomy, site, self.keep, outputs)
         variance = 0.0
         for index in range(len(self.batches)):
-            x, error, weight, spread = self._rows(site, point, kept, index)
-            choosing = self.rows.held_out(index, like=weight)
-            for moments, chosen in ((fit, ~choosing), (held, choosing)):
-                rows = ((weight != 0) & chosen).nonzero(as_tuple=True)  # padding has no weight
-                moments.add(x[rows], error[rows], weight[rows])
-            variance += float((weight * spread)[choosing].sum())
+            start = self.ours.place(index) if len(uses) > 1 else None
+            for block in uses:
+                x, error, weight, spread = self._rows(site, point, kept, index, block)
+                choosing = self.rows.held_out(index, like=weight)
+                for moments, chosen in ((fit, ~choosing), (held, choosing)):
+                    rows = ((weight != 0) & chosen).nonzero(as_tuple=True)  # padding has no weight
+                    moments.add(x[rows], error[rows], weight[rows])
+                variance += float((weight * spread)[choosing].sum())
+                if block != uses[-1]:
+                    self.ours.advance(block, index)
+            if len(uses) > 1:
+                self.ours.begin(index, start)
             self._step(site.name)
         if not all(bool(torch.isfinite(sums).all()) for m in (fit, held) for sums in (m.gram, m.ee)):
             raise InputError(
@@ -228,15 +241,15 @@ class _Streams:
     # ---- one batch ----
 
     def _rows(
-        self, site: Site, point: SumPoint, kept: Tensor, index: int
+        self, site: Site, point: SumPoint, kept: Tensor, index: int, block: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(x, what the `kept` outputs lack, weight, dense variance) of a batch: [examples, positions, ...].
+        """(x, what the `kept` outputs lack, weight, dense variance) of a batch in a block: [examples, positions, ...].
 
         The error counts relative to the token's own spread, as the norms that read the stream see it.
         """
         into = Place(self._within(site), 0, 0)
-        found = self.ours.run(site.block, index, {into, point.place}, stop=True)
-        dense = self.store.pop((site.name, index)).to(self.model.device).double()[..., kept]
+        found = self.ours.run(block, index, {into, point.place}, stop=True)
+        dense = self.store.pop((site.name, block, index)).to(self.model.device).double()[..., kept]
         own = self._by_example(found[point.place].double(), index, point.axis, point.batch_axis)
         taken = patches(layer_of(self.pruned, site.consumer), found[into])
         x = self._by_example(taken, index, -1, site.batch_axis)
@@ -252,7 +265,7 @@ class _Streams:
         # else these are rows of windows, or a few of many
         alone = found[point.place].shape[point.batch_axis] == len(own)
         in_order = drawn is own and (point.found or alone)
-        weight = self.rows.weights(site.block, index, variance, in_order)
+        weight = self.rows.weights(block, index, variance, in_order)
         floor = 1e-6 * float(variance[weight > 0].mean()) or 1.0
         weight = weight / variance.clamp(min=floor)
         return self.rows.drawn(x, site.name, index), error, weight, variance * dense.shape[-1]

@@ -12,6 +12,7 @@ from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, OptinError
 from optin_cli.models.checkpoint import OpenModel
+from optin_cli.surgery.norms import check_norms
 from optin_cli.surgery.refit import NONE
 from optin_cli.surgery.settings import Compensation
 
@@ -60,10 +61,12 @@ def make_plan(
     """Open the rows to compensate on: of `data`, or more of the mask's own. None if nothing is to be compensated.
 
     With `at_most`, fewer rows than the settings ask for are no cause for a note. `workers` decode the images of the
-    mask's own data. Raises what the data raises;
-    `InputError` when the mask's own data is gone.
+    mask's own data. Raises what the data raises; `InputError` when the mask's own data is gone, and `UsageError` for
+    statistics of BatchNorms where there are none.
     """
-    if settings.method == NONE:
+    if settings.bn:
+        check_norms(model)
+    elif settings.method == NONE:
         return None
     try:
         examples = sample(

@@ -20,7 +20,7 @@ def read_positions(model: OpenModel, batch: Batch, seed: int = 0) -> list[int] |
 
     def cut(_: nn.Module, __: Any, output: Any) -> Any:
         hidden = hidden_of(output).detach().requires_grad_()
-        leaves.append(hidden)
+        leaves[:] = [hidden]  # of the last block, where several share a module
         return output_with(output, hidden)
 
     last = model.module.get_submodule(model.anatomy.blocks[-1])

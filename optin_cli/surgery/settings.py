@@ -28,6 +28,8 @@ class Compensation:
     ridges: tuple[float, ...] = RIDGES
     read_share: float = 0.5
     """Share of the weight that the tokens which the head reads have in the last block, where it reads a few only."""
+    bn: bool = False
+    """Measure BatchNorm statistics anew afterwards."""
     seed: int = 0
     memory: int = 4 * GIB
     """Bytes of activations in main memory; what is beyond goes to disk."""

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.hidden import Arguments, hidden_argument, hidden_of, with_hidden
+from optin_cli.models.uses import by_module
 from optin_cli.surgery.sumpoint import OUTPUT, Place, arguments_of, run_block, run_to
 
 
@@ -125,9 +127,11 @@ class BlockCalls:
                 self.store[key] = value
             return _Stored(key)
 
-        def passing(block: int, run: Callable[..., Any]) -> Any:
+        def passing(blocks: list[int], run: Callable[..., Any]) -> Any:
+            turns = cycle(blocks)
+
             def forward(*args: Any, **kwargs: Any) -> Any:
-                hidden = hidden_argument(args, kwargs)
+                block, hidden = next(turns), hidden_argument(args, kwargs)
                 if not first:
                     first.append(hidden)
                 self.dims[block] = hidden.dim()
@@ -143,22 +147,31 @@ class BlockCalls:
             return forward
 
         with ExitStack() as stack:
-            for block, path in enumerate(self.model.anatomy.blocks):
-                module = self.model.module.get_submodule(path)
-                stack.enter_context(_replaced(module, passing(block, module.forward)))
+            for module, blocks in by_module(self.model.module, self.model.anatomy.blocks).items():
+                stack.enter_context(_replaced(module, passing(blocks, module.forward)))
             self.model.output(batch.inputs)
         return first[0]
 
     def _look(self, batch: Batch) -> None:
-        """Run the model once to see what its blocks give."""
+        """Run the model once to see what its blocks give. Raises `InputError` where one is not given what the one
+        before gives."""
+        given: list[Tensor] = []
 
         def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            self.reshaping |= hidden_of(output).shape != hidden_argument(args, kwargs).shape
+            hidden = hidden_argument(args, kwargs)
+            before = given.pop() if given else hidden
+            if hidden.shape == before.shape and not torch.equal(hidden, before):
+                raise InputError(
+                    f"{self.model.spec} changes hidden states between its blocks, so they can't be refitted one by one",
+                    "leave it out with --compensate none",
+                )
+            given.append(hidden_of(output))
+            self.reshaping |= hidden_of(output).shape != hidden.shape
 
         def see_first(_: nn.Module, __: Any, output: Any) -> None:
             self.tail = None if isinstance(output, Tensor) else tuple(output[1:])
 
-        blocks = [self.model.module.get_submodule(path) for path in self.model.anatomy.blocks]
+        blocks = list(by_module(self.model.module, self.model.anatomy.blocks))
         with ExitStack() as stack:
             stack.callback(blocks[0].register_forward_hook(see_first).remove)
             for block in blocks:
@@ -197,6 +210,12 @@ class BlockRunner(Protocol):
     def advance(self, block: int, index: int, output: Tensor | None = None) -> None:
         """Go on behind a block that gave `output` on batch `index`; without it, what it gives now."""
 
+    def place(self, index: int) -> Tensor | None:
+        """Where it is on batch `index`, for `begin`."""
+
+    def begin(self, index: int, hidden: Tensor | None) -> None:
+        """Go back to a place."""
+
 
 class Chained:
     """Blocks of which each is run on what the one before gave. `calls` says how they are called."""
@@ -207,7 +226,11 @@ class Chained:
         self.name = name
         """Under which its hidden states are in the store."""
 
-    def begin(self, index: int, hidden: Tensor) -> None:
+    def place(self, index: int) -> Tensor | None:
+        return self.calls.store[self.name, index]
+
+    def begin(self, index: int, hidden: Tensor | None) -> None:
+        assert hidden is not None
         self.calls.store[self.name, index] = hidden
 
     def arguments(self, block: int, index: int) -> Arguments:
@@ -249,6 +272,12 @@ class Unchained:
 
     def advance(self, *_: object) -> None:
         """Nothing to do: every run begins at the inputs."""
+
+    def place(self, index: int) -> None:
+        return None
+
+    def begin(self, *_: object) -> None:
+        """Nothing to do either."""
 
 
 def read_streams(

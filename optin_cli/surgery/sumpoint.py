@@ -174,7 +174,7 @@ def find_sum_point(
         output = run_block(block, arguments, {own}, stop=True)[own]
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(output.shape, dtype=torch.float64, generator=generator).to(output.device)
-        noise = noise * hidden_argument(*arguments).std()
+        noise = noise * (hidden_argument(*arguments).std() or 1)  # a decoder's first queries may be zero
         examples = as_rows(hidden_argument(*arguments), layout).shape[0]
         still = _downstream(block, consumer, torch.zeros_like(noise), arguments)
         own_axis = channel_axis(block.get_submodule(consumer))

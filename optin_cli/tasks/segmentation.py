@@ -114,10 +114,6 @@ class Segmentation(Task):
             )  # fmt: skip
         return metrics.segmentation(true, seen, counts)
 
-    def compare(self, output: Tensor, baseline: Tensor, weights: Tensor) -> dict[str, float]:
-        """Sums over the positions of the map."""
-        return super().compare(output, baseline, weights.expand(output.shape[:2]))
-
 
 def query_scores(classes: Tensor, masks: Tensor) -> Tensor:
     """log sum_q softmax(classes)_qc sigmoid(masks)_q, but for a constant at each position: (batch, classes, h, w).

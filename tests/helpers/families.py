@@ -21,11 +21,41 @@ _TEXT_TOWER = {
     **_LAYERS, "intermediate_size": INNER, "projection_dim": 16, "max_position_embeddings": MAX_LENGTH,
     "vocab_size": 80, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 2,
 }  # fmt: skip
+# text without types and with more words than the tokenizer knows
+_TEXT = {
+    **_LAYERS, "intermediate_size": INNER, "max_position_embeddings": MAX_LENGTH, "vocab_size": 100, "pad_token_id": 0,
+    "num_labels": 2,
+}  # fmt: skip
+_DEBERTA = {**_TEXT, "type_vocab_size": 0, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
 # 8 x 8 tokens, then 4 x 4: windows are shifted, and windows of 3 padded as well
 _SWIN = {
     "image_size": IMAGE_SIZE, "patch_size": 4, "embed_dim": WIDTH, "depths": [2, 2], "num_heads": [HEADS] * 2,
     "mlp_ratio": 2.0, "num_labels": 5,
 }  # fmt: skip
+_STAGES = ["stage1", "stage2", "stage3", "stage4"]
+# 16 x 16 positions, then 8 x 8, 4 x 4, 2 x 2: windows of 3 are padded
+_BACKBONE_SWIN = {
+    "model_type": "swin", "image_size": IMAGE_SIZE, "patch_size": 2, "embed_dim": 16, "depths": [2, 1, 1, 1],
+    "num_heads": [HEADS] * 4, "window_size": 3, "mlp_ratio": 2.0, "out_features": _STAGES,
+}  # fmt: skip
+_BACKBONE_RESNET = {
+    "model_type": "resnet", "embedding_size": 8, "hidden_sizes": [16, 24, 32, 48], "depths": [2, 1, 1, 1],
+    "out_features": _STAGES,
+}  # fmt: skip
+_MASK2FORMER = {
+    "feature_size": WIDTH, "mask_feature_size": WIDTH, "hidden_dim": WIDTH, "num_attention_heads": HEADS,
+    "encoder_layers": 2, "encoder_feedforward_dim": INNER, "decoder_layers": 3, "dim_feedforward": INNER,
+    "num_queries": 7, "num_labels": 5,
+}  # fmt: skip
+_MASKFORMER = {
+    "fpn_feature_size": WIDTH, "mask_feature_size": WIDTH, "num_labels": 5,
+    "decoder_config": {
+        "model_type": "detr", "d_model": WIDTH, "decoder_layers": 2, "decoder_attention_heads": HEADS,
+        "decoder_ffn_dim": INNER, "num_queries": 7,
+    },
+}  # fmt: skip
+IMAGE_SIZES = {"mask2former-resnet": 64, "maskformer-resnet": 64}
+"""Sizes of the images of those that would have no map left of the usual ones."""
 _DECODER = {
     **_LAYERS, "vocab_size": 80, "max_position_embeddings": MAX_LENGTH, "pad_token_id": 0, "bos_token_id": 2,
     "eos_token_id": 3,
@@ -93,17 +123,61 @@ MORE_TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_sizes": [8, 16, 24], "depths": [1, 2, 1], "image_size": IMAGE_SIZE, "num_labels": 5,
          "num_stages": 3},
     ),
+    "deberta": ("DebertaForSequenceClassification", {**_DEBERTA, "max_relative_positions": -1}),
+    "deberta-v2": (
+        "DebertaV2ForSequenceClassification", {**_DEBERTA, "position_buckets": -1, "share_att_key": False}
+    ),
+    "deberta-v3": (
+        "DebertaV2ForSequenceClassification",
+        {**_DEBERTA, "position_buckets": 4, "share_att_key": True, "norm_rel_ebd": "layer_norm",
+         "position_biased_input": False},
+    ),
+    "albert": ("AlbertForSequenceClassification", {**_TEXT, "embedding_size": 16}),
+    "albert-groups": (
+        "AlbertForSequenceClassification",
+        {**_TEXT, "embedding_size": 16, "num_hidden_layers": 4, "num_hidden_groups": 2},
+    ),
+    "modernbert": (
+        "ModernBertForSequenceClassification",
+        {**_TEXT, "local_attention": 6, "global_attn_every_n_layers": 2, "bos_token_id": 2, "eos_token_id": 3,
+         "cls_token_id": 2, "sep_token_id": 3},
+    ),
     # 16 x 16 positions, then 8 x 8 and 4 x 4; keys and values of a sixteenth, a quarter and all of them
     "segformer": (
         "SegformerForSemanticSegmentation",
         {"num_encoder_blocks": 3, "depths": [1, 2, 1], "sr_ratios": [4, 2, 1], "hidden_sizes": [16, 32, 48],
-         "patch_sizes": [7, 3, 3], "strides": [2, 2, 2], "num_attention_heads": [2, 4, 4], "mlp_ratios": [2, 2, 2],
+         "patch_sizes": [7, 3, 3], "strides": [2, 2, 2], "num_attention_heads": [4, 4, 4], "mlp_ratios": [2, 2, 2],
          "decoder_hidden_size": 16, "num_labels": 5},
+    ),
+    "mask2former-swin": (
+        "Mask2FormerForUniversalSegmentation", {**_MASK2FORMER, "backbone_config": _BACKBONE_SWIN}
+    ),
+    "mask2former-resnet": (
+        "Mask2FormerForUniversalSegmentation",
+        {**_MASK2FORMER, "backbone_config": {**_BACKBONE_RESNET, "layer_type": "bottleneck"}},
+    ),
+    "maskformer-swin": (
+        "MaskFormerForInstanceSegmentation", {**_MASKFORMER, "backbone_config": _BACKBONE_SWIN}
+    ),
+    "maskformer-resnet": (
+        "MaskFormerForInstanceSegmentation",
+        {**_MASKFORMER, "backbone_config": {**_BACKBONE_RESNET, "layer_type": "basic"}},
     ),
     "swin": ("SwinForImageClassification", {**_SWIN, "window_size": 4}),
     "swin-padded": ("SwinForImageClassification", {**_SWIN, "window_size": 3}),
     "swinv2": ("Swinv2ForImageClassification", {**_SWIN, "window_size": 3}),
 }  # fmt: skip
+MORE_TEXT = [
+    "clip-text",
+    "clip-text-projected",
+    "deberta",
+    "deberta-v2",
+    "deberta-v3",
+    "modernbert",
+    "albert",
+    "albert-groups",
+]
+"""Of them, those that read text."""
 MORE_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "timm-deit-distilled": ("deit_tiny_distilled_patch16_224", {}),
     "timm-deit3": ("deit3_small_patch16_224", {}),  # layer scale
@@ -136,5 +210,6 @@ TORCHVISION: dict[str, tuple[str, dict[str, Any]]] = {
     "torchvision-vgg": ("torchvision_vgg_tiny", {}),
 }
 CNNS = [*TIMM_CNNS, *TORCHVISION, "convnext"]
+SEGMENTERS = ["segformer", "mask2former-swin", "mask2former-resnet", "maskformer-swin", "maskformer-resnet"]
 MORE_FAMILIES = [*MORE_TRANSFORMERS, *MORE_TIMM, *TIMM_CNNS, *TORCHVISION]
 """Further families and variants; tests/models/test_all_families.py checks the promises for each."""

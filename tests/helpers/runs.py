@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 
 import torch
 from hypothesis import Phase, settings
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.families import IMAGE_SIZE
 from optin_cli.models.checkpoint import OpenModel
+from optin_cli.tasks.segmentation import SEGMENTATION
 
 
 def hear_interrupts() -> None:
@@ -30,7 +33,9 @@ def random_inputs(model: OpenModel, batch: int = 3, tokens: int = 9, seed: int =
     """Inputs of `model`: pixels, or texts of which all but the first are padded."""
     generator = torch.Generator().manual_seed(seed)
     if model.family.modality == "image":
-        pixels = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+        size = getattr(getattr(model.module, "config", None), "image_size", None)
+        height, width = size if isinstance(size, list) else (IMAGE_SIZE, IMAGE_SIZE)
+        pixels = torch.randn(batch, 3, height, width, generator=generator)
         return {"pixel_values" if model.source.library == "transformers" else "x": pixels}
     config = model.module.config
     ids = torch.randint(5, config.vocab_size, (batch, tokens), generator=generator)
@@ -70,9 +75,21 @@ def window_rows(name: str, block: int) -> Tensor:
 
 @torch.no_grad()
 def outputs(model: OpenModel, module: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """Output rows that count, [rows, classes]: what `model`'s task reads from `module`."""
+    """Output rows that count, [rows, classes]: what `model`'s task reads from `module`.
+
+    Of maps in float64: tiny random ones have norms that blow rounding up, and thresholds that it may cross.
+    """
+    if model.task.name == SEGMENTATION:
+        module, inputs = copy.deepcopy(module).double(), {k: v.double() for k, v in inputs.items()}
     found = model.task.output(module, inputs)
-    return found[model.task.row_weights(inputs).bool().expand(found.shape[:2])]
+    return found[model.row_weights(inputs, found).bool()]
+
+
+def macs_of(model: nn.Module, image: Tensor) -> int:
+    """MACs of a forward by torch's own counter."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops() // 2
 
 
 def same_outputs(one: OpenModel, other: OpenModel) -> bool:

@@ -18,10 +18,11 @@ from helpers.families import (
     INNER,
     MORE_FAMILIES,
     MORE_TIMM,
+    SEGMENTERS,
     TIMM_CNNS,
     WIDTH,
 )
-from helpers.models import saved_model, shared_model
+from helpers.models import saved_model, shared_model, tiny_model
 from helpers.runs import examples, outputs, random_inputs
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +33,7 @@ from optin_cli.artefacts.pruned import read_pruned
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
+from optin_cli.errors import InputError
 from optin_cli.measure import latency_table
 from optin_cli.measure.evaluate import evaluate
 from optin_cli.measure.latency import default_size, dummy_inputs
@@ -55,8 +57,9 @@ from optin_cli.surgery.streams import BlockCalls, Store
 from optin_cli.surgery.sumpoint import find_sum_point
 
 NEURONS_ALONE = {"timm-eva02", "timm-dinov3", "timm-beit", "timm-swinv2"}
+SHARED = {"albert": [0], "albert-groups": [0, 2]}
 POST_NORM = {"timm-post-norm", "swinv2", "timm-swinv2", "gemma2", "gemma3"}
-SWINS = [name for name in MORE_FAMILIES if "swin" in name]
+SWINS = [name for name in MORE_FAMILIES if "swin" in name and name not in SEGMENTERS]
 POSITION_BIAS = ("continuous_position_bias_mlp", "cpb_mlp")  # made once a batch: not counted as a unit's
 TIMM_WIDTH = 48
 # a SwiGLU keeps two thirds of mlp_ratio * width, or splits it into gates and values
@@ -75,8 +78,13 @@ LAYER_SCALES = {
     "timm-beit": ("gamma_1", "gamma_2"),
 }
 
+# norms over four positions blow rounding up: in float64, as elsewhere here, nothing is left of it
+DEVIATION = {"maskformer-resnet": 1e-4}
+
 every_family = pytest.mark.parametrize("name", MORE_FAMILIES)
-every_transformer = pytest.mark.parametrize("name", [name for name in MORE_FAMILIES if name not in CNNS])
+every_transformer = pytest.mark.parametrize(
+    "name", [name for name in MORE_FAMILIES if name not in (*CNNS, *SEGMENTERS)]
+)
 
 
 def sliced(model: OpenModel, keep: dict[str, list[int]]) -> nn.Module:
@@ -115,6 +123,8 @@ def test_the_sites_are_the_heads_and_neurons_of_every_block(name):
             block: {"heads": (HEADS, head or w // HEADS), "neurons": (2 * w, 1)}
             for block, w in {0: WIDTH, 1: WIDTH, 3: 2 * WIDTH, 4: 2 * WIDTH}.items()
         }
+    if name in SHARED:  # the sites stand in the first block of those that share a module
+        blocks = dict.fromkeys(SHARED[name], blocks[0])
     if name in ENCODER_DECODERS:
         for block in range(BLOCKS, len(model.anatomy.blocks)):
             blocks[block] = {kind: blocks[0].get(kind, (HEADS, 8)) for kind in ("heads", "cross", "neurons")}
@@ -142,10 +152,10 @@ def test_a_sliced_model_computes_and_costs_what_the_anatomy_says(name, data):
     counted, tokens = counted_macs(model, smaller)
     rest = 0.0  # of what is never pruned: the attention, where heads are left out, and what merges patches
     nothing = sliced(model, {s.name: [] for s in model.anatomy})
-    if name in NEURONS_ALONE or name in SWINS or name in CNNS:
+    if name in (*NEURONS_ALONE, *SWINS, *CNNS, *SEGMENTERS):
         rest = counted_macs(model, nothing)[0]
     assert after.macs(tokens) == pytest.approx(counted - rest, rel=0.01)
-    assert model.anatomy.macs(tokens, kept) >= after.macs(tokens) * (1 - 1e-9)  # a budget is never exceeded
+    assert model.anatomy.macs(tokens, kept) == pytest.approx(after.macs(tokens))  # before it is sliced
     assert parameters(smaller) - parameters(nothing) == sum(s.units * s.params_per_unit for s in after)
     removed = sum((site.units - kept[site.name]) * site.params_per_unit for site in model.anatomy)
     assert parameters(smaller) <= parameters(model.module) - removed
@@ -165,13 +175,16 @@ def counted_macs(model: OpenModel, module: nn.Module) -> tuple[float, int]:
     handle = module.get_submodule(model.anatomy.blocks[0]).register_forward_hook(
         lambda _, __, output: shapes.append(as_rows(hidden_of(output), model.family.layout).shape)
     )
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(**random_inputs(model, batch=2))
+    totals = []
+    for batch in (1, 3):  # what relative positions cost once a batch is not counted as a unit's
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            module(**random_inputs(model, batch=batch))
+        flops = {path: sum(counts.values()) for path, counts in counter.get_flop_counts().items()}
+        totals.append(
+            sum(flops.get(f"{type(module).__name__}.{path}", 0) for path in set(model.anatomy.blocks))
+        )
     handle.remove()
-    flops = {path: sum(counts.values()) for path, counts in counter.get_flop_counts().items()}
-    total = sum(flops.get(f"{type(module).__name__}.{path}", 0) for path in model.anatomy.blocks)
-    total -= sum(count for path, count in flops.items() if path.endswith(POSITION_BIAS))
-    return total / 4, shapes[0][1:-1].numel()
+    return (totals[1] - totals[0]) / 4, shapes[0][1:-1].numel()
 
 
 def parameters(module: nn.Module) -> int:
@@ -211,7 +224,20 @@ def test_a_skeleton_without_weights_gets_the_same_shapes(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["beit", "dinov2", "dinov2-registers", "timm-deit-distilled", "timm-eva-rope", "swin", "timm-swin"],
+    [
+        "beit",
+        "dinov2",
+        "dinov2-registers",
+        "timm-deit-distilled",
+        "timm-eva-rope",
+        "swin",
+        "timm-swin",
+        "deberta",
+        "deberta-v3",
+        "modernbert",
+        "albert",
+        "albert-groups",
+    ],
 )
 def test_bare_encoders_have_the_same_sites(name):
     whole = shared_model(name)
@@ -232,9 +258,11 @@ def test_written_models_load_and_are_pruned_again(name, tmp_path):
     mask = select(rank(open_model(str(saved_model(name))), tmp_path), 0.7)
     for kept in mask.keep.values():  # which heads stay must not be the first ones by chance
         kept[:] = kept[1:] if len(kept) > 1 else kept
-    inner = [site for site in dense.anatomy if site.block > 0]
+    inner = [site for site in dense.anatomy if site.block > 0 or name in SHARED]
     mask.keep[inner[0].name] = []  # of a transformer its heads, if it has any
-    assert stage.apply(open_model(str(saved_model(name))), mask, tmp_path / "once").deviation <= 1e-5
+    assert stage.apply(
+        open_model(str(saved_model(name))), mask, tmp_path / "once"
+    ).deviation <= DEVIATION.get(name, 1e-5)
     once = open_model(str(tmp_path / "once"))
     assert type(once.module) is type(dense.module)
     assert {s.name: s.units for s in once.anatomy} == {n: len(k) for n, k in mask.keep.items()}
@@ -242,7 +270,7 @@ def test_written_models_load_and_are_pruned_again(name, tmp_path):
 
     (tmp_path / "second").mkdir()
     again = select(rank(once, tmp_path / "second"), 0.3)
-    assert stage.apply(once, again, tmp_path / "twice").deviation <= 1e-5
+    assert stage.apply(once, again, tmp_path / "twice").deviation <= DEVIATION.get(name, 1e-5)
     record = read_pruned(tmp_path / "twice")
     assert record.kept == {site: [mask.keep[site][i] for i in kept] for site, kept in again.keep.items()}
     assert record.dense["digest"] == dense.digest
@@ -260,11 +288,17 @@ def test_all_stages_run_and_compensation_helps(name, tmp_path):
     mask = select(rank(model, tmp_path, "auto"), 0.5)
     plan = make_plan(model, mask, Compensation(batch_size=16), at_most=True)
     applied = stage.apply(model, mask, tmp_path / "out", plan=plan)
-    assert applied.deviation <= 1e-5
+    assert applied.deviation <= DEVIATION.get(name, 1e-5)
     assert all(fit.after <= fit.before for fit in applied.fits)
     assert any(fit.after < 0.95 * fit.before for fit in applied.fits)
     lost = {fit.site for fit in applied.fits if "no residual" in fit.note}
-    assert lost == ({site.name for site in model.anatomy} if name in POST_NORM else set())
+    if name in POST_NORM:
+        assert lost == {site.name for site in model.anatomy}
+    elif "maskformer" in name:  # queries begin as zero: nothing varies in the first two sums of the decoder
+        first = model.anatomy.streams[-1].first
+        assert lost == {f"blocks.{first}.heads", f"blocks.{first}.cross_heads"}
+    else:
+        assert not lost
 
     pruned = open_model(str(tmp_path / "out"))
     found = sample(data_for(model, tmp_path), model.family.modality, 6, 0, reader=model.task.reader)
@@ -303,7 +337,20 @@ def flops(call, device=None) -> float:
 # ---- position biases and rotations of each head ----
 
 
-@pytest.mark.parametrize("name", ["beit", "beit-shared", "timm-eva-mixed", "swin", "swinv2", "timm-swin"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "beit",
+        "beit-shared",
+        "timm-eva-mixed",
+        "swin",
+        "swinv2",
+        "timm-swin",
+        "deberta",
+        "deberta-v2",
+        "deberta-v3",
+    ],
+)
 def test_what_a_head_adds_to_its_scores_stays_its_own(name):
     """Sliced twice to one head, by way of two, each head must still find its own bias or rotation."""
     model = shared_model(name)
@@ -313,6 +360,54 @@ def test_what_a_head_adds_to_its_scores_stays_its_own(name):
         slice_model(module, dissect(module, model.family), {"blocks.1.heads": [1]})
         found = outputs(model, module, random_inputs(model))
         torch.testing.assert_close(found, masked_outputs(model, keep), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("deberta", {"pos_att_type": ["c2p"]}),
+        ("deberta", {"pos_att_type": ["p2c"]}),
+        ("deberta", {"relative_attention": False, "pos_att_type": []}),
+        ("deberta", {"max_relative_positions": 4}),
+        ("deberta-v2", {"pos_att_type": ["p2c"]}),
+        ("deberta-v2", {"relative_attention": False, "pos_att_type": []}),
+        ("deberta-v2", {"conv_kernel_size": 3, "conv_act": "gelu"}),
+    ],
+)
+def test_variants_of_deberta(name, settings, tmp_path):
+    model = open_model(str(tiny_model(name, tmp_path / "m", **settings)), device="cpu")
+    keep = {site.name: list(range(site.block, site.units, 2)) for site in model.anatomy}
+    keep["blocks.1.heads"] = []
+    smaller = sliced(model, keep)
+    found = outputs(model, smaller, random_inputs(model))
+    torch.testing.assert_close(found, masked_outputs(model, keep), rtol=0, atol=1e-5)
+    counted, tokens = counted_macs(model, smaller)
+    macs = dissect(smaller, model.family).macs(tokens)
+    if "max_relative_positions" in settings:  # fewer than twice as many as tokens
+        assert counted < macs < 1.1 * counted
+    else:
+        assert macs == pytest.approx(counted, rel=0.01)
+    calibration = calibrate(model, tmp_path)
+    trajectory, output = Ablation(calibration, 0).score(model.anatomy["blocks.0.heads"], np.arange(HEADS))
+    for unit in range(HEADS):
+        expected, changed = change(calibration, model.anatomy["blocks.0.heads"], unit, 0.0)
+        np.testing.assert_allclose(trajectory[unit], expected, rtol=1e-3, atol=1e-9)
+        assert output[unit] == pytest.approx(changed, rel=1e-3, abs=1e-9)
+
+
+def test_heads_that_talk_to_each_other_stay(tmp_path):
+    model = open_model(str(tiny_model("deberta", tmp_path / "m", talking_head=True)), device="cpu")
+    assert {site.kind for site in model.anatomy} == {"neurons"}
+
+
+def test_what_runs_between_blocks_is_no_stream_to_refit(tmp_path):
+    """DeBERTa's convolution stands between the first two blocks."""
+    model = open_model(str(tiny_model("deberta-v2", tmp_path / "m", conv_kernel_size=3)), device="cpu")
+    mask = select(rank(model, tmp_path), 0.5)
+    plan = make_plan(model, mask, Compensation(batch_size=16), at_most=True)
+    with pytest.raises(InputError, match=r"between its blocks(.|\n)*--compensate none"):
+        stage.apply(model, mask, tmp_path / "out", plan=plan)
+    assert stage.apply(model, mask, tmp_path / "out").deviation <= 1e-5
 
 
 # ---- layer scales ----
@@ -347,10 +442,15 @@ MEASURED = [
     "beit-shared",
     "dinov2-swiglu",
     "clip-text-projected",
+    "deberta",
+    "deberta-v2",
+    "deberta-v3",
+    "modernbert",
     "timm-eva-mixed",
     "timm-eva02",
     *SWINS,
     *TIMM_CNNS,
+    "segformer",
 ]
 
 
@@ -380,14 +480,14 @@ def change(calibration: Calibration, site, unit: int, kept: float) -> tuple[list
     dense, y = forward(calibration, {})
     variant, y_without = forward(calibration, {site.name: mask})
     task = calibration.model.task
-    weights = task.row_weights(calibration.batch(0).inputs)
+    weights = calibration.model.row_weights(calibration.batch(0).inputs, y)
     settings = {"temperature": calibration.temperature, "term": task.term}
     columns = measured_blocks(site, len(calibration.model.anatomy.blocks))
     trajectory = [float(relational_change(dense[z], variant[z][None])) for z in columns]
     return trajectory, float(output_change(y, y_without[None], weights, **settings) / weights.sum())
 
 
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", [*MEASURED, "mask2former-swin"])
 def test_ablation_equals_a_full_forward(name, tmp_path):
     calibration = calibrate(shared_model(name), tmp_path)
     ablation = Ablation(calibration, 0)
@@ -415,9 +515,12 @@ def test_curvature_estimates_the_change_of_a_small_step(name, tmp_path):
             variant, _ = forward(calibration, {site.name: mask})
             columns = measured_blocks(site, len(calibration.model.anatomy.blocks))
             exact = [across_examples(dense[z], variant[z], examples[z]) / step**2 for z in columns]
-            np.testing.assert_allclose(found.trajectory[site.name][unit] / count, exact, rtol=0.35)
+            # some units of a tiny model do next to nothing: a step of theirs is lost in rounding
+            np.testing.assert_allclose(
+                found.trajectory[site.name][unit] / count, exact, rtol=0.35, atol=1e-10
+            )
             output = change(calibration, site, unit, 1 - step)[1] / step**2
-            assert found.output[site.name][unit] / count == pytest.approx(output, rel=0.35)
+            assert found.output[site.name][unit] / count == pytest.approx(output, rel=0.35, abs=1e-10)
 
 
 def sampled_examples(calibration: Calibration) -> dict[int, torch.Tensor]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import timm
 import torch
 from helpers.data import tiny_image_folder
 from helpers.families import TIMM_CNNS
-from helpers.models import randomise, saved_model
+from helpers.models import calm, randomise, saved_model
+from helpers.runs import macs_of
 
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
@@ -15,6 +17,7 @@ from optin_cli.models.checkpoint import open_model
 from optin_cli.models.dissect import dissect, family_of
 from optin_cli.models.layers import EmptyConv2d
 from optin_cli.models.masking import masked, masks_from_keep
+from optin_cli.models.positions import count_positions, image_size
 from optin_cli.models.slicing import slice_model
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 
@@ -69,3 +72,29 @@ def test_methods_about_transformers_refuse_channels(method, tmp_path):
     data = DataSpec(str(tiny_image_folder(tmp_path / "images")))
     with pytest.raises(UsageError, match="does not score channels"):
         make_plan(model, data, ScoreSettings(method=method, samples=8))
+
+
+@pytest.mark.parametrize("name", ["mobilenetv4_conv_small_035", "mobilenetv4_hybrid_medium", "resnetv2_18d"])
+def test_further_blocks_sliced_are_masked_and_their_macs_counted(name):
+    model = calm(timm.create_model(name, num_classes=5)).eval()
+    anatomy = dissect(model, family_of(model))
+    rng = np.random.default_rng(0)
+    keep = {s.name: sorted(rng.choice(s.units, s.units // 2, replace=False).tolist()) for s in anatomy}
+    keep[anatomy.sites[1].name] = []
+    x = torch.randn(1, 3, *image_size(model))
+    before, tokens = macs_of(model, x), count_positions(model, anatomy.blocks[0], "nchw").reference
+    with torch.no_grad(), masked(model, anatomy, masks_from_keep(anatomy, keep)):
+        expected = model(x)
+    slice_model(model, anatomy, keep)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    after = dissect(model, family_of(model))
+    saved = anatomy.macs(tokens) - after.macs(tokens)
+    assert before - macs_of(model, x) == pytest.approx(saved, rel=0.01)
+
+
+def test_blurs_and_norms_over_channels_leave_sites_out():
+    plain, blurred = (len(anatomy_of(f"mobilenetv4_conv_{kind}medium").sites) for kind in ("", "blur_"))
+    assert blurred < plain
+    with pytest.raises(InputError, match="nothing is prunable"):
+        anatomy_of("resnetv2_50x1_bit")

@@ -301,8 +301,8 @@ def test_a_model_without_blocks_is_refused():
 
 
 def test_a_tensor_without_a_slice_for_each_unit_is_refused_with_its_shape():
-    family = changed(tensors={"attention.output.dense.weight": 0})
-    with pytest.raises(InputError, match=r"blocks\.0\.heads.*dense\.weight.*\(32, 32\).*axis 0.*4 units"):
+    family = changed(tensors={"intermediate.dense.weight": 0})
+    with pytest.raises(InputError, match=r"blocks\.0\.heads.*dense\.weight.*\(64, 32\).*axis 0.*4 units"):
         dissect(new_model("bert", "encoder"), family)
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from helpers.data import tiny_image_folder
-from helpers.models import new_torchvision
+from helpers.models import calm, new_torchvision
+from helpers.runs import macs_of
 from safetensors.torch import save_file
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 from typer.testing import CliRunner
 
@@ -37,23 +37,10 @@ ARCHITECTURES = {
 }
 
 
-def macs_of(model: torch.nn.Module, image: torch.Tensor) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
-    return counter.get_total_flops() // 2
-
-
 def new_calm(name: str, **args) -> torch.nn.Module:
-    """A random classifier whose forty blocks do not blow rounding errors up."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = models.get_model(name, weights=None, num_classes=5, **args).eval()
-        for key, value in model.state_dict().items():
-            if key.endswith("running_var"):
-                value.copy_(torch.rand_like(value) + 0.5)
-            elif key.endswith("running_mean") or (value.is_floating_point() and value.dim() == 1):
-                value.add_(torch.randn_like(value) * 0.1)
-    return model
+        return calm(models.get_model(name, weights=None, num_classes=5, **args).eval())
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

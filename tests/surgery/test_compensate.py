@@ -140,6 +140,20 @@ def ridge_regression(x, e, weight):
     return slope, e_mean - slope @ x_mean
 
 
+@pytest.mark.parametrize("name", ["albert", "albert-groups"])
+def test_blocks_that_share_a_consumer_are_refitted_together(name, tmp_path):
+    """On other rows the output comes closer to the dense one's, with one set of weights for all blocks."""
+    model = shared_model(name)
+    refitted, keep = copied(model), half(model)
+    fits = compensate(refitted, keep, batches_for(model, tmp_path, rows=400), Compensation())
+    assert [fit.site for fit in fits] == [site.name for site in model.anatomy]
+    assert all(fit.method != "none" for fit in fits)
+    others = batches_for(model, tmp_path, rows=60, seed=5)
+    dense = outputs(model, {}, others)
+    before, after = ((outputs(m, keep, others) - dense).square().mean() for m in (model, refitted))
+    assert after < 0.7 * before
+
+
 @pytest.mark.parametrize(
     ("name", "head"),
     [
