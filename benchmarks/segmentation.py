@@ -27,7 +27,7 @@ from optin_cli.data.masks import VOID, Masks
 from optin_cli.data.sources import DataSpec
 from optin_cli.measure.evaluate import Evaluation, evaluate
 from optin_cli.models.checkpoint import OpenModel, open_model
-from optin_cli.models.macs import count_macs
+from optin_cli.models.macs import count_macs, observed_tokens
 from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.selection.request import Request
@@ -57,18 +57,12 @@ def shares(model: OpenModel) -> dict[str, float]:
     """MACs of one image, in millions: of the prunable parts of each stream, by the first module of its path; of all."""
     inputs = {"pixel_values": torch.zeros(1, 3, *model.module.config.image_size)}
     batch = {key: value.to(model.device, model.dtype) for key, value in inputs.items()}
-    first = model.anatomy.blocks[0]
-    seen: list[int] = []
-    hook = model.module.get_submodule(first).register_forward_hook(
-        lambda _, __, output: seen.append((output if torch.is_tensor(output) else output[0]).shape[1])
-    )
-    total = count_macs(model, batch)
-    hook.remove()
+    tokens, total = observed_tokens(model, batch), count_macs(model, batch)
     found: dict[str, float] = {}
     for site in model.anatomy:
         parts = model.anatomy.blocks[site.block].split(".")
         name = ".".join(part for part in parts[1:3] if not part.isdigit())
-        found[name] = found.get(name, 0) + site.units * site.macs_per_unit(seen[0]) / 1e6
+        found[name] = found.get(name, 0) + site.units * site.macs_per_unit(tokens) / 1e6
     return {**{name: round(value, 2) for name, value in found.items()}, "all": round(total / 1e6, 2)}
 
 

@@ -11,7 +11,7 @@ import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,8 @@ def open_model(
             compute = DTYPES.get(dtype) if device_map else None
             module, found_task, stored = open_transformers(source, task, reshape, device_map, compute)
     family = family or family_of(module)
+    if found_task.reads_stages:
+        family = replace(family, chained=False)
     anatomy = dissect(module, family)
     if device_map is None:
         if dtype == "auto":

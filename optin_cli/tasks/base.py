@@ -44,6 +44,8 @@ class Task:
     """Metrics that a drop is about: the first that was measured."""
     sampled: ClassVar[bool] = False
     """`output` gives a sample of the rows, and `full_output` all of them."""
+    reads_stages: ClassVar[bool] = False
+    """Heads for it read the hidden states of several blocks: whatever the family says, these are no chain then."""
     label_option: ClassVar[str] = "--label"
     """The option that names what the labels are read from."""
 

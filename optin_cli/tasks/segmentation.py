@@ -42,6 +42,7 @@ class Segmentation(Task):
     architectures = ("ForSemanticSegmentation", "ForUniversalSegmentation", "ForInstanceSegmentation")
     reader = MASKS
     main = ("miou",)
+    reads_stages = True
     label_option = "--mask"
 
     def output(self, model: Forward, inputs: Inputs) -> Tensor:

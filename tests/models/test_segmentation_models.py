@@ -9,17 +9,29 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers.models import copy_of, opened, saved_model, shared_model
+from helpers.data import tiny_masks
+from helpers.models import copy_of, opened, randomise, saved_model, shared_model
 from helpers.runs import outputs, random_inputs
 from PIL import Image
-from transformers import Mask2FormerImageProcessor, SegformerImageProcessor
+from transformers import (
+    BeitConfig,
+    BeitForSemanticSegmentation,
+    Mask2FormerImageProcessor,
+    SegformerImageProcessor,
+)
 
+from optin_cli.data.batches import Batches
+from optin_cli.data.examples import sample
+from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError
 from optin_cli.models.dissect import dissect
 from optin_cli.models.families import family_from_dict, family_to_dict
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.positions import image_size
 from optin_cli.models.slicing import slice_model
+from optin_cli.scoring.ablation import Ablation
+from optin_cli.scoring.calibration import Calibration
+from optin_cli.scoring.losses import output_change
 
 
 def kinds(name: str) -> dict[int, list[str]]:
@@ -110,3 +122,41 @@ def test_a_processor_of_sizes_of_their_own_makes_squares(tmp_path):
         assert model.processor(Image.new("RGB", size)).shape == (3, 64, 64)
     ids = np.repeat(np.arange(4), 16)[:, None] + np.zeros((1, 32), dtype=int)
     assert model.processor.follow(ids, -1).unique().tolist() == [0, 1, 2, 3]
+
+
+# ---- heads that read the stages of another family's encoder ----
+
+
+def test_a_head_that_reads_stages_makes_no_chain(tmp_path):
+    """BEiT is a chain of blocks, but for a head that reads them one by one. Oracle: a full forward pass."""
+    config = BeitConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48, image_size=32,
+        patch_size=8, out_indices=[1, 2, 3, 4], num_labels=5, use_relative_position_bias=True, pool_scales=[1, 2],
+        use_auxiliary_head=False,
+    )  # fmt: skip
+    randomise(BeitForSemanticSegmentation(config)).save_pretrained(tmp_path / "model")
+    SegformerImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
+    model = opened(tmp_path / "model")
+    assert (model.task.name, model.anatomy.chained) == ("segmentation", False)
+    examples = sample(
+        DataSpec(str(tiny_masks(tmp_path / "data", 3))), "image", None, 0, reader=model.task.reader
+    )
+    batches = Batches(examples, model.processor, 3, reader=model.task.reader)
+    calibration = Calibration(model, batches, 24, 4.0, seed=0)
+    site = model.anatomy["blocks.2.neurons"]
+    _, output = Ablation(calibration, 0).score(site, np.arange(3))
+    inputs = batches[0].inputs
+    with torch.inference_mode():
+        dense = model.output(inputs)
+        for unit in range(3):
+            mask = torch.ones(site.units)
+            mask[unit] = 0
+            with masked(model.module, model.anatomy, {site.name: mask}):
+                change = output_change(
+                    dense,
+                    model.output(inputs)[None],
+                    torch.ones(dense.shape[:2]),
+                    temperature=4.0,
+                    term=model.task.term,
+                )
+            assert output[unit] == pytest.approx(float(change) / dense[..., 0].numel(), rel=1e-3)
