@@ -172,6 +172,8 @@ def main() -> None:
     device = torch.device(settings.device)
     (settings.output / "work").mkdir(parents=True, exist_ok=True)
     texts = written(settings.output / "text", settings.files)
+    if not all(texts.values()):
+        raise SystemExit("so few files leave none to test on: give more --files")
     if not (settings.output / "tokenizer.json").is_file():
         new_tokenizer(texts["train"]).save_pretrained(settings.output)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(settings.output)
