@@ -1,4 +1,4 @@
-"""What the zoo's training scripts share: CIFAR-10, augmentation, a loop that resumes, a folder in timm's layout."""
+"""What the zoo's scripts for CIFAR-10 share: the images, augmentation, the loop, a folder in timm's layout."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from datasets import load_dataset
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from training import Training, parser_of
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CLASSES = 10
 SIDE = 32
 PADDING = 4
-WARM_UP = 0.04
 SMOOTHING = 0.1
 
 
@@ -34,11 +34,6 @@ def transform(side: int = SIDE) -> dict[str, Any]:
         "mean": MEAN,
         "std": STD,
     }
-
-
-def learning_rate(progress: float) -> float:
-    """One cycle as a share of the peak: a short rise, then a straight line to zero."""
-    return min(progress / WARM_UP, (1 - progress) / (1 - WARM_UP))
 
 
 def pixels(data: Path, split: str, cache: Path) -> tuple[Tensor, Tensor]:
@@ -76,13 +71,6 @@ def augmented(images: Tensor) -> Tensor:
     return torch.where(flip.view(n, 1, 1, 1), shifted.flip(3), shifted)
 
 
-def batch_rows(rows: int, batch: int, seed: int, step: int) -> Tensor:
-    """Row numbers (batch,) of a step: each epoch has its own permutation and leaves out its last few rows."""
-    epoch, index = divmod(step, rows // batch)
-    shuffled = torch.randperm(rows, generator=torch.Generator().manual_seed(seed * 10_000 + epoch))
-    return shuffled[index * batch : (index + 1) * batch]
-
-
 @dataclass
 class Recipe:
     """What one script trains, and how."""
@@ -101,42 +89,24 @@ class Recipe:
     """More of `pretrained_cfg`."""
 
 
-class Training:
-    """Model, optimisers, steps done and history: everything that a resumed run needs."""
+class Classifying(Training):
+    """A model that learns by a recipe."""
 
     def __init__(
         self, recipe: Recipe, settings: argparse.Namespace, images: Tensor, device: torch.device
     ) -> None:
         torch.manual_seed(settings.seed)
         self.recipe = recipe
-        self.model = recipe.new_model(images[:10_000]).to(device)
-        self.optimizers = recipe.new_optimizers(self.model)
-        self.peaks = [group["lr"] for group in self.groups()]
-        self.identity = {key: getattr(settings, key) for key in ("batch_size", "seed")}
-        self.total = settings.epochs * (len(images) // settings.batch_size)
-        self.done = 0
-        self.history: list[dict[str, float]] = []
-
-    def groups(self) -> list[dict[str, Any]]:
-        """The optimisers' parameter groups; read anew each time, because loading a state replaces them."""
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        model = recipe.new_model(images[:10_000]).to(device)
+        super().__init__(model, recipe.new_optimizers(model), settings, len(images))
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One update on uint8 `images` (n, 3, 32, 32); the loss, still on its device."""
-        # a step's randomness is its own, so that resuming is exact
-        torch.manual_seed(self.identity["seed"] * 1_000_000 + self.done)
         self.recipe.before_step(self.model, self.done / self.total)
-        for group, peak in zip(self.groups(), self.peaks, strict=True):
-            group["lr"] = peak * learning_rate((self.done + 1) / self.total)
         with torch.autocast(images.device.type, torch.bfloat16):
             output = self.model(resized(augmented(normalised(images)), self.recipe.side))
         loss = F.cross_entropy(output.float(), labels, label_smoothing=SMOOTHING)
-        loss.backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.done += 1
-        return loss.detach()
+        return self.descend(loss)
 
     @torch.no_grad()
     def top1(self, images: Tensor, labels: Tensor, autocast: bool) -> float:
@@ -148,23 +118,6 @@ class Training:
                 right += int((self.model(resized(normalised(x), self.recipe.side)).argmax(1) == y).sum())
         self.model.train()
         return 100 * right / len(labels)
-
-    def save(self, file: Path) -> None:
-        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-        state = {"identity": self.identity, "done": self.done, "history": self.history}
-        state |= {"model": self.model.state_dict(), "optimizers": optimizers}
-        torch.save(state, partial := file.with_suffix(".partial"))
-        partial.replace(file)
-
-    def restore(self, file: Path) -> None:
-        """Go on from `file`."""
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        if state["identity"] != self.identity:
-            raise SystemExit(f"{file} was made with {state['identity']}: give those, or another --output")
-        self.done, self.history = state["done"], state["history"]
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
 
     def export(self, folder: Path, card: dict[str, Any]) -> None:
         """config.json in timm's layout, float16 weights, card.json."""
@@ -182,19 +135,19 @@ class Training:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def run(training: Training, train: list[Tensor], test: list[Tensor], settings: argparse.Namespace) -> None:
+def run(training: Classifying, train: list[Tensor], test: list[Tensor], settings: argparse.Namespace) -> None:
     """Train to the end: a line each hundred steps, a test every second epoch, a checkpoint at intervals."""
-    (images, labels), per_epoch = train, training.total // settings.epochs
+    images, labels = train
     saved = clock = time.monotonic()
     losses: list[Tensor] = []
     while training.done < training.total:
-        rows = batch_rows(len(images), settings.batch_size, settings.seed, training.done).to(images.device)
+        rows = training.next_rows().to(images.device)
         losses.append(training.step(images[rows], labels[rows]))
         if training.done % settings.log_every == 0:
             loss, rate = torch.stack(losses).mean(), len(losses) * len(rows) / (time.monotonic() - clock)
             print(f"step {training.done}/{training.total}: loss {loss:.3f}, {rate:.0f} images/s", flush=True)
             losses, clock = [], time.monotonic()
-        epoch, inside = divmod(training.done, per_epoch)
+        epoch, inside = divmod(training.done, training.per_epoch)
         if not inside and (epoch % 2 == 0 or epoch == settings.epochs):
             accuracy = training.top1(*test, autocast=True)
             training.history.append({"epoch": epoch, "of": settings.epochs, "top1": accuracy})
@@ -204,16 +157,10 @@ def run(training: Training, train: list[Tensor], test: list[Tensor], settings: a
             saved = time.monotonic()
 
 
-def parser_of(description: str) -> argparse.ArgumentParser:
-    """The options that all scripts have."""
-    parser = argparse.ArgumentParser(description=description)
+def cifar_parser(description: str) -> argparse.ArgumentParser:
+    """The options that these scripts have."""
+    parser = parser_of(description, epochs=None, batch_size=256)
     parser.add_argument("--data", type=Path, required=True, help="folder with train.parquet and test.parquet")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the model; work/ in it can go")
-    parser.add_argument("--epochs", type=int, help="a resumed run may name another end")
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--save-every", type=float, default=240, help="seconds between checkpoints")
     parser.add_argument("--log-every", type=int, default=100, help="steps between lines")
     return parser
 
@@ -226,9 +173,8 @@ def train_and_export(recipe: Recipe, settings: argparse.Namespace) -> None:
     work = settings.output / "work"
     work.mkdir(parents=True, exist_ok=True)
     train, test = ([t.to(device) for t in pixels(settings.data, split, work)] for split in ("train", "test"))
-    training = Training(recipe, settings, train[0].cpu(), device)
-    if (state := work / "state.pt").is_file():
-        training.restore(state)
+    training = Classifying(recipe, settings, train[0].cpu(), device)
+    training.restore(work / "state.pt")
     run(training, train, test, settings)
     training.model.half().float()  # weights as they are stored
     score = training.top1(*test, autocast=False)

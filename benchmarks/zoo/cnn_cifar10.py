@@ -12,7 +12,7 @@ from typing import Any
 
 import timm
 import torch
-from cifar10 import CLASSES, Recipe, parser_of, train_and_export
+from cifar10 import CLASSES, Recipe, cifar_parser, train_and_export
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -93,7 +93,7 @@ def new_optimizers(model: nn.Module, name: str) -> list[torch.optim.Optimizer]:
 
 
 def main() -> None:
-    parser = parser_of(__doc__.splitlines()[0])
+    parser = cifar_parser(__doc__.splitlines()[0])
     parser.add_argument("model", choices=MODELS)
     settings = parser.parse_args()
     architecture, args, side, epochs = MODELS[settings.model]

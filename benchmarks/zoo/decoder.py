@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from cifar10 import batch_rows, learning_rate
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
+from training import Training, parser_of
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY = 4096
@@ -134,68 +134,26 @@ def perplexity(model: nn.Module, test: Tensor, autocast: bool) -> float:
     return math.exp(sum(float(nats(model, part, autocast)) * len(part) for part in parts) / len(test))
 
 
-class Training:
-    """Model, optimisers, steps done and history: everything that a resumed run needs."""
-
-    def __init__(self, settings: argparse.Namespace, train: Tensor, device: torch.device) -> None:
-        torch.manual_seed(settings.seed)
-        self.model = LlamaForCausalLM(LlamaConfig(**CONFIG)).to(device)
-        self.optimizers = new_optimizers(self.model)
-        self.peaks = [group["lr"] for group in self.groups()]
-        self.identity = {key: getattr(settings, key) for key in ("batch_size", "seed")}
-        self.total = settings.epochs * (len(train) // settings.batch_size)
-        self.done = 0
-        self.history: list[dict[str, float]] = []
-
-    def groups(self) -> list[dict[str, Any]]:
-        """The optimisers' parameter groups; read anew each time, because loading a state replaces them."""
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
-
-    def step(self, batch: Tensor) -> Tensor:
-        """One update; the loss, still on its device."""
-        for group, peak in zip(self.groups(), self.peaks, strict=True):
-            group["lr"] = peak * learning_rate((self.done + 1) / self.total)
-        loss = nats(self.model, batch, autocast=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.done += 1
-        return loss.detach()
-
-    def save(self, file: Path) -> None:
-        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-        state = {"identity": self.identity, "done": self.done, "history": self.history}
-        state |= {"model": self.model.state_dict(), "optimizers": optimizers}
-        torch.save(state, partial := file.with_suffix(".partial"))
-        partial.replace(file)
-
-    def restore(self, file: Path) -> None:
-        """Go on from `file`."""
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        if state["identity"] != self.identity:
-            raise SystemExit(f"{file} was made with {state['identity']}: give those, or another --output")
-        self.done, self.history = state["done"], state["history"]
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+def new_training(settings: argparse.Namespace, rows: int, device: torch.device) -> Training:
+    """A fresh model to train on so many windows."""
+    torch.manual_seed(settings.seed)
+    model = LlamaForCausalLM(LlamaConfig(**CONFIG)).to(device)
+    return Training(model, new_optimizers(model), settings, rows)
 
 
 def run(training: Training, train: Tensor, test: Tensor, settings: argparse.Namespace) -> None:
     """Train to the end: a line each 50 steps, a test every epoch, a checkpoint at intervals."""
-    per_epoch = training.total // settings.epochs
     saved = clock = time.monotonic()
     losses: list[Tensor] = []
     while training.done < training.total:
-        rows = batch_rows(len(train), settings.batch_size, settings.seed, training.done).to(train.device)
-        losses.append(training.step(train[rows]))
+        batch = train[training.next_rows().to(train.device)]
+        losses.append(training.descend(nats(training.model, batch, autocast=True), clip=1.0))
         if training.done % 50 == 0:
-            rate = len(losses) * train[rows].numel() / (time.monotonic() - clock)
+            rate = len(losses) * batch.numel() / (time.monotonic() - clock)
             loss = float(torch.stack(losses).mean())
             print(f"step {training.done}/{training.total}: loss {loss:.3f}, {rate:.0f} tokens/s", flush=True)
             losses, clock = [], time.monotonic()
-        epoch, inside = divmod(training.done, per_epoch)
+        epoch, inside = divmod(training.done, training.per_epoch)
         if not inside:
             found = perplexity(training.model, test[:128], autocast=True)
             training.history.append({"epoch": epoch, "of": settings.epochs, "perplexity": found})
@@ -207,26 +165,21 @@ def run(training: Training, train: Tensor, test: Tensor, settings: argparse.Name
 
 def main() -> None:
     """Train, save, measure what was saved."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="folder for the model; work/ in it can go")
-    parser.add_argument("--epochs", type=int, default=5, help="a resumed run may name another end")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--save-every", type=float, default=240, help="seconds between checkpoints")
+    parser = parser_of(__doc__.splitlines()[0], epochs=5, batch_size=32)
     parser.add_argument("--files", type=int, help="read only the first so many files: for a try")
     settings = parser.parse_args()
     torch.set_flush_denormal(True)
     device = torch.device(settings.device)
     (settings.output / "work").mkdir(parents=True, exist_ok=True)
     texts = written(settings.output / "text", settings.files)
+    if not all(texts.values()):
+        raise SystemExit("so few files leave none to test on: give more --files")
     if not (settings.output / "tokenizer.json").is_file():
         new_tokenizer(texts["train"]).save_pretrained(settings.output)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(settings.output)
     train, test = (windows(tokenizer, texts[split]).to(device) for split in ("train", "test"))
-    training = Training(settings, train, device)
-    if (state := settings.output / "work" / "state.pt").is_file():
-        training.restore(state)
+    training = new_training(settings, len(train), device)
+    training.restore(settings.output / "work" / "state.pt")
     run(training, train, test, settings)
     training.model.half().save_pretrained(settings.output)
     stored = AutoModelForCausalLM.from_pretrained(settings.output, dtype=torch.float32).to(device).eval()

@@ -12,7 +12,6 @@ import argparse
 import io
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from datasets import load_dataset
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from training import Training, parser_of
 from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
@@ -38,7 +38,6 @@ SIZE = (144, 192)
 """Height and width that the model sees; CamVid has 360 x 480."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WIDTH = 96
-WARM_UP = 0.04
 SCALES = (0.5, 1.0)
 """Shares of an image's sides that a training crop has."""
 JITTER = 0.3
@@ -90,7 +89,7 @@ def pixels(data: Path, split: str, cache: Path) -> tuple[Tensor, Tensor]:
 
 def normalised(images: Tensor) -> Tensor:
     """Floats 0..255 (n, 3, h, w) -> what the model's own processor gives."""
-    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (MEAN, STD))
+    mean, std = (torch.tensor(x, device=images.device).view(1, 3, 1, 1) for x in (MEAN, STD))
     return (images / 255 - mean) / std
 
 
@@ -111,7 +110,7 @@ def augmented(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         target = F.interpolate(mask[None, None, top : top + h, left : left + w], SIZE, mode="nearest")[0, 0]
         if torch.rand(()) < 0.5:
             crop, target = crop.flip(-1), target.flip(-1)
-        gain, shade = 1 + JITTER * (2 * torch.rand(2) - 1)
+        gain, shade = (1 + JITTER * (2 * torch.rand(2) - 1)).tolist()
         crops.append((crop * gain + 127 * (shade - 1)).clamp(0, 255))
         targets.append(target)
     return torch.stack(crops), torch.stack(targets)
@@ -142,7 +141,7 @@ def confusion(model: Mask2FormerForUniversalSegmentation, images: Tensor, masks:
                 known = true != VOID
                 pairs = true[known].long() * len(CLASSES) + seen[known]
                 counts = torch.bincount(pairs, minlength=total.size)
-                total += counts.view(total.shape).numpy()
+                total += counts.view(total.shape).cpu().numpy()
     return total
 
 
@@ -154,80 +153,41 @@ def scores(counts: np.ndarray) -> dict[str, float]:
     return {"miou": 100 * float(union.mean()), "pixel_accuracy": 100 * float(right.sum() / counts.sum())}
 
 
-def learning_rate(progress: float) -> float:
-    """One cycle as a share of the peak: a short rise, then a straight line to zero."""
-    return min(progress / WARM_UP, (1 - progress) / (1 - WARM_UP))
-
-
-class Training:
-    """Model, optimiser, steps done and history: everything that a resumed run needs."""
+class Segmenting(Training):
+    """A Mask2Former that learns by its own loss."""
 
     def __init__(self, settings: argparse.Namespace, images: int) -> None:
         torch.manual_seed(settings.seed)
-        self.model = new_model().train()
-        decayed = [p for p in self.model.parameters() if p.dim() > 1]
-        rest = [p for p in self.model.parameters() if p.dim() < 2]
+        model = new_model().train().to(settings.device)
+        decayed = [p for p in model.parameters() if p.dim() > 1]
+        rest = [p for p in model.parameters() if p.dim() < 2]
         groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
-        self.identity = {key: getattr(settings, key) for key in ("batch_size", "seed", "lr")}
-        self.total = settings.epochs * (images // settings.batch_size)
-        self.done = 0
-        self.history: list[dict[str, float]] = []
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+        super().__init__(model, [optimizer], settings, images, ("batch_size", "seed", "lr"))
 
     def step(self, images: Tensor, masks: Tensor) -> float:
         """One update on uint8 images (n, 3, h, w) and class ids (n, h, w); returns the loss."""
-        # a step's randomness is its own, so that resuming is exact
-        torch.manual_seed(self.identity["seed"] * 1_000_000 + self.done)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.identity["lr"] * learning_rate((self.done + 1) / self.total)
         crops, targets = augmented(images, masks)
         mask_labels, class_labels = binary_masks(targets)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(images.device.type, torch.bfloat16):
             loss = self.model(normalised(crops), mask_labels=mask_labels, class_labels=class_labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.done += 1
-        return loss.item()
-
-    def save(self, file: Path) -> None:
-        state = {"identity": self.identity, "done": self.done, "history": self.history}
-        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save(state, partial := file.with_suffix(".partial"))
-        partial.replace(file)
-
-    def restore(self, file: Path) -> None:
-        """Go on from `file`."""
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        if state["identity"] != self.identity:
-            raise SystemExit(f"{file} was made with {state['identity']}: give those, or another --output")
-        self.done, self.history = state["done"], state["history"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-
-def batches(images: int, training: Training) -> Iterator[Tensor]:
-    """Row numbers of each step that is left: every epoch has its own permutation and leaves out its last few rows."""
-    size = training.identity["batch_size"]
-    while training.done < training.total:
-        epoch, index = divmod(training.done, images // size)
-        seed = training.identity["seed"] * 10_000 + epoch
-        shuffled = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
-        yield shuffled[index * size : (index + 1) * size]
+        return self.descend(loss, CLIP).item()
 
 
 def run(
-    training: Training, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], settings: argparse.Namespace
+    training: Segmenting,
+    train: tuple[Tensor, Tensor],
+    val: tuple[Tensor, Tensor],
+    settings: argparse.Namespace,
 ) -> None:
     """Train to the end: a line an epoch, the validation score at every tenth one, a checkpoint at intervals."""
     images, masks = train
-    per_epoch = training.total // settings.epochs
     saved = clock = time.monotonic()
     losses: list[float] = []
-    for rows in batches(len(images), training):
+    while training.done < training.total:
+        rows = training.next_rows()
         losses.append(training.step(images[rows], masks[rows]))
-        epoch, inside = divmod(training.done, per_epoch)
+        epoch, inside = divmod(training.done, training.per_epoch)
         if not inside:
             seconds = time.monotonic() - clock
             mean = sum(losses) / len(losses)
@@ -262,28 +222,23 @@ def export(model: Mask2FormerForUniversalSegmentation, folder: Path, card: dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__.splitlines()[0], epochs=80, batch_size=8)
     parser.add_argument("--data", type=Path, required=True, help="folder with train, val and test.parquet")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the model; work/ in it can go")
-    parser.add_argument("--epochs", type=int, default=80, help="a resumed run may name another end")
-    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--lr", type=float, default=6e-4, help="learning rate at its peak")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-every", type=float, default=240, help="seconds between checkpoints")
     settings = parser.parse_args()
     torch.set_flush_denormal(True)
     work = settings.output / "work"
     work.mkdir(parents=True, exist_ok=True)
-    train, val, test = (pixels(settings.data, split, work) for split in ("train", "val", "test"))
-    training = Training(settings, len(train[0]))
-    if (state := work / "state.pt").is_file():
-        training.restore(state)
+    splits = [pixels(settings.data, split, work) for split in ("train", "val", "test")]
+    train, val, test = ((x.to(settings.device), y.to(settings.device)) for x, y in splits)
+    training = Segmenting(settings, len(train[0]))
+    training.restore(work / "state.pt")
     run(training, train, val, settings)
     model = training.model.half().float().eval()
     found = {split: scores(confusion(model, *rows)) for split, rows in (("val", val), ("test", test))}
     # of the weights as they are stored
     card = {**found, "epochs": settings.epochs, **training.identity, "history": training.history}
-    export(model, settings.output, card)
+    export(model.cpu(), settings.output, card)
     print(
         f"{settings.output}: mIoU {found['test']['miou']:.2f} on test (float16 weights, float32 arithmetic)"
     )

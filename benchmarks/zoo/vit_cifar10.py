@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import timm
 import torch
-from cifar10 import CLASSES, Recipe, normalised, parser_of, train_and_export
+from cifar10 import CLASSES, Recipe, cifar_parser, normalised, train_and_export
 from timm.layers import PatchDropout, build_sincos2d_pos_embed, set_fused_attn
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -68,7 +68,7 @@ def drop_patches(model: nn.Module, progress: float) -> None:
 
 
 def main() -> None:
-    settings = parser_of(__doc__.splitlines()[0]).parse_args()
+    settings = cifar_parser(__doc__.splitlines()[0]).parse_args()
     # on a CPU the fused attention's backward takes half of the time
     set_fused_attn(torch.device(settings.device).type != "cpu")
     recipe = Recipe(

@@ -76,7 +76,7 @@ class Ranking:
     model: dict[str, Any]
     """id, digest (weights SHA-256), family, task, class; of a model whose tokens can be merged also prefix (tokens in
     front that never are) and, if it merges some, merges (how many behind each block); layers between two sites as
-    shared, where there are any."""
+    shared and sites that nothing goes around as chained, where there are any."""
     data: dict[str, Any]
     """spec, config, split, columns, fingerprint, rows."""
     row_ids: list[int]

@@ -9,7 +9,7 @@ import numpy as np
 
 from optin_cli.data.columns import Columns, find_columns
 from optin_cli.data.sources import DataSpec
-from optin_cli.errors import UsageError
+from optin_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -134,6 +134,10 @@ class RunningTextReader(Reader):
         every = [line for row in zip(*texts, strict=True) for line in row]
         ended = [line if line.endswith("\n") else f"{line}\n" for line in every]
         inputs = processor.running_text(ended, max_length or self.length)
+        if not inputs:
+            raise InputError(
+                "the sampled rows hold no text", "sample more of them (--samples), or name a column"
+            )
         return Encoded(inputs, list(range(len(inputs))))  # a window stands for a row: some are held out
 
 

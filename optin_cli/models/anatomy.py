@@ -140,6 +140,8 @@ class Site:
     """MACs of one unit for each pair of tokens: 2 * head_dim for a head (scores and context); 0 if hierarchical."""
     params_per_unit: float = 0
     """Of a layer between two sites, each has half: never less than what goes when both lose units."""
+    chained: bool = False
+    """Nothing goes around its units: without them the output is the same for all inputs."""
     own_share: float = 1
     """Its MACs as a share of what goes when this site alone loses its units: less than 1 beside another site."""
     passed: tuple[int, ...] = ()

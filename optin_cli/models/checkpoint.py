@@ -195,7 +195,9 @@ def open_model(
             compute = torch.float32 if where.type == "cpu" else stored
         else:
             compute = DTYPES[dtype]
-        module.to(device=where, dtype=compute)
+        module.to(where)
+        if next(module.parameters()).dtype != compute:  # else rotary frequencies would lose their float32
+            module.to(compute)
     module.eval().requires_grad_(False)
     merging = None
     if record is not None and any(record.merges):

@@ -130,6 +130,7 @@ DECODERS = (
         "",
         _T5_SITES,
         streams=(StreamTable("encoder.block"), StreamTable("decoder.block", mask="decoder_attention_mask")),
+        arguments=_NO_CACHE,
         chained=False,  # nor is an encoder alone: its first block makes what the others read
         note="MACs are counted for a decoder that reads as many tokens as its encoder",
     ),

@@ -217,6 +217,7 @@ def _site(
         macs_per_token=plain(per_token),
         macs_per_pair=per_pair,
         params_per_unit=plain(params),
+        chained=table.unit_width == LINKED,
         own_share=own_share,
     )
 
@@ -238,7 +239,8 @@ def _units(
     if table.unit_width == LINKED:
         units = shape_of(model.get_submodule(table.producers[0].path), table.producers[0].path).outputs
         spread, rest = divmod(features, units) if units else (1, features)
-        if rest:
+        once = channel_axis(model.get_submodule(table.consumer)) != -1  # only a Linear reads a flattened map
+        if rest or (once and spread != 1):
             raise InputError(
                 f"{name}: {table.producers[0].path} gives {units} features, and {table.consumer} takes {features}",
                 f"name the producers in the table of family {family.name!r}: see {DOCS}",

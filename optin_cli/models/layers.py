@@ -170,7 +170,10 @@ def patches(layer: nn.Module, x: Tensor) -> Tensor:
     """
     if not isinstance(layer, nn.Conv2d):
         return x[:, None] if x.dim() == 2 else x.flatten(1, -2)
-    padded = F.pad(x, padding_of(layer, (x.shape[-2], x.shape[-1])))
+    size = x.shape[-2], x.shape[-1]
+    if not x.shape[1]:  # torch unfolds no images without channels
+        return x.new_zeros(len(x), math.prod(output_size(layer, size)), 0)
+    padded = F.pad(x, padding_of(layer, size))
     return F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride).transpose(1, 2)
 
 

@@ -100,6 +100,9 @@ def _scored(plan: Plan, output: Path, on_progress: Progress, team: Team) -> Rank
             "task": plan.model.task.name,
             "class": type(plan.model.module).__name__,
             **({"merges": plan.model.merges} if plan.model.merges else {}),
+            **(
+                {"chained": chained} if (chained := [s.name for s in plan.model.anatomy if s.chained]) else {}
+            ),
             **({"shared": shared} if (shared := list(map(asdict, plan.model.anatomy.shared))) else {}),
             **({"prefix": plan.model.anatomy.prefix} if plan.model.anatomy.tokens else {}),
         },

@@ -102,7 +102,9 @@ class Problem:
 
     def _sizes(self, site: RankedSite) -> Ints:
         """The numbers of units that guards and rounding allow; all of them always are."""
-        least, multiple = self.request.minimum(site), self.request.multiple(site, self.round_size)
+        chained = site.name in self.ranking.model.get("chained", ())  # something must pass
+        least = max(self.request.minimum(site), min(1, site.units) if chained else 0)
+        multiple = self.request.multiple(site, self.round_size)
         sizes = np.arange(-(-least // multiple) * multiple, site.units + 1, multiple)
         return sizes if len(sizes) and sizes[-1] == site.units else np.append(sizes, site.units)
 

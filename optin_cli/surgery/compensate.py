@@ -111,8 +111,10 @@ class _Streams:
         self.dense, self.ours = read_streams(model, pruned, teacher, batches, store, self._read)
 
     def _read(self, index: int, batch: Batch) -> None:
-        if index == 0:
-            self.rows.read = read_positions(self.teacher, batch)
+        if index in (0, len(self.batches) - 1):
+            found = read_positions(self.teacher, batch)
+            # where texts of another length are read elsewhere (a decoder's last token), no position is the read one
+            self.rows.read = found if index == 0 or found == self.rows.read else None
         self.rows.add(batch)
         self._step("reading the data")
 

@@ -7,16 +7,20 @@ import dataclasses
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import transformers
 from helpers.data import tiny_text_csv
-from helpers.families import BLOCKS, DECODERS
-from helpers.models import opened, saved_model, shared_model
+from helpers.families import BLOCKS, DECODERS, ENCODER_DECODERS
+from helpers.models import in_dtype, opened, randomise, saved_model, shared_model
 from helpers.runs import random_inputs
 from torch import nn
 
 from optin_cli.artefacts.mask import Mask
+from optin_cli.data.batches import Batches
+from optin_cli.data.columns import Columns
+from optin_cli.data.examples import Examples
 from optin_cli.data.sources import DataSpec
 from optin_cli.models.checkpoint import OpenModel, load
 from optin_cli.models.dissect import dissect, family_of
@@ -26,6 +30,11 @@ from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.selection.select import select
 from optin_cli.surgery.apply import apply
+from optin_cli.surgery.compensate import compensate
+from optin_cli.surgery.readout import read_positions
+from optin_cli.surgery.rows import RowChoice
+from optin_cli.surgery.settings import Compensation
+from optin_cli.tasks.sequences import SequenceClassification
 
 every_decoder = pytest.mark.parametrize("name", DECODERS)
 UNEVEN = {
@@ -62,6 +71,14 @@ def test_a_sliced_decoder_generates_what_the_masked_one_does(name, case):
     slice_model(smaller, anatomy, KEPT[case])
     for options in ({"use_cache": False}, {}, {"cache_implementation": "static"}):
         torch.testing.assert_close(generated(smaller, prompts, **options), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [*DECODERS, *ENCODER_DECODERS])
+def test_what_is_measured_fills_no_cache(name):
+    """A block that is run again with the arguments of its first run would read its own keys there."""
+    model = shared_model(name)
+    with torch.no_grad():
+        assert model.run(random_inputs(model)).past_key_values is None
 
 
 def test_a_group_goes_with_the_query_heads_that_share_its_keys():
@@ -127,3 +144,41 @@ def mask_of(model: OpenModel, keep: dict[str, list[int]], folder: Path) -> Mask:
     settings = ScoreSettings(method="magnitude", samples=8)
     mask = select(scoring.score(make_plan(model, data, settings), folder / "r.h5"), 0.5)
     return dataclasses.replace(mask, keep=keep)
+
+
+def test_rotary_frequencies_keep_their_digits(tmp_path):
+    """Where weights are computed with as they are stored, transformers' own choice of float32 holds."""
+    folder = in_dtype(saved_model("llama"), tmp_path / "half", "bfloat16")
+    model = opened(folder, dtype="bfloat16")
+    assert model.dtype == torch.bfloat16
+    assert model.module.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_a_last_token_that_stands_elsewhere_in_each_text_is_no_position_to_fit():
+    """A classifying decoder reads its last token: in texts of one length that is one position, by chance."""
+    config = transformers.GPT2Config(
+        vocab_size=80, n_embd=32, n_layer=2, n_head=4, n_positions=64, pad_token_id=0, num_labels=2
+    )
+    module = randomise(transformers.GPT2ForSequenceClassification(config)).eval().requires_grad_(False)
+    family = family_of(module)
+    model = dataclasses.replace(
+        shared_model("gpt2"),
+        module=module,
+        anatomy=dissect(module, family),
+        task=SequenceClassification({}, 2),
+    )
+    examples = [f"{' '.join(['cat'] * length)}" for length in (3, 3, 3, 3, 7, 7, 7, 7)]
+    rows = datasets.Dataset.from_dict({"text": examples})
+    found = Examples(DataSpec("memory"), Columns(("text",)), list(range(8)), rows, 8, "")
+    batches = Batches(found, model.processor, 4)
+    assert read_positions(model, batches[0]) != read_positions(model, batches[1])
+    keep = {site.name: list(range(0, site.units, 2)) for site in model.anatomy}
+    seen = []
+    weights = RowChoice.weights
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            RowChoice, "weights", lambda self, *args: seen.append(self.read) or weights(self, *args)
+        )
+        compensate(model, keep, batches, Compensation(method="full", held_out=2))
+    assert seen
+    assert set(map(str, seen)) == {"None"}

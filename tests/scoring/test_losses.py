@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from optin_cli.scoring import losses
 from optin_cli.scoring.losses import (
     output_change,
     output_probe,
@@ -52,6 +53,19 @@ def test_output_change_is_kl_at_the_temperature():
             (value / 3).log_softmax(-1), (dense / 3).log_softmax(-1), reduction="none", log_target=True
         ).sum(-1)
         assert found[v] == pytest.approx(float((rows * weights).sum()), rel=1e-5)
+
+
+def test_output_change_is_the_same_a_few_examples_at_a_time(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    dense, variants = (torch.randn(*shape, 5, 7, generator=generator) for shape in ((6,), (3, 6)))
+    weights = torch.rand(6, 5, generator=generator)
+    for term in ("kl", "binary_kl"):
+        whole = output_change(dense, variants, weights, temperature=2.0, term=term)
+        for held in (1, 2 * 3 * 5 * 7):
+            monkeypatch.setattr(losses, "_HELD", held)
+            found = output_change(dense, variants, weights, temperature=2.0, term=term)
+            torch.testing.assert_close(found, whole)
+        monkeypatch.undo()
 
 
 def test_output_change_of_values_is_squared_error():

@@ -90,6 +90,14 @@ def test_budgets_on_parameters_hold_for_products():
     assert mask.reached["params"] > 0.5 * whole
 
 
+def test_a_site_that_nothing_goes_around_is_never_emptied():
+    ranking = chain(1)
+    ranking.sites[1].score *= 1e-9
+    assert not select(ranking, 0.3).keep[ranking.sites[1].name]
+    ranking.model["chained"] = [site.name for site in ranking.sites]
+    assert all(select(ranking, budget).keep[s.name] for s in ranking.sites for budget in (0.3, 0.1))
+
+
 @pytest.mark.parametrize("name", ["timm-vgg-bn", "timm-resnet"])
 def test_what_is_promised_is_what_the_model_costs(name, tmp_path):
     model = open_model(str(saved_model(name)), device="cpu")
@@ -100,6 +108,7 @@ def test_what_is_promised_is_what_the_model_costs(name, tmp_path):
     kept = {name: len(units) for name, units in mask.keep.items()}
     slice_model(model.module, model.anatomy, mask.keep)
     after = dissect(model.module, model.family)
+    assert ranking.model.get("chained", []) == (list(kept) if "vgg" in name else [])
     assert mask.reached["macs"] == pytest.approx(after.macs(ranking.tokens))
     assert mask.reached["macs"] == pytest.approx(model.anatomy.macs(ranking.tokens, kept))
     assert 0.4 < mask.reached["flops"] <= 0.5

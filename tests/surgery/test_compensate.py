@@ -335,6 +335,17 @@ def test_sites_without_units_and_with_one(folder):
     assert after < before
 
 
+@pytest.mark.parametrize("emptied", ["blocks.2.channels1", "blocks.2.channels2"])
+def test_convolutions_without_inputs_or_outputs(emptied, folder):
+    model = copied(shared_model("timm-resnet"))
+    fits = {
+        fit.site: fit
+        for fit in compensate(model, half(model) | {emptied: []}, batches_for(model, folder), AUTO)
+    }
+    assert fits[emptied].method == "bias"  # into the norm behind
+    assert all(fit.after <= fit.before for fit in fits.values())
+
+
 def test_a_model_that_was_emptied_before_can_be_compensated_again(folder, tmp_path):
     model = copied(shared_model("mpnet"))
     keep = half(model) | {"blocks.1.heads": [], "blocks.2.neurons": []}
