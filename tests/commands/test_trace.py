@@ -37,6 +37,7 @@ def ernie() -> Path:
     [
         ("ernie", "ForSequenceClassification", {"heads", "neurons"}),
         ("nomic", "ForSequenceClassification", {"heads", "neurons"}),
+        ("granite", "ForCausalLM", {"heads", "neurons"}),
         ("mobilenet_v2", "ForImageClassification", {"channels"}),
     ],
 )
