@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,13 +30,13 @@ from optin_cli.models.trace.run import (
     synthetic_inputs,
     unsettle,
 )
-from optin_cli.models.trace.sites import Found, Left, common_parent, find_sites
+from optin_cli.models.trace.sites import Found, Left, find_sites
 from optin_cli.models.trace.tabling import Fitted, as_tables
+from optin_cli.models.trace.telling import TOLD, alike, first_reasons, merged
 from optin_cli.models.trace.verify import Failed, Trial, complete, empties, mismatch
 from optin_cli.models.trace.whole import Checked, Whole
 
 _EXTRAS = ("use_cache", "output_attentions")  # one grows from trial to trial, the other has an axis of heads
-_TOLD = 4  # reasons in an error
 EMPTY = "can't run without any unit: prune with a minimum (--min-heads 1, --min-neurons 1)"
 
 
@@ -121,21 +120,21 @@ def trace(
     del flow
     found = _costly(module, run, other, found)
     if not found:
-        raise _nothing(module, _reasons(unfit))
+        raise _nothing(module, first_reasons(unfit))
     weights: dict[str, float] = {}
     for site in found:
         weights[site.root] = weights.get(site.root, 0) + _weight(module, site)
     try:
         blocks = find_blocks(module, run, weights)
     except InputError as error:
-        raise InputError(error.what + _reasons(unfit), error.hint) from error
+        raise InputError(error.what + first_reasons(unfit), error.hint) from error
     held, left = _try_all(module, run, blocks, found, bool(arguments), on_progress)
     left += _never_called(module, run, blocks)
     inside = [gone for gone in unfit if _in_one_block(blocks, gone.layers)]
     tables, mixed = as_tables([module.get_submodule(path) for path in blocks.paths], held)
-    left = _merged([*left, *inside, *mixed], blocks)
+    left = merged([*left, *inside, *mixed], blocks)
     if not tables:
-        raise _nothing(module, "".join(f"; {gone.where}: {gone.why}" for gone in left[:_TOLD]))
+        raise _nothing(module, "".join(f"; {gone.where}: {gone.why}" for gone in left[:TOLD]))
     whole = Whole(module, inputs, run, blocks)
     family = _family(module, blocks, library, modality)
     checked = whole.check(replace(family, arguments=arguments, chained=whole.is_chained()), tables)
@@ -192,17 +191,13 @@ def _costly(module: nn.Module, run: Run, other: Run, found: Sequence[Found]) -> 
     kinds: dict[str, list[Found]] = {}
     for site in found:
         if site.consumer not in idle:
-            kinds.setdefault(_alike(site.consumer), []).append(site)
+            kinds.setdefault(alike(site.consumer), []).append(site)
     worth = {kind for kind, sites in kinds.items() if not all(_pooled(module, run, site) for site in sites)}
     return [
         replace(site, producers=tuple(replace(p, per_batch=p.path in idle) for p in site.producers))
         for site in found
-        if _alike(site.consumer) in worth and site.consumer not in idle
+        if alike(site.consumer) in worth and site.consumer not in idle
     ]
-
-
-def _alike(path: str) -> str:
-    return re.sub(r"\d+", "*", path)
 
 
 def _weight(module: nn.Module, site: Found) -> float:
@@ -232,43 +227,6 @@ def _nothing(module: nn.Module, reasons: str) -> InputError:
     )
 
 
-def _reasons(left: Sequence[Left]) -> str:
-    """The first few reasons, of what stands within one of several alike modules."""
-    alike: dict[tuple[str, str], str] = {}
-    for gone in left:
-        home = common_parent(gone.layers) if gone.layers else gone.where
-        if re.search(r"\d", home):
-            alike.setdefault((_alike(gone.where), _alike(gone.why)), gone.why.replace(f"{home}.", ""))
-    return "".join(f"; {where}: {why}" for (where, _), why in list(alike.items())[:_TOLD])
-
-
-def _merged(left: Sequence[Left], blocks: Blocks) -> list[Left]:
-    """One line for what is alike in many blocks, named from the block."""
-    lines: dict[tuple[str, str], list[int]] = {}
-    for gone in left:
-        block = blocks.of(gone.where)
-        where = gone.where.removeprefix(f"{block}.") if block else gone.where
-        why = gone.why.replace(f"{block}.", "") if block else gone.why
-        lines.setdefault((where, why), []).append(blocks.paths.index(block) if block else -1)
-    told = []
-    for (where, why), indices in lines.items():
-        numbers = sorted({i for i in indices if i >= 0})
-        several = "all blocks" if len(numbers) == len(blocks.paths) else f"blocks {_spans(numbers)}"
-        told.append(Left(f"{where} ({several})" if numbers else where, why))
-    return told
-
-
-def _spans(numbers: Sequence[int]) -> str:
-    """`0-3,5`"""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][-1] + 1:
-            spans[-1][1:] = [number]
-        else:
-            spans.append([number])
-    return ",".join("-".join(map(str, span)) for span in spans)
-
-
 def _try_all(
     module: nn.Module, run: Run, blocks: Blocks, found: Sequence[Found], cached: bool, on_progress: OnProgress
 ) -> tuple[list[tuple[SiteTable, int]], list[Left]]:
@@ -283,7 +241,7 @@ def _try_all(
         call = run.once(block) if block else None
         if block is None or call is None:
             if not any(blocks.of(layer) for layer in site.layers):  # else it is the residual stream
-                outside.setdefault(_alike(site.consumer), []).append(site)
+                outside.setdefault(alike(site.consumer), []).append(site)
             continue
         root = site.root.removeprefix(block).removeprefix(".")
         trial = Trial(module.get_submodule(block), call, root, cached)
