@@ -7,24 +7,16 @@ import re
 
 import pytest
 from helpers.artefacts import latency_table
+from helpers.cli import run
 from helpers.data import tiny_text_csv
 from helpers.models import saved_model, shared_model, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
-from typer.testing import CliRunner
 
 from optin_cli.artefacts.latency import write_latency_table
 from optin_cli.artefacts.mask import read_mask
-from optin_cli.main import app
 from optin_cli.measure import latency_table as latency_table_maker
 
 QUICK = ["--samples", 12, "--batch-size", 6, "--method", "magnitude"]
-
-
-def run(*args, code: int = 0):
-    """Run a command in this process and check its exit code."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert result.exit_code == code, f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
-    return result
 
 
 def refused(tmp_path, *args, code: int, says: str) -> None:

@@ -6,23 +6,15 @@ import json
 import re
 
 import pytest
+from helpers.cli import run
 from helpers.data import tiny_text_csv
 from helpers.models import saved_model
-from typer.testing import CliRunner
 
 from optin_cli import console
 from optin_cli.commands.options import byte_count
 from optin_cli.errors import UsageError
-from optin_cli.main import app
 
 SITES = [f"blocks.{block}.{kind}" for block in range(3) for kind in ("heads", "neurons")]
-
-
-def run(*args, code: int = 0):
-    """Run a command in this process and check its exit code; lines are joined again where rich wraps them."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert result.exit_code == code, f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
-    return result
 
 
 @pytest.fixture

@@ -5,17 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers.cli import run
 from helpers.data import sentences
 from helpers.models import saved_model
-from typer.testing import CliRunner
-
-from optin_cli.main import app
-
-
-def run(*args, code: int = 0):
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert result.exit_code == code, f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
-    return result
 
 
 @pytest.mark.parametrize(("name", "task"), [("gpt2", "language-modeling"), ("t5", "text-to-text")])

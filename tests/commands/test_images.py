@@ -11,23 +11,16 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
+from helpers.cli import run
 from helpers.data import tiny_image_folder
 from helpers.models import saved_model, tiny_model
 from PIL import Image
 from pyarrow import parquet
-from typer.testing import CliRunner
 
 from optin_cli.artefacts.ranking import read_ranking
-from optin_cli.main import app
 
 ROWS, BROKEN = 30, [4, 11]
 FAST = ["--samples", "16", "--batch-size", "4", "--method", "curvature", "--probes", "1"]
-
-
-def run(*args, expect: int = 0):
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert result.exit_code == expect, f"{result.stderr}\n{result.exception!r}"
-    return result
 
 
 def noisy(mode: str, seed: int) -> Image.Image:
@@ -126,10 +119,10 @@ def test_too_many_broken_images_are_a_failure_of_every_command(tmp_path):
         ["eval", model, "--split", "train"],
         ["prune", model, "--flops", 0.5, "-o", tmp_path / "small", "--ranking", tmp_path / "r.h5"],
     ):
-        told = run(*command, "--data", data, expect=1).stderr
+        told = run(*command, "--data", data, code=1).stderr
         assert "4 of 30 images" in told and "more than a tenth" in told
     assert not (tmp_path / "r.h5").exists()
-    told = run("eval", model, "--data", data, "--workers", -1, expect=2).stderr
+    told = run("eval", model, "--data", data, "--workers", -1, code=2).stderr
     assert "--workers -1" in told
 
 

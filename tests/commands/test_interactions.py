@@ -6,18 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.cli import run
 from helpers.data import tiny_text_csv
 from helpers.models import saved_model
-from typer.testing import CliRunner
 
 from optin_cli.artefacts.mask import read_mask
-from optin_cli.main import app
-
-
-def run(*args, code: int = 0):
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert result.exit_code == code, f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
-    return result
 
 
 def refused(code: int, says: str, *args) -> None:

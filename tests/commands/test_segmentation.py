@@ -7,18 +7,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from helpers.cli import run
 from helpers.data import tiny_masks
 from helpers.models import saved_model
 from pyarrow import parquet
-from typer.testing import CliRunner
-
-from optin_cli.main import app
-
-
-def run(*args, expect: int = 0):
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert result.exit_code == expect, f"{result.stderr}\n{result.exception!r}"
-    return result
 
 
 def as_parquet(folder: Path, split: str) -> Path:
@@ -49,9 +41,9 @@ def test_eval_measures_masks_of_folders_and_tables_alike(tmp_path):
 
 def test_bad_masks_are_one_sentence(tmp_path):
     folder = tiny_masks(tmp_path, 3, void=11)
-    told = run("eval", saved_model("segformer"), "--data", folder, expect=1).stderr
+    told = run("eval", saved_model("segformer"), "--data", folder, code=1).stderr
     assert "(000.png) has the ids 11" in told and "--ignore-index 11" in told
-    told = run("eval", saved_model("segformer"), "--data", folder / "images", expect=2).stderr
+    told = run("eval", saved_model("segformer"), "--data", folder / "images", code=2).stderr
     assert "--mask" in told
 
 

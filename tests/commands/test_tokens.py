@@ -5,19 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers.cli import run
 from helpers.data import tiny_image_folder, tiny_text_csv
 from helpers.models import opened, saved_model
-from typer.testing import CliRunner
-
-from optin_cli.main import app
 
 FAST = ["--samples", "12", "--batch-size", "6", "--method", "curvature", "--probes", "1"]
-
-
-def run(*args, code: int = 0):
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert result.exit_code == code, f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
-    return result
 
 
 @pytest.mark.parametrize("name", ["vit", "timm-vit"])

@@ -8,23 +8,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.cli import run
 from helpers.data import tiny_image_folder, tiny_text_csv
 from helpers.models import new_folder, saved_model
 from helpers.traced import save_unlisted
-from typer.testing import CliRunner
 
 import optin_cli
 from optin_cli.artefacts.pruned import read_pruned
-from optin_cli.main import app
 from optin_cli.models.families import family_from_dict, read_family
 
 FAST = ["--samples", "12", "--batch-size", "6", "--probes", "1", "--compensate-samples", "12"]
-
-
-def run(*args, code: int = 0):
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert result.exit_code == code, f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
-    return result
 
 
 @cache

@@ -8,9 +8,9 @@ import datasets
 import numpy as np
 import pytest
 from datasets import Dataset, IterableDataset
+from helpers.cli import run
 from helpers.data import sentences, tiny_image_folder, tiny_text_csv
 from helpers.models import saved_model
-from typer.testing import CliRunner
 
 from optin_cli.artefacts.mask import read_mask
 from optin_cli.artefacts.ranking import read_ranking
@@ -19,7 +19,6 @@ from optin_cli.data.images import decode
 from optin_cli.data.readers import SIDES
 from optin_cli.data.sources import DataSpec, open_stream
 from optin_cli.errors import InputError, UsageError
-from optin_cli.main import app
 from optin_cli.surgery.plan import own_data
 
 
@@ -139,10 +138,6 @@ def test_a_ranking_of_a_stream_leads_to_a_compensated_model(tmp_path):
     """`apply` reads its rows the way `score` did."""
     csv, model = table(200, tmp_path / "t.csv"), saved_model("bert")
     fast = ["--samples", "8", "--batch-size", "4", "--method", "curvature", "-q"]
-
-    def run(*args):
-        result = CliRunner().invoke(app, [str(arg) for arg in args])
-        assert result.exit_code == 0, f"{result.stderr}\n{result.exception!r}"
 
     run("score", model, "--data", csv, "--stream", "-o", tmp_path / "r.h5", *fast)
     ranking = read_ranking(tmp_path / "r.h5")

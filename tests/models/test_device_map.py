@@ -7,14 +7,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers.cli import run
 from helpers.data import tiny_text_csv
 from helpers.models import saved_model, shared_model
-from typer.testing import CliRunner
 
 from optin_cli.artefacts.ranking import read_ranking
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import UsageError
-from optin_cli.main import app
 from optin_cli.models.checkpoint import open_model
 from optin_cli.scoring import score as stage
 from optin_cli.scoring.plan import ScoreSettings, make_plan
@@ -28,12 +27,6 @@ SPREAD = {
     "classifier": "cpu",
 }
 FAST = ["--samples", "8", "--batch-size", "4", "-q"]
-
-
-def run(*args, code: int = 0):
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert result.exit_code == code, f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
-    return result
 
 
 def test_layers_on_disk_score_like_layers_in_memory(tmp_path, caplog):

@@ -7,15 +7,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers.cli import run
 from helpers.data import tiny_image_folder
 from helpers.models import calm, new_torchvision
 from helpers.runs import macs_of
 from safetensors.torch import save_file
 from torchvision import models
-from typer.testing import CliRunner
 
 from optin_cli.errors import InputError, UnknownArchitecture, UsageError
-from optin_cli.main import app
 from optin_cli.models.checkpoint import open_model
 from optin_cli.models.dissect import dissect, family_of
 from optin_cli.models.macs import observed_tokens
@@ -75,13 +74,12 @@ def test_a_model_is_pruned_and_loaded_through_the_commands(tmp_path):
     settings = ("--samples", "12", "--method", "curvature", "--device", "cpu")
     target = tmp_path / "m"
     command = ["prune", spec, "--data", str(data), "--flops", "0.6", "-o", str(target), *settings]
-    result = CliRunner().invoke(app, [*command, "--ranking", str(tmp_path / "r.h5")])
-    assert result.exit_code == 0, result.stderr
+    run(*command, "--ranking", tmp_path / "r.h5")
     config = json.loads((target / "config.json").read_text())
     assert (config["library"], config["architecture"]) == ("torchvision", "mobilenet_v2")
     pruned = open_model(str(target), device="cpu")
     assert pruned.processor.transform.transforms[0].size == 32
-    assert "mobilenet_v2 (torchvision)" in CliRunner().invoke(app, ["inspect", str(target)]).stdout
+    assert "mobilenet_v2 (torchvision)" in run("inspect", target).stdout
     assert sum(p.numel() for p in pruned.module.parameters()) < sum(
         p.numel() for p in open_model(spec, device="cpu").module.parameters()
     )

@@ -9,15 +9,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers.cli import run
 from helpers.data import sentences, tiny_image_folder, tiny_text_csv
 from helpers.models import opened, saved_model, shared_model, tiny_model
 from torch.nn import functional as F
-from typer.testing import CliRunner
 
 from optin_cli.artefacts.ranking import read_ranking, read_sketch
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
-from optin_cli.main import app
 from optin_cli.models.masking import masked
 from optin_cli.scoring import score as stage
 from optin_cli.scoring.plan import Plan, ScoreSettings, estimate_seconds, make_plan
@@ -303,18 +302,12 @@ def test_per_batch_is_fishers():
 def test_on_the_command_line(tmp_path):
     data, output = tiny_text_csv(tmp_path, 14), tmp_path / "r.h5"
     command = ["score", str(saved_model("bert")), "--data", str(data), "-o", str(output), "--samples", "10"]
-    found = CliRunner().invoke(
-        app, [*command, "--batch-size", "4", "--method", "fisher", "--per-batch", "-q"]
-    )
-    assert found.exit_code == 0, found.stderr
+    run(*command, "--batch-size", "4", "--method", "fisher", "--per-batch", "-q")
     plan = make_plan(shared_model("bert"), DataSpec(str(data)), PER_BATCH)
     for one, two in zip(
         read_ranking(output).sites, stage.score(plan, tmp_path / "again.h5").sites, strict=True
     ):
         np.testing.assert_array_equal(one.score, two.score)
     bare = tiny_text_csv(tmp_path / "bare", labels=None)
-    found = CliRunner().invoke(
-        app, ["score", command[1], "--data", str(bare), "-o", str(tmp_path / "n.h5"), "--method", "fisher"]
-    )
-    assert found.exit_code == 2
+    found = run("score", command[1], "--data", bare, "-o", tmp_path / "n.h5", "--method", "fisher", code=2)
     assert "label column" in found.stderr

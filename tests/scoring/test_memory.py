@@ -7,18 +7,17 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from helpers.cli import run
 from helpers.data import tiny_image_folder, tiny_text_csv
 from helpers.models import saved_model, shared_model
 from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 from optin_cli.artefacts.ranking import read_ranking
 from optin_cli.data.batches import Batch
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError
-from optin_cli.main import app
 from optin_cli.models.storages import LiveStorages
 from optin_cli.scoring import ablation, curvature, room
 from optin_cli.scoring import score as stage
@@ -274,15 +273,13 @@ def test_steps_are_powers_of_two(limit, each, steps):
 def test_the_command_takes_sizes(tmp_path):
     csv = tiny_text_csv(tmp_path)
 
-    def run(memory, code=0):
+    def scored(memory, code=0):
         command = ["score", saved_model("bert"), "--data", csv, "-o", tmp_path / "r.h5", "--samples", "8"]
         command += ["--batch-size", "4", "--memory", memory, "-q"]
-        result = CliRunner().invoke(app, [str(arg) for arg in command])
-        assert result.exit_code == code, f"{result.stderr}\n{result.exception!r}"
-        return result
+        return run(*command, code=code)
 
-    assert "--memory 4GiB" in " ".join(run("much", code=2).stderr.split())
-    run("200KiB")
+    assert "--memory 4GiB" in " ".join(scored("much", code=2).stderr.split())
+    scored("200KiB")
     before = read_ranking(tmp_path / "r.h5").created
-    run("4GB")  # how much memory there is does not make it another ranking
+    scored("4GB")  # how much memory there is does not make it another ranking
     assert read_ranking(tmp_path / "r.h5").created == before
