@@ -81,14 +81,24 @@ METHODS = (
     # its best lambda without compensation
     Method("optin", "OPTIN, the paper", {}, {"output_weight": 1.0, "feature_weights": "sum"}),
     Method("ptf-search", "PTF search", {"method": "fisher", "per_batch": True}),
-    Method("ptf-full", "PTF full", {"method": "fisher"}, {"interactions": "layer"}, "scale"),
+    Method(
+        "ptf-full",
+        "PTF's parts: Fisher, layer swaps, scale",
+        {"method": "fisher"},
+        {"interactions": "layer"},
+        "scale",
+    ),
     # lambda 0 is the best of the three that K-prune's own search tries
     Method(
-        "k-prune", "K-prune (knowledge + refit)", {"method": "knowledge", "output_weight": 0.0}, {}, "full"
+        "k-prune", "K-prune's knowledge, our refit", {"method": "knowledge", "output_weight": 0.0}, {}, "full"
     ),
     Method("ours", "ours", {}, {}, "auto"),
     Method(
-        "ours-sum", "ours, summed as in OPTIN", {}, {"output_weight": 0.3, "feature_weights": "sum"}, "auto"
+        "ours-sum",
+        "ours, summed as in OPTIN, lambda 0.3",
+        {},
+        {"output_weight": 0.3, "feature_weights": "sum"},
+        "auto",
     ),
     Method("ours-fast", "ours, --method curvature", {"method": "curvature"}, {}, "auto"),
     Method("tokens", "ours, tokens alone", {"tokens": True}, {"merge": "only"}, "auto", tokens=True),
