@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,13 @@ def encoded(stored: Any) -> bytes:
 
 def decode(stored: Any) -> Image.Image:
     """The RGB image, upright. Raises `BrokenImage`."""
+    with opened(stored) as image:
+        return to_rgb(upright(image))
+
+
+@contextmanager
+def opened(stored: Any) -> Iterator[Image.Image]:
+    """An image as it is stored, its pixels loaded. Raises `BrokenImage`, also for what can't be done with it."""
     content = encoded(stored)
     if not content:
         raise BrokenImage("it is empty")
@@ -59,10 +68,10 @@ def decode(stored: Any) -> Image.Image:
         # Pillow's warnings are of damage that it sees past, and don't say in which file
         with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(content)) as image:
             image.load()
-            return to_rgb(upright(image))
+            yield image
     except UnidentifiedImageError as error:
         raise BrokenImage("it is no image, or of an unknown kind") from error
-    except MemoryError:
+    except (BrokenImage, MemoryError):
         raise
     except Exception as error:  # on damaged bytes, Pillow's plugins raise whatever comes up
         raise BrokenImage(first_line(error)) from error

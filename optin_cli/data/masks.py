@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from optin_cli.data.examples import Examples
-from optin_cli.data.images import BrokenImage, encoded, first_line, name_of, upright
+from optin_cli.data.images import BrokenImage, encoded, name_of, opened, upright
 from optin_cli.errors import InputError
 
 VOID = -1
@@ -88,21 +88,10 @@ def decode_mask(stored: Any) -> Map:
 
     Raises `BrokenImage`, also for colours.
     """
-    content = encoded(stored)
-    if not content:
-        raise BrokenImage("it is empty")
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(content)) as image:
-            image.load()
-            if image.mode not in _GREYS:
-                raise BrokenImage(
-                    f"it holds colours ({image.mode}), not class ids: save palette or grey values"
-                )
-            return np.asarray(upright(image)).astype(np.int32)
-    except (BrokenImage, MemoryError):
-        raise
-    except Exception as error:  # on damaged bytes, Pillow's plugins raise whatever comes up
-        raise BrokenImage(first_line(error)) from error
+    with opened(stored) as image:
+        if image.mode not in _GREYS:
+            raise BrokenImage(f"it holds colours ({image.mode}), not class ids: save palette or grey values")
+        return np.asarray(upright(image)).astype(np.int32)
 
 
 def image_size(stored: Any) -> tuple[int, int]:

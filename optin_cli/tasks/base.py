@@ -96,9 +96,13 @@ class Task:
         labels = batches.labels(dict(self.label2id))
         if labels is None:
             return None
-        numbers = class_labels(labels, batches.examples.where)
+        numbers = self.numbered(labels, batches.examples.where)
         check_range(numbers, self.classes, batches.examples.where)
         return numbers
+
+    def numbered(self, labels: Sequence[Any], where: str) -> list[Any]:
+        """Labels as class numbers. Raises `InputError` for others."""
+        return class_labels(labels, where)
 
     def targets(self, batches: Batches) -> Any:
         """The labels that `loss` takes; None without any. Raises what `labels` does, and for labels all the same."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from optin_cli.data.batches import IGNORE, Batch, Batches
-from optin_cli.data.labels import check_range, token_labels
+from optin_cli.data.labels import token_labels
 from optin_cli.data.numbering import class_names
 from optin_cli.tasks import metrics
 from optin_cli.tasks.base import Forward, Inputs, Task, logits_of, ones
@@ -38,14 +38,9 @@ class TokenClassification(Task):
         mask = inputs.get("attention_mask")
         return ones(inputs, next(iter(inputs.values())).shape[1]) if mask is None else mask.float()
 
-    def labels(self, batches: Batches) -> list[list[int]] | None:
+    def numbered(self, labels: Sequence[Any], where: str) -> list[Any]:
         """One list a row, aligned to tokens, `IGNORE` where no word begins."""
-        labels = batches.labels(dict(self.label2id))
-        if labels is None:
-            return None
-        numbers = token_labels(labels, batches.examples.where)
-        check_range(numbers, self.classes, batches.examples.where)
-        return numbers
+        return token_labels(labels, where)
 
     def loss(self, output: Tensor, labels: Sequence[Any]) -> Tensor:
         """The mean cross-entropy over the labelled tokens."""
