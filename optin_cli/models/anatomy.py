@@ -15,6 +15,10 @@ HEADS = "heads"
 NEURONS = "neurons"
 CHANNELS = "channels"
 
+TEXT, IMAGE, AUDIO = "text", "image", "audio"
+MODALITIES = (TEXT, IMAGE, AUDIO)
+"""Which kind of data a model reads."""
+
 TOKENS, SEQUENCE, NHWC, NCHW = "tokens", "sequence", "nhwc", "nchw"
 LAYOUTS = (TOKENS, SEQUENCE, NHWC, NCHW)
 """Of hidden states: (batch, tokens, d), (tokens, batch, d), (batch, height, width, d) and (batch, d, height, width)."""
