@@ -68,7 +68,7 @@ class StreamRows:
         self.held: dict[int, dict[str, Any]] = {}
         with reading(data):
             first = list(self.stream.take(_FIRST_ROWS))
-            self.first = datasets.Dataset.from_list(first, features=self.stream.features)
+            self.first = datasets.Dataset.from_list(first, features=self._features)
         if len(self.first) == 0:
             raise InputError(f"{data.spec} ({data.split}) is empty")
 
@@ -98,7 +98,17 @@ class StreamRows:
                 for row in row_ids:
                     self.held[row] = {**self.held[row], stored: _with_bytes(self.held[row][stored])}
             rows = [self.held[i] for i in row_ids]
-            return datasets.Dataset.from_list(rows, features=self.stream.features)
+            return datasets.Dataset.from_list(rows, features=self._features)
+
+    @property
+    def _features(self) -> Any:
+        """What the columns hold. An `Audio` would want torchcodec to take in what it gave out itself."""
+        import datasets
+
+        stored = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+        features = self.stream.features or {}
+        plain = {name: stored if isinstance(f, datasets.Audio) else f for name, f in features.items()}
+        return datasets.Features(plain) if plain else None
 
     def _hold(self, row_ids: list[int], window: int) -> int:
         """Keep the rows at these positions; returns how many of the first `window` there are."""

@@ -92,6 +92,8 @@ class Bypass:
     cache: str = ""
     """Its argument that is a cache of the keys and values of its own tokens. The cache counts tokens, so it gets them
     without heads too."""
+    attended: str = ""
+    """Its argument with what it attends to, where that is not its own tokens: the cache is then of those."""
     empty: bool = False
     """The module stands in front of the consumer, and gives no features."""
 

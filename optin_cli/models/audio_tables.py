@@ -14,10 +14,10 @@ _WHISPER_SELF, _WHISPER_CROSS = (
         consumer=f"{module}.out_proj",
         unit_width=f"{module}.head_dim",
         counts={f"{module}.num_heads": "units"},
-        bypass=Bypass(module, in_tuple=2, cache=cache),
+        bypass=Bypass(module, in_tuple=2, cache="past_key_values", attended=attended),
         requires=(module,),
     )
-    for module, name, cache in (("self_attn", "", "past_key_values"), ("encoder_attn", "cross", ""))
+    for module, name, attended in (("self_attn", "", ""), ("encoder_attn", "cross", "key_value_states"))
 )
 
 AUDIOS = (

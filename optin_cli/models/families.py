@@ -237,10 +237,10 @@ def _is_axes(value: Any) -> bool:
 def _is_bypass(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and set(value) <= {"module", "in_tuple", "cache", "empty"}
+        and set(value) <= {"module", "in_tuple", "cache", "attended", "empty"}
         and _is_text(value.get("module"))
         and isinstance(value.get("in_tuple", 0), int)
-        and isinstance(value.get("cache", ""), str)
+        and all(isinstance(value.get(name, ""), str) for name in ("cache", "attended"))
         and isinstance(value.get("empty", False), bool)
     )
 
@@ -301,7 +301,7 @@ _SITE_FIELDS: _Fields = {
     "tensors": (False, "path: axis", _is_axes),
     "relative": (False, "{kinds, rows}", lambda v: v is None or _is_relative(v)),
     "batch_axis": (False, "0 or more", lambda v: type(v) is int and v >= 0),
-    "bypass": (False, "{module, in_tuple, cache, empty}", lambda v: v is None or _is_bypass(v)),
+    "bypass": (False, "{module, in_tuple, cache, attended, empty}", lambda v: v is None or _is_bypass(v)),
     "pairs": (False, "true or false", lambda v: isinstance(v, bool)),
     "must_be_identity": (False, "a list of paths", _list_of(_is_text)),
     "requires": (False, "a list of paths", _list_of(_is_text)),
