@@ -201,7 +201,7 @@ def test_a_broken_file_is_named_and_left_out(tmp_path, caplog):
     assert "1 of 20 recordings" in caplog.text and "003.wav" in caplog.text
     for name in ("001", "005"):
         (folder / "low" / f"{name}.wav").write_bytes(b"")
-    with pytest.raises(InputError, match="3 of 20 recordings .* more than a tenth"):
+    with pytest.raises(InputError, match=r"3 of 20 recordings .* more than a tenth"):
         sample(DataSpec(str(folder)), "audio", None, 0)
 
 
