@@ -289,7 +289,7 @@ def assert_is_masked(pruned: OpenModel, dense: OpenModel, keep: dict[str, list[i
 @every_family
 def test_all_stages_run_and_compensation_helps(name, tmp_path):
     model, dense = open_model(str(saved_model(name))), shared_model(name)
-    mask = select(rank(model, tmp_path, "auto"), 0.5)
+    mask = select(rank(model, tmp_path, "mixed"), 0.5)
     plan = make_plan(model, mask, Compensation(batch_size=16), at_most=True)
     applied = stage.apply(model, mask, tmp_path / "out", plan=plan)
     assert applied.deviation <= DEVIATION.get(name, 1e-5)
