@@ -10,10 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optin_cli.data.batches import IGNORE
+from optin_cli.data.glue import HIDDEN
 from optin_cli.errors import InputError
-
-HIDDEN = -1
-"""What GLUE's test splits hold instead of labels."""
 
 
 def number_labels(labels: Sequence[Any], where: str) -> list[float]:
