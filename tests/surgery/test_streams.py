@@ -16,7 +16,8 @@ from optin_cli.data.batches import Batch
 from optin_cli.errors import InputError
 from optin_cli.models.hidden import hidden_of
 from optin_cli.surgery import streams
-from optin_cli.surgery.streams import BlockCalls, Store
+from optin_cli.surgery.store import Store
+from optin_cli.surgery.streams import BlockCalls
 from optin_cli.surgery.sumpoint import OUTPUT, run_block
 
 
