@@ -99,9 +99,10 @@ def show(evaluation: Evaluation, data: str, split: str) -> None:
     for name, value in evaluation.metrics.items():
         dense = evaluation.baseline_metrics.get(name)
         shown = _SHOWN.get(name, name)
-        cells = [shown, f"{value:.2f}"]
+        form = ".4g" if name == "mse" else ".2f"  # in units of the label, which may be small
+        cells = [shown, f"{value:{form}}"]
         if dense is not None:
-            cells = [shown, f"{dense:.2f}", f"{value:.2f}", f"{value - dense:+.2f}"]
+            cells = [shown, f"{dense:{form}}", f"{value:{form}}", f"{value - dense:+{form}}"]
         rows.append(cells)
     title = f"{evaluation.task} on {evaluation.examples} examples of {data} ({split})"
     if rows:

@@ -36,7 +36,7 @@ class Columns:
     image: str | None = None
     label: str | None = None
     labels: tuple[str, ...] = ()
-    """Instead of `label`: columns of 0 and 1, one for each of several labels."""
+    """Instead of `label`: columns of 0 and 1, or of numbers, one for each of several labels."""
     mask: str | None = None
     """Label maps: a class id for each pixel of the image."""
     words: bool = False

@@ -67,7 +67,7 @@ class SidesReader(Reader):
 
 
 class LabelsReader(Reader):
-    """A row is an example with several labels: in one column of lists, or in a column each (`A,B,C`)."""
+    """A row is an example with several labels or values: in one column of lists, or in a column each (`A,B,C`)."""
 
     def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
         """Raises `UsageError` for a label column that is not there."""

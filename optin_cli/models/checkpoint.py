@@ -214,12 +214,14 @@ def open_module(
     task: str | None = None,
     device_map: str | dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
+    weights: bool = True,
 ) -> tuple[Source, nn.Module, Task, torch.dtype]:
     """(source, module, task, dtype of the stored weights) of any MODEL that its library can build, in a table or not.
 
-    `dtype` is for a `device_map` alone. Raises `UsageError` or `InputError`.
+    `dtype` is for a `device_map` alone. Without need of `weights` a model is built from its config where they are not
+    on this machine, with random ones (`Source.untrained`). Raises `UsageError` or `InputError`.
     """
-    source = resolve(spec)
+    source = resolve(spec, weights)
 
     def reshape(module: nn.Module) -> None:
         if source.record is not None:

@@ -2,7 +2,7 @@
 
 A table is data. `register_family` adds one from Python, `--anatomy FILE.yaml` from the command line, and a
 pruned directory carries its own, so that it loads on a machine that never saw the registration.
-See docs/families.md for how to write one.
+See docs/anatomy.md for how to write one.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ __all__ = [
     "register_family",
 ]
 
-DOCS = "docs/families.md"
+DOCS = "docs/anatomy.md"
 
 _REGISTRY: dict[str, Family] = {}
 

@@ -52,6 +52,8 @@ def open_transformers(
             raise UsageError(f"a {config.model_type} model can't do {task.name}", "choose another --task")
     if AUDIO not in getattr(cls, "input_modalities", ()):
         settle_image_size(source.folder, config)
+    if source.untrained:
+        return _reshaped(cls, reshape)(config), task, torch.float32
     with _quiet():
         module, info = _reshaped(cls, reshape).from_pretrained(
             source.folder, config=config, dtype=dtype or "auto", output_loading_info=True, weights_only=True,

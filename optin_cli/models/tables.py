@@ -1,4 +1,4 @@
-"""The families that ship with optin: one table of module paths each, and nothing else. docs/families.md explains."""
+"""The families that ship with optin: one table of module paths each, and nothing else. docs/anatomy.md explains."""
 
 from __future__ import annotations
 

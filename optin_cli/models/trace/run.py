@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,10 +132,17 @@ def record(module: nn.Module, inputs: dict[str, Tensor]) -> Run:
     return run
 
 
-def forward(module: nn.Module, inputs: dict[str, Any]) -> Any:
-    """The module's output; what it draws at random is the same at every call."""
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Within the context, what is drawn at random is the same every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        yield
+
+
+def forward(module: nn.Module, inputs: dict[str, Any]) -> Any:
+    """The module's output; what it draws at random is the same at every call."""
+    with seeded():
         return module(**inputs)
 
 
