@@ -62,20 +62,35 @@ def to_json(data: Any, indent: int = 0) -> str:
     return json.dumps(data)
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Read one JSON object. `what` names the artefact in errors.
+def read_json(path: Path, what: str, way_out: str | None = None) -> dict[str, Any]:
+    """Read one JSON object. `what` names the artefact in errors, `way_out` is what to do without it.
 
     Raises `UsageError` when the path can't be read, `ArtefactError` when it holds no JSON object.
     """
     try:
         data = json.loads(path.read_text())
     except OSError as error:
-        raise UsageError(f"can't read {what} {path}: {error.strerror}") from error
+        raise UsageError(f"can't read {what} {path}: {error.strerror}", way_out) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ArtefactError(f"{path} is not {what}: {error}") from error
+        found = stated_kind(path)
+        told = f"{path} is a {found}, not {what}" if found else f"{path} is not {what}: {error}"
+        raise ArtefactError(told, way_out) from error
     if not isinstance(data, dict):
-        raise ArtefactError(f"{path} is not {what}: it holds a {type(data).__name__}, not an object")
+        raise ArtefactError(f"{path} is not {what}: it holds a {type(data).__name__}, not an object", way_out)
     return data
+
+
+def stated_kind(path: Path) -> str | None:
+    """`ranking`, `mask`, `latency table`: which artefact a file says it is; None where it does not say."""
+    try:
+        content = path.read_bytes()
+        if content.startswith(b"\x89HDF"):
+            return "ranking"
+        marker = json.loads(content)["format"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    known = isinstance(marker, str) and marker.startswith("optin-")
+    return marker.removeprefix("optin-").replace("-", " ") if known else None
 
 
 def read_record(
@@ -94,9 +109,12 @@ def read_record(
     such a file. Raises `UsageError` for a path that can't be read and `ArtefactError` for another format, a newer
     version, missing or mistyped fields.
     """
-    data = read_json(path, what)
+    way_out = f"write one with `{maker}`"
+    data = read_json(path, what, way_out)
     if data.get("format") != marker:
-        raise ArtefactError(f"{path} is not {what} written by optin", f"write one with `{maker}`")
+        found = stated_kind(path)
+        told = f"{path} is a {found}, not {what}" if found else f"{path} is not {what} written by optin"
+        raise ArtefactError(told, way_out)
     found = data.get("schema_version")
     if type(found) is not int or found > version:
         raise ArtefactError(
