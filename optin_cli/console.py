@@ -104,7 +104,7 @@ def table(
 ) -> None:
     """A table: the first column to the left, the others to the right unless they hold words (`numbers` False).
 
-    On stderr, unless it is the data itself.
+    On stderr, unless it is the data itself. Where there is no terminal, lines are as long as they have to be.
     """
     console = Console(highlight=False) if stdout else _stderr()
     if not console.is_terminal:
@@ -197,6 +197,11 @@ def count(value: float) -> str:
         if value >= limit:
             return f"{value / limit:.3g}{suffix}"
     return f"{value:.0f}"
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def size(value: float) -> str:

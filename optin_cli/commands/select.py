@@ -57,9 +57,9 @@ def select(
 
       optin select rankings/minilm.h5 --flops 0.9,0.8,0.7 -o 'm-{}.mask.json'
 
-      optin select rankings/vit.h5 --flops 0.6 --tokens joint -o vit-60.mask.json
+      optin select rankings/vit.h5 --flops 0.6 --tokens joint -o m.mask.json
 
-      optin select rankings/minilm.h5 --latency 0.6 --latency-table cpu.latency.json --min-heads 1 -o m.mask.json
+      optin select r.h5 --latency 0.6 --latency-table cpu.json -o m.mask.json
     """
     asked = budgets.requests(
         flops=flops, params=params, memory=memory, latency=latency, table=latency_table,
@@ -85,6 +85,8 @@ def select(
             write_mask(path, mask)
         if not quiet:
             report(mask)
+            if reused[path]:
+                console.note(f"{path} is already this mask")
     told = [{"mask": str(path), "reused": reused[path], **describe(mask)} for path, mask in masks.items()]
     if json:
         console.emit_json(told[0] if len(told) == 1 else {"masks": told})
@@ -105,9 +107,10 @@ def _is_there(path: Path, mask: Mask, force: bool) -> bool:
 def report(mask: Mask) -> None:
     """Tell what a mask keeps, and warn of the layers it empties."""
     reached, objective = mask.reached, mask.objective
+    current = mask.budget["relative_to"] == "current"
     console.note(
-        f"keeps {100 * reached['flops']:.2f} % of the MACs "
-        f"({console.count(reached['macs'])} of {console.count(reached['dense_macs'])} at "
+        f"keeps {100 * reached['flops']:.2f} % of the {'current ' if current else ''}MACs "
+        f"({console.count(reached['macs'])}{'; dense ' if current else ' of '}{console.count(reached['dense_macs'])} at "
         f"{mask.budget['tokens']:.1f} tokens), {console.count(reached['params'])} of "
         f"{console.count(reached['dense_params'])} parameters ({reached['memory']:.1f} MiB)"
     )
@@ -132,6 +135,16 @@ def report(mask: Mask) -> None:
     )
     if moves:
         console.note(moves)
+    if (
+        mask.keep
+        and all(len(mask.keep[name]) == units for name, units in mask.units.items())
+        and not any(mask.merges)
+    ):
+        pruned = not current and reached["macs"] < reached["dense_macs"]
+        log.warning(
+            "nothing is pruned: the model meets the budget as it is%s",
+            " (it is pruned already; --relative-to current counts from what is left)" if pruned else "",
+        )
     if emptied := emptied_sites(mask):
         log.warning(
             "emptied: %s (--min-heads, --min-neurons, --min-channels or --max-prune-per-layer keep some)",

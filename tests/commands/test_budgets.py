@@ -177,7 +177,7 @@ def test_bench_select_apply_bench(ranking, tmp_path, monkeypatch):
 
     args = ["bench", out, "--baseline", model, "--seq-len", 16, "--repeats", 2, "--seconds", 0]
     shown = run(*args, "--batch-size", "2")
-    assert "predicted ms" in shown.stderr
+    assert "predicted ms" in shown.stdout
     dense, pruned = json.loads(run(*args, "--batch-size", "2", "--json").stdout)["timings"]
     assert pruned["predicted_ms"] == record["reached"]["latency_ms"] <= 0.7 * total
     assert dense["predicted_ms"] == total
