@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import glob
 import hashlib
@@ -136,6 +137,8 @@ def check_output(path: Path, kind: str) -> None:
     """Raise `UsageError` unless `path` can be created: its folder exists or can be made and is writable."""
     if not path.name:
         raise UsageError(f"{path} is no name for a {kind}")
+    if kind != "folder":
+        check_no_folder(path, kind)
     parent = path.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -143,6 +146,22 @@ def check_output(path: Path, kind: str) -> None:
         raise UsageError(f"can't create the folder {parent}: {error.strerror}") from error
     if not os.access(parent, os.W_OK):
         raise UsageError(f"the folder {parent} is not writable")
+
+
+def check_no_folder(path: Path, kind: str) -> None:
+    """Raise `UsageError` where a file is to be written and a folder is: known before any work."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, not a name for a {kind}", f"give a name in it: {path}/NAME")
+
+
+def nearest_path(path: Path) -> str:
+    """`did you mean ..?`: what is there under a name spelt like a path that does not exist; '' if nothing is."""
+    try:
+        there = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, there, n=1, cutoff=0.7)
+    return f"did you mean {path.parent / close[0]}?" if close else ""
 
 
 def check_space(path: Path, needed: int) -> None:

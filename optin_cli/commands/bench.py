@@ -235,7 +235,7 @@ def show(rows: list[dict[str, Any]]) -> None:
                 f"{100 * row['efficiency']:.0f} %" if "efficiency" in row else "",
             ]
         )
-    console.table(f"{where}, {first['dtype']}", columns, table, stdout=True)
+    console.table(f"{where}, {first['dtype']}", columns, table, keys=3, stdout=True)
     for row in rows:
         if "predicted_speedup" in row:
             console.note(

@@ -75,6 +75,7 @@ def score(
 
       torchrun --nproc-per-node 4 -m optin_cli score MODEL --data DATA -o r.h5
     """
+    from optin_cli.artefacts.files import check_no_folder
     from optin_cli.scoring import score as stage
     from optin_cli.scoring.plan import ScoreSettings, make_plan
     from optin_cli.scoring.team import joined
@@ -82,6 +83,7 @@ def score(
     with joined() as team:
         if not team.leads:
             console.mute()
+        check_no_folder(output, "ranking")
         settings = ScoreSettings(
             method=method,
             samples=samples,

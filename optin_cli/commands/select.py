@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from optin_cli import console
+from optin_cli.artefacts.files import check_no_folder
 from optin_cli.artefacts.mask import Mask, mask_to_json, write_mask
 from optin_cli.artefacts.ranking import read_ranking, read_sketch
 from optin_cli.commands import budgets, options
@@ -96,6 +97,7 @@ def select(
 
 def _is_there(path: Path, mask: Mask, force: bool) -> bool:
     """Whether `path` is this mask already; raises `UsageError` when it holds something else."""
+    check_no_folder(path, "mask")
     same = path.is_file() and path.read_bytes() == mask_to_json(mask).encode()
     if path.exists() and not same and not force:
         raise UsageError(
@@ -108,9 +110,10 @@ def report(mask: Mask) -> None:
     """Tell what a mask keeps, and warn of the layers it empties."""
     reached, objective = mask.reached, mask.objective
     current = mask.budget["relative_to"] == "current"
+    of = "current MACs" if current else "MACs"
+    dense = f"{'; dense' if current else ' of'} {console.count(reached['dense_macs'])}"
     console.note(
-        f"keeps {100 * reached['flops']:.2f} % of the {'current ' if current else ''}MACs "
-        f"({console.count(reached['macs'])}{'; dense ' if current else ' of '}{console.count(reached['dense_macs'])} at "
+        f"keeps {100 * reached['flops']:.2f} % of the {of} ({console.count(reached['macs'])}{dense} at "
         f"{mask.budget['tokens']:.1f} tokens), {console.count(reached['params'])} of "
         f"{console.count(reached['dense_params'])} parameters ({reached['memory']:.1f} MiB)"
     )

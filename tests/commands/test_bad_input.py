@@ -36,6 +36,15 @@ def test_missing_paths(scored, tmp_path):
     bad(tmp_path, "select", tmp_path / "no.h5", "--flops", 0.5, "-o", out, code=2, says="no ranking")
     bad(tmp_path, "apply", model, tmp_path / "no.json", "-o", out, code=2, says="can't read a mask")
     bad(tmp_path, "inspect", tmp_path / "no", code=2, says="nothing at")
+    near = tmp_path / "trian.csv"
+    says = f"no data at {near} did you mean {data}?"
+    bad(tmp_path, "score", model, "--data", near, "-o", out, code=2, says=says)
+    near = model.with_name(model.name + "s")
+    bad(tmp_path, "score", near, "--data", data, "-o", out, code=2, says=f"did you mean {model}?")
+    says = "is a folder, not a name for a"
+    bad(tmp_path, "score", model, "--data", data, "-o", tmp_path, code=2, says=says)
+    for force in ([], ["--force"]):
+        bad(tmp_path, "select", ranking, "--flops", 0.5, "-o", tmp_path, *force, code=2, says=says)
     bad(
         tmp_path,
         "select",
