@@ -79,7 +79,9 @@ METHODS = (
     Method("magnitude", "magnitude", {"method": "magnitude"}),
     Method("reference", "OPTIN as released", {"method": "reference"}),
     # its best lambda without compensation
-    Method("optin", "OPTIN, the paper", {}, {"output_weight": 1.0, "feature_weights": "sum"}),
+    Method(
+        "optin", "OPTIN, the paper", {"method": "mixed"}, {"output_weight": 1.0, "feature_weights": "sum"}
+    ),
     Method("ptf-search", "PTF search", {"method": "fisher", "per_batch": True}),
     Method(
         "ptf-full",
@@ -96,15 +98,14 @@ METHODS = (
     Method(
         "ours-sum",
         "ours, summed as in OPTIN, lambda 0.3",
-        {},
+        {"method": "mixed"},
         {"output_weight": 0.3, "feature_weights": "sum"},
         "auto",
     ),
-    Method("ours-fast", "ours, --method curvature", {"method": "curvature"}, {}, "auto"),
+    Method("ours-mixed", "ours, --method mixed", {"method": "mixed"}, {}, "auto"),
     Method("tokens", "ours, tokens alone", {"tokens": True}, {"merge": "only"}, "auto", tokens=True),
     Method("joint", "ours, units and tokens", {"tokens": True}, {"merge": "joint"}, "auto", tokens=True),
-    # by curvature: four times heads by ablation would be most of the time
-    Method("ours-4", "ours, curvature, --steps 4", {"method": "curvature"}, {}, "auto", steps=4),
+    Method("ours-4", "ours, --steps 4", {}, {}, "auto", steps=4),
 )
 
 

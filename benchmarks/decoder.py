@@ -113,7 +113,9 @@ def main() -> None:
                 model = open_model(args.model, device="cpu")
                 settings = ScoreSettings(samples=args.samples, **lengths, **scored)
                 plan = scoring_plan(model, train, settings)
-                path = folder / f"{scored.get('method', 'auto')}.h5"  # one ranking serves all that need it
+                path = (
+                    folder / f"{scored.get('method', 'curvature')}.h5"
+                )  # one ranking serves all that need it
                 ranking = scoring.existing(path, plan, any_lambda=True) if path.exists() else None
                 mask = select(ranking or scoring.score(plan, path), Request(flops=budget, **request))
                 wanted = make_plan(

@@ -36,7 +36,7 @@ def main() -> None:
     started = time.monotonic()
     FOLDER.mkdir(exist_ok=True)
     ranking = str(FOLDER / "minilm.h5")
-    optin("score", MODEL, "--data", DATA, "-o", ranking, "--method", "curvature")  # seconds, not a minute
+    optin("score", MODEL, "--data", DATA, "-o", ranking)
     rows = []
     for budget in BUDGETS:
         name = f"minilm-{budget.replace('0.', '')}0"

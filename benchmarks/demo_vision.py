@@ -67,7 +67,7 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     model, ranking = str(MODEL), str(FOLDER / "vit.h5")
     # curvature alone: exact heads would take minutes more and keep the same units here, near enough
-    optin("score", model, "--data", data, "-o", ranking, "--method", "curvature", "--samples", "256")
+    optin("score", model, "--data", data, "-o", ranking, "--samples", "256")
     rows = []
     for budget in BUDGETS:
         name = f"vit-{budget.replace('0.', '')}0"

@@ -237,8 +237,8 @@ def memory(shared: Path, folder: Path, device: str) -> None:
     rows = []
     for name, options in (
         ("nothing scored", ["--dry-run"]),
-        ("heads by ablation, neurons by curvature", ["--method", "auto"]),
-        ("the same, --memory 200MiB", ["--method", "auto", "--memory", "200MiB"]),
+        ("heads by ablation, neurons by curvature", ["--method", "mixed"]),
+        ("the same, --memory 200MiB", ["--method", "mixed", "--memory", "200MiB"]),
         ("curvature, 2 probes", ["--method", "curvature"]),
         ("curvature, 2 probes, --memory 200MiB", ["--method", "curvature", "--memory", "200MiB"]),
     ):

@@ -120,7 +120,7 @@ def main() -> None:
     )
     parser.add_argument("--split", default="train", help="to score and refit on")
     parser.add_argument("--test", default="test")
-    parser.add_argument("--method", default="auto", help="how both score: auto, ablation or curvature")
+    parser.add_argument("--method", default="curvature", help="how both score: curvature, ablation or mixed")
     parser.add_argument("--samples", type=int, default=64, help="images that are scored on")
     parser.add_argument("--refit", type=int, default=128, help="images that are refitted on")
     parser.add_argument("--tested", type=int, default=None, help="test images (default: all)")

@@ -90,7 +90,7 @@ Method = Annotated[
     str,
     typer.Option(
         "--method",
-        help="auto (heads by ablation, neurons by curvature), ablation, curvature; fisher (PTF; needs labels), "
+        help="curvature, ablation, mixed (heads by ablation, the rest by curvature); fisher (PTF; needs labels), "
         "knowledge (K-prune), reference (OPTIN's released code, for comparison), magnitude, random.",
     ),
 ]

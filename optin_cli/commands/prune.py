@@ -32,7 +32,7 @@ def prune(
     ] = None,
     split: options.Split = "train",
     samples: options.Samples = 512,
-    method: options.Method = "auto",
+    method: options.Method = "curvature",
     probes: options.Probes = 2,
     lambda_: options.ScoreLambda = None,
     feature_weights: budgets.FeatureWeights = None,

@@ -23,7 +23,7 @@ def score(
     output: Annotated[Path, typer.Option("--output", "-o", help="Ranking to write (HDF5).")],
     split: options.Split = "train",
     samples: options.Samples = 512,
-    method: options.Method = "auto",
+    method: options.Method = "curvature",
     probes: options.Probes = 2,
     rel_error: options.RelError = None,
     exact_band: options.ExactBand = None,

@@ -61,9 +61,9 @@ def _optin(heads: str, neurons: str) -> Method:
 
 
 METHODS = {
-    "auto": _optin("ablation", "curvature"),
-    "ablation": _optin("ablation", "ablation"),
     "curvature": _optin("curvature", "curvature"),
+    "ablation": _optin("ablation", "ablation"),
+    "mixed": _optin("ablation", "curvature"),
     "fisher": Method(
         {HEADS: "fisher", NEURONS: "fisher", CHANNELS: "fisher"}, _no_columns, _output_alone, labels=True
     ),

@@ -35,7 +35,7 @@ Progress = Callable[[float, float, str], None]
 class ScoreSettings:
     """Everything about scoring that changes the result. Recorded in the ranking."""
 
-    method: str = "auto"
+    method: str = "curvature"
     samples: int = 512
     batch_size: int = 32
     max_length: int | None = None
@@ -78,7 +78,7 @@ class ScoreSettings:
         if self.tokens and not method.recombines:
             raise UsageError(
                 f"--tokens measures trajectories, and --method {self.method} scores units by something else",
-                "use auto, ablation or curvature",
+                "use curvature, ablation or mixed",
             )
         if self.head_weight <= 0:
             raise UsageError(f"a weight of heads of {self.head_weight:g} is not positive")
@@ -268,13 +268,13 @@ def make_plan(model: OpenModel, data: DataSpec, settings: ScoreSettings, memory:
     if method.engines and unknown:
         raise UsageError(
             f"--method {settings.method} does not score {' and '.join(sorted(unknown))}, which {model.spec} has",
-            "use auto, curvature, ablation, fisher or magnitude",
+            "use curvature, ablation, mixed, fisher or magnitude",
         )
     blocks = model.anatomy.blocks
     if settings.method == "reference" and len(set(blocks)) < len(blocks):
         raise UsageError(
             f"--method reference does not score {model.spec}, whose blocks share their weights",
-            "use auto, curvature, ablation, knowledge, fisher or magnitude",
+            "use curvature, ablation, mixed, knowledge, fisher or magnitude",
         )
     if settings.tokens:
         check_mergeable(model.anatomy, model.spec)

@@ -28,7 +28,8 @@ from optin_cli.surgery.readout import read_positions
 from optin_cli.surgery.refit import NONE, Change, Consumer, Moments, refit
 from optin_cli.surgery.rows import RowChoice
 from optin_cli.surgery.settings import Compensation, Progress, SiteFit
-from optin_cli.surgery.streams import Store, read_streams
+from optin_cli.surgery.store import Store
+from optin_cli.surgery.streams import read_streams
 from optin_cli.surgery.sumpoint import (
     OUTPUT,
     Place,

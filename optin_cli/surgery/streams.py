@@ -6,91 +6,24 @@ with hidden states of our own. Where blocks are not chained, the whole model run
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import cycle
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from optin_cli.artefacts.files import disk_is_full
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.hidden import Arguments, hidden_argument, hidden_of, with_hidden
 from optin_cli.models.uses import by_module
+from optin_cli.surgery.store import Store, Stored
 from optin_cli.surgery.sumpoint import OUTPUT, Place, arguments_of, run_block, run_to
 
-
-class Store:
-    """Tensors by key: in main memory up to `memory` bytes, the rest on disk. A context: the disk part is removed."""
-
-    def __init__(self, memory: int) -> None:
-        self.memory = memory
-        self.held: dict[Hashable, Tensor] = {}
-        self.spilled: dict[Hashable, Path] = {}
-        self.used = 0
-        self.folder: Path | None = None
-        self.written = 0
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.held.clear()
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __setitem__(self, key: Hashable, tensor: Tensor) -> None:
-        self.drop(key)
-        size = tensor.numel() * tensor.element_size()
-        if self.used + size <= self.memory:
-            self.held[key] = tensor.cpu()
-            self.used += size
-            return
-        if self.folder is None:
-            self.folder = Path(tempfile.mkdtemp(prefix="optin-"))
-        path = self.folder / str(self.written)
-        self.written += 1
-        try:
-            save_file({"tensor": tensor.cpu().contiguous()}, path)
-        except Exception as error:
-            if disk_is_full(error):
-                raise InputError(
-                    f"the disk is full: activations could not be spilled to {self.folder}",
-                    "free some space there, point TMPDIR elsewhere, or raise --memory",
-                ) from error
-            raise
-        self.spilled[key] = path
-
-    def __getitem__(self, key: Hashable) -> Tensor:
-        return self.held[key] if key in self.held else load_file(self.spilled[key])["tensor"]
-
-    def drop(self, key: Hashable) -> None:
-        """Forget a tensor, if it is there."""
-        tensor = self.held.pop(key, None)
-        if tensor is not None:
-            self.used -= tensor.numel() * tensor.element_size()
-        path = self.spilled.pop(key, None)
-        if path is not None:
-            path.unlink()
-
-    def pop(self, key: Hashable) -> Tensor:
-        tensor = self[key]
-        self.drop(key)
-        return tensor
-
-
-class _Stored:
-    """Stands for a tensor argument that the store holds."""
-
-    def __init__(self, key: Hashable) -> None:
-        self.key = key
+Found = TypeVar("Found")
 
 
 class BlockCalls:
@@ -125,7 +58,7 @@ class BlockCalls:
             if id(value) not in held:
                 held[id(value)] = value
                 self.store[key] = value
-            return _Stored(key)
+            return Stored(key)
 
         def passing(blocks: list[int], run: Callable[..., Any]) -> Any:
             turns = cycle(blocks)
@@ -190,7 +123,7 @@ class BlockCalls:
             hidden = hidden.flatten(self.dims[block] - 1)
 
         def fetch(value: Any) -> Any:
-            return self.store[value.key].to(device) if isinstance(value, _Stored) else value
+            return self.store[value.key].to(device) if isinstance(value, Stored) else value
 
         args, kwargs = self.calls[block, index]
         found = tuple(fetch(value) for value in args), {name: fetch(v) for name, v in kwargs.items()}
@@ -248,37 +181,76 @@ class Chained:
 
 
 class Unchained:
-    """Blocks that are run within the whole model."""
+    """Blocks that are run within the whole model. Those behind it do not run again: they give what they gave."""
 
-    def __init__(self, model: OpenModel, module: nn.Module, batches: Batches) -> None:
+    def __init__(
+        self, model: OpenModel, module: nn.Module, batches: Batches, store: Store, name: str
+    ) -> None:
         self.model = model
         self.module = module
         self.batches = batches
+        self.store = store
+        self.name = name
+        self.gave: dict[int, dict[int, Any]] = {}
+        """Batch -> block -> its output, tensors `Stored`."""
+        self.last: Any = None
+        """The output of the block that ran last, where it ran to its end."""
 
-    def _whole(self, index: int) -> Callable[[], Any]:
+    def _run(self, block: int, index: int, see: Callable[[Callable[[], Any], nn.Module], Found]) -> Found:
+        """What `see` finds, given a run of the model and the block."""
         inputs = self.batches[index].to(self.model.device, self.model.dtype).inputs
-        return lambda: self.model.output(inputs, self.module)
+        with ExitStack() as stack:
+            for passed, output in self.gave.get(index, {}).items():
+                stack.enter_context(_replaced(self._block(passed), partial(self._again, output)))
+            return see(lambda: self.model.output(inputs, self.module), self._block(block))
+
+    def _again(self, output: Any, *_: object, **__: object) -> Any:
+        return _mapped(output, Stored, lambda kept: self.store[kept.key].to(self.model.device, copy=True))
 
     def _block(self, block: int) -> nn.Module:
         return self.module.get_submodule(self.model.anatomy.blocks[block])
 
     def arguments(self, block: int, index: int) -> Arguments:
-        return arguments_of(self._whole(index), self._block(block))
+        return self._run(block, index, arguments_of)
 
     def run(
         self, block: int, index: int, places: Collection[Place], *, stop: bool = False
     ) -> dict[Place, Tensor]:
-        # nothing behind the block is ever needed
-        return run_to(self._whole(index), self._block(block), places, stop=True)
+        def see(run: Callable[[], Any], module: nn.Module) -> dict[Place, Tensor]:
+            # before the places are watched: the last one of them ends the run
+            with _heard(module, lambda output: setattr(self, "last", output)):
+                return run_to(run, module, places, stop=True)  # nothing behind the block is ever needed
 
-    def advance(self, *_: object) -> None:
-        """Nothing to do: every run begins at the inputs."""
+        return self._run(block, index, see)
+
+    def advance(self, block: int, index: int, output: Tensor | None = None) -> None:
+        if output is None:
+            self.run(block, index, (OUTPUT,))
+        count = 0
+
+        def keep(tensor: Tensor) -> Stored:
+            nonlocal count
+            key, count = (self.name, block, index, count), count + 1
+            self.store[key] = tensor
+            return Stored(key)
+
+        self.gave.setdefault(index, {})[block] = _mapped(self.last, Tensor, keep)
+        self.last = None
 
     def place(self, index: int) -> None:
         return None
 
     def begin(self, *_: object) -> None:
-        """Nothing to do either."""
+        """Nothing to do: every run begins at the inputs."""
+
+
+def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """A block's output with everything of a kind in its tuples and lists changed."""
+    if isinstance(value, kind):
+        return change(value)
+    if type(value) in (tuple, list):
+        return type(value)(_mapped(part, kind, change) for part in value)
+    return value
 
 
 def read_streams(
@@ -304,7 +276,20 @@ def read_streams(
         on_batch(index, batch)
     if chained:
         return theirs, ours
-    return Unchained(teacher, teacher.module, batches), Unchained(model, pruned, batches)
+    return (
+        Unchained(teacher, teacher.module, batches, store, "dense"),
+        Unchained(model, pruned, batches, store, "pruned"),
+    )
+
+
+@contextmanager
+def _heard(module: nn.Module, hear: Callable[[Any], object]) -> Iterator[None]:
+    """Within the context, `hear` is told what the module gives."""
+    handle = module.register_forward_hook(lambda _, __, output: hear(output))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -53,7 +53,8 @@ from optin_cli.selection.select import select
 from optin_cli.surgery import apply as stage
 from optin_cli.surgery.plan import make_plan
 from optin_cli.surgery.settings import Compensation
-from optin_cli.surgery.streams import BlockCalls, Store
+from optin_cli.surgery.store import Store
+from optin_cli.surgery.streams import BlockCalls
 from optin_cli.surgery.sumpoint import find_sum_point
 
 NEURONS_ALONE = {"timm-eva02", "timm-dinov3", "timm-beit", "timm-swinv2"}

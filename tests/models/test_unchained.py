@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from helpers.data import tiny_image_folder, tiny_text_csv
+from helpers.data import tiny_image_folder, tiny_masks, tiny_text_csv
 from helpers.models import saved_model
 from torch import nn
 
@@ -24,6 +25,7 @@ from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.curvature import curvature
 from optin_cli.surgery.compensate import compensate
 from optin_cli.surgery.settings import Compensation
+from optin_cli.surgery.streams import Unchained
 from optin_cli.surgery.sumpoint import OUTPUT, find_sum_point
 
 NAMES = ["bert", "vit"]
@@ -41,6 +43,15 @@ def batches_of(model: OpenModel, folder) -> Batches:
     image = model.family.modality == "image"
     data = tiny_image_folder(folder) if image else tiny_text_csv(folder)
     return Batches(sample(DataSpec(str(data)), model.family.modality, 16, 0), model.processor, 8)
+
+
+def batches_for(model: OpenModel, folder) -> Batches:
+    """Of the task's own data."""
+    image = model.family.modality == "image"
+    data, reader = str((tiny_masks if image else tiny_text_csv)(folder)), model.task.reader
+    return Batches(
+        sample(DataSpec(data), model.family.modality, 9, 0, reader=reader), model.processor, 3, reader=reader
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,6 +87,29 @@ def test_compensation_is_that_of_a_chain(name, tmp_path):
         assert one.after == pytest.approx(two.after, rel=1e-3)
     for one, two in zip(*weights, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["t5", "segformer", "mask2former-swin", "maskformer-resnet"])
+def test_blocks_that_were_passed_give_what_they_gave(name, tmp_path, monkeypatch):
+    """Oracle: every run begins at the inputs and runs every block."""
+    calls, fits, weights = [], [], []
+    for remembers in (False, True):
+        model = open_model(str(saved_model(name)))
+        batches = batches_for(model, tmp_path)
+        keep = {site.name: list(range(0, site.units, 2)) for site in model.anatomy}
+        class_ = type(model.module.get_submodule(model.anatomy.blocks[0]))
+        counted = mock.Mock(side_effect=class_.forward)
+        with monkeypatch.context() as patched:
+            if not remembers:
+                patched.setattr(Unchained, "advance", lambda *_: None)
+            patched.setattr(class_, "forward", lambda *args, _run=counted, **named: _run(*args, **named))
+            fits.append(compensate(model, keep, batches, Compensation(method="full", memory=10_000)))
+        calls.append(counted.call_count)
+        weights.append([model.module.get_submodule(site.consumer).weight for site in model.anatomy])
+    assert calls[1] < 0.7 * calls[0]
+    assert fits[0] == fits[1]
+    for one, two in zip(*weights, strict=True):
+        assert torch.equal(one, two)
 
 
 class SequenceFirst(nn.Module):

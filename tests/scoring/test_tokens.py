@@ -116,7 +116,7 @@ def test_units_of_a_merged_model_are_scored_on_whole_sequences(tmp_path):
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_runs(tmp_path):
-    with pytest.raises(UsageError, match="use auto, ablation or curvature"):
+    with pytest.raises(UsageError, match="use curvature, ablation or mixed"):
         ScoreSettings(method="fisher", tokens=True)
     data = DataSpec(str(tiny_text_csv(tmp_path)))
     with pytest.raises(InputError, match="no tokens that can be merged"):

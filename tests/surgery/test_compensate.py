@@ -27,7 +27,8 @@ from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.slicing import slice_model
 from optin_cli.surgery.compensate import compensate
 from optin_cli.surgery.settings import Compensation
-from optin_cli.surgery.streams import BlockCalls, Store
+from optin_cli.surgery.store import Store
+from optin_cli.surgery.streams import BlockCalls
 from optin_cli.surgery.sumpoint import OUTPUT, find_sum_point, run_block
 
 FULL = Compensation(method="full", ridges=(1e-3,), read_share=0.8, batch_size=16)

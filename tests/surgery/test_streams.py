@@ -1,9 +1,8 @@
-"""Activations between blocks: replayed calls are the model's own, and what does not fit goes to disk and back."""
+"""Replayed calls of blocks are the model's own."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +12,9 @@ from helpers.runs import random_inputs
 from torch import nn
 
 from optin_cli.data.batches import Batch
-from optin_cli.errors import InputError
 from optin_cli.models.hidden import hidden_of
-from optin_cli.surgery import streams
-from optin_cli.surgery.streams import BlockCalls, Store
+from optin_cli.surgery.store import Store
+from optin_cli.surgery.streams import BlockCalls
 from optin_cli.surgery.sumpoint import OUTPUT, run_block
 
 
@@ -66,48 +64,3 @@ def _blocks(model):
 
 def _block(model, index):
     return model.module.get_submodule(model.anatomy.blocks[index])
-
-
-def test_a_store_spills_what_does_not_fit_and_cleans_up():
-    tensors = {i: torch.randn(10, 10, dtype=torch.float32) for i in range(5)}
-    tensors[5] = torch.ones(3, dtype=torch.bool)
-    tensors[6] = torch.randn(4).bfloat16()
-    with Store(memory=1000) as store:
-        for key, tensor in tensors.items():
-            store[key] = tensor
-        assert store.used <= 1000
-        assert set(store.held) == {0, 1, 5, 6}
-        folder = store.folder
-        assert len(list(folder.iterdir())) == 3
-        for key, tensor in tensors.items():
-            assert torch.equal(store[key], tensor)
-            assert store[key].dtype == tensor.dtype
-        assert torch.equal(store.pop(3), tensors[3])
-        assert len(list(folder.iterdir())) == 2
-        store.drop(0)
-        store[4] = tensors[1]  # replaced, and now there is room for it
-        assert 4 in store.held
-        assert len(list(folder.iterdir())) == 1
-        with pytest.raises(KeyError):
-            store[3]
-    assert not folder.exists()
-
-
-def test_nothing_is_written_while_it_fits(monkeypatch):
-    monkeypatch.setattr(streams.tempfile, "mkdtemp", None)
-    with Store(memory=400) as store:
-        store["a"] = torch.zeros(100)
-        store["a"] = torch.ones(100)
-        assert store["a"].sum() == 100
-
-
-def test_a_full_disk_is_one_message(monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(streams, "save_file", full)
-    with Store(memory=0) as store:
-        with pytest.raises(InputError, match="disk is full"):
-            store["a"] = torch.zeros(1)
-        folder = Path(store.folder)
-    assert not folder.exists()

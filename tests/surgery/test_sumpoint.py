@@ -13,7 +13,8 @@ from optin_cli.data.batches import Batch
 from optin_cli.models.anatomy import HEADS, NEURONS
 from optin_cli.models.dissect import dissect, family_of
 from optin_cli.surgery.readout import read_positions
-from optin_cli.surgery.streams import BlockCalls, Store
+from optin_cli.surgery.store import Store
+from optin_cli.surgery.streams import BlockCalls
 from optin_cli.surgery.sumpoint import OUTPUT, Place, find_sum_point, order_of, run_block
 
 POST_NORM = {
