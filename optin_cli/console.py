@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -100,24 +100,43 @@ def table(
     rows: Sequence[Sequence[str]],
     *,
     numbers: bool = True,
+    keys: int = 1,
     stdout: bool = False,
 ) -> None:
     """A table: the first column to the left, the others to the right unless they hold words (`numbers` False).
 
-    On stderr, unless it is the data itself.
+    On stderr, unless it is the data itself. A table of numbers that is wider than the terminal becomes several, each
+    with the first `keys` columns, for no number may be cut off.
     """
     console = Console(highlight=False) if stdout else _stderr()
     if not console.is_terminal:
         console = Console(stderr=not stdout, highlight=False, width=200)
     if title:
         console.print(f"[bold]{escape(title)}[/]")
-    grid = Table(box=None, pad_edge=False)
-    for index, column in enumerate(columns):
-        right = numbers and index > 0
-        grid.add_column(column, justify="right" if right else "left", no_wrap=right)
-    for row in rows:
-        grid.add_row(*(escape(cell) for cell in row))
-    console.print(grid)
+    widths = [max(len(cells[i]) for cells in (columns, *rows)) + 2 for i in range(len(columns))]
+    for part in _parts(widths, keys, console.width) if numbers else [list(range(len(columns)))]:
+        grid = Table(box=None, pad_edge=False)
+        for index in part:
+            right = numbers and index > 0
+            whole = right or (index == 0 and not numbers)
+            side: Literal["left", "right"] = "right" if right else "left"
+            grid.add_column(columns[index], justify=side, no_wrap=whole, overflow="fold")
+        for row in rows:
+            grid.add_row(*(escape(row[index]) for index in part))
+        console.print(grid)
+
+
+def _parts(widths: Sequence[int], keys: int, room: int) -> list[list[int]]:
+    """Columns in groups that fit into `room`, each behind the first `keys` columns."""
+    first = list(range(keys))
+    parts = [first.copy()]
+    for index in range(keys, len(widths)):
+        # the last column needs no gap behind it
+        full = sum(widths[i] for i in (*parts[-1], index)) - 2 > room
+        if full and len(parts[-1]) > keys:
+            parts.append(first.copy())
+        parts[-1].append(index)
+    return parts
 
 
 def facts(title: str, rows: Sequence[Sequence[str]]) -> None:
@@ -197,6 +216,11 @@ def count(value: float) -> str:
         if value >= limit:
             return f"{value / limit:.3g}{suffix}"
     return f"{value:.0f}"
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def size(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import glob
 import hashlib
@@ -62,20 +63,35 @@ def to_json(data: Any, indent: int = 0) -> str:
     return json.dumps(data)
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Read one JSON object. `what` names the artefact in errors.
+def read_json(path: Path, what: str, way_out: str | None = None) -> dict[str, Any]:
+    """Read one JSON object. `what` names the artefact in errors, `way_out` is what to do without it.
 
     Raises `UsageError` when the path can't be read, `ArtefactError` when it holds no JSON object.
     """
     try:
         data = json.loads(path.read_text())
     except OSError as error:
-        raise UsageError(f"can't read {what} {path}: {error.strerror}") from error
+        raise UsageError(f"can't read {what} {path}: {error.strerror}", way_out) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ArtefactError(f"{path} is not {what}: {error}") from error
+        found = stated_kind(path)
+        told = f"{path} is a {found}, not {what}" if found else f"{path} is not {what}: {error}"
+        raise ArtefactError(told, way_out) from error
     if not isinstance(data, dict):
-        raise ArtefactError(f"{path} is not {what}: it holds a {type(data).__name__}, not an object")
+        raise ArtefactError(f"{path} is not {what}: it holds a {type(data).__name__}, not an object", way_out)
     return data
+
+
+def stated_kind(path: Path) -> str | None:
+    """`ranking`, `mask`, `latency table`: which artefact a file says it is; None where it does not say."""
+    try:
+        content = path.read_bytes()
+        if content.startswith(b"\x89HDF"):
+            return "ranking"
+        marker = json.loads(content)["format"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    known = isinstance(marker, str) and marker.startswith("optin-")
+    return marker.removeprefix("optin-").replace("-", " ") if known else None
 
 
 def read_record(
@@ -94,9 +110,12 @@ def read_record(
     such a file. Raises `UsageError` for a path that can't be read and `ArtefactError` for another format, a newer
     version, missing or mistyped fields.
     """
-    data = read_json(path, what)
+    way_out = f"write one with `{maker}`"
+    data = read_json(path, what, way_out)
     if data.get("format") != marker:
-        raise ArtefactError(f"{path} is not {what} written by optin", f"write one with `{maker}`")
+        found = stated_kind(path)
+        told = f"{path} is a {found}, not {what}" if found else f"{path} is not {what} written by optin"
+        raise ArtefactError(told, way_out)
     found = data.get("schema_version")
     if type(found) is not int or found > version:
         raise ArtefactError(
@@ -118,6 +137,8 @@ def check_output(path: Path, kind: str) -> None:
     """Raise `UsageError` unless `path` can be created: its folder exists or can be made and is writable."""
     if not path.name:
         raise UsageError(f"{path} is no name for a {kind}")
+    if kind != "folder":
+        check_no_folder(path, kind)
     parent = path.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -125,6 +146,22 @@ def check_output(path: Path, kind: str) -> None:
         raise UsageError(f"can't create the folder {parent}: {error.strerror}") from error
     if not os.access(parent, os.W_OK):
         raise UsageError(f"the folder {parent} is not writable")
+
+
+def check_no_folder(path: Path, kind: str) -> None:
+    """Raise `UsageError` where a file is to be written and a folder is: known before any work."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, not a name for a {kind}", f"give a name in it: {path}/NAME")
+
+
+def nearest_path(path: Path) -> str:
+    """`did you mean ..?`: what is there under a name spelt like a path that does not exist; '' if nothing is."""
+    try:
+        there = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, there, n=1, cutoff=0.7)
+    return f"did you mean {path.parent / close[0]}?" if close else ""
 
 
 def check_space(path: Path, needed: int) -> None:

@@ -65,9 +65,9 @@ def bench(
 
       optin bench m-60/ --baseline demo:minilm
 
-      optin bench m-60/ --baseline demo:minilm --batch-size 1,8,32 --seq-len 64,128 --json
+      optin bench m-60/ --baseline demo:minilm --batch-size 1,32 --seq-len 64
 
-      optin bench demo:minilm --table cpu.latency.json --batch-size 32 --seq-len 64
+      optin bench demo:minilm --table cpu.json --batch-size 32 --seq-len 64
     """
     from optin_cli.measure import latency
 
@@ -206,9 +206,11 @@ def _unmet(models: list[OpenModel], rows: list[dict[str, Any]]) -> list[str]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """One line a model and setting, on stderr."""
+    """One line a model and setting, on stdout; remarks on stderr."""
     first = rows[0]
-    where = first["device"] + (f", {first['threads']} threads" if first["device"] == "cpu" else "")
+    where = first["device"] + (
+        f", {console.plural(first['threads'], 'thread')}" if first["device"] == "cpu" else ""
+    )
     foretold = any("predicted_ms" in row for row in rows)
     columns = ["model", "batch", "size", "median ms", "p10..p90"]
     columns += ["predicted ms"] if foretold else []
@@ -233,7 +235,7 @@ def show(rows: list[dict[str, Any]]) -> None:
                 f"{100 * row['efficiency']:.0f} %" if "efficiency" in row else "",
             ]
         )
-    console.table(f"{where}, {first['dtype']}", columns, table)
+    console.table(f"{where}, {first['dtype']}", columns, table, keys=3, stdout=True)
     for row in rows:
         if "predicted_speedup" in row:
             console.note(

@@ -26,7 +26,7 @@ Params = Annotated[
 ]
 Memory = Annotated[
     str | None,
-    typer.Option("--memory", metavar="MIB", help="MiB that the stored weights may take."),
+    typer.Option("--memory", metavar="SIZE", help="What the stored weights may take, e.g. 60MiB."),
 ]
 Latency = Annotated[
     str | None,
@@ -78,7 +78,7 @@ Protect = Annotated[
 ]
 Only = Annotated[
     str | None,
-    typer.Option("--only", metavar="KIND", help="Prune heads or neurons alone."),
+    typer.Option("--only", metavar="KIND", help="Prune units of one kind alone: heads, neurons or channels."),
 ]
 RoundTo = Annotated[
     str,

@@ -9,6 +9,7 @@ import typer
 
 from optin_cli import console
 from optin_cli.commands import options
+from optin_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from optin_cli.measure.evaluate import Evaluation
@@ -60,6 +61,8 @@ def evaluate(
     from optin_cli.data.examples import sample
     from optin_cli.measure import evaluate as stage
 
+    if max_drop is not None and baseline is None:
+        raise UsageError("--max-drop needs a dense model to compare with", "give --baseline MODEL")
     opened = options.open_with(model, task, anatomy, device, dtype)
     dense = options.open_with(baseline, task, anatomy, device, dtype) if baseline else None
     spec = options.data_spec(
@@ -92,7 +95,7 @@ _SHOWN = {"top1": "top-1", "top5": "top-5"}
 
 
 def show(evaluation: Evaluation, data: str, split: str) -> None:
-    """Metrics and fidelity, on stderr."""
+    """Metrics and fidelity, on stdout."""
     both = bool(evaluation.baseline_metrics)
     columns = ["metric", *(["dense"] if both else []), "model", *(["difference"] if both else [])]
     rows = []
@@ -106,10 +109,11 @@ def show(evaluation: Evaluation, data: str, split: str) -> None:
         rows.append(cells)
     title = f"{evaluation.task} on {evaluation.examples} examples of {data} ({split})"
     if rows:
-        console.table(title, columns, rows)
+        console.table(title, columns, rows, stdout=True)
     if evaluation.fidelity:
         console.table(
             title if not rows else "against the dense model",
             ["fidelity", ""],
             [[name.replace("_", " "), f"{value:.4g}"] for name, value in evaluation.fidelity.items()],
+            stdout=True,
         )

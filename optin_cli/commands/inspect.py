@@ -12,7 +12,7 @@ import typer
 
 from optin_cli import console
 from optin_cli.artefacts import latency
-from optin_cli.artefacts.files import read_json
+from optin_cli.artefacts.files import read_json, stated_kind
 from optin_cli.artefacts.latency import LatencyTable, read_latency_table
 from optin_cli.artefacts.mask import Mask, read_mask
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned
@@ -62,11 +62,11 @@ def inspect(
         _show_stability(path, read_ranking(path), target, json)
     elif (path / FILE_NAME).is_file():
         _show_pruned(path, read_pruned(path), json)
-    elif path.is_dir() or artefact.startswith(("demo:", "timm:")):
+    elif path.is_dir() or artefact.startswith(("demo:", "timm:", "torchvision:")):
         _show_model(artefact, json)
     elif not path.exists():
         raise UsageError(f"nothing at {artefact}")
-    elif path.suffix == ".json":
+    elif path.suffix == ".json" or stated_kind(path) not in (None, "ranking"):
         _show_json(path, json)
     else:
         _show_ranking(path, read_ranking(path), json)

@@ -87,9 +87,9 @@ def prune(
 
       optin prune demo:minilm --data builtin:docs --flops 0.6 -o m-60/
 
-      optin prune ./my-bert --data glue/sst2 --flops 0.5 --min-heads 1 -o my-bert-50/
+      optin prune ./my-bert --data glue/sst2 --flops 0.5 --min-heads 1 -o small/
 
-      optin prune ./my-bert --data glue/sst2 --flops 0.3 --steps 4 -o my-bert-30/
+      optin prune ./my-bert --data glue/sst2 --flops 0.3 --steps 4 -o tiny/
     """
     from optin_cli import prune as pipeline
     from optin_cli.scoring.plan import ScoreSettings, make_plan

@@ -74,8 +74,9 @@ def score(
 
       optin score timm:vit_small_patch16_224 --data ./images -o rankings/vit.h5
 
-      torchrun --nproc-per-node 4 -m optin_cli score ./my-bert --data glue/sst2 -o rankings/sst2.h5
+      torchrun --nproc-per-node 4 -m optin_cli score MODEL --data DATA -o r.h5
     """
+    from optin_cli.artefacts.files import check_no_folder
     from optin_cli.scoring import score as stage
     from optin_cli.scoring.plan import ScoreSettings, make_plan
     from optin_cli.scoring.team import joined
@@ -83,6 +84,7 @@ def score(
     with joined() as team:
         if not team.leads:
             console.mute()
+        check_no_folder(output, "ranking")
         settings = ScoreSettings(
             method=method,
             samples=samples,

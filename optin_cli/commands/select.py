@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from optin_cli import console
+from optin_cli.artefacts.files import check_no_folder
 from optin_cli.artefacts.mask import Mask, mask_to_json, write_mask
 from optin_cli.artefacts.ranking import read_ranking, read_sketch
 from optin_cli.commands import budgets, options
@@ -57,9 +58,9 @@ def select(
 
       optin select rankings/minilm.h5 --flops 0.9,0.8,0.7 -o 'm-{}.mask.json'
 
-      optin select rankings/vit.h5 --flops 0.6 --tokens joint -o vit-60.mask.json
+      optin select rankings/vit.h5 --flops 0.6 --tokens joint -o m.mask.json
 
-      optin select rankings/minilm.h5 --latency 0.6 --latency-table cpu.latency.json --min-heads 1 -o m.mask.json
+      optin select r.h5 --latency 0.6 --latency-table cpu.json -o m.mask.json
     """
     asked = budgets.requests(
         flops=flops, params=params, memory=memory, latency=latency, table=latency_table,
@@ -85,6 +86,8 @@ def select(
             write_mask(path, mask)
         if not quiet:
             report(mask)
+            if reused[path]:
+                console.note(f"{path} is already this mask")
     told = [{"mask": str(path), "reused": reused[path], **describe(mask)} for path, mask in masks.items()]
     if json:
         console.emit_json(told[0] if len(told) == 1 else {"masks": told})
@@ -94,6 +97,7 @@ def select(
 
 def _is_there(path: Path, mask: Mask, force: bool) -> bool:
     """Whether `path` is this mask already; raises `UsageError` when it holds something else."""
+    check_no_folder(path, "mask")
     same = path.is_file() and path.read_bytes() == mask_to_json(mask).encode()
     if path.exists() and not same and not force:
         raise UsageError(
@@ -105,9 +109,11 @@ def _is_there(path: Path, mask: Mask, force: bool) -> bool:
 def report(mask: Mask) -> None:
     """Tell what a mask keeps, and warn of the layers it empties."""
     reached, objective = mask.reached, mask.objective
+    current = mask.budget["relative_to"] == "current"
+    of = "current MACs" if current else "MACs"
+    dense = f"{'; dense' if current else ' of'} {console.count(reached['dense_macs'])}"
     console.note(
-        f"keeps {100 * reached['flops']:.2f} % of the MACs "
-        f"({console.count(reached['macs'])} of {console.count(reached['dense_macs'])} at "
+        f"keeps {100 * reached['flops']:.2f} % of the {of} ({console.count(reached['macs'])}{dense} at "
         f"{mask.budget['tokens']:.1f} tokens), {console.count(reached['params'])} of "
         f"{console.count(reached['dense_params'])} parameters ({reached['memory']:.1f} MiB)"
     )
@@ -132,6 +138,16 @@ def report(mask: Mask) -> None:
     )
     if moves:
         console.note(moves)
+    if (
+        mask.keep
+        and all(len(mask.keep[name]) == units for name, units in mask.units.items())
+        and not any(mask.merges)
+    ):
+        pruned = not current and reached["macs"] < reached["dense_macs"]
+        log.warning(
+            "nothing is pruned: the model meets the budget as it is%s",
+            " (it is pruned already; --relative-to current counts from what is left)" if pruned else "",
+        )
     if emptied := emptied_sites(mask):
         log.warning(
             "emptied: %s (--min-heads, --min-neurons, --min-channels or --max-prune-per-layer keep some)",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optin_cli.artefacts.files import disk_is_full
+from optin_cli.artefacts.files import disk_is_full, nearest_path
 from optin_cli.data import docs, glue, glue_files, squad
 from optin_cli.data.audio_folders import holds_recordings, open_recordings
 from optin_cli.data.folders import SUFFIXES, image_mask_pairs, names_of, split_folder
@@ -128,7 +128,7 @@ def _open(data: DataSpec) -> Any:
         tsv = task and glue_files.file_of(path, task, data.split)
         return glue_files.load(tsv, task) if task and tsv else _open_folder(path, data)
     if data.spec.startswith((".", "/", "~")) or path.suffix in _READERS or data.spec.count("/") > 1:
-        raise UsageError(f"no data at {data.spec}")
+        raise UsageError(f"no data at {data.spec}", nearest_path(path) or None)
     return _load_hub(data)
 
 
@@ -215,5 +215,5 @@ def _load_hub(data: DataSpec) -> Any:
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise InputError(
             f"{data.spec} is no local path and can't be fetched from the hub: {str(error).splitlines()[0]}",
-            "check the name and the network, or give a local file or folder",
+            nearest_path(Path(data.spec)) or "check the name and the network, or give a local file or folder",
         ) from error

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from optin_cli.artefacts.files import digest_bytes, digest_files
 from optin_cli.artefacts.pruned import PrunedRecord, write_pruned
-from optin_cli.errors import InputError, UsageError
+from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError
 from optin_cli.models.anatomy import AUDIO, IMAGE, Anatomy
 from optin_cli.models.audio_processors import AudioProcessor, audio_processor
 from optin_cli.models.dissect import dissect, family_of
@@ -238,9 +238,14 @@ def open_module(
 
 
 def _recorded(source: Source) -> Family:
-    """The family that a pruned directory carries."""
+    """The family that a pruned directory carries. Raises `ArtefactError` when it is no family's table."""
     assert source.record is not None
-    return family_from_dict(source.record.family, f"{source.folder}/optin.json")
+    try:
+        return family_from_dict(source.record.family, "its family")
+    except UsageError as error:
+        raise ArtefactError(
+            f"{source.folder}/optin.json is damaged: {error.what}", "run `optin apply` again"
+        ) from error
 
 
 def _check_device_map(device_map: str | dict[str, Any], device: str) -> None:
@@ -296,7 +301,7 @@ class _clear_errors:
                 f"{self.source.spec}: its pickled weights hold more than tensors, so they are not loaded",
                 "convert them to safetensors with the tool that made them",
             ) from error
-        if isinstance(error, UsageError | InputError):
+        if isinstance(error, OptinError):
             return
         if type(error).__name__ == "LocalEntryNotFoundError":
             raise InputError(
@@ -306,4 +311,7 @@ class _clear_errors:
         if isinstance(error, OSError | ValueError | RuntimeError | LookupError | EOFError | TypeError):
             raise InputError(f"{self.source.spec} can't be opened: {first}") from error
         if type(error).__name__ == "SafetensorError":
-            raise InputError(f"{self.source.spec}: its safetensors file is damaged: {first}") from error
+            told = f"{self.source.spec}: its safetensors file is damaged: {first}"
+            if self.source.record is not None:
+                raise ArtefactError(told, "run `optin apply` again") from error
+            raise InputError(told, "copy or download it again") from error

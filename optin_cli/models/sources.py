@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from optin_cli.artefacts.files import read_json
+from optin_cli.artefacts.files import nearest_path, read_json
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned
 from optin_cli.errors import InputError, UsageError
 
@@ -101,7 +101,7 @@ def resolve(spec: str, weights: bool = True) -> Source:
             f"{spec} is a file; a model is a directory, a hub id, timm:NAME, torchvision:NAME or demo:minilm"
         )
     if spec.startswith((".", "/", "~")) or spec.endswith("/") or spec.count("/") > 1:
-        raise UsageError(f"no model directory at {spec}")
+        raise UsageError(f"no model directory at {spec}", nearest_path(path) or None)
     return _from_folder(spec, _download(spec, weights), weights)
 
 
@@ -227,11 +227,12 @@ def _download(spec: str, weights: bool) -> Path:
         raise UsageError(f"{spec!r} is neither a directory nor a valid hub id") from error
     except (HTTPError, OSError) as error:
         raise InputError(
-            f"{spec} is no local directory and can't be fetched from the hub: {_first_line(error)}",
-            "check the name and the network, or download the model and give its directory",
+            f"{spec} is no local directory and can't be fetched from the hub: {_first_sentence(error)}",
+            nearest_path(Path(spec))
+            or "check the name and the network, or download the model and give its directory",
         ) from error
     return folder
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _first_sentence(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]

@@ -45,7 +45,7 @@ def existing(path: Path, plan: Plan, *, any_lambda: bool = False) -> Ranking | N
     # the weights of a model may be those of one that merges other tokens
     differs = [key for key in {**wanted, "merges": None} if have.get(key) != wanted.get(key)]
     if differs:
-        raise UsageError(f"{path} exists, made with another {', '.join(differs)}", redo)
+        raise UsageError(f"{path} exists, made with other settings: {', '.join(differs)}", redo)
     if not any_lambda and ranking.settings["output_weight"] != plan.settings.output_weight:
         raise UsageError(
             f"{path} holds these scores, combined with lambda {ranking.settings['output_weight']:g}",

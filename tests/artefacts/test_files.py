@@ -219,7 +219,7 @@ def test_a_failing_rename_leaves_an_earlier_output_alone(tmp_path, atomic, write
 def test_a_folder_is_never_replaced_by_a_file(tmp_path):
     (tmp_path / "out").mkdir()
     written(tmp_path / "out" / "mine", b"")
-    with pytest.raises(InputError, match="can't write"), atomic_file(tmp_path / "out") as temporary:
+    with pytest.raises(UsageError, match="is a folder"), atomic_file(tmp_path / "out") as temporary:
         write_file(temporary, "new")
     assert (tmp_path / "out" / "mine").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -36,6 +36,15 @@ def test_missing_paths(scored, tmp_path):
     bad(tmp_path, "select", tmp_path / "no.h5", "--flops", 0.5, "-o", out, code=2, says="no ranking")
     bad(tmp_path, "apply", model, tmp_path / "no.json", "-o", out, code=2, says="can't read a mask")
     bad(tmp_path, "inspect", tmp_path / "no", code=2, says="nothing at")
+    near = tmp_path / "trian.csv"
+    says = f"no data at {near} did you mean {data}?"
+    bad(tmp_path, "score", model, "--data", near, "-o", out, code=2, says=says)
+    near = model.with_name(model.name + "s")
+    bad(tmp_path, "score", near, "--data", data, "-o", out, code=2, says=f"did you mean {model}?")
+    says = "is a folder, not a name for a"
+    bad(tmp_path, "score", model, "--data", data, "-o", tmp_path, code=2, says=says)
+    for force in ([], ["--force"]):
+        bad(tmp_path, "select", ranking, "--flops", 0.5, "-o", tmp_path, *force, code=2, says=says)
     bad(
         tmp_path,
         "select",
@@ -47,6 +56,39 @@ def test_missing_paths(scored, tmp_path):
         code=2,
         says="can't create the folder",
     )
+
+
+def test_an_artefact_of_another_kind_is_called_what_it_is(scored, tmp_path):
+    model, _, ranking = scored
+    mask = tmp_path / "m.mask"  # of any name
+    run("select", ranking, "--flops", 0.5, "-o", mask, "-q")
+    out = tmp_path / "new"
+    says = "m.mask is a mask, not a ranking write one with `optin score"
+    bad(tmp_path, "select", mask, "--flops", 0.5, "-o", out, code=3, says=says)
+    bad(tmp_path, "inspect", mask, "--stability", code=3, says=says)
+    says = "r.h5 is a ranking, not a mask write one with `optin select`"
+    bad(tmp_path, "apply", model, ranking, "-o", out, code=3, says=says)
+    table = ("--latency", 0.5, "--latency-table")
+    for file, kind in ((ranking, "ranking"), (mask, "mask")):
+        says = f"{file.name} is a {kind}, not a latency table"
+        bad(tmp_path, "select", ranking, *table, file, "-o", out, code=3, says=says)
+    says = "is a folder, not a ranking"
+    bad(tmp_path, "select", tmp_path, "--flops", 0.5, "-o", out, code=2, says=says)
+    assert "m.mask: mask" in run("inspect", mask).stdout
+
+
+def test_damaged_pruned_models(scored, tmp_path):
+    model, _, ranking = scored
+    mask, small = tmp_path / "m.json", tmp_path / "small"
+    run("select", ranking, "--flops", 0.5, "-o", mask, "-q")
+    run("apply", model, mask, "-o", small, "--compensate", "none", "-q")
+    weights = (small / "model.safetensors").read_bytes()
+    (small / "model.safetensors").write_bytes(weights[:-100])
+    bad(tmp_path, "bench", small, code=3, says="its safetensors file is damaged")
+    (small / "model.safetensors").write_bytes(weights)
+    record = small / "optin.json"
+    record.write_text(record.read_text().replace('"heads"', '"haeds"'))
+    bad(tmp_path, "bench", small, code=3, says="optin.json is damaged: its family is not a family table")
 
 
 def test_data_that_can_not_be_used(tmp_path):
@@ -182,7 +224,11 @@ def test_the_quality_gate(scored, tmp_path):
     run(*arguments, "--max-drop", 100)
     failed = run(*arguments, "--max-drop", -100, code=5)
     assert "points" in failed.stderr
-    run("eval", model, "--data", data, "--split", "train", "--max-drop", 1, code=2)
+
+
+def test_a_gate_without_a_dense_model_fails_before_anything_is_opened(tmp_path):
+    args = ("eval", tmp_path / "no", "--data", tmp_path / "no.csv", "--max-drop", 1)
+    bad(tmp_path, *args, code=2, says="--max-drop needs a dense model to compare with")
 
 
 def test_a_full_disk_leaves_nothing(scored, tmp_path):

@@ -177,7 +177,7 @@ def test_bench_select_apply_bench(ranking, tmp_path, monkeypatch):
 
     args = ["bench", out, "--baseline", model, "--seq-len", 16, "--repeats", 2, "--seconds", 0]
     shown = run(*args, "--batch-size", "2")
-    assert "predicted ms" in shown.stderr
+    assert "predicted ms" in shown.stdout
     dense, pruned = json.loads(run(*args, "--batch-size", "2", "--json").stdout)["timings"]
     assert pruned["predicted_ms"] == record["reached"]["latency_ms"] <= 0.7 * total
     assert dense["predicted_ms"] == total
@@ -242,3 +242,23 @@ def test_prune_refuses_a_table_before_it_scores(tmp_path):
     refused(tmp_path, "prune", saved_model("bert"), *args, code=3, says="another dtype")
     deeper = tiny_model("bert", tmp_path / "deeper", num_hidden_layers=4)
     refused(tmp_path, "prune", deeper, *args, "--force", code=3, says="another shape")
+
+
+def test_a_budget_that_asks_for_nothing_is_told(scored, tmp_path):
+    """Also when the model was pruned below it, and then how to count from what is left."""
+    model, data, ranking = scored
+    mask = tmp_path / "m.json"
+    told = " ".join(run("select", ranking, "--flops", 1, "-o", mask).stderr.split())
+    assert "nothing is pruned" in told and "--relative-to" not in told
+    assert f"{mask} is already this mask" in " ".join(
+        run("select", ranking, "--flops", 1, "-o", mask).stderr.split()
+    )
+    run("select", ranking, "--flops", 0.5, "-o", tmp_path / "half.json", "-q")
+    run("apply", model, tmp_path / "half.json", "-o", tmp_path / "half", "--compensate", "none", "-q")
+    again = tmp_path / "again.h5"
+    run("score", tmp_path / "half", "--data", data, "-o", again, "--method", "magnitude", "-q")
+    told = " ".join(run("select", again, "--flops", 0.6, "-o", tmp_path / "a.json").stderr.split())
+    assert "nothing is pruned" in told and "--relative-to current" in told
+    current = ("--relative-to", "current")
+    told = " ".join(run("select", again, "--flops", 0.6, *current, "-o", tmp_path / "b.json").stderr.split())
+    assert "% of the current MACs" in told and "nothing is pruned" not in told

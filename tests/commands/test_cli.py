@@ -176,7 +176,7 @@ def test_a_pipe_gets_plain_text_and_no_colours(scored, tmp_path):
     out = process("eval", scored[0], "--data", scored[1], "--split", "train")
     assert out.returncode == 0
     assert "\x1b" not in out.stdout + out.stderr
-    assert "accuracy" in out.stderr
+    assert "accuracy" in out.stdout
 
 
 def test_a_closed_pipe_is_no_error():
@@ -261,6 +261,16 @@ def test_every_command_has_help_with_an_example(name):
         assert f"optin {name}" in text.split("Example")[1]
     callback = COMMANDS[name]
     assert callback.__doc__
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_in_help_can_be_copied(name, monkeypatch):
+    """On a terminal of 80 columns each is one line, and the list of commands cuts no summary off."""
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = [line.strip() for line in run(name, "--help").stdout.splitlines()]
+    told = [line.strip() for line in (COMMANDS[name].__doc__ or "").split("Examples:")[1].splitlines()]
+    assert [line for line in told if line not in shown] == []
+    assert "..." not in run("--help").stdout.split("Commands:")[1]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
