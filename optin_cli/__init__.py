@@ -5,7 +5,7 @@ The command line is the front door (`optin --help`). From Python::
     import optin_cli
 
     model = optin_cli.load("m-60/")      # a pruned directory: a ready torch module
-    optin_cli.register_family(...)       # teach optin a new architecture (docs/families.md)
+    optin_cli.register_family(...)       # teach optin a new architecture (docs/anatomy.md)
 
 Importing this package does not import torch; the first call does.
 """

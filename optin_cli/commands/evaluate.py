@@ -38,6 +38,7 @@ def evaluate(
     text: options.Text = None,
     label: options.Label = None,
     image: options.Image = None,
+    audio: options.Audio = None,
     mask: options.Mask = None,
     ignore_index: options.IgnoreIndex = 255,
     workers: options.Workers = None,
@@ -65,7 +66,16 @@ def evaluate(
     opened = options.open_with(model, task, anatomy, device, dtype)
     dense = options.open_with(baseline, task, anatomy, device, dtype) if baseline else None
     spec = options.data_spec(
-        data, split, config, text, label, image, workers=workers, mask=mask, ignore_index=ignore_index
+        data,
+        split,
+        config,
+        text,
+        label,
+        image,
+        workers=workers,
+        mask=mask,
+        ignore_index=ignore_index,
+        audio=audio,
     )
     examples = sample(spec, opened.family.modality, samples, seed, reader=opened.task.reader)
     batches = Batches(
@@ -92,9 +102,10 @@ def show(evaluation: Evaluation, data: str, split: str) -> None:
     for name, value in evaluation.metrics.items():
         dense = evaluation.baseline_metrics.get(name)
         shown = _SHOWN.get(name, name)
-        cells = [shown, f"{value:.2f}"]
+        form = ".4g" if name == "mse" else ".2f"  # in units of the label, which may be small
+        cells = [shown, f"{value:{form}}"]
         if dense is not None:
-            cells = [shown, f"{dense:.2f}", f"{value:.2f}", f"{value - dense:+.2f}"]
+            cells = [shown, f"{dense:{form}}", f"{value:{form}}", f"{value - dense:+{form}}"]
         rows.append(cells)
     title = f"{evaluation.task} on {evaluation.examples} examples of {data} ({split})"
     if rows:

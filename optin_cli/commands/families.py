@@ -123,6 +123,8 @@ def _comments(proposal: Proposal) -> list[str]:
 def _report(proposal: Proposal) -> None:
     """The sites that held and those that did not, on stderr."""
     family = proposal.family
+    if proposal.untrained:
+        console.note(f"{proposal.model}: traced with random weights, since none are on this machine")
     if proposal.listed:
         console.note(f"{proposal.model} is listed already, as {proposal.listed!r}: it needs no --anatomy")
     rows = [
@@ -155,6 +157,7 @@ def _units(row: Row) -> str:
 def _described(proposal: Proposal) -> dict[str, Any]:
     return {
         "listed": proposal.listed or None,
+        "random_weights": proposal.untrained,
         "family": family_to_dict(proposal.family),
         "blocks": list(proposal.anatomy.blocks),
         "positions": proposal.positions,

@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optin_cli.data.batches import IGNORE
+from optin_cli.data.glue import HIDDEN
 from optin_cli.errors import InputError
-
-HIDDEN = -1
-"""What GLUE's test splits hold instead of labels."""
 
 
 def number_labels(labels: Sequence[Any], where: str) -> list[float]:
@@ -52,6 +50,13 @@ def token_labels(labels: Sequence[Any], where: str) -> list[list[int]]:
             "give a column of lists of words with --text and one of lists of tags with --label",
         )
     return [class_labels(row, where) for row in labels]
+
+
+def ordered_columns(columns: Sequence[str], label2id: Mapping[str, int], count: int) -> list[str]:
+    """A column for each of a model's `count` labels, by the model's names; as given where it names none of them so."""
+    if len(columns) != count:
+        raise InputError(f"{len(columns)} label columns were given, but the model has {count} labels")
+    return sorted(columns, key=label2id.__getitem__) if set(columns) == set(label2id) else list(columns)
 
 
 def check_range(labels: Sequence[Any], classes: int, where: str) -> None:

@@ -24,7 +24,7 @@ _ROUNDING = 1e-9
 
 @dataclass
 class Evaluation:
-    """What `evaluate` found. Metrics are in points, where 100 is perfect; a perplexity is not."""
+    """What `evaluate` found. Metrics are in points, where 100 is perfect; a perplexity and a squared error are not."""
 
     task: str
     examples: int

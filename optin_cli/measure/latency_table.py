@@ -159,7 +159,7 @@ class _Bench:
     def curve(self, block_ms: float) -> dict[str, Any]:
         """The curve of a `LatencyTable`; `block_ms` is what the whole block takes.
 
-        Of a layer between two sites each has its share, as of the MACs: together they never promise too much.
+        Of a layer between two sites each has its share, as of the MACs; `select` multiplies what is left of both.
         """
         counts = sorted(self.times)
         block_ms *= self.site.own_share

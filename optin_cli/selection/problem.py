@@ -12,6 +12,7 @@ from optin_cli.artefacts.ranking import RankedSite, Ranking, combine
 from optin_cli.errors import ArtefactError, BudgetError, UsageError
 from optin_cli.selection.ladder import Floats, Ints, Ladder
 from optin_cli.selection.request import Request, check_table, feature_weights, round_size
+from optin_cli.selection.shared_latency import predicted_ms
 
 MIB = 2**20
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1}
@@ -186,7 +187,7 @@ def _latency_budgets(ranking: Ranking, request: Request) -> list[Budget]:
                 "make one of the dense model, or use --relative-to current",
             )
         here = {site.name: site.units for site in ranking.sites}
-        whole = table.total_ms if request.relative_to == "dense" else table.model_ms(here)
+        whole = table.total_ms if request.relative_to == "dense" else predicted_ms(ranking, table, here)
         option = f"--latency {request.latency:g}"
         found.append(Budget("latency", option, request.latency * whole - fixed, fixed, whole))
     if request.latency_ms is not None:

@@ -18,6 +18,7 @@ from optin_cli.selection.merging import Merged, merge_tokens
 from optin_cli.selection.problem import MIB, Problem, fixed_params, out_of_reach, pose, stored_bytes
 from optin_cli.selection.request import Request, feature_weights
 from optin_cli.selection.shared import Products, solve_products
+from optin_cli.selection.shared_latency import predicted_ms
 from optin_cli.selection.solver import Solution
 
 
@@ -124,7 +125,7 @@ def reached(problem: Problem, kept: Mapping[str, int]) -> dict[str, float]:
         "dense_memory": ranking.dense["params"] * stored_bytes(ranking) / MIB,
     }
     if table is not None:
-        found |= {"latency_ms": table.model_ms(kept), "table_latency_ms": table.total_ms}
+        found |= {"latency_ms": predicted_ms(ranking, table, kept), "table_latency_ms": table.total_ms}
     return found
 
 

@@ -2,8 +2,8 @@
 
 Half of such a layer for each of its sites never counts too little, but too much wherever both lose units: a chain
 asked for 60 % would get 36 %. So the sums are allowed more than the budget, as much more as what is really used
-permits. A bound comes from the other side: a product of what is kept is never below the sum of both halves twice
-less the whole layer (McCormick).
+permits (of latency see `shared_latency`). A bound comes from the other side: a product of what is kept is never
+below the sum of both halves twice less the whole layer (McCormick).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from optin_cli.artefacts.shared import SharedLayer, overcounted
 from optin_cli.selection.ladder import Floats
 from optin_cli.selection.problem import Problem, stored_bytes
+from optin_cli.selection.shared_latency import SharedTimes
 from optin_cli.selection.solver import Solution, solve
 
 _STEPS = 16
@@ -29,6 +30,8 @@ class Products:
         self.problem = problem
         self.units = {site.name: site.units for site in problem.sites}
         self.layers: list[SharedLayer] = problem.ranking.shared
+        table = problem.request.table
+        self.times = SharedTimes(problem.ranking, table) if table and self.layers else None
 
     @cached_property
     def whole(self) -> Floats:
@@ -37,12 +40,14 @@ class Products:
         return self._in_budgets(
             sum(n * layer.macs_per_token for n, layer in zip(pairs, self.layers, strict=True)),
             sum(n * layer.params for n, layer in zip(pairs, self.layers, strict=True)),
+            self.times.whole if self.times else 0.0,
         )
 
     def overcounted(self, counts: list[int]) -> Floats:
         """[budgets]: what sums over sites count too much when `counts` units stay."""
         kept = dict(zip(self.units, counts, strict=True))
-        return self._in_budgets(*overcounted(self.layers, self.units, kept))
+        ms = self.times.overcounted(kept) if self.times else 0.0
+        return self._in_budgets(*overcounted(self.layers, self.units, kept), ms)
 
     def summed(self, counts: list[int]) -> Floats:
         """[budgets]: what `counts` units use by sums over sites."""
@@ -67,20 +72,23 @@ class Products:
             halves = [layer.halves(self.units).get(site.name, 0.0) for layer in self.layers]
             macs = sum(n * layer.macs_per_token for n, layer in zip(halves, self.layers, strict=True))
             params = sum(n * layer.params for n, layer in zip(halves, self.layers, strict=True))
-            more = self._in_budgets(macs, params)
+            ms = self.times.beyond(site.name, ladder.counts) if self.times else np.zeros(len(ladder.counts))
+            alone, a_ms = self._in_budgets(macs, params, 0.0), self._in_budgets(0.0, 0.0, 1.0)
+            more = alone[:, None] * ladder.counts + a_ms[:, None] * ms  # [budgets, rungs]
             step = ladder.step
             if step is not None:
-                step = tuple((step + more * (ladder.counts[1] - ladder.counts[0])).tolist())
-            ladders.append(replace(ladder, costs=ladder.costs + more[:, None] * ladder.counts, step=step))
+                step = tuple((step + alone * (ladder.counts[1] - ladder.counts[0])).tolist())
+            ladders.append(replace(ladder, costs=ladder.costs + more, step=step))
         found = solve(ladders, self.problem.capacities + self.whole)
         return float("inf") if found is None else found.bound
 
-    def _in_budgets(self, macs: float, params: float) -> Floats:
-        """[budgets]: an amount of MACs for each token and of parameters, as each budget counts it."""
+    def _in_budgets(self, macs: float, params: float, ms: float) -> Floats:
+        """[budgets]: an amount of MACs for each token, of parameters and of milliseconds, as each budget counts it."""
         amounts = {
             "MACs": macs * self.problem.tokens,
             "parameters": params,
             "memory": params * stored_bytes(self.problem.ranking),
+            "latency": ms,
         }
         return np.array([amounts.get(budget.what, 0.0) for budget in self.problem.budgets])
 

@@ -108,6 +108,18 @@ def correlation(values: Array, labels: Sequence[float], where: str) -> dict[str,
     return _points(found)
 
 
+def regression(values: Array, labels: Array, where: str) -> dict[str, float]:
+    """`pearson` and `spearman`, means over the values whose labels vary, and `mse` over all, in units of the label.
+
+    `values` and `labels`: [examples, values]. Raises `InputError` where no label varies.
+    """
+    pairs = list(zip(values.T, labels.T, strict=True))
+    varied = [pair for pair in pairs if len(set(pair[1])) > 1] or pairs[:1]
+    found = [correlation(mine, truth, where) for mine, truth in varied]
+    means = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+    return {**means, "mse": float(np.square(values.astype(np.float64) - labels).mean())}
+
+
 def mean_cosine(first: Tensor, second: Tensor) -> float:
     """Mean cosine of matching rows of two [examples, hidden] tensors, in points."""
     return 100 * float(torch.nn.functional.cosine_similarity(first.double(), second.double(), dim=-1).mean())

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from optin_cli.data.batches import Batches
-from optin_cli.data.labels import check_range, check_varied, class_labels
+from optin_cli.data.labels import check_range, check_varied, class_labels, ordered_columns
 from optin_cli.data.numbering import numbering
 from optin_cli.data.readers import LABELS
 from optin_cli.errors import InputError
@@ -57,14 +57,9 @@ class MultiLabel(Task):
         return found
 
     def _from_columns(self, batches: Batches) -> np.ndarray:
-        """Columns by the model's names of its labels; in the order given where it names none of them."""
-        names, where = batches.examples.columns.labels, batches.examples.where
-        if len(names) != self.classes:
-            raise InputError(
-                f"{len(names)} label columns were given, but the model has {self.classes} labels"
-            )
-        named = set(names) == set(self.label2id)
-        columns = sorted(names, key=self.label2id.__getitem__) if named else names
+        """[rows, labels], from a column for each label."""
+        where = batches.examples.where
+        columns = ordered_columns(batches.examples.columns.labels, self.label2id, self.classes)
         values = [class_labels(batches.examples.rows[name][:], where) for name in columns]
         check_range([value for column in values for value in column], 2, where)
         return np.array(values).T

@@ -109,8 +109,8 @@ def test_families_lists_them_all():
 
 
 def test_a_family_from_a_file_prunes_a_model_nobody_listed(tmp_path):
-    """The example of docs/families.md, as written there."""
-    table = (ROOT / "docs/families.md").read_text().split("```yaml\n")[1].split("```")[0]
+    """The example of docs/anatomy.md, as written there."""
+    table = (ROOT / "docs/anatomy.md").read_text().split("```yaml\n")[1].split("```")[0]
     (tmp_path / "ernie.yaml").write_text(table)
     from helpers.models import save_tokenizer, vocabulary
     from transformers import ErnieConfig, ErnieForSequenceClassification
@@ -135,7 +135,7 @@ def test_a_family_from_a_file_prunes_a_model_nobody_listed(tmp_path):
     ]
     refused = run("prune", tmp_path / "ernie", *arguments, code=1)
     assert re.search(r"known: .*\bbert \(bert\)", refused.stderr)
-    assert "docs/families.md" in refused.stderr
+    assert "docs/anatomy.md" in refused.stderr
     run("prune", tmp_path / "ernie", *arguments, "--anatomy", tmp_path / "ernie.yaml")
     optin_cli.load(tmp_path / "out")  # the folder carries the table: no registration, no file
 
@@ -145,7 +145,7 @@ def test_the_python_table_in_the_docs_is_the_yaml_one(monkeypatch):
 
     from optin_cli.models import families
 
-    page = (ROOT / "docs/families.md").read_text()
+    page = (ROOT / "docs/anatomy.md").read_text()
     blocks = {kind: page.split(f"```{kind}\n")[1].split("```")[0] for kind in ("yaml", "python")}
     monkeypatch.setattr(families, "_REGISTRY", dict(families._REGISTRY))
     exec(blocks["python"], {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -110,3 +111,40 @@ def kept_of(units: int) -> st.SearchStrategy[list[int]]:
     some = st.lists(st.sampled_from(every), unique=True, max_size=units).map(sorted) if units else st.just([])
     one = st.sampled_from(every).map(lambda unit: [unit]) if units else st.just([])
     return st.one_of(st.just([]), one, some, st.just(every))
+
+
+CHAIN, TAPS = (5, 6, 4), 9
+"""Channels of three sites in a chain, and the taps of each layer."""
+_ENDS = 3, 2  # channels that go in and come out
+
+
+def chain_ranking(seed: int, units: tuple[int, ...] = CHAIN) -> Ranking:
+    """A ranking of sites in a chain, 3 -> `units` -> 2 channels: layers stand between two of them."""
+    ranking = tiny_ranking(blocks=3, heads=0, neurons=1, seed=seed, tokens=2.0)
+    rng = np.random.default_rng(seed)
+    sites = [site for site in ranking.sites if site.kind == "neurons"]
+    sizes = (_ENDS[0], *units, _ENDS[1])
+    for index, site in enumerate(sites, 1):
+        site.kind, site.units, site.score = "channels", sizes[index], rng.exponential(size=sizes[index])
+        ends = [(sizes[index - 1], index > 1), (sizes[index + 1], index < len(sites))]
+        cost = sum(TAPS * size / (2 if shared else 1) for size, shared in ends)
+        site.macs_per_token = site.params_per_unit = cost
+        site.macs_per_pair = 0
+    ranking.sites = sites
+    ranking.model["shared"] = [
+        {"made": made.name, "read": read.name, "macs_per_token": TAPS, "params": TAPS}
+        for read, made in pairwise(sites)
+    ]
+    whole = chain_cost(units)
+    ranking.dense |= {
+        "macs_per_token": whole,
+        "macs_per_pair": 0,
+        "site_params": whole,
+        "params": whole + 100,
+    }
+    return ranking
+
+
+def chain_cost(kept: Iterable[int]) -> int:
+    """MACs of a token with so many channels."""
+    return TAPS * sum(a * b for a, b in pairwise((_ENDS[0], *kept, _ENDS[1])))

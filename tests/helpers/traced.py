@@ -118,3 +118,7 @@ def save_unlisted(name: str, folder: Path, head: str) -> Path:
     else:
         save_tokenizer("bert", folder)
     return folder
+
+
+def reasons(proposal: Proposal) -> str:
+    return "\n".join(f"{gone.where}: {gone.why}" for gone in proposal.left)

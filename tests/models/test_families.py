@@ -108,7 +108,7 @@ def test_an_unknown_architecture_lists_the_known_families_and_points_to_the_page
         family_of(Mixer())
     message = str(caught.value)
     assert "Mixer" in message
-    assert DOCS == "docs/families.md" and DOCS in message
+    assert DOCS == "docs/anatomy.md" and DOCS in message
     for family in known_families():
         assert family.name in message
 

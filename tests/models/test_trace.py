@@ -1,4 +1,4 @@
-"""Proposed tables: the hand-written ones again, models that nobody listed, and reasons for what is left out."""
+"""The tracer: tables of listed families found again, and those of models that are in none."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import pytest
 import torch
 import yaml
 from helpers.families import ALL, BLOCKS, HEADS, INNER, MORE_FAMILIES, WIDTH
-from helpers.models import new_timm, new_timm_vit, randomise, saved_model, shared_model
+from helpers.models import saved_model, shared_model
 from helpers.traced import UNLISTED, UNLISTED_TIMM, library_of, new_unlisted, trace_module, traced
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from optin_cli.errors import InputError, UnknownArchitecture, UsageError
-from optin_cli.models.anatomy import Producer, Site
+from optin_cli.errors import InputError, UnknownArchitecture
+from optin_cli.models.anatomy import Site
 from optin_cli.models.dissect import dissect, family_of
 from optin_cli.models.families import family_from_dict, family_to_yaml, find_family
 from optin_cli.models.hidden import as_rows, hidden_of
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.slicing import slice_model
-from optin_cli.models.trace.propose import propose, trace
+from optin_cli.models.trace.propose import propose
 from optin_cli.models.trace.run import BATCH, forward, synthetic_inputs, tensors_of
 
 # what a tracer without any table must find: kind -> (units, width) of the sites of one block
@@ -37,8 +37,11 @@ FOUND = {
     "vit_mae": {"heads": (HEADS, 8), "neurons": (INNER, 1)},
     "mixer": {"neurons1": (WIDTH // 2, 1), "neurons2": (4 * WIDTH, 1)},
 }
+
 RELATIVE = "its heads attend to relative positions as well, whose MACs only a table tells"
+
 STREAMS = "it has several streams of blocks, of which a trace finds one"
+
 PARTLY = {  # listed families -> why a trace finds less than their tables hold
     "deberta": RELATIVE,
     "deberta-v2": RELATIVE,
@@ -49,6 +52,7 @@ PARTLY = {  # listed families -> why a trace finds less than their tables hold
     "maskformer-swin": STREAMS,
     "maskformer-resnet": STREAMS,
 }
+
 REFUSED = {  # listed families -> why a trace finds nothing
     "t5": "You must specify",  # a decoder wants inputs of its own
     "t5-gated": "You must specify",
@@ -58,7 +62,9 @@ REFUSED = {  # listed families -> why a trace finds nothing
     "timm-vgg": "no blocks are found",
     "torchvision-vgg": "no blocks are found",
 }
+
 CONVOLUTIONAL = ["mobilenet_v2", "poolformer", "byobnet", "coatnet"]
+
 every_model = pytest.mark.parametrize("name", [*FOUND, *CONVOLUTIONAL])
 
 
@@ -228,220 +234,6 @@ def test_other_outputs_than_hidden_states_do_not_matter():
     model.set_attn_implementation("eager")
     model.config.output_attentions = True
     assert [row.table.label for row in trace_module(model).rows] == ["heads", "neurons"]
-
-
-# ---- what is left out, and why ----
-
-
-def reasons(proposal) -> str:
-    return "\n".join(f"{gone.where}: {gone.why}" for gone in proposal.left)
-
-
-def test_heads_of_a_fixed_width_are_left_out():
-    """timm's EvaAttention reshapes its context to the width of its input."""
-    proposal = trace_module(new_timm("eva02_tiny_patch14_224", qkv_fused=False), "timm")
-    assert [row.table.label for row in proposal.rows] == ["neurons"]
-    assert "attn.proj (all blocks): it does not run without 1 of its 4 units: shape" in reasons(proposal)
-
-
-def test_a_layer_whose_weight_is_used_without_it_is_named():
-    """Fused, EvaAttention multiplies by the weight of `qkv` itself."""
-    proposal = trace_module(new_timm("eva02_tiny_patch14_224"), "timm")
-    assert [row.table.label for row in proposal.rows] == ["neurons"]
-    assert "attn.qkv (all blocks): it is never called" in reasons(proposal)
-
-
-def test_heads_that_share_keys_of_one_projection_with_their_queries_are_left_out():
-    """Of its outputs half are queries, a quarter keys, a quarter values."""
-    assert [row.table.label for row in traced("phi3").rows] == ["neurons"]
-    assert "self_attn.o_proj (all blocks): its inputs are mixtures" in reasons(traced("phi3"))
-
-
-def test_heads_whose_sharing_no_attribute_tells_are_left_out():
-    from optin_cli.models.tables import SiteTable
-    from optin_cli.models.trace.describe import name_group
-    from optin_cli.models.trace.run import Call
-    from optin_cli.models.trace.verify import Failed, Trial
-
-    trial = Trial(Block(nn.Identity()), Call((), {}, None, (), ()), "")
-    with pytest.raises(Failed, match="2 heads share what k gives, and no attribute holds that number"):
-        name_group(trial, SiteTable("heads", (Producer("q"), Producer("k", shared=True)), "o"), 2)
-
-
-def test_heads_with_an_argument_for_all_examples_at_once_are_left_out():
-    """Bloom's biases of positions are (examples * heads, 1, tokens)."""
-    assert [row.table.label for row in traced("bloom").rows] == ["neurons"]
-    assert "self_attention.dense (all blocks): it does not run without" in reasons(traced("bloom"))
-
-
-def test_heads_whose_cost_no_table_tells_are_left_out():
-    """Hiera attends within windows in one stage and pools the queries of another."""
-    proposal = traced("hiera")
-    assert [row.table.label for row in proposal.rows] == ["neurons"]
-    assert "attn.proj: its MACs can't be told from a table" in reasons(proposal)
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("convnextv2", r"nothing prunable.*pwconv\*: its inputs are mixtures"),
-        ("albert", "no blocks.*albert_layers.0.* runs 3 times: blocks that share a module are not traced"),
-        ("xlnet", "no blocks are found in XLNetModel: looked for two or more modules"),
-        ("speech", "a ASTModel reads input_values; optin prunes models of text and of images"),
-    ],
-)
-def test_a_model_without_sites_or_blocks_is_refused_saying_what_was_looked_for(name, said):
-    with pytest.raises(InputError, match=said):
-        trace_module(new_unlisted(name))
-
-
-def test_a_projection_for_attention_and_mlp_at_once_is_refused():
-    from timm.models.vision_transformer import ParallelScalingBlock
-
-    with pytest.raises(InputError, match=r"blocks\.\*\.attn_out_proj: what it reads, mlp_out_proj reads too"):
-        trace_module(new_timm_vit(block_fn=ParallelScalingBlock), "timm")
-
-
-def test_an_unknown_modality_is_a_usage_error():
-    with pytest.raises(UsageError, match="unknown --modality 'smell'"):
-        propose(str(saved_model("bert")), modality="smell")
-
-
-# ---- blocks made for one reason each ----
-
-
-class Block(nn.Module):
-    """x + down(between(act(up(x))))"""
-
-    def __init__(self, between: nn.Module) -> None:
-        super().__init__()
-        self.up = nn.Linear(4, 6)
-        self.between = between
-        self.down = nn.Linear(6, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(self.between(torch.relu(self.up(x))))
-
-
-class Stack(nn.Module):
-    def __init__(self, *blocks: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-
-class Roll(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.roll(1, -1)
-
-
-class PerUnit(nn.Module):
-    """What it gives depends on how many units there are."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x / x.shape[-1]
-
-
-def trace_stack(*blocks: nn.Module):
-    torch.manual_seed(0)
-    return trace(Stack(*blocks).eval(), {"x": torch.randn(BATCH, 5, 4)}, library="timm", modality="image")
-
-
-def test_plain_blocks_of_no_library_are_traced():
-    proposal = trace_stack(Block(nn.Identity()), Block(nn.Identity()))
-    assert proposal.family.matches == ("Stack",) and proposal.family.blocks == "layers"
-    assert [site.units for site in proposal.anatomy] == [6, 6]
-
-
-@pytest.mark.parametrize(
-    ("between", "said"),
-    [(lambda: nn.LayerNorm(6), "its inputs are mixtures"), (Roll, "at other places")],
-)
-def test_units_that_mix_or_move_are_left_out(between, said):
-    with pytest.raises(InputError, match=rf"no blocks are found in Stack.*layers\.\*\.down: .*{said}"):
-        trace_stack(Block(between()), Block(between()))
-
-
-def test_a_block_that_runs_without_units_but_computes_something_else_is_left_out():
-    with pytest.raises(
-        InputError, match=r"down \(all blocks\): the sliced block does not compute what the masked"
-    ):
-        trace_stack(Block(PerUnit()), Block(PerUnit()))
-
-
-def test_blocks_between_which_hidden_states_change_in_place_are_no_chain():
-    class Shifted(Stack):
-        def forward(self, x: Tensor) -> Tensor:
-            for layer in self.layers:
-                x = layer(x)
-                x += 1
-            return x
-
-    model = Shifted(Block(nn.Identity()), Block(nn.Identity())).eval()
-    with pytest.raises(InputError, match=r"layers\.1 is not given what layers\.0 gives"):
-        trace(model, {"x": torch.randn(BATCH, 5, 4)}, library="timm", modality="image")
-
-
-def test_a_block_that_differs_is_told_from_the_others():
-    """One block has a norm over its neurons: the table must leave it out, and only it."""
-    proposal = trace_stack(Block(nn.Identity()), Block(nn.LayerNorm(6)), Block(nn.Identity()))
-    assert [site.block for site in proposal.anatomy] == [0, 2]
-    assert proposal.family.sites[0].must_be_identity == ("between",)
-    assert "down (blocks 1): its inputs are mixtures" in reasons(proposal)
-
-
-def test_blocks_that_share_a_weight_are_left_out_by_name():
-    first, second = Block(nn.Identity()), Block(nn.Identity())
-    second.up.weight = first.up.weight
-    with pytest.raises(InputError, match=r"layers\.0\.up\.weight and layers\.1\.up\.weight are one weight"):
-        trace_stack(first, second)
-
-
-def test_a_dead_gain_hides_nothing():
-    """A layer scale of 0, as freshly made models have: the site is there all the same."""
-    blocks = [Block(nn.Identity()) for _ in range(2)]
-    for block in blocks:
-        nn.init.zeros_(block.down.weight)
-    assert len(trace_stack(*blocks).anatomy.sites) == 2
-
-
-def test_heads_of_queries_that_share_keys_are_one_unit():
-    table = traced("granite").family.sites[0]
-    assert table.group == "self_attn.num_key_value_groups" and table.unit_width == "self_attn.head_dim"
-    assert [p.shared for p in table.producers] == [False, True, True]
-
-
-@pytest.mark.parametrize("name", ["granite", "persimmon"])
-def test_a_traced_decoder_generates_with_its_cache_when_a_block_has_no_heads(name):
-    import transformers
-
-    class_name, settings = UNLISTED[name]
-    cls = getattr(transformers, class_name.replace("Model", "ForCausalLM"))
-    model = randomise(cls(cls.config_class(**settings))).eval()
-    family = traced(name).family
-    assert family.arguments == {"use_cache": False}
-    slice_model(model, dissect(model, family), {"blocks.0.heads": [], "blocks.2.heads": [1]})
-    prompt = torch.tensor([[5, 9, 17, 4]])
-    made = [model.generate(prompt, max_new_tokens=6, min_new_tokens=6, do_sample=False, use_cache=cache)
-            for cache in (True, False)]  # fmt: skip
-    assert torch.equal(*made)
-
-
-def test_a_head_that_reads_several_blocks_makes_them_no_chain():
-    class Skip(Stack):
-        def forward(self, x: Tensor) -> Tensor:
-            first = self.layers[0](x)
-            return self.layers[1](first) + first.clone()
-
-    torch.manual_seed(0)
-    model = Skip(Block(nn.Identity()), Block(nn.Identity())).eval()
-    proposal = trace(model, {"x": torch.randn(BATCH, 5, 4)}, library="timm", modality="image")
-    assert not proposal.family.chained
-    assert trace_stack(Block(nn.Identity()), Block(nn.Identity())).family.chained
 
 
 @pytest.mark.parametrize("name", [n for n in (*UNLISTED, *UNLISTED_TIMM, "mixer") if n not in REFUSED])

@@ -1,83 +1,24 @@
-"""From a ranking to a mask: budgets of every kind, guards, rounding, recombination, bad input."""
+"""Selection: budgets hold, what is kept is the best, wrong requests are refused."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from itertools import product
 
 import numpy as np
 import pytest
 from helpers.artefacts import latency_table
 from helpers.runs import examples
+from helpers.selection import FIXED_PARAMS, kept, macs_of, params_of, ranking
 from hypothesis import given
 from hypothesis import strategies as st
 
 from optin_cli.artefacts.mask import mask_to_json
-from optin_cli.artefacts.ranking import RankedSite, Ranking, combine
-from optin_cli.errors import ArtefactError, BudgetError, UsageError
+from optin_cli.artefacts.ranking import combine
+from optin_cli.errors import BudgetError, UsageError
 from optin_cli.selection.problem import MIB
-from optin_cli.selection.request import Request, round_size
+from optin_cli.selection.request import Request
 from optin_cli.selection.select import emptied_sites, select
-
-FIXED_PARAMS = 5000
-
-
-def ranking(
-    blocks: int = 3,
-    heads: int = 4,
-    neurons: int = 20,
-    seed: int = 0,
-    pruned: float = 1.0,
-    widths=(1, 1, 1, 1),
-) -> Ranking:
-    """A ranking of a made-up model; `pruned` < 1 makes the dense original larger than what is ranked.
-
-    `widths` scales the costs of each block: more than one of them makes more than two unit costs.
-    """
-    rng = np.random.default_rng(seed)
-    sites = []
-    for block in range(blocks):
-        for kind, units, cost, pair in (("heads", heads, 640, 16), ("neurons", neurons, 64, 0)):
-            cost, pair = cost * widths[block], pair * widths[block]
-            trajectory = rng.lognormal(0, 1, (units, 2))
-            output = rng.lognormal(3, 1, units)
-            site = RankedSite(
-                f"blocks.{block}.{kind}", kind, block, units, 8, cost, pair, cost + 1, trajectory.sum(1),
-                trajectory, output, [1, 2], np.zeros((0, units, 2), np.float32),
-            )  # fmt: skip
-            sites.append(site)
-    site_params = sum(s.units * s.params_per_unit for s in sites) / pruned
-    return Ranking(
-        model={"digest": "d" * 64, "family": "made-up", "id": "m", "task": "t", "class": "c"},
-        data={"fingerprint": "f", "spec": "s", "split": "train"},
-        row_ids=[0, 1],
-        method="ablation",
-        settings={},
-        tokens=10.0,
-        dense={
-            "params": FIXED_PARAMS + site_params,
-            "site_params": site_params,
-            "macs_per_token": sum(s.units * s.macs_per_token for s in sites) / pruned,
-            "macs_per_pair": sum(s.units * s.macs_per_pair for s in sites) / pruned,
-        },
-        sites=sites,
-    )
-
-
-def macs_of(made: Ranking, mask, tokens: float = 10.0) -> float:
-    return sum(len(mask.keep[s.name]) * s.macs_per_unit(tokens) for s in made.sites)
-
-
-def params_of(made: Ranking, mask) -> float:
-    return FIXED_PARAMS + sum(len(mask.keep[s.name]) * s.params_per_unit for s in made.sites)
-
-
-def kept(mask) -> dict[str, int]:
-    return {name: len(units) for name, units in mask.keep.items()}
-
-
-# budgets
 
 
 @examples(60)
@@ -246,199 +187,6 @@ def test_the_mask_records_what_was_asked():
     assert (asked["min_heads"], asked["max_prune"], asked["round_to"]) == (1, 0.8, 1)
     assert asked["latency_table"]["digest"] == table.digest
     assert asked["latency_table"]["batch_size"] == table.setting["batch_size"]
-
-
-# guards
-
-
-@examples(30)
-@given(st.integers(0, 4), st.integers(0, 20), st.floats(0.1, 1.0))
-def test_minima_hold_or_the_budget_is_refused(heads, neurons, flops):
-    made = ranking()
-    least = sum(
-        min(heads if s.kind == "heads" else neurons, s.units) * s.macs_per_unit(10) for s in made.sites
-    )
-    try:
-        mask = select(made, Request(flops=flops, min_heads=heads, min_neurons=neurons))
-    except BudgetError:
-        assert least > flops * made.dense_macs(10)
-        return
-    for site in made.sites:
-        assert len(mask.keep[site.name]) >= (heads if site.kind == "heads" else neurons)
-
-
-@pytest.mark.parametrize(
-    ("share", "least"), [(0.9, {4: 1, 20: 2}), (0.5, {4: 2, 20: 10}), (0, {4: 4, 20: 20}), (1, {4: 0, 20: 0})]
-)
-def test_no_layer_loses_more_than_its_share(share, least):
-    made = ranking()
-    reachable = sum(least[s.units] * s.macs_per_unit(10) for s in made.sites) / made.dense_macs(10)
-    for flops in (reachable + 1e-9, 0.9):
-        mask = (
-            select(made, Request(flops=min(max(flops, 1e-6), 1), max_prune=share))
-            if flops >= reachable
-            else None
-        )
-        if mask is not None:
-            assert all(len(mask.keep[s.name]) >= least[s.units] for s in made.sites)
-
-
-def test_protected_sites_stay_whole():
-    mask = select(ranking(), Request(flops=0.7, protect=("blocks.0.*", "*.2.heads")))
-    assert len(mask.keep["blocks.0.heads"]) == 4
-    assert len(mask.keep["blocks.0.neurons"]) == 20
-    assert len(mask.keep["blocks.2.heads"]) == 4
-
-
-@pytest.mark.parametrize(("only", "whole"), [("heads", "neurons"), ("neurons", "heads")])
-def test_only_one_kind_is_pruned(only, whole):
-    made = ranking()
-    mask = select(made, Request(flops=0.8, only=only))
-    assert all(len(mask.keep[s.name]) == s.units for s in made.sites if s.kind == whole)
-    assert sum(len(mask.keep[s.name]) for s in made.sites if s.kind == only) > 0
-    assert macs_of(made, mask) > 0.7 * made.dense_macs(10)
-
-
-# rounding
-
-
-@examples(40)
-@given(st.sampled_from([2, 8, 16, 64]), st.floats(0.05, 1), st.sampled_from([16, 20, 21]), st.integers(0, 9))
-def test_neurons_come_in_multiples_or_whole_layers_within_the_budget(size, flops, neurons, least):
-    made = ranking(neurons=neurons)
-    try:
-        mask = select(made, Request(flops=flops, round_to=size, min_neurons=least))
-    except BudgetError:
-        assert least
-        return
-    assert macs_of(made, mask) <= flops * made.dense_macs(10) * (1 + 1e-9)
-    for site in made.sites:
-        count = len(mask.keep[site.name])
-        if site.kind == "neurons":
-            assert count % size == 0 or count == neurons
-            assert count >= least
-    assert {len(mask.keep[s.name]) for s in made.sites if s.kind == "heads"} <= set(range(5))
-
-
-def test_a_whole_layer_is_always_a_choice():
-    assert set(kept(select(ranking(neurons=21), Request(flops=1.0, round_to=8))).values()) == {4, 21}
-
-
-def test_heads_are_not_rounded():
-    made = ranking()
-    assert any(
-        n % 2 for name, n in kept(select(made, Request(flops=0.6, round_to=16))).items() if "heads" in name
-    )
-
-
-def test_rounding_costs_score_but_no_more_than_it_must():
-    """Against all rounded masks: 3 sites of 21 neurons in eights, heads whole."""
-    made = ranking(neurons=21)
-    mask = select(made, Request(flops=0.85, round_to=8, only="neurons"))
-    neurons = [s for s in made.sites if s.kind == "neurons"]
-    room = 0.85 * made.dense_macs(10) - sum(
-        s.units * s.macs_per_unit(10) for s in made.sites if s.kind == "heads"
-    )
-    best = max(
-        sum(np.sort(s.score)[::-1][:n].sum() for s, n in zip(neurons, sizes, strict=True))
-        for sizes in product((0, 8, 16, 21), repeat=3)
-        if sum(n * s.macs_per_unit(10) for s, n in zip(neurons, sizes, strict=True)) <= room
-    )
-    assert sum(s.score[mask.keep[s.name]].sum() for s in neurons) == pytest.approx(best)
-
-
-@pytest.mark.parametrize(
-    ("device", "dtype", "size"),
-    [("cpu", "float32", 1), ("NVIDIA H100", "bfloat16", 8), ("NVIDIA H100", "float32", 16)],
-)
-def test_auto_rounds_for_the_device(device, dtype, size):
-    made = ranking()
-    made.device, made.dtype = device, dtype
-    assert round_size(Request(flops=0.5, round_to="auto"), made) == size
-    table = latency_table(made.sites, device=device, dtype=dtype)
-    made.device = "cpu"
-    assert round_size(Request(flops=0.5, round_to="auto", table=table), made) == size
-
-
-# latency
-
-
-def test_a_stair_is_climbed_in_whole_steps():
-    """Sizes that cost as much as a larger one are never chosen: the stair is flat, so take all of it."""
-    made = ranking()
-    table = latency_table(made.sites, step=5)
-    for share in np.linspace(0.35, 0.95, 7):
-        mask = select(made, Request(latency=share, table=table))
-        assert table.model_ms(kept(mask)) <= share * table.total_ms * (1 + 1e-9)
-        assert {n % 5 for name, n in kept(mask).items() if "neurons" in name} == {0}
-
-
-@pytest.mark.parametrize("slow", [0.0, 5.0])
-def test_any_curve_gives_what_trying_all_sizes_gives(slow):
-    """Neurons are slower at 15 than at 16, and with `slow` at none than at one: kernels are like that."""
-    made = ranking(blocks=1, widths=(1,))
-    table = latency_table(made.sites)
-    heads, neurons = table.curves
-    heads["ms"] = [0.0, 3.0, 6.0, 9.0, 12.0]
-    neurons["counts"], neurons["ms"] = [0, 1, 10, 15, 16, 20], [slow, 1.0, 10.0, 40.0, 12.0, 20.0]
-    table.total_ms, table.fixed_ms = 33.0, 1.0
-    best = {site.name: np.append(0, np.cumsum(np.sort(site.score)[::-1])) for site in made.sites}
-    total = sum(float(scores[-1]) for scores in best.values())
-    for budget in np.arange(2.5, 33, 0.5):
-        choices = [dict(zip(best, sizes, strict=True)) for sizes in product(range(5), range(21))]
-        expected = max(
-            sum(best[name][n] for name, n in choice.items())
-            for choice in choices
-            if table.model_ms(choice) <= budget
-        )
-        mask = select(made, Request(latency_ms=budget, table=table))
-        assert mask.reached["latency_ms"] <= budget * (1 + 1e-9)
-        assert mask.objective["kept"] == pytest.approx(expected / total)
-
-
-def test_latency_of_the_current_model():
-    made = ranking()
-    table = latency_table(made.sites)
-    for site in made.sites:
-        site.units -= 1
-        site.score, site.output, site.trajectory = site.score[1:], site.output[1:], site.trajectory[1:]
-    now = table.model_ms({s.name: s.units for s in made.sites})
-    assert now < table.total_ms
-    mask = select(made, Request(latency=0.8, relative_to="current", table=table))
-    assert 0.6 * now < table.model_ms(kept(mask)) <= 0.8 * now * (1 + 1e-9)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"device": "NVIDIA H100"}, "another device"),
-        ({"dtype": "bfloat16"}, "another dtype"),
-        ({"processor": "abacus"}, "another processor"),
-    ],
-)
-def test_a_table_of_another_device_is_refused_unless_forced(change, words):
-    made = ranking()
-    table = latency_table(made.sites, **change)
-    with pytest.raises(ArtefactError, match=words) as caught:
-        select(made, Request(latency=0.5, table=table))
-    assert "--force" in caught.value.hint
-    assert select(made, Request(latency=0.5, table=table, force=True)).keep
-
-
-@pytest.mark.parametrize("other", [{"blocks": 2}, {"heads": 3}, {"neurons": 19}, {"blocks": 4}])
-def test_a_table_of_another_shape_is_refused_even_then(other):
-    table = latency_table(ranking(**other).sites)
-    with pytest.raises(ArtefactError, match="another shape"):
-        select(ranking(), Request(latency=0.5, table=table, force=True))
-
-
-def test_a_table_of_a_pruned_model_knows_nothing_of_the_dense_one():
-    made = ranking()
-    table = latency_table(made.sites)
-    table.model["dense_digest"] = "another"
-    with pytest.raises(ArtefactError, match="relative-to current"):
-        select(made, Request(latency=0.5, table=table))
-    assert select(made, Request(latency=0.5, table=table, relative_to="current")).keep
 
 
 # bad input

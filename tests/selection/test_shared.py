@@ -6,7 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers.artefacts import tiny_ranking
+from helpers.artefacts import CHAIN as UNITS
+from helpers.artefacts import TAPS
+from helpers.artefacts import chain_cost as cost_of
+from helpers.artefacts import chain_ranking as chain
 from helpers.data import tiny_image_folder
 from helpers.models import saved_model
 
@@ -18,39 +21,6 @@ from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.selection.request import Request
 from optin_cli.selection.select import select
-
-UNITS, TAPS = (5, 6, 4), 9
-
-
-def chain(seed: int):
-    """A ranking of three sites in a chain: 3 -> 5 -> 6 -> 4 -> 2 channels, every layer with 9 taps."""
-    ranking = tiny_ranking(blocks=3, heads=0, neurons=1, seed=seed, tokens=2.0)
-    rng = np.random.default_rng(seed)
-    sites = [site for site in ranking.sites if site.kind == "neurons"]
-    sizes = (3, *UNITS, 2)
-    for index, site in enumerate(sites, 1):
-        site.kind, site.units, site.score = "channels", sizes[index], rng.exponential(size=sizes[index])
-        ends = [(sizes[index - 1], index > 1), (sizes[index + 1], index < len(sites))]
-        cost = sum(TAPS * size / (2 if shared else 1) for size, shared in ends)
-        site.macs_per_token = site.params_per_unit = cost
-        site.macs_per_pair = 0
-    ranking.sites = sites
-    ranking.model["shared"] = [
-        {"made": made.name, "read": read.name, "macs_per_token": TAPS, "params": TAPS}
-        for read, made in itertools.pairwise(sites)
-    ]
-    whole = cost_of(UNITS)
-    ranking.dense |= {
-        "macs_per_token": whole,
-        "macs_per_pair": 0,
-        "site_params": whole,
-        "params": whole + 100,
-    }
-    return ranking
-
-
-def cost_of(kept) -> int:
-    return TAPS * sum(a * b for a, b in itertools.pairwise((3, *kept, 2)))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -27,6 +27,7 @@ from optin_cli.models.trace.run import (
     first_line,
     modality_of,
     record,
+    seeded,
     synthetic_inputs,
     unsettle,
 )
@@ -74,20 +75,27 @@ class Proposal:
     """The family that describes this model already; '' if none does."""
     positions: int
     """Tokens (or positions) of an example of the trial."""
+    untrained: bool = False
+    """Whether the weights were random, for want of others."""
 
 
 def propose(
     spec: str, task: str | None = None, modality: str | None = None, on_progress: OnProgress = _silent
 ) -> Proposal:
-    """Trace the model that `spec` names, on the CPU and in float32. `on_progress` hears (done, total, what).
+    """Trace the model that `spec` names, on the CPU and in float32. `on_progress` hears (done, total, what). Weights
+    that are not on this machine are drawn at random: a table does not depend on them.
 
     Raises `InputError` saying what was looked for where no blocks, or no sites in them, are found.
     """
-    source, module, _, _ = open_module(spec, task)
+    with seeded():
+        source, module, _, _ = open_module(spec, task, weights=False)
     module.to("cpu", torch.float32).eval().requires_grad_(False)
     reads = modality_of(module, source.library, modality)
     inputs = synthetic_inputs(module, source.library, reads)
-    return trace(module, inputs, library=source.library, modality=reads, spec=spec, on_progress=on_progress)
+    proposal = trace(
+        module, inputs, library=source.library, modality=reads, spec=spec, on_progress=on_progress
+    )
+    return replace(proposal, untrained=source.untrained)
 
 
 def trace(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,10 +132,17 @@ def record(module: nn.Module, inputs: dict[str, Tensor]) -> Run:
     return run
 
 
-def forward(module: nn.Module, inputs: dict[str, Any]) -> Any:
-    """The module's output; what it draws at random is the same at every call."""
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Within the context, what is drawn at random is the same every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        yield
+
+
+def forward(module: nn.Module, inputs: dict[str, Any]) -> Any:
+    """The module's output; what it draws at random is the same at every call."""
+    with seeded():
         return module(**inputs)
 
 
@@ -172,7 +180,7 @@ def modality_of(module: Any, library: str, modality: str | None) -> str:
     reads = getattr(module, "main_input_name", "input_ids")
     if reads not in _READS:
         raise InputError(
-            f"a {type(module).__name__} reads {reads}; optin prunes models of text and of images"
+            f"a {type(module).__name__} reads {reads}; only models of texts and images are traced"
         )
     return _READS[reads]
 

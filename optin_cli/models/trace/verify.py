@@ -17,7 +17,7 @@ from optin_cli.models.dissect import dissect
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.slicing import slice_model
 from optin_cli.models.tables import Family, SiteTable
-from optin_cli.models.trace.run import RUN_ERRORS, Call, first_line, tensors_of
+from optin_cli.models.trace.run import RUN_ERRORS, Call, first_line, seeded, tensors_of
 from optin_cli.models.trace.sites import common_parent
 
 TOLERANCE = 1e-5  # of the largest output, or of 1
@@ -54,8 +54,7 @@ class Trial:
 
     def run(self, block: nn.Module) -> list[Tensor]:
         """The hidden states that `block` gives. What else it returns has sizes of its own: attention weights."""
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with torch.no_grad(), seeded():
             args = [_copied(value) for value in self.call.args]
             kwargs = {name: _copied(value) for name, value in self.call.kwargs.items()}
             return tensors_of(block(*args, **kwargs))[:1]
