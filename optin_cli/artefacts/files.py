@@ -84,14 +84,25 @@ def read_json(path: Path, what: str, way_out: str | None = None) -> dict[str, An
 def stated_kind(path: Path) -> str | None:
     """`ranking`, `mask`, `latency table`: which artefact a file says it is; None where it does not say."""
     try:
-        content = path.read_bytes()
-        if content.startswith(b"\x89HDF"):
-            return "ranking"
-        marker = json.loads(content)["format"]
+        with path.open("rb") as stream:
+            if stream.read(4) == b"\x89HDF":
+                return "ranking"
+        marker = json.loads(path.read_text())["format"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
     known = isinstance(marker, str) and marker.startswith("optin-")
     return marker.removeprefix("optin-").replace("-", " ") if known else None
+
+
+def check_kind(path: Path, kind: str, way_out: str) -> None:
+    """Raise `UsageError` unless a file is at `path`, `ArtefactError` when it says that it is an artefact of another
+    kind."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, not a {kind}", way_out)
+    if not path.is_file():
+        raise UsageError(f"no {kind} at {path}", way_out)
+    if (found := stated_kind(path)) not in (None, kind):
+        raise ArtefactError(f"{path} is a {found}, not a {kind}", way_out)
 
 
 def read_record(

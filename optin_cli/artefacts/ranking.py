@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from optin_cli.artefacts.files import atomic_file, digest_bytes, digest_json, stated_kind
+from optin_cli.artefacts.files import atomic_file, check_kind, digest_bytes, digest_json
 from optin_cli.artefacts.schedule import tokens_by_block
 from optin_cli.artefacts.shared import SharedLayer
 from optin_cli.artefacts.sketch import Sketch, fill_sketch, load_sketch
@@ -287,11 +287,7 @@ _AGAIN = "score again to replace it"
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     """An open ranking of the right kind and version; whatever HDF5 raises becomes one message."""
-    way_out = "write one with `optin score MODEL --data DATA -o FILE.h5`"
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder, not a ranking", way_out)
-    if not path.is_file():
-        raise UsageError(f"no ranking at {path}", way_out)
+    check_kind(path, "ranking", "write one with `optin score MODEL --data DATA -o FILE.h5`")
     try:
         with h5py.File(path, "r") as file:
             if _text(file.attrs.get("format")) != FORMAT:
@@ -309,8 +305,6 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     except PermissionError as error:
         raise UsageError(f"can't read {path}: {error.strerror}") from error
     except (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        if (found := stated_kind(path)) not in (None, "ranking"):
-            raise ArtefactError(f"{path} is a {found}, not a ranking", way_out) from error
         first = (str(error).splitlines() or [""])[0]
         raise ArtefactError(f"{path} is not a readable ranking: {first}", _AGAIN) from error
 
