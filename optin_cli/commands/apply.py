@@ -30,6 +30,7 @@ def apply(
     config: options.Config = None,
     text: options.Text = None,
     image: options.Image = None,
+    audio: options.Audio = None,
     masks: options.Mask = None,
     workers: options.Workers = None,
     samples: Annotated[
@@ -69,12 +70,14 @@ def apply(
     settings = compensation(compensate, samples, batch_size, max_length, seed, memory, bn)
     chosen = read_mask(mask)
     opened = options.open_with(model, task, anatomy, device, "float32")
-    if not data and any(given is not None for given in (split, config, text, image, masks)):
+    if not data and any(given is not None for given in (split, config, text, image, audio, masks)):
         raise UsageError(
-            "--split, --config, --text, --image and --mask say how to read --data, which is not given"
+            "--split, --config, --text, --image, --audio and --mask say how to read --data, which is not given"
         )
     rows = (
-        options.data_spec(data, split or "train", config, text, None, image, workers=workers, mask=masks)
+        options.data_spec(
+            data, split or "train", config, text, None, image, workers=workers, mask=masks, audio=audio
+        )
         if data
         else None
     )

@@ -74,11 +74,11 @@ def bench(
     if table is not None and baseline:
         raise UsageError("--table times one model, --baseline compares two", "leave one of them out")
     opened = options.open_with(model, task, anatomy, device, dtype)
-    wrong = image_size if opened.family.modality == "text" else seq_len
-    if wrong is not None:
+    images = opened.family.modality == "image"
+    if (seq_len if images else image_size) is not None:
         raise UsageError(
-            f"{model} reads {opened.family.modality}s",
-            "use --seq-len" if opened.family.modality == "text" else "use --image-size",
+            f"{model} reads {opened.family.modality}{'' if opened.family.modality == 'audio' else 's'}",
+            "use --image-size" if images else "use --seq-len",
         )
     asked = seq_len or image_size
     sizes = options.whole_numbers(asked, "--seq-len or --image-size") if asked else None

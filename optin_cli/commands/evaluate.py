@@ -37,6 +37,7 @@ def evaluate(
     text: options.Text = None,
     label: options.Label = None,
     image: options.Image = None,
+    audio: options.Audio = None,
     mask: options.Mask = None,
     ignore_index: options.IgnoreIndex = 255,
     workers: options.Workers = None,
@@ -62,7 +63,16 @@ def evaluate(
     opened = options.open_with(model, task, anatomy, device, dtype)
     dense = options.open_with(baseline, task, anatomy, device, dtype) if baseline else None
     spec = options.data_spec(
-        data, split, config, text, label, image, workers=workers, mask=mask, ignore_index=ignore_index
+        data,
+        split,
+        config,
+        text,
+        label,
+        image,
+        workers=workers,
+        mask=mask,
+        ignore_index=ignore_index,
+        audio=audio,
     )
     examples = sample(spec, opened.family.modality, samples, seed, reader=opened.task.reader)
     batches = Batches(

@@ -26,7 +26,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="DATA",
-        help="Hub data set (glue/sst2), CSV, JSONL, Parquet, image folder, or builtin:docs.",
+        help="Hub data set (glue/sst2), CSV, JSONL, Parquet, image or audio folder, or builtin:docs.",
         show_default=False,
     ),
 ]
@@ -44,6 +44,7 @@ Label = Annotated[
     typer.Option("--label", metavar="A[,B..]", help="Label column; of multi-label models perhaps one each."),
 ]
 Image = Annotated[str | None, typer.Option("--image", help="Image column (or folder, beside --mask).")]
+Audio = Annotated[str | None, typer.Option("--audio", help="Column of recordings, or of their paths.")]
 Mask = Annotated[
     str | None, typer.Option("--mask", help="Column (or folder) of label maps, for segmentation models.")
 ]
@@ -63,7 +64,7 @@ Stream = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", help="Processes that decode images (default: up to 4, by cores; 0 for none)."),
+    typer.Option("--workers", help="Processes that decode files (default: up to 4, by cores; 0 for none)."),
 ]
 DeviceMap = Annotated[
     str | None,
@@ -163,12 +164,13 @@ def data_spec(
     workers: int | None = None,
     mask: str | None = None,
     ignore_index: int = 255,
+    audio: str | None = None,
 ) -> DataSpec:
     """The data options as one value."""
     from optin_cli.data.sources import DataSpec
 
     columns = tuple(part.strip() for part in text.split(",")) if text else ()
-    return DataSpec(data, split, config, columns, label, image, stream, workers, mask, ignore_index)
+    return DataSpec(data, split, config, columns, label, image, stream, workers, mask, ignore_index, audio)
 
 
 def open_with(

@@ -69,6 +69,7 @@ def prune(
     text: options.Text = None,
     label: options.Label = None,
     image: options.Image = None,
+    audio: options.Audio = None,
     mask: options.Mask = None,
     ignore_index: options.IgnoreIndex = 255,
     workers: options.Workers = None,
@@ -126,7 +127,16 @@ def prune(
     )
     opened = options.open_with(model, task, anatomy, device, "float32")
     rows_of = options.data_spec(
-        data, split, config, text, label, image, workers=workers, mask=mask, ignore_index=ignore_index
+        data,
+        split,
+        config,
+        text,
+        label,
+        image,
+        workers=workers,
+        mask=mask,
+        ignore_index=ignore_index,
+        audio=audio,
     )
     plan = make_plan(opened, rows_of, settings)
     path = ranking or pipeline.ranking_path(plan, Path("rankings"))

@@ -42,6 +42,7 @@ def score(
     text: options.Text = None,
     label: options.Label = None,
     image: options.Image = None,
+    audio: options.Audio = None,
     mask: options.Mask = None,
     ignore_index: options.IgnoreIndex = 255,
     stream: options.Stream = False,
@@ -107,7 +108,7 @@ def score(
         compute = "float32" if dtype == "auto" else dtype
         opened = options.open_with(model, task, anatomy, device, compute, device_map)
         rows_of = options.data_spec(
-            data, split, config, text, label, image, stream, workers, mask, ignore_index
+            data, split, config, text, label, image, stream, workers, mask, ignore_index, audio
         )
         plan = make_plan(opened, rows_of, settings, room)
         if dry_run:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from optin_cli.data.examples import Examples
-from optin_cli.data.images import BrokenImage, decode
+from optin_cli.data.kinds import kind_of
 from optin_cli.data.numbering import numbering
 from optin_cli.data.readers import ROWS, Encoded, Reader, Window
+from optin_cli.data.stored import BrokenFile
 from optin_cli.data.workers import in_order, worker_count
 from optin_cli.errors import InputError
 
@@ -46,7 +47,7 @@ class Batch:
     inputs: dict[str, Tensor]
     """Keyword arguments of the model."""
     valid: Tensor | None
-    """[batch, tokens] True for real tokens; None when there is no padding (images)."""
+    """[batch, tokens] True for real tokens; None when there is no padding (images, spectrograms)."""
     example_ids: list[int]
     """Position of each item among all examples, so that outputs can be put back in order."""
 
@@ -54,7 +55,7 @@ class Batch:
         return len(self.example_ids)
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
-        """Move to a device; floating inputs (pixels) also to `dtype`."""
+        """Move to a device; floating inputs (pixels, spectrograms) also to `dtype`."""
         inputs = {
             k: v.to(device, dtype) if dtype is not None and v.is_floating_point() else v.to(device)
             for k, v in self.inputs.items()
@@ -63,8 +64,13 @@ class Batch:
 
     @property
     def slots(self) -> int:
-        """Places for tokens, padding included; an image counts as one."""
-        return len(self) if self.valid is None else self.valid.numel()
+        """Places for tokens, padding included; an image counts as one, a recording as its transcript."""
+        return len(self) * self._width if self.valid is None else self.valid.numel()
+
+    @property
+    def _width(self) -> int:
+        """Slots of an example without padding in what the first block reads."""
+        return max((mask.shape[1] for name, mask in self.inputs.items() if name.endswith(_MASK)), default=1)
 
     def split(self, overhead: int, most: int | None = None) -> list[Batch]:
         """The batch as runs of consecutive examples, each cut to its longest: the split with the fewest token slots.
@@ -74,7 +80,7 @@ class Batch:
         stay whole within that bound.
         """
         if self.valid is None:
-            lengths = [1] * len(self)
+            lengths = [self._width] * len(self)
         elif not bool(self.valid[:, 0].all()):
             lengths = [self.valid.shape[1]] * len(self)
         else:
@@ -164,12 +170,12 @@ class Batches:
     @cached_property
     def rows(self) -> list[int]:
         """The row of each example, by its position in the sample."""
-        return list(range(len(self.examples.rows))) if self.examples.columns.image else self.encoded.rows
+        return list(range(len(self.examples.rows))) if self.examples.columns.stored else self.encoded.rows
 
     @cached_property
     def _ids(self) -> list[list[int]]:
-        """The example ids of every batch, the shortest text of each first; images as they come."""
-        if self.examples.columns.image:
+        """The example ids of every batch, the shortest text of each first; files as they come."""
+        if self.examples.columns.stored:
             lengths = [0] * len(self.examples.rows)
         else:
             lengths = [len(row["input_ids"]) for row in self.encoded.inputs]
@@ -185,7 +191,7 @@ class Batches:
 
     @property
     def order(self) -> list[int]:
-        """Example ids in batch order: shortest text first, unless drawn; images as they come."""
+        """Example ids in batch order: shortest text first, unless drawn; files as they come."""
         return [i for ids in self._ids for i in ids]
 
     @property
@@ -204,36 +210,39 @@ class Batches:
         if not 0 <= index < len(self):
             raise IndexError(index)
         ids = self.ids(index)
-        if self.examples.columns.image:
+        if self.examples.columns.stored:
             # here, in no worker: what asks for batches one by one computes much longer on each than it decodes
-            return self._image_batch(ids, self._pixels(index))
+            return self._stored_batch(ids, self._decoded(index))
         inputs = self.processor.pad([self.encoded.inputs[i] for i in ids])
         return Batch(inputs, inputs["attention_mask"].bool(), ids)
 
     def __iter__(self) -> Iterator[Batch]:
-        """All batches; images are decoded ahead, in workers of which the results are independent."""
-        if not self.examples.columns.image:
+        """All batches; files are decoded ahead, in workers of which the results are independent."""
+        if not self.examples.columns.stored:
             return (self[index] for index in range(len(self)))
         workers = worker_count(self.examples.data.workers, self.count)
-        pixels = in_order(self._pixels, len(self), workers)
-        return (self._image_batch(self.ids(index), found) for index, found in enumerate(pixels))
+        decoded = in_order(self._decoded, len(self), workers)
+        return (self._stored_batch(self.ids(index), found) for index, found in enumerate(decoded))
 
-    def _pixels(self, index: int) -> np.ndarray:
-        """The transformed images of a batch, (images, 3, h, w)."""
-        column = self.examples.columns.image
+    def _decoded(self, index: int) -> np.ndarray:
+        """The transformed files of a batch: (images, 3, h, w), (recordings, bins, frames)."""
+        column, kind = self.examples.columns.stored, kind_of(self.examples.columns)
         tensors = []
         for i in self.ids(index):
             try:
-                tensors.append(self.processor(decode(self.examples.rows[i][column])))
-            except (BrokenImage, OSError, ValueError) as error:
+                tensors.append(self.processor(kind.decode(self.examples.rows[i][column])))
+            except (BrokenFile, OSError, ValueError) as error:
                 row = self.examples.row_ids[i]
                 raise InputError(
-                    f"{self.examples.data.spec}: the image in row {row} can't be used: {error}"
+                    f"{self.examples.data.spec}: the {kind.name} in row {row} can't be used: {error}"
                 ) from error
         return torch.stack(tensors).numpy()
 
-    def _image_batch(self, ids: list[int], pixels: np.ndarray) -> Batch:
-        return Batch({self.processor.input_name: torch.from_numpy(pixels)}, None, ids)
+    def _stored_batch(self, ids: list[int], decoded: np.ndarray) -> Batch:
+        inputs = {self.processor.input_name: torch.from_numpy(decoded)}
+        if self.examples.columns.text:
+            inputs |= self.processor.pad([self.encoded.inputs[i] for i in ids])
+        return Batch(inputs, None, ids)
 
     def labels(self, label2id: dict[str, int] | None = None) -> list[Any] | None:
         """The label of every row (not example), as numbers; None without a label column.

@@ -1,4 +1,4 @@
-"""Which columns of a data set hold the text, the image and the label."""
+"""Which columns of a data set hold the text, the image or recording, and the label."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ _MASKS = (
     "mask", "masks", "annotation", "annotations", "segmentation", "segmentation_map", "semantic_mask", "label_map",
     "label", "labels", "gt", "groundtruth", "ground_truth",
 )  # fmt: skip
+_AUDIOS = ("audio", "recording", "file", "path")
 _LABELS = ("label", "labels", "score", "similarity_score", "fine_label", "target", "ner_tags", "tags")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Resolved columns: one or two `text` columns, or an `image`; perhaps a `label`."""
+    """Resolved columns: one or two `text` columns, an `image` or an `audio` column; perhaps a `label`."""
 
     text: tuple[str, ...] = ()
     image: str | None = None
@@ -40,6 +41,13 @@ class Columns:
     """Label maps: a class id for each pixel of the image."""
     words: bool = False
     """The text column holds lists of words (token classification)."""
+    audio: str | None = None
+    """Recordings; `text` is then their transcript, where the task has one."""
+
+    @property
+    def stored(self) -> str | None:
+        """The column of files that the model reads: images or recordings."""
+        return self.image or self.audio
 
 
 def find_columns(dataset: Dataset, data: DataSpec, modality: str, masks: bool = False) -> Columns:
@@ -48,7 +56,7 @@ def find_columns(dataset: Dataset, data: DataSpec, modality: str, masks: bool = 
     Raises `UsageError` for a named column that is not there or not of that kind, `InputError` when nothing fits.
     """
     features = dataset.features
-    given = [c for c in (*data.text, data.label, data.image, data.mask) if c]
+    given = [c for c in (*data.text, data.label, data.image, data.mask, data.audio) if c]
     if absent := [c for c in given if c not in features]:
         raise UsageError(f"{data.spec} has no column {absent[0]!r}", f"it has {', '.join(features)}")
     if len(data.text) > 2:
@@ -65,6 +73,12 @@ def find_columns(dataset: Dataset, data: DataSpec, modality: str, masks: bool = 
         mask = data.mask or _mask(features, data)
         rest = {name: feature for name, feature in features.items() if name != mask}
         return Columns(image=data.image or _image(rest, data), mask=mask)
+    if modality == "audio":
+        if data.audio and not (_is_audio(features[data.audio]) or _is_string(features[data.audio])):
+            raise UsageError(
+                f"column {data.audio!r} of {data.spec} holds no recordings", f"it is {features[data.audio]}"
+            )
+        return Columns(audio=data.audio or _audio(features, data), label=label)
     text = data.text or _text(features, data, label)
     for column in text:
         if not (_is_string(features[column]) or _is_words(features[column])):
@@ -88,6 +102,24 @@ def _image(features: dict[str, Any], data: DataSpec) -> str:
             f"{data.spec} has no image column; it has {', '.join(features)}", "this model reads images"
         )
     raise UsageError(f"{data.spec} has several image columns: {', '.join(images)}", "name one with --image")
+
+
+def _audio(features: dict[str, Any], data: DataSpec) -> str:
+    """The column of recordings: the only one, or by its name, also where it holds paths."""
+    found = [name for name, feature in features.items() if _is_audio(feature)]
+    named = next((name for name in _AUDIOS if name in found), None) or (found[0] if len(found) == 1 else None)
+    if named is None and not found:
+        named = next((name for name in _AUDIOS if name in features and _is_string(features[name])), None)
+    if named is not None:
+        return named
+    if not found:
+        raise InputError(
+            f"{data.spec} has no column of recordings; it has {', '.join(features)}",
+            "this model reads recordings; name the column with --audio",
+        )
+    raise UsageError(
+        f"{data.spec} has several columns of recordings: {', '.join(found)}", "name one with --audio"
+    )
 
 
 def _mask(features: dict[str, Any], data: DataSpec) -> str | None:
@@ -129,8 +161,19 @@ def _is_image(feature: Any) -> bool:
     """An image of `datasets`, or the encoded bytes as other tools write them, with or without a path beside them."""
     from datasets import Image
 
+    return isinstance(feature, Image) or _is_bytes(feature)
+
+
+def _is_audio(feature: Any) -> bool:
+    """The same for recordings."""
+    from datasets import Audio
+
+    return isinstance(feature, Audio) or _is_bytes(feature)
+
+
+def _is_bytes(feature: Any) -> bool:
     content = feature.get("bytes") if isinstance(feature, dict) else feature
-    return isinstance(feature, Image) or getattr(content, "dtype", None) in ("binary", "large_binary")
+    return getattr(content, "dtype", None) in ("binary", "large_binary")
 
 
 def _is_string(feature: Any) -> bool:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from optin_cli.artefacts.files import digest_chunks
 from optin_cli.data.columns import Columns
-from optin_cli.data.images import encoded
 from optin_cli.data.intact import leave_out_broken, undecoded
 from optin_cli.data.readers import ROWS, Reader
 from optin_cli.data.rows import SplitRows, StreamRows
 from optin_cli.data.sources import DataSpec
+from optin_cli.data.stored import encoded
 from optin_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ class Examples:
     columns: Columns
     row_ids: list[int]
     rows: Dataset
-    """Images are undecoded: see `data.images.decode`."""
+    """Images and recordings are undecoded: see `data.kinds`."""
     total: int
     """Rows of the split; of a stream, those that the sample was drawn from."""
     fingerprint: str
-    """SHA-256 of the sampled content (text, labels, encoded image bytes), whatever file it came from."""
+    """SHA-256 of the sampled content (text, labels, encoded files), whatever file it came from."""
     broken: list[int] = field(default_factory=list)
-    """Rows whose images can't be used: they are left out, and others drawn in their place where there are any."""
+    """Rows whose files can't be used: they are left out, and others drawn in their place where there are any."""
 
     @property
     def where(self) -> str:
@@ -52,6 +52,7 @@ class Examples:
             "split": self.data.split,
             "text": list(self.columns.text),
             "image": self.columns.image,
+            "audio": self.columns.audio,
             "label": self.columns.label or ",".join(self.columns.labels) or None,
             "mask": self.columns.mask,
             "ignore_index": self.data.ignore_index,
@@ -75,8 +76,8 @@ def sample(
 
     Where `reader` makes two examples of a row, half as many rows are drawn.
     A split with fewer rows is used whole, with a note unless `at_most`. A stream is read no further than the first
-    20 * `samples` rows, or the last of `row_ids`. Rows with broken images are left out, with a warning, and others
-    are drawn in their place. Raises `InputError` for an empty split, and when too many images are broken.
+    20 * `samples` rows, or the last of `row_ids`. Rows with broken files are left out, with a warning, and others
+    are drawn in their place. Raises `InputError` for an empty split, and when too many are broken.
     """
     if samples is not None and samples < 1:
         raise UsageError(f"--samples {samples}: at least one example is needed")
@@ -85,9 +86,9 @@ def sample(
     wanted = samples and -(-samples // reader.sides(columns))
     drawn = source.draw(wanted, seed) if row_ids is None else row_ids
     broken: list[int] = []
-    if columns.image:
-        drawn, broken = leave_out_broken(source, columns.image, drawn, seed, exactly=row_ids is not None)
-        rows = undecoded(source.at(drawn, columns.image), columns)
+    if columns.stored:
+        drawn, broken = leave_out_broken(source, columns, drawn, seed, exactly=row_ids is not None)
+        rows = undecoded(source.at(drawn, columns.stored), columns, data)
     else:
         rows = source.at(drawn)
     if wanted and row_ids is None and wanted > source.total and not at_most:
@@ -100,9 +101,9 @@ def _fingerprint(rows: Dataset, columns: Columns) -> str:
 
 
 def _content(rows: Dataset, columns: Columns) -> Iterator[bytes]:
-    """What the used columns hold; one image at a time, since all may be more than memory."""
+    """What the used columns hold; one file at a time, since all may be more than memory."""
     names = [c for c in (*columns.text, columns.label, *columns.labels) if c]
     yield json.dumps([rows[name][:] for name in names], default=str).encode()
-    for column in filter(None, (columns.image, columns.mask)):
+    for column in filter(None, (columns.stored, columns.mask)):
         for stored in rows[column]:  # a mask that is missing is told where it is read
             yield b"" if stored is None else encoded(stored)

@@ -9,7 +9,7 @@ from optin_cli.errors import InputError, UsageError
 _ALIASES = ({"validation", "valid", "val", "dev"}, {"train", "training"}, {"test", "testing"})
 _IMAGES = ("images", "image", "img", "imgs")
 _MASKS = ("masks", "mask", "annotations", "annotation", "labels", "label", "gt")
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 
 
 def names_of(split: str) -> set[str]:
@@ -68,5 +68,5 @@ def _pairs(images: Path, masks: Path, split: str) -> dict[str, list[str]]:
 
 def _by_stem(folder: Path) -> dict[str, Path]:
     """Image files by their path below `folder`, without suffix."""
-    files = (file for file in sorted(folder.rglob("*")) if file.suffix.lower() in _SUFFIXES)
+    files = (file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES)
     return {str(file.relative_to(folder).with_suffix("")): file for file in files}

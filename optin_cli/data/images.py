@@ -6,11 +6,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from optin_cli.data.stored import BrokenFile, encoded, first_line
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -24,57 +25,29 @@ _TURNS = {
 }
 
 
-class BrokenImage(Exception):
-    """A stored image that can't be used; the message says why."""
-
-
-def encoded(stored: Any) -> bytes:
-    """The encoded bytes of an image as a data set stores it: bytes, or `{"bytes": .., "path": ..}`.
-
-    Raises `BrokenImage` if there are none.
-    """
-    if isinstance(stored, bytes):
-        return stored
-    content = None if stored is None else stored["bytes"]
-    if content is not None:
-        return content
-    path = None if stored is None else stored.get("path")
-    if not path:
-        raise BrokenImage("there is none")
-    try:
-        if "://" in path:
-            import fsspec
-
-            with fsspec.open(path, "rb") as stream:
-                return stream.read()
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise BrokenImage(f"it can't be read: {error.strerror or first_line(error)}") from error
-
-
 def decode(stored: Any) -> Image.Image:
-    """The RGB image, upright. Raises `BrokenImage`."""
+    """The RGB image, upright. Raises `BrokenFile`."""
     with opened(stored) as image:
         return to_rgb(upright(image))
 
 
 @contextmanager
 def opened(stored: Any) -> Iterator[Image.Image]:
-    """An image as it is stored, its pixels loaded. Raises `BrokenImage`, also for what can't be done with it."""
+    """An image as it is stored, its pixels loaded. Raises `BrokenFile`, also for what can't be done with it."""
     content = encoded(stored)
     if not content:
-        raise BrokenImage("it is empty")
+        raise BrokenFile("it is empty")
     try:
         # Pillow's warnings are of damage that it sees past, and don't say in which file
         with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(content)) as image:
             image.load()
             yield image
     except UnidentifiedImageError as error:
-        raise BrokenImage("it is no image, or of an unknown kind") from error
-    except (BrokenImage, MemoryError):
+        raise BrokenFile("it is no image, or of an unknown kind") from error
+    except (BrokenFile, MemoryError):
         raise
     except Exception as error:  # on damaged bytes, Pillow's plugins raise whatever comes up
-        raise BrokenImage(first_line(error)) from error
+        raise BrokenFile(first_line(error)) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -90,12 +63,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def name_of(stored: Any) -> str:
-    """The file an image came from; '' if its row does not say."""
-    path = stored.get("path") if isinstance(stored, dict) else None
-    return Path(path).name if path else ""
-
-
 def upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF orientation says."""
     try:
@@ -103,7 +70,3 @@ def upright(image: Image.Image) -> Image.Image:
     except Exception:  # of damaged EXIF, anything: the pixels are whole, and viewers show them as they are
         return image
     return image if turn is None else image.transpose(turn)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from optin_cli.data.examples import Examples
-from optin_cli.data.images import BrokenImage, encoded, name_of, opened, upright
+from optin_cli.data.images import opened, upright
+from optin_cli.data.stored import BrokenFile, encoded, name_of
 from optin_cli.errors import InputError
 
 VOID = -1
@@ -53,7 +54,7 @@ class Masks(Sequence[Map]):
         where += f" ({name})" if name else ""
         try:
             ids, size = decode_mask(stored), image_size(row[columns.image])
-        except (BrokenImage, OSError) as error:
+        except (BrokenFile, OSError) as error:
             raise InputError(f"{where} can't be used: {error}") from error
         if ids.shape != size:
             told = [f"{width} x {height}" for height, width in (ids.shape, size)]
@@ -86,11 +87,11 @@ class Masks(Sequence[Map]):
 def decode_mask(stored: Any) -> Map:
     """The ids of a stored label map, (height, width): its palette indices or its grey values.
 
-    Raises `BrokenImage`, also for colours.
+    Raises `BrokenFile`, also for colours.
     """
     with opened(stored) as image:
         if image.mode not in _GREYS:
-            raise BrokenImage(f"it holds colours ({image.mode}), not class ids: save palette or grey values")
+            raise BrokenFile(f"it holds colours ({image.mode}), not class ids: save palette or grey values")
         return np.asarray(upright(image)).astype(np.int32)
 
 

@@ -28,7 +28,7 @@ class Encoded:
 
 
 class Reader:
-    """A row is an example: a text, a pair of texts, a list of words, or an image."""
+    """A row is an example: a text, a pair of texts, a list of words, an image, or a recording."""
 
     masks: ClassVar[bool] = False
     """Labels are label maps beside the images."""
@@ -166,6 +166,37 @@ class TargetReader(Reader):
         return Encoded(inputs, list(range(len(inputs))), targets)
 
 
+class TranscriptReader(Reader):
+    """A row is a recording and what is said in it."""
+
+    names = ("text", "transcription", "transcript", "sentence", "normalized_text", "target")
+    """Columns that hold the transcript, unless told otherwise."""
+
+    def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
+        """The recording, and the transcript: `--text A`, `--label A` or a column of a usual name."""
+        features = dataset.features
+        given = (*data.text, *filter(None, (data.label,)))
+        if len(given) > 1:
+            raise UsageError(
+                "--text takes one column, the transcript", f"{data.spec} has {', '.join(features)}"
+            )
+        name = next((name for name in (*given, *self.names) if name in features or name in given), None)
+        found = find_columns(dataset, replace(data, text=(), label=None), modality)
+        if name is None:
+            raise InputError(
+                f"{data.spec} has no column of transcripts; it has {', '.join(features)}",
+                "name one with --text",
+            )
+        rest = dataset.remove_columns([found.audio]) if found.audio else dataset
+        text = find_columns(rest, replace(data, text=(name,), label=None, audio=None), "text").text
+        return replace(found, label=None, text=text)
+
+    def encode(self, rows: Dataset, columns: Columns, processor: Any, max_length: int | None) -> Encoded:
+        """What the decoder reads of the transcripts, and their tokens."""
+        inputs, targets = processor.with_transcripts(lines(rows[columns.text[0]][:]), max_length)
+        return Encoded(inputs, list(range(len(inputs))), targets)
+
+
 class MaskReader(Reader):
     """A row is an image, with its label map where there is one."""
 
@@ -179,6 +210,7 @@ WINDOWS = WindowReader()
 RUNNING_TEXT = RunningTextReader()
 TARGETS = TargetReader()
 MASKS = MaskReader()
+TRANSCRIPTS = TranscriptReader()
 
 
 def plain(texts: list[Any]) -> list[str]:

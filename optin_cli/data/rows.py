@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optin_cli.data.images import BrokenImage, encoded
 from optin_cli.data.sources import DataSpec, open_split, open_stream, reading
+from optin_cli.data.stored import BrokenFile, encoded
 from optin_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class SplitRows:
         """Ascending positions of `samples` rows, or of all."""
         return draw(self.total, samples, seed)
 
-    def at(self, row_ids: list[int], image: str | None = None) -> Dataset:
+    def at(self, row_ids: list[int], stored: str | None = None) -> Dataset:
         """The rows at ascending positions. Raises `InputError` if they are not there."""
         if row_ids and row_ids[-1] >= self.total:
             raise _gone(self.data, self.total, row_ids)
@@ -56,7 +56,7 @@ class SplitRows:
 
 
 class StreamRows:
-    """Rows that come one after the other; those that were asked for are held. Images are undecoded."""
+    """Rows that come one after the other; those that were asked for are held. Files are undecoded."""
 
     def __init__(self, data: DataSpec) -> None:
         import datasets
@@ -68,7 +68,7 @@ class StreamRows:
         self.held: dict[int, dict[str, Any]] = {}
         with reading(data):
             first = list(self.stream.take(_FIRST_ROWS))
-            self.first = datasets.Dataset.from_list(first, features=self.stream.features)
+            self.first = datasets.Dataset.from_list(first, features=self._features)
         if len(self.first) == 0:
             raise InputError(f"{data.spec} ({data.split}) is empty")
 
@@ -84,8 +84,8 @@ class StreamRows:
             self.total = self._hold(row_ids, window)
             return row_ids if self.total == window else draw(self.total, samples, seed)
 
-    def at(self, row_ids: list[int], image: str | None = None) -> Dataset:
-        """The rows at ascending positions, with the content of their images, wherever it is."""
+    def at(self, row_ids: list[int], stored: str | None = None) -> Dataset:
+        """The rows at ascending positions, with the content of the files in column `stored`, wherever it is."""
         import datasets
 
         with reading(self.data):
@@ -94,11 +94,21 @@ class StreamRows:
                 self.total = max(self.total, read)
                 if read <= missing[-1]:
                     raise _gone(self.data, read, row_ids)
-            if image is not None:
+            if stored is not None:
                 for row in row_ids:
-                    self.held[row] = {**self.held[row], image: _with_bytes(self.held[row][image])}
+                    self.held[row] = {**self.held[row], stored: _with_bytes(self.held[row][stored])}
             rows = [self.held[i] for i in row_ids]
-            return datasets.Dataset.from_list(rows, features=self.stream.features)
+            return datasets.Dataset.from_list(rows, features=self._features)
+
+    @property
+    def _features(self) -> Any:
+        """What the columns hold. An `Audio` would want torchcodec to take in what it gave out itself."""
+        import datasets
+
+        stored = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+        features = self.stream.features or {}
+        plain = {name: stored if isinstance(f, datasets.Audio) else f for name, f in features.items()}
+        return datasets.Features(plain) if plain else None
 
     def _hold(self, row_ids: list[int], window: int) -> int:
         """Keep the rows at these positions; returns how many of the first `window` there are."""
@@ -111,12 +121,12 @@ class StreamRows:
 
 
 def _with_bytes(stored: Any) -> Any:
-    """An undecoded image with its content, so that its file is read once; a broken one stays as it is."""
+    """An undecoded file with its content, so that it is read once; a broken one stays as it is."""
     if not isinstance(stored, dict) or stored["bytes"] is not None:
         return stored
     try:
         return {**stored, "bytes": encoded(stored)}
-    except BrokenImage:
+    except BrokenFile:
         return stored
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from optin_cli.artefacts.files import disk_is_full
 from optin_cli.data import docs, glue, glue_files, squad
-from optin_cli.data.folders import image_mask_pairs, names_of, split_folder
+from optin_cli.data.audio_folders import holds_recordings, open_recordings
+from optin_cli.data.folders import SUFFIXES, image_mask_pairs, names_of, split_folder
 from optin_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -42,11 +43,18 @@ class DataSpec:
     stream: bool = False
     """Read the rows one after the other, without copying the data to disk first."""
     workers: int | None = None
-    """Processes that decode images; 0 for none, None for what the machine can spare. Changes no result."""
+    """Processes that decode files; 0 for none, None for what the machine can spare. Changes no result."""
     mask: str | None = None
     """Column, or folder, of label maps."""
     ignore_index: int = 255
     """The id of a label map's pixels that count nothing."""
+    audio: str | None = None
+    """Column of recordings, or of paths to them."""
+
+    def beside(self, path: str) -> str:
+        """A path as the data has it, from where the data is."""
+        here = Path(self.spec).expanduser()
+        return path if "://" in path else str((here if here.is_dir() else here.parent) / path)
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 0:
@@ -55,7 +63,7 @@ class DataSpec:
 
 def open_split(data: DataSpec) -> Dataset:
     """Open one split of `builtin:docs`, a CSV, JSONL, Parquet or text file (a row a line), a folder of them, an
-    image folder, a folder written by `datasets`, or a hub data set.
+    image or audio folder, a folder written by `datasets`, or a hub data set.
 
     Raises `UsageError` for what does not exist and `InputError` for what can't be read.
     """
@@ -135,7 +143,8 @@ def _load_files(files: list[Path], data: DataSpec) -> Any:
     reader = _READERS.get(files[0].suffix)
     if reader is None or len(suffixes) > 1:
         raise UsageError(
-            f"{files[0]} is of no known kind", f"known: {', '.join(_READERS)}, image folders, hub data sets"
+            f"{files[0]} is of no known kind",
+            f"known: {', '.join(_READERS)}, image and audio folders, hub data sets",
         )
     options: dict[str, Any] = {}
     if reader == "csv":
@@ -159,8 +168,8 @@ def _slice_safe(split: str) -> str:
 
 
 def _open_folder(path: Path, data: DataSpec) -> Any:
-    """`datasets` folders by their own reader; images with masks; `<split>*.csv|jsonl|parquet`; else images by class
-    folder."""
+    """`datasets` folders by their own reader; images with masks; `<split>*.csv|jsonl|parquet`; else images or
+    recordings by class folder."""
     import datasets
 
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
@@ -176,7 +185,7 @@ def _open_folder(path: Path, data: DataSpec) -> Any:
         return datasets.Dataset.from_dict(pairs).cast(
             datasets.Features(dict.fromkeys(pairs, datasets.Image(decode=False)))
         )
-    tables = sorted(f for f in path.rglob("*") if f.suffix in _READERS and f.name != "metadata.jsonl")
+    tables = sorted(f for f in path.rglob("*") if f.suffix in _READERS and f.stem != "metadata")
     # a readme or a list of labels is no data
     tables = [f for f in tables if f.suffix != ".txt" or f.stem in names]
     if tables:
@@ -186,6 +195,8 @@ def _open_folder(path: Path, data: DataSpec) -> Any:
             raise UsageError(f"{path} has no file for the split {data.split!r}", f"it has {', '.join(have)}")
         return _load_files(chosen, data)
     folder = split_folder(path, data.split)
+    if holds_recordings(folder, SUFFIXES):
+        return open_recordings(folder)
     return _load("imagefolder", data_dir=str(folder), split="train", stream=data.stream)
 
 

@@ -11,13 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optin_cli.data.batches import Batch
 from optin_cli.errors import UsageError
 from optin_cli.measure.memory import peak_memory
 from optin_cli.models.anatomy import ATTENTION_MASK
+from optin_cli.models.audio_processors import AudioProcessor
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.macs import count_macs, observed_tokens
 from optin_cli.models.positions import image_size
 from optin_cli.models.processors import ImageProcessor, TextProcessor
+from optin_cli.models.recordings import has_decoder, random_recordings, sizes
 
 Inputs = Mapping[str, Tensor]
 Progress = Callable[[int, int, str], None]
@@ -35,7 +38,7 @@ class Setting:
 
     batch_size: int
     size: int
-    """Sequence length for text, side in pixels for images."""
+    """Sequence length for text, side in pixels for images; of recordings the transcript's, or frames without one."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def bench(
     if not models or not batch_sizes:
         raise UsageError("nothing to time", "give at least one model and one batch size")
     if len({model.family.modality for model in models}) > 1:
-        raise UsageError("a text model and an image model can't be timed on the same inputs")
+        raise UsageError("models of texts, images and recordings can't be timed on the same inputs")
     sizes = list(sizes or [default_size(models[0])])
     settings = [Setting(batch_size, size) for size in sizes for batch_size in batch_sizes]
     for setting in settings:
@@ -125,15 +128,19 @@ def efficiency(measured: float, ideal: float) -> float:
 
 
 def default_size(model: OpenModel) -> int:
-    """128 tokens, or fewer if the model takes fewer; the side of the images a vision model was made for."""
+    """128 tokens, or fewer if the model takes fewer; the side of the images a vision model was made for; 64 tokens of
+    a transcript, or the frames of a spectrogram."""
     processor = model.processor
     if isinstance(processor, TextProcessor):
         return min(DEFAULT_LENGTH, processor.max_length)
+    if isinstance(processor, AudioProcessor):
+        return sizes(model.module)[0]
     return image_size(model.module)[0]
 
 
 def dummy_inputs(model: OpenModel, batch_size: int, size: int, seed: int = 0) -> dict[str, Tensor]:
-    """Random inputs on the model's device: (batch, size) tokens without padding, or (batch, 3, h, w) pixels.
+    """Random inputs on the model's device: (batch, size) tokens without padding, (batch, 3, h, w) pixels or
+    spectrograms.
 
     Raises `UsageError` for a size the model can't take.
     """
@@ -151,6 +158,15 @@ def check_setting(model: OpenModel, batch_size: int, size: int) -> None:
             raise UsageError(
                 f"{model.spec} takes sequences of up to {processor.max_length} tokens, not {size}",
                 f"use --seq-len {processor.max_length} or less",
+            )
+    elif isinstance(processor, AudioProcessor):
+        most = sizes(model.module)[1]
+        if size > most or (size < most and not has_decoder(model.module)):
+            raise UsageError(
+                f"{model.spec} takes transcripts of up to {most} tokens, not {size}"
+                if has_decoder(model.module)
+                else f"{model.spec} takes spectrograms of {most} frames, not {size}",
+                f"use --seq-len {most}",
             )
     elif size != image_size(model.module)[0]:
         _check_image_size(model, size)
@@ -177,6 +193,9 @@ def _draw(model: OpenModel, batch_size: int, size: int, seed: int) -> dict[str, 
         shape = (height, width) if size == height else (size, size)
         pixels = torch.randn(batch_size, 3, *shape, generator=generator)
         return {processor.input_name: pixels.to(model.device, model.dtype)}
+    if isinstance(processor, AudioProcessor):
+        inputs = random_recordings(model.module, batch_size, size, generator)
+        return Batch(inputs, None, []).to(model.device, model.dtype).inputs
     tokenizer = processor.tokenizer
     vocabulary = getattr(model.module.config, "vocab_size", None) or len(tokenizer)
     ids = torch.arange(vocabulary)

@@ -15,6 +15,10 @@ HEADS = "heads"
 NEURONS = "neurons"
 CHANNELS = "channels"
 
+TEXT, IMAGE, AUDIO = "text", "image", "audio"
+MODALITIES = (TEXT, IMAGE, AUDIO)
+"""Which kind of data a model reads."""
+
 TOKENS, SEQUENCE, NHWC, NCHW = "tokens", "sequence", "nhwc", "nchw"
 LAYOUTS = (TOKENS, SEQUENCE, NHWC, NCHW)
 """Of hidden states: (batch, tokens, d), (tokens, batch, d), (batch, height, width, d) and (batch, d, height, width)."""
@@ -88,6 +92,8 @@ class Bypass:
     cache: str = ""
     """Its argument that is a cache of the keys and values of its own tokens. The cache counts tokens, so it gets them
     without heads too."""
+    attended: str = ""
+    """Its argument with what it attends to, where that is not its own tokens: the cache is then of those."""
     empty: bool = False
     """The module stands in front of the consumer, and gives no features."""
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from optin_cli.artefacts.files import digest_bytes, digest_files
 from optin_cli.artefacts.pruned import PrunedRecord, write_pruned
 from optin_cli.errors import InputError, UsageError
-from optin_cli.models.anatomy import Anatomy
+from optin_cli.models.anatomy import AUDIO, IMAGE, Anatomy
+from optin_cli.models.audio_processors import AudioProcessor, audio_processor
 from optin_cli.models.dissect import dissect, family_of
 from optin_cli.models.families import Family, family_from_dict
 from optin_cli.models.from_transformers import open_transformers, save_transformers
@@ -35,6 +36,7 @@ from optin_cli.models.processors import (
     timm_image_processor,
     transformers_image_processor,
 )
+from optin_cli.models.recordings import has_decoder
 from optin_cli.models.slicing import slice_model
 from optin_cli.models.sources import Source, resolve
 from optin_cli.tasks.base import Task
@@ -106,13 +108,15 @@ class OpenModel:
         )
 
     @cached_property
-    def processor(self) -> TextProcessor | ImageProcessor:
-        """Tokenizer or image transform, from the model's own files or config."""
+    def processor(self) -> TextProcessor | ImageProcessor | AudioProcessor:
+        """Tokenizer, image transform or feature extractor, from the model's own files or config."""
         if self.source.library in LIBRARIES:
             return timm_image_processor(self.module)
         assert self.source.folder is not None
         config = self.module.config
-        if self.family.modality == "image":
+        if self.family.modality == AUDIO:
+            return audio_processor(self.source.folder, config, transcripts=has_decoder(self.module))
+        if self.family.modality == IMAGE:
             return transformers_image_processor(self.source.folder, config)
         return text_processor(self.source.folder, config)
 

@@ -68,7 +68,7 @@ def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
     blocks, streams = find_streams(model, family, base_prefix(model))
     seen = None
     if costs and family.hierarchical:
-        seen = _count_positions(model, blocks[0], streams[0].layout)
+        seen = _count_positions(model, blocks[0], streams[0].layout, family.modality)
     own = [i for i, block in enumerate(blocks) if block not in blocks[:i]]
     tables = [(i, table) for i in own for table in _tables_in(model, family, blocks, i)]
     ends = Counter(path for _, t in tables for path in (t.consumer, *(p.path for p in t.producers)))
@@ -103,10 +103,10 @@ def _used(site: Site, times: int) -> Site:
     return replace(site, macs_per_token=per_token, macs_per_pair=per_pair)
 
 
-def _count_positions(model: nn.Module, first_block: str, layout: str) -> Positions:
+def _count_positions(model: nn.Module, first_block: str, layout: str, modality: str) -> Positions:
     from optin_cli.models.positions import count_positions
 
-    return count_positions(model, first_block, layout)
+    return count_positions(model, first_block, layout, modality)
 
 
 def _tables_in(model: nn.Module, family: Family, blocks: list[str], index: int) -> list[SiteTable]:

@@ -18,12 +18,14 @@ from optin_cli.models.anatomy import (
     CHANNELS,
     HEADS,
     LAYOUTS,
+    MODALITIES,
     NEURONS,
     Bypass,
     Producer,
     RelativePositions,
     UnitInput,
 )
+from optin_cli.models.audio_tables import AUDIOS
 from optin_cli.models.cnn_tables import CNNS
 from optin_cli.models.decoder_tables import DECODERS
 from optin_cli.models.encoder_tables import ENCODERS
@@ -235,10 +237,10 @@ def _is_axes(value: Any) -> bool:
 def _is_bypass(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and set(value) <= {"module", "in_tuple", "cache", "empty"}
+        and set(value) <= {"module", "in_tuple", "cache", "attended", "empty"}
         and _is_text(value.get("module"))
         and isinstance(value.get("in_tuple", 0), int)
-        and isinstance(value.get("cache", ""), str)
+        and all(isinstance(value.get(name, ""), str) for name in ("cache", "attended"))
         and isinstance(value.get("empty", False), bool)
     )
 
@@ -259,7 +261,7 @@ _FAMILY_FIELDS: _Fields = {
     "matches": (True, "a list of names", _list_of(_is_text)),
     "blocks": (False, "a path or a list of patterns", lambda v: isinstance(v, str) or _is_blocks(v)),
     "sites": (True, "a list of sites", lambda v: _list_of(lambda s: isinstance(s, dict))(v) and bool(v)),
-    "modality": (False, "text or image", lambda v: v in ("text", "image")),
+    "modality": (False, f"one of {', '.join(MODALITIES)}", lambda v: v in MODALITIES),
     "note": (False, "text", lambda v: isinstance(v, str)),
     "layout": (False, f"one of {', '.join(LAYOUTS)}", lambda v: v in LAYOUTS),
     "hierarchical": (False, "true or false", lambda v: isinstance(v, bool)),
@@ -299,7 +301,7 @@ _SITE_FIELDS: _Fields = {
     "tensors": (False, "path: axis", _is_axes),
     "relative": (False, "{kinds, rows}", lambda v: v is None or _is_relative(v)),
     "batch_axis": (False, "0 or more", lambda v: type(v) is int and v >= 0),
-    "bypass": (False, "{module, in_tuple, cache, empty}", lambda v: v is None or _is_bypass(v)),
+    "bypass": (False, "{module, in_tuple, cache, attended, empty}", lambda v: v is None or _is_bypass(v)),
     "pairs": (False, "true or false", lambda v: isinstance(v, bool)),
     "must_be_identity": (False, "a list of paths", _list_of(_is_text)),
     "requires": (False, "a list of paths", _list_of(_is_text)),
@@ -333,5 +335,5 @@ def read_family(path: Path) -> Family:
     return family_from_dict(data, str(path))
 
 
-for _family in (*SHIPPED, *ENCODERS, *DECODERS, *SWIN, *CNNS, *TORCHVISION, *SEGMENTATION):
+for _family in (*SHIPPED, *ENCODERS, *DECODERS, *SWIN, *CNNS, *TORCHVISION, *SEGMENTATION, *AUDIOS):
     register_family(_family)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from optin_cli.errors import InputError, UsageError
+from optin_cli.models.anatomy import AUDIO
 from optin_cli.models.processors import settle_image_size
 from optin_cli.models.sources import Source
 from optin_cli.tasks.base import Task
@@ -49,7 +50,8 @@ def open_transformers(
         cls = auto._model_mapping.get(type(config), None)
         if cls is None:
             raise UsageError(f"a {config.model_type} model can't do {task.name}", "choose another --task")
-    settle_image_size(source.folder, config)
+    if AUDIO not in getattr(cls, "input_modalities", ()):
+        settle_image_size(source.folder, config)
     if source.untrained:
         return _reshaped(cls, reshape)(config), task, torch.float32
     with _quiet():

@@ -1,7 +1,7 @@
 """How many positions each layer of a hierarchical model sees, found by one forward without data.
 
 A stage of such a model has fewer tokens than the one before, and windows pad them: what a layer costs does not
-follow from the length of the input. Images of such a model have one size, so it is counted there.
+follow from the length of the input. Images, and spectrograms, of such a model have one size: it is counted there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from optin_cli.errors import InputError
+from optin_cli.models.anatomy import ATTENTION_MASK, AUDIO, IMAGE
 from optin_cli.models.hidden import as_rows, hidden_of
+from optin_cli.models.recordings import random_recordings
 
 _DEFAULT_SIDE = 224
 
@@ -39,8 +41,8 @@ class Positions:
         return self.groups.get(path, self.reference)
 
 
-def count_positions(model: nn.Module, first_block: str, layout: str) -> Positions:
-    """Run `model` on an empty image of its own size, without weights, and look at its Linears and convolutions.
+def count_positions(model: nn.Module, first_block: str, layout: str, modality: str = IMAGE) -> Positions:
+    """Run `model` on an image or spectrogram of its own size, without weights, and look at its Linears and Conv2ds.
 
     Raises `InputError` if it does not run.
     """
@@ -68,15 +70,24 @@ def count_positions(model: nn.Module, first_block: str, layout: str) -> Position
                 stack.callback(module.register_forward_hook(refer).remove)
         stack.enter_context(torch.no_grad())
         parameter = next(twin.parameters())
-        image = torch.zeros(1, channels(model), *image_size(model), device=parameter.device)
+        what = "a spectrogram" if modality == AUDIO else "an image"
         try:
-            twin(image.to(parameter.dtype))
+            _run(twin, modality, parameter.device, parameter.dtype)
         except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:
             raise InputError(
-                f"{type(model).__name__} does not run on an image of its own size, so its costs can't be counted: "
+                f"{type(model).__name__} does not run on {what} of its own size, so its costs can't be counted: "
                 f"{error}"
             ) from error
     return seen
+
+
+def _run(twin: nn.Module, modality: str, device: torch.device, dtype: torch.dtype) -> None:
+    if modality != AUDIO:
+        twin(torch.zeros(1, channels(twin), *image_size(twin), device=device, dtype=dtype))
+        return
+    inputs = random_recordings(twin, 1)
+    inputs = {name: value for name, value in inputs.items() if not name.endswith(ATTENTION_MASK)}
+    twin(**{k: v.to(device, dtype if v.is_floating_point() else None) for k, v in inputs.items()})
 
 
 def _weightless(model: nn.Module) -> nn.Module:

@@ -99,14 +99,24 @@ class TextProcessor:
         self, texts: Sequence[str], targets: Sequence[str], max_length: int | None
     ) -> tuple[list[dict[str, list[int]]], list[list[int]]]:
         """Texts with what the decoder reads of their targets, all but the last token; and the targets' token ids."""
-        limit = min(self.max_length, max_length or self.max_length)
+        read, wanted = self.decoded(targets, max_length)
         inputs = self.tokenize(texts, None, max_length)
+        return [{**row, **more} for row, more in zip(inputs, read, strict=True)], wanted
+
+    def decoded(
+        self, targets: Sequence[str], max_length: int | None
+    ) -> tuple[list[dict[str, list[int]]], list[list[int]]]:
+        """What the decoder reads of targets, all but the last token; and the targets' token ids."""
+        limit = min(self.max_length, max_length or self.max_length)
         wanted = self.tokenizer(text_target=list(targets), truncation=True, max_length=limit)["input_ids"]
         start = self.tokenizer.pad_token_id if self.start is None else self.start
-        for row, ids in zip(inputs, wanted, strict=True):
-            row["decoder_input_ids"] = [start, *ids[:-1]]
-            row["decoder_attention_mask"] = [1] * len(ids)
-        return inputs, wanted
+        # some tokenizers put the token that the decoder begins with in front themselves
+        wanted = [ids[1:] if ids[:1] == [start] else ids for ids in wanted]
+        read = [
+            {"decoder_input_ids": [start, *ids[:-1]], "decoder_attention_mask": [1] * len(ids)}
+            for ids in wanted
+        ]
+        return read, wanted
 
     def _cut(self, text: str, tokens: int) -> str:
         """The first `tokens` tokens of a text."""
@@ -171,7 +181,8 @@ def text_processor(folder: Path, config: Any) -> TextProcessor:
 def _max_length(folder: Path, tokenizer: Any, config: Any) -> int:
     import json
 
-    positions = getattr(config, "max_position_embeddings", None) or 512
+    named = ("max_position_embeddings", "max_target_positions")
+    positions = next(filter(None, (getattr(config, name, None) for name in named)), 512)
     if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         positions -= 2  # their position ids start after the padding index
     limits = [positions, tokenizer.model_max_length]

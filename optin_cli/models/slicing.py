@@ -83,7 +83,11 @@ def _bypass(module: nn.Module, consumer: str, bypass: Bypass, unit_inputs: Seque
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             hidden = hidden_argument(args, kwargs)
             given = signature.bind(*args, **kwargs).arguments
-            past, keys = _count_in(given.get(bypass.cache), hidden, getattr(self, "layer_idx", 0))
+            cache, layer = given.get(bypass.cache), getattr(self, "layer_idx", 0)
+            if bypass.attended and cache is not None:
+                _count_attended(cache, given[bypass.attended], layer)
+                cache = None
+            past, keys = _count_in(cache, hidden, layer)
             for made in unit_inputs:
                 if made.maker and given.get(made.argument) is None and getattr(self, made.needs):
                     make_unit_input(self, made, hidden, past, keys)
@@ -96,6 +100,14 @@ def _bypass(module: nn.Module, consumer: str, bypass: Bypass, unit_inputs: Seque
     Bypassed.__name__ = type(module).__name__
     Bypassed.__module__ = type(module).__module__
     module.__class__ = Bypassed
+
+
+def _count_attended(cache: Any, hidden: Tensor, layer: int) -> None:
+    """Tell the cache of cross-attention, once, of the tokens that are attended to."""
+    cache = getattr(cache, "cross_attention_cache", cache)
+    if not int(cache.get_seq_length(layer)):
+        nothing = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
+        cache.update(nothing, nothing, layer)
 
 
 def _count_in(cache: Any, hidden: Tensor, layer: int) -> tuple[Any, int]:

@@ -20,6 +20,7 @@ _EXTRAS = (
     "tokenizer*",
     "vocab*",
     "merges.txt",
+    "normalizer.json",
     "*.model",
     "special_tokens_map.json",
     "added_tokens.json",

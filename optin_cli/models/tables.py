@@ -119,7 +119,7 @@ class Family:
     receives what the one before gives. None and Identity are no blocks."""
     sites: tuple[SiteTable, ...]
     modality: str = "text"
-    """`text` or `image`: which kind of data the model reads."""
+    """`text`, `image` or `audio`: which kind of data the model reads."""
     note: str = ""
     layout: str = TOKENS
     """How a block's hidden states lie: `tokens` (batch, tokens, d), `nhwc` or `nchw`."""

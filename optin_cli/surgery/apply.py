@@ -22,16 +22,17 @@ from optin_cli.artefacts.files import atomic_dir
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned, write_pruned
-from optin_cli.data.batches import Batches
+from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import BUILTIN_DOCS, DataSpec
 from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError
-from optin_cli.models.anatomy import HEADS, NEURONS, Anatomy
+from optin_cli.models.anatomy import AUDIO, HEADS, NEURONS, TEXT, Anatomy
 from optin_cli.models.checkpoint import OpenModel, open_model, save_pruned
 from optin_cli.models.families import family_to_dict
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.merged import install_merges
 from optin_cli.models.processors import ImageProcessor
+from optin_cli.models.recordings import random_recordings
 from optin_cli.models.slicing import slice_model
 from optin_cli.models.token_sites import check_merges
 from optin_cli.surgery.compensate import compensate
@@ -191,9 +192,13 @@ def _check_batches(
         if data is not None:
             raise
         log.warning("the calibration data can't be read again (%s)", error.what)
-    if model.family.modality == "text":
+    if model.family.modality == TEXT:
         log.warning("checking on %s instead", BUILTIN_DOCS)
         return _inputs(model, DataSpec(BUILTIN_DOCS), None), BUILTIN_DOCS
+    if model.family.modality == AUDIO:
+        log.warning("checking on random spectrograms instead")
+        noise = random_recordings(model.module, 4, generator=torch.Generator().manual_seed(0))
+        return [Batch(noise, None, []).to(model.device, torch.float32).inputs], "noise"
     log.warning("checking on noise images instead")
     return [_noise_images(model)], "noise"
 

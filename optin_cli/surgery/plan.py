@@ -45,7 +45,7 @@ def own_data(mask: Mask, workers: int | None = None) -> DataSpec:
     told = mask.calibration
     return DataSpec(
         told["spec"], told["split"], told["config"], tuple(told["text"]), told["label"], told["image"],
-        told.get("stream", False), workers, told.get("mask"), told.get("ignore_index", 255),
+        told.get("stream", False), workers, told.get("mask"), told.get("ignore_index", 255), told.get("audio"),
     )  # fmt: skip
 
 

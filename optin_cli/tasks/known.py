@@ -7,6 +7,7 @@ from typing import Any
 
 from optin_cli.errors import UsageError
 from optin_cli.tasks.answering import QuestionAnswering
+from optin_cli.tasks.audio import AudioClassification, SpeechRecognition
 from optin_cli.tasks.base import Task
 from optin_cli.tasks.embedding import Embedding
 from optin_cli.tasks.language import LanguageModeling
@@ -22,7 +23,9 @@ TASKS: dict[str, type[Task]] = {
         TokenClassification,
         QuestionAnswering,
         ImageClassification,
+        AudioClassification,
         LanguageModeling,
+        SpeechRecognition,
         TextToText,
         Segmentation,
         Embedding,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from optin_cli.data.batches import Batches
-from optin_cli.data.readers import TARGETS
+from optin_cli.data.readers import TARGETS, Reader
 from optin_cli.tasks.base import Forward, Inputs, logits_of
 from optin_cli.tasks.language import NextToken, mean_nats, padded
 
@@ -28,7 +28,7 @@ class TextToText(NextToken):
     name = SEQ2SEQ
     auto_class = "AutoModelForSeq2SeqLM"
     architectures = ("ForConditionalGeneration",)
-    reader = TARGETS
+    reader: ClassVar[Reader] = TARGETS
 
     def output(self, model: Forward, inputs: Inputs) -> Tensor:
         """Logits of the first tokens of each target."""

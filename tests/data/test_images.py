@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from optin_cli.data.images import BrokenImage, decode, encoded, to_rgb
+from optin_cli.data.images import decode, to_rgb
+from optin_cli.data.stored import BrokenFile, encoded
 
 BANDS = {"1": 0, "L": 0, "P": 0, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4, "YCbCr": 3}
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
@@ -138,18 +139,18 @@ JPEG = stored(Image.open(BytesIO(PNG)), "JPEG")["bytes"]
     ],
 )
 def test_broken_images_say_why(content, why):
-    with pytest.raises(BrokenImage, match=why):
+    with pytest.raises(BrokenFile, match=why):
         decode({"bytes": content, "path": "a.png"})
 
 
 @pytest.mark.parametrize("nothing", [None, {"bytes": None, "path": None}, {"bytes": None}])
 def test_a_row_without_an_image(nothing):
-    with pytest.raises(BrokenImage, match="there is none"):
+    with pytest.raises(BrokenFile, match="there is none"):
         decode(nothing)
 
 
 def test_a_file_that_is_gone(tmp_path):
-    with pytest.raises(BrokenImage, match="No such file"):
+    with pytest.raises(BrokenFile, match="No such file"):
         decode({"bytes": None, "path": str(tmp_path / "gone.png")})
 
 
@@ -161,5 +162,5 @@ def test_damage_of_any_kind_gives_an_image_or_a_reason(content, at, junk):
     at %= len(content)
     try:
         assert decode(content[:at] + junk + content[at + len(junk) :]).mode == "RGB"
-    except BrokenImage as error:
+    except BrokenFile as error:
         assert str(error) and "\n" not in str(error)

@@ -17,11 +17,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from optin_cli.data import intact
+from optin_cli.data.columns import Columns
 from optin_cli.data.examples import Examples, sample
+from optin_cli.data.images import decode
 from optin_cli.data.intact import leave_out_broken
+from optin_cli.data.kinds import Kind
 from optin_cli.data.rows import draw
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError
+
+IMAGE = Columns(image="image")
 
 
 def png(value: int = 0) -> bytes:
@@ -58,7 +63,7 @@ def test_what_is_left_is_sound_and_as_many_as_there_are(case):
     drawn = draw(total, samples, seed)
     rows, again = Rows(total, broken), Rows(total, broken)
     try:
-        sound, found = leave_out_broken(rows, "image", drawn, seed)
+        sound, found = leave_out_broken(rows, IMAGE, drawn, seed)
     except InputError as error:
         told = re.search(r"(\d+) of (\d+) images", str(error))
         assert told and int(told[1]) > 0.1 * int(told[2])
@@ -70,12 +75,12 @@ def test_what_is_left_is_sound_and_as_many_as_there_are(case):
     assert set(drawn) - broken <= set(sound)
     assert found == sorted(broken & set(rows.seen))
     assert sorted(rows.seen) == sorted(sound + found)  # each row once, and none that is not used
-    assert leave_out_broken(again, "image", drawn, seed) == (sound, found)
+    assert leave_out_broken(again, IMAGE, drawn, seed) == (sound, found)
 
 
 def test_another_seed_replaces_by_other_rows():
     drawn = list(range(40))
-    one, other = (leave_out_broken(Rows(1000, {3, 4}), "image", drawn, seed)[0] for seed in (0, 1))
+    one, other = (leave_out_broken(Rows(1000, {3, 4}), IMAGE, drawn, seed)[0] for seed in (0, 1))
     assert one[:38] == other[:38]
     assert one[38:] != other[38:]
 
@@ -87,15 +92,15 @@ def test_more_than_a_tenth_is_a_failure(broken, fails):
         with pytest.raises(
             InputError, match=r"5 of 40 images of d \(train\) are broken, more than a tenth"
         ) as caught:
-            leave_out_broken(rows, "image", list(range(40)), 0)
+            leave_out_broken(rows, IMAGE, list(range(40)), 0)
         assert caught.value.exit_code == 1
     else:
-        assert len(leave_out_broken(rows, "image", list(range(40)), 0)[0]) == 36
+        assert len(leave_out_broken(rows, IMAGE, list(range(40)), 0)[0]) == 36
 
 
 def test_recorded_rows_are_used_exactly_or_not_at_all():
     with pytest.raises(InputError, match=r"d \(train\): row 7 \(it is empty\)"):
-        leave_out_broken(Rows(100, {7}), "image", list(range(50)), 0, exactly=True)
+        leave_out_broken(Rows(100, {7}), IMAGE, list(range(50)), 0, exactly=True)
 
 
 def folder_with_broken(folder, count: int = 30):
@@ -147,8 +152,7 @@ def test_only_the_drawn_rows_are_decoded(tmp_path, monkeypatch):
         decoded.append(stored)
         return decode(stored)
 
-    decode = intact.decode
-    monkeypatch.setattr(intact, "decode", counting)
+    monkeypatch.setattr(intact, "kind_of", lambda _: Kind("image", "--image", counting))
     images(tiny_image_folder(tmp_path / "d", 30), 5)
     assert len(decoded) == 5
 
@@ -204,7 +208,7 @@ def test_parquet_of_any_tool(form, stream, tmp_path):
         parquet.write_table(pa.table({"picture": values, "label": [0, 1] * 3}), tmp_path / "t.parquet")
     found = images(tmp_path / "t.parquet", stream=stream)
     assert (found.columns.image, found.columns.label) == ("picture", "label")
-    shades = [int(np.asarray(intact.decode(stored))[0, 0, 0]) for stored in found.rows["picture"]]
+    shades = [int(np.asarray(decode(stored))[0, 0, 0]) for stored in found.rows["picture"]]
     assert shades == [0, 40, 80, 120, 160, 200]
 
 

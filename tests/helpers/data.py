@@ -73,6 +73,41 @@ def tiny_image_folder(
     return folder
 
 
+def sound(seconds: float, rate: int, hertz: float, seed: int = 0) -> np.ndarray:
+    """A tone in noise, float64 [samples] between -1 and 1."""
+    times = np.arange(round(seconds * rate)) / rate
+    noise = np.random.default_rng(seed).normal(0, 0.05, len(times))
+    return (0.5 * np.sin(2 * np.pi * hertz * times) + noise).clip(-1, 1)
+
+
+def save_wav(path: Path, values: np.ndarray, rate: int) -> None:
+    """Values between -1 and 1, [samples] or [samples, channels], in 16 bits."""
+    from scipy.io import wavfile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wavfile.write(path, rate, (values * 32767).round().astype(np.int16))
+
+
+def tiny_audio_folder(
+    folder: Path, n: int = 12, classes: Iterable[str] = ("high", "low"), transcripts: bool = False
+) -> Path:
+    """`n` WAV files of many lengths and rates, one folder a class; with `transcripts`, in a CSV beside them."""
+    names = list(classes)
+    rows = []
+    for i in range(n):
+        rate = (8000, 16000, 11025)[i % 3]
+        name = f"{names[i % len(names)]}/{i:03}.wav"
+        tone = sound(0.3 + 0.1 * (i % 5), rate, 220 * (1 + i % len(names)), i)
+        save_wav(folder / name, tone, rate)
+        rows.append({"audio": name, "text": sentences(1, i)[0]})
+    if transcripts:
+        with (folder / "train.csv").open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, ["audio", "text"])
+            writer.writeheader()
+            writer.writerows(rows)
+    return folder
+
+
 def tiny_masks(folder: Path, n: int = 12, classes: int = 5, void: int = 255, seed: int = 0) -> Path:
     """`n` images with label maps of coloured rectangles, in `images/` and `masks/`; a border counts nothing."""
     from PIL import Image

@@ -89,9 +89,27 @@ ENCODER_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_decoder_layers": 2},
     ),
 }
+_WHISPER = {
+    "vocab_size": 80, "d_model": WIDTH, "encoder_layers": BLOCKS, "encoder_attention_heads": HEADS,
+    "decoder_attention_heads": HEADS, "encoder_ffn_dim": INNER, "decoder_ffn_dim": INNER, "num_mel_bins": 8,
+    "max_source_positions": 50, "max_target_positions": 16, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3,
+    "decoder_start_token_id": 2,
+}  # fmt: skip
+WHISPERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "whisper": ("WhisperForConditionalGeneration", {**_WHISPER, "decoder_layers": BLOCKS}),
+    "whisper-classifier": (
+        "WhisperForAudioClassification",
+        {**_WHISPER, "classifier_proj_size": 16, "num_labels": 2},
+    ),
+    "whisper-all-blocks": (
+        "WhisperForAudioClassification",
+        {**_WHISPER, "classifier_proj_size": 16, "num_labels": 2, "use_weighted_layer_sum": True},
+    ),
+}
 MORE_TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     **DECODERS,
     **ENCODER_DECODERS,
+    **WHISPERS,
     "beit": (
         "BeitForImageClassification",
         {**_IMAGE, "intermediate_size": INNER, "num_labels": 5, "use_relative_position_bias": True},

@@ -36,6 +36,7 @@ from helpers.families import (
     TIMM_CNNS,
     TIMM_NAME,
     TORCHVISION,
+    WHISPERS,
     WIDTH,
 )
 from helpers.vgg import register_vggs
@@ -95,6 +96,9 @@ def tiny_model(name: str, folder: Path, head: str = "classifier", seed: int = 0,
     model.save_pretrained(folder)
     if name in (*TEXT_FAMILIES, *MORE_TEXT, *DECODERS, *ENCODER_DECODERS):
         save_tokenizer(name, folder)
+    elif name in WHISPERS:
+        save_tokenizer(name, folder)
+        _save_feature_extractor(folder)
     else:
         _save_image_processor(folder, IMAGE_SIZES.get(name, IMAGE_SIZE))
     return folder
@@ -186,6 +190,13 @@ def _save_image_processor(folder: Path, side: int) -> None:
     from transformers import ViTImageProcessor
 
     ViTImageProcessor(size={"height": side, "width": side}).save_pretrained(folder)
+
+
+def _save_feature_extractor(folder: Path) -> None:
+    """One second becomes 100 frames of 8 bins."""
+    from transformers import WhisperFeatureExtractor
+
+    WhisperFeatureExtractor(feature_size=8, chunk_length=1).save_pretrained(folder)
 
 
 def timm_args(architecture: str = TIMM_NAME, **overrides: Any) -> dict[str, Any]:

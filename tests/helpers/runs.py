@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.families import IMAGE_SIZE
 from optin_cli.models.checkpoint import OpenModel
+from optin_cli.models.recordings import random_recordings
 from optin_cli.tasks.segmentation import SEGMENTATION
 
 
@@ -30,13 +31,19 @@ def examples(count: int, shrink: bool = True) -> settings:
 
 
 def random_inputs(model: OpenModel, batch: int = 3, tokens: int = 9, seed: int = 0) -> dict[str, Tensor]:
-    """Inputs of `model`: pixels, or texts of which all but the first are padded."""
+    """Inputs of `model`: pixels, spectrograms (with transcripts), or texts of which all but the first are padded."""
     generator = torch.Generator().manual_seed(seed)
     if model.family.modality == "image":
         size = getattr(getattr(model.module, "config", None), "image_size", None)
         height, width = size if isinstance(size, list) else (IMAGE_SIZE, IMAGE_SIZE)
         pixels = torch.randn(batch, 3, height, width, generator=generator)
         return {"pixel_values" if model.source.library == "transformers" else "x": pixels}
+    if model.family.modality == "audio":
+        inputs = random_recordings(model.module, batch, generator=generator)
+        if (mask := inputs.get("decoder_attention_mask")) is not None:
+            for row in range(1, batch):
+                mask[row, -row:] = 0
+        return inputs
     config = model.module.config
     ids = torch.randint(5, config.vocab_size, (batch, tokens), generator=generator)
     mask = torch.ones_like(ids)

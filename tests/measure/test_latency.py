@@ -121,7 +121,7 @@ def test_nothing_to_time():
 
 
 def test_text_and_image_models_do_not_mix():
-    with pytest.raises(UsageError, match="text model and an image model"):
+    with pytest.raises(UsageError, match="models of texts, images and recordings"):
         bench([shared_model("bert"), shared_model("vit")], [1], **FAST)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.artefacts import keep_sets
-from helpers.data import tiny_image_folder, tiny_text_csv
+from helpers.data import tiny_audio_folder, tiny_image_folder, tiny_text_csv
 from helpers.families import (
     BLOCKS,
     CNNS,
@@ -100,6 +100,9 @@ def masked_outputs(model: OpenModel, keep: dict[str, list[int]]) -> torch.Tensor
 
 
 def data_for(model: OpenModel, folder) -> DataSpec:
+    if model.family.modality == "audio":
+        transcripts = len(model.anatomy.streams) > 1
+        return DataSpec(str(tiny_audio_folder(folder / "audio", transcripts=transcripts)))
     image = model.family.modality == "image"
     return DataSpec(str(tiny_image_folder(folder / "images") if image else tiny_text_csv(folder)))
 
@@ -126,7 +129,7 @@ def test_the_sites_are_the_heads_and_neurons_of_every_block(name):
         }
     if name in SHARED:  # the sites stand in the first block of those that share a module
         blocks = dict.fromkeys(SHARED[name], blocks[0])
-    if name in ENCODER_DECODERS:
+    if name in (*ENCODER_DECODERS, "whisper"):
         for block in range(BLOCKS, len(model.anatomy.blocks)):
             blocks[block] = {kind: blocks[0].get(kind, (HEADS, 8)) for kind in ("heads", "cross", "neurons")}
     assert [(site.name, site.units, site.width) for site in model.anatomy] == [
@@ -286,7 +289,7 @@ def assert_is_masked(pruned: OpenModel, dense: OpenModel, keep: dict[str, list[i
 @every_family
 def test_all_stages_run_and_compensation_helps(name, tmp_path):
     model, dense = open_model(str(saved_model(name))), shared_model(name)
-    mask = select(rank(model, tmp_path, "auto"), 0.5)
+    mask = select(rank(model, tmp_path, "mixed"), 0.5)
     plan = make_plan(model, mask, Compensation(batch_size=16), at_most=True)
     applied = stage.apply(model, mask, tmp_path / "out", plan=plan)
     assert applied.deviation <= DEVIATION.get(name, 1e-5)
@@ -439,6 +442,9 @@ MEASURED = [
     "opt",
     "gpt-neox",
     "t5",
+    "whisper",
+    "whisper-classifier",
+    "whisper-all-blocks",
     "beit",
     "beit-shared",
     "dinov2-swiglu",

@@ -180,7 +180,7 @@ def modality_of(module: Any, library: str, modality: str | None) -> str:
     reads = getattr(module, "main_input_name", "input_ids")
     if reads not in _READS:
         raise InputError(
-            f"a {type(module).__name__} reads {reads}; optin prunes models of text and of images"
+            f"a {type(module).__name__} reads {reads}; only models of texts and images are traced"
         )
     return _READS[reads]
 

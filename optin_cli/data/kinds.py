@@ -1,0 +1,30 @@
+"""The kinds of files that data sets store: what they are called, and how they are decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from optin_cli.data import audio, images
+from optin_cli.data.columns import Columns
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of stored files."""
+
+    name: str
+    option: str
+    """The option that names their column."""
+    decode: Callable[[Any], Any]
+    """What is stored -> what a processor takes. Raises `BrokenFile`."""
+
+
+_IMAGES = Kind("image", "--image", images.decode)
+_RECORDINGS = Kind("recording", "--audio", audio.decode)
+
+
+def kind_of(columns: Columns) -> Kind:
+    """What the column of stored files holds."""
+    return _RECORDINGS if columns.audio else _IMAGES
