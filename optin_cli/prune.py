@@ -95,7 +95,7 @@ def _check_serves(plan: Plan, request: Request) -> None:
         )
     if request.interactions != "none" and not (set(plan.method.engines.values()) & _SKETCHING):
         raise UsageError(
-            f"--interactions needs a sketch, and --method {method} makes none", "use --method auto"
+            f"--interactions needs a sketch, and --method {method} makes none", "use --method curvature"
         )
 
 

@@ -23,6 +23,16 @@ _SHARES = ("flops", "params", "latency")
 _AMOUNTS = ("memory", "latency_ms")
 
 
+def check_steps(steps: int, request: Request) -> None:
+    """Raise `UsageError` for steps that can't be taken."""
+    if steps < 1:
+        raise UsageError(f"--steps {steps}: at least 1 is needed")
+    if steps > 1 and request.relative_to != "dense":
+        raise UsageError("--steps counts budgets from the dense model", "leave --relative-to out, or --steps")
+    if steps > 1 and all(getattr(request, name) is None for name in _SHARES):
+        raise UsageError("--steps needs a budget that is a share", "give --flops, --params or --latency 0.6")
+
+
 def prune_in_steps(
     plan: Plan,
     request: Request,
@@ -41,10 +51,7 @@ def prune_in_steps(
     `ranking` is the first step's, of the dense model; the later ones go into the folder `rankings`. Budgets count
     from the dense model at every step; those in MiB and ms hold at the last one. Raises what `prune` raises.
     """
-    if steps < 1:
-        raise UsageError(f"--steps {steps}: at least 1 is needed")
-    if steps > 1 and request.relative_to != "dense":
-        raise UsageError("--steps counts budgets from the dense model", "leave --relative-to out, or --steps")
+    check_steps(steps, request)
     done: list[Pruned] = []
     folder = output.with_name(f".{output.name}.steps")
     current = plan
@@ -81,8 +88,6 @@ def prune_in_steps(
 def _eased(request: Request, progress: float) -> Request:
     """The budgets of a step on the way: shares fall geometrically, amounts wait for the last step."""
     shares = {name: getattr(request, name) for name in _SHARES}
-    if all(share is None for share in shares.values()):
-        raise UsageError("--steps needs a budget that is a share", "give --flops, --params or --latency 0.6")
     eased: dict[str, Any] = {n: share if share is None else share**progress for n, share in shares.items()}
     return dataclasses.replace(request, **eased | dict.fromkeys(_AMOUNTS))
 

@@ -6,7 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from optin_cli.artefacts.files import read_record, to_json
+from optin_cli.errors import ArtefactError
 
 FORMAT = "optin-pruned-model"
 SCHEMA_VERSION = 2
@@ -49,3 +52,15 @@ def read_pruned(folder: Path) -> PrunedRecord:
     return read_record(
         path, PrunedRecord, what, FORMAT, SCHEMA_VERSION, maker="optin apply", optional=("merges",)
     )
+
+
+def check_weights(folder: Path) -> None:
+    """Raise `ArtefactError` where the weights of a pruned folder are missing or cut short. Reads headers alone."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ArtefactError(f"{folder} holds no weights", "run `optin apply` again")
+    for path in files:
+        try:
+            safe_open(path, "numpy").__exit__(None, None, None)
+        except (SafetensorError, OSError) as error:
+            raise ArtefactError(f"{path} is damaged: {error}", "run `optin apply` again") from error

@@ -15,7 +15,7 @@ from optin_cli.artefacts import latency
 from optin_cli.artefacts.files import read_json, stated_kind
 from optin_cli.artefacts.latency import LatencyTable, read_latency_table
 from optin_cli.artefacts.mask import Mask, read_mask
-from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned
+from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, check_weights, read_pruned
 from optin_cli.artefacts.ranking import Ranking, output_scale, read_ranking, scored_with
 from optin_cli.commands.apply import FIT_COLUMNS, fit_rows
 from optin_cli.commands.score import summary
@@ -235,6 +235,7 @@ def _at(table: LatencyTable, name: str, units: int) -> list[str]:
 
 
 def _show_pruned(path: Path, record: PrunedRecord, json: bool) -> None:
+    check_weights(path)
     sizes = {name: len(kept) for name, kept in record.kept.items()}
     if json:
         content: dict[str, Any] = {

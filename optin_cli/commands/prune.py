@@ -94,7 +94,7 @@ def prune(
     from optin_cli import prune as pipeline
     from optin_cli.scoring.plan import ScoreSettings, make_plan
     from optin_cli.scoring.team import refuse_team
-    from optin_cli.steps import prune_in_steps
+    from optin_cli.steps import check_steps, prune_in_steps
 
     refuse_team("prune")
     asked = budgets.requests(
@@ -105,6 +105,7 @@ def prune(
         feature_weights=feature_weights, interactions=interactions, force=force,
     )  # fmt: skip
     request = budgets.single(asked)
+    check_steps(steps, request)
     settings = ScoreSettings(
         method=method,
         samples=samples,

@@ -58,6 +58,7 @@ __all__ = [
 ]
 
 DOCS = "docs/anatomy.md"
+_PROBLEMS_TOLD = 5
 
 _REGISTRY: dict[str, Family] = {}
 
@@ -137,9 +138,9 @@ def family_from_dict(data: dict[str, Any], where: str = "family table") -> Famil
     if data.get("tokens") is not None:
         problems += _mistyped(data["tokens"], _TOKEN_FIELDS, "tokens.")
     if problems:
-        raise UsageError(
-            f"{where} is not a family table: {'; '.join(problems)}", f"{DOCS} shows a complete table"
-        )
+        more = len(problems) - _PROBLEMS_TOLD
+        told = "; ".join(problems[:_PROBLEMS_TOLD]) + (f"; and {more} more" if more > 0 else "")
+        raise UsageError(f"{where} is not a family table: {told}", f"{DOCS} shows a complete table")
     sites = tuple(
         SiteTable(
             **{

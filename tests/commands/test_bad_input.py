@@ -77,6 +77,32 @@ def test_an_artefact_of_another_kind_is_called_what_it_is(scored, tmp_path):
     assert "m.mask: mask" in run("inspect", mask).stdout
 
 
+def test_steps_that_can_not_be_taken_are_told_before_anything_is_read(tmp_path):
+    """There is no such model: it was not looked for."""
+    asked = ("prune", "no/such/model", "--data", "no.csv", "-o", tmp_path / "m")
+    bad(tmp_path, *asked, "--flops", 0.5, "--steps", 0, code=2, says="at least 1 is needed")
+    bad(tmp_path, *asked, "--memory", "1MiB", "--steps", 2, code=2, says="needs a budget that is a share")
+
+
+def test_a_table_with_many_mistakes_names_a_few(scored, tmp_path):
+    model, data, ranking = scored
+    mask = tmp_path / "m.json"
+    run("select", ranking, "--flops", 0.5, "-o", mask, "-q")
+    bad(
+        tmp_path,
+        "score",
+        model,
+        "--data",
+        data,
+        "--anatomy",
+        mask,
+        "-o",
+        tmp_path / "r.h5",
+        code=2,
+        says="more",
+    )
+
+
 def test_damaged_pruned_models(scored, tmp_path):
     model, _, ranking = scored
     mask, small = tmp_path / "m.json", tmp_path / "small"
@@ -85,6 +111,9 @@ def test_damaged_pruned_models(scored, tmp_path):
     weights = (small / "model.safetensors").read_bytes()
     (small / "model.safetensors").write_bytes(weights[:-100])
     bad(tmp_path, "bench", small, code=3, says="its safetensors file is damaged")
+    bad(tmp_path, "inspect", small, code=3, says="model.safetensors is damaged")
+    (small / "model.safetensors").unlink()
+    bad(tmp_path, "inspect", small, code=3, says="holds no weights")
     (small / "model.safetensors").write_bytes(weights)
     record = small / "optin.json"
     record.write_text(record.read_text().replace('"heads"', '"haeds"'))
