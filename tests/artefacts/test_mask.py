@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from optin_cli.artefacts.mask import Mask, mask_to_json, read_mask, write_mask
 from optin_cli.artefacts.ranking import write_ranking
-from optin_cli.errors import ArtefactError, InputError, UsageError
+from optin_cli.errors import ArtefactError, UsageError
 
 
 def a_mask(**changes: Any) -> Mask:
@@ -139,7 +139,7 @@ def test_counts_that_are_none_are_refused(path, count):
 
 def test_a_failing_write_leaves_nothing(tmp_path):
     (tmp_path / "out").mkdir()
-    with pytest.raises(InputError, match="can't write"):
+    with pytest.raises(UsageError, match="is a folder, not a name for a file"):
         write_mask(tmp_path / "out", a_mask())
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 

@@ -148,7 +148,7 @@ def test_top1_and_top5_in_the_table_and_in_json(tmp_path):
     args = ["eval", model, "--baseline", model, "--data", data, "--split", "train"]
     found = json.loads(run(*args, "--json").stdout)
     assert found["metrics"].keys() == {"top1", "top5"} == found["baseline_metrics"].keys()
-    told = run(*args).stderr
+    told = run(*args).stdout
     for name, value in found["metrics"].items():
         assert re.search(rf"top-{name[-1]} +{value:.2f} +{value:.2f} +\+0\.00", told)
     assert "agreement" in told and "kl" in told

@@ -117,4 +117,4 @@ def test_two_batches_or_none_can_not_tell(folder):
 def test_wrong_questions(folder, tmp_path):
     refused(2, "no rank agreement", "inspect", folder / "r.h5", "--stability", "--target", 1)
     run("select", folder / "r.h5", "--flops", 0.5, "-o", tmp_path / "m.json", "-q")
-    refused(3, "not a readable ranking", "inspect", tmp_path / "m.json", "--stability")
+    refused(3, "is a mask, not a ranking", "inspect", tmp_path / "m.json", "--stability")

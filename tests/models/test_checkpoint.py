@@ -371,7 +371,7 @@ def test_a_known_library_model_without_a_family_names_the_page(tmp_path):
 
     config = transformers.BloomConfig(hidden_size=8, n_layer=1, n_head=1, vocab_size=5)
     transformers.BloomModel(config).save_pretrained(tmp_path)
-    with pytest.raises(UnknownArchitecture, match=r"'bloom'(.|\n)*docs/families\.md"):
+    with pytest.raises(UnknownArchitecture, match=r"'bloom'(.|\n)*docs/anatomy\.md"):
         opened(tmp_path)
 
 

@@ -63,7 +63,7 @@ def test_the_command_spreads_a_pruned_model_too(tmp_path):
     }
 
 
-@pytest.mark.parametrize("method", ["auto", "ablation", "magnitude"])
+@pytest.mark.parametrize("method", ["mixed", "ablation", "magnitude"])
 def test_other_methods_are_refused_before_anything_is_opened(method, tmp_path):
     result = run(
         "score", tmp_path / "nothing", "--data", "no.csv", "-o", tmp_path / "r.h5", "--method", method,

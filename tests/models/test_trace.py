@@ -61,6 +61,9 @@ REFUSED = {  # listed families -> why a trace finds nothing
     "timm-vgg-bn": "no blocks are found",  # layers without residuals: units run from one block to the next
     "timm-vgg": "no blocks are found",
     "torchvision-vgg": "no blocks are found",
+    **dict.fromkeys(
+        ["whisper", "whisper-classifier", "whisper-all-blocks"], "only models of texts and images"
+    ),
 }
 
 CONVOLUTIONAL = ["mobilenet_v2", "poolformer", "byobnet", "coatnet"]

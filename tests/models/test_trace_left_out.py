@@ -49,7 +49,7 @@ def test_heads_whose_cost_no_table_tells_are_left_out():
         ("convnextv2", r"nothing prunable.*pwconv\*: its inputs are mixtures"),
         ("albert", "no blocks.*albert_layers.0.* runs 3 times: blocks that share a module are not traced"),
         ("xlnet", "no blocks are found in XLNetModel: looked for two or more modules"),
-        ("speech", "a ASTModel reads input_values; optin prunes models of text and of images"),
+        ("speech", "a ASTModel reads input_values; only models of texts and images are traced"),
     ],
 )
 def test_a_model_without_sites_or_blocks_is_refused_saying_what_was_looked_for(name, said):

@@ -39,7 +39,7 @@ def start(target):
         return pid
     os.dup2(os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     os.dup2(2, 1)
-    options = ["--samples", "40", "--batch-size", "2", "--device", "cpu"]
+    options = ["--samples", "40", "--batch-size", "2", "--method", "mixed", "--device", "cpu"]
     try:
         app(["score", str(model), "--data", str(data), "-o", str(target), *options], standalone_mode=False)
     except BaseException as error:

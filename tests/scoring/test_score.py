@@ -177,7 +177,7 @@ def test_an_existing_ranking_is_recognised(tmp_path):
 def test_changed_data_is_noticed(tmp_path):
     stage.score(plan_for(tmp_path), tmp_path / "r.h5")
     tiny_text_csv(tmp_path, seed=5)
-    with pytest.raises(UsageError, match="another data"):
+    with pytest.raises(UsageError, match="other settings: data"):
         stage.existing(tmp_path / "r.h5", plan_for(tmp_path))
 
 

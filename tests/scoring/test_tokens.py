@@ -84,7 +84,7 @@ def test_a_ranking_with_tokens_scores_units_as_one_without(tmp_path):
     for one, two in zip(plain.sites, both.sites, strict=True):
         np.testing.assert_array_equal(one.score, two.score)
     assert scoring.existing(tmp_path / "both.h5", plan_of("vit", tmp_path, tokens=False)) is not None
-    with pytest.raises(UsageError, match="another tokens"):
+    with pytest.raises(UsageError, match="other settings: tokens"):
         scoring.existing(tmp_path / "plain.h5", plan_of("vit", tmp_path))
 
 
@@ -111,7 +111,7 @@ def test_units_of_a_merged_model_are_scored_on_whole_sequences(tmp_path):
     assert merged.macs(merged.tokens) < dense.macs(dense.tokens) == merged.dense_macs(merged.tokens)
     assert estimate_seconds(again) > 0
     for path, other in (("dense", again), ("merged", plan_of("vit", tmp_path))):  # the weights are the same
-        with pytest.raises(UsageError, match="another merges"):
+        with pytest.raises(UsageError, match="other settings: merges"):
             scoring.existing(tmp_path / f"{path}.h5", other)
 
 
