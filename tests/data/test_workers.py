@@ -135,15 +135,15 @@ from pathlib import Path
 from optin_cli.data.batches import Batches
 from optin_cli.main import main
 
-folder, pixels = Path(sys.argv.pop(1)), Batches._pixels
+folder, decoded = Path(sys.argv.pop(1)), Batches._decoded
 
 def slow(self, index):
     if index > 1:
         (folder / str(os.getpid())).touch()
         time.sleep(1)
-    return pixels(self, index)
+    return decoded(self, index)
 
-Batches._pixels = slow
+Batches._decoded = slow
 main()
 """
 
