@@ -1,4 +1,4 @@
-"""Train the zoo's Mask2Former on CamVid from scratch: about an hour on two CPU cores.
+"""Train the zoo's Mask2Former on CamVid from scratch: about an hour on one idle CPU core.
 
     python benchmarks/zoo/mask2former_camvid.py --data FOLDER --output FOLDER [--epochs 80]
 
