@@ -94,18 +94,21 @@ METHODS = (
     Method(
         "k-prune", "K-prune's knowledge, our refit", {"method": "knowledge", "output_weight": 0.0}, {}, "full"
     ),
-    Method("ours", "ours", {}, {}, "auto"),
+    Method("ours", "ours", {}, {}, "auto", producers=True),
+    Method("ours-consumers", "ours, --no-producers", {}, {}, "auto"),
     Method(
         "ours-sum",
-        "ours, summed as in OPTIN, lambda 0.3",
+        "the same, summed as in OPTIN, lambda 0.3",
         {"method": "mixed"},
         {"output_weight": 0.3, "feature_weights": "sum"},
         "auto",
     ),
-    Method("ours-mixed", "ours, --method mixed", {"method": "mixed"}, {}, "auto"),
-    Method("tokens", "ours, tokens alone", {"tokens": True}, {"merge": "only"}, "auto", tokens=True),
-    Method("joint", "ours, units and tokens", {"tokens": True}, {"merge": "joint"}, "auto", tokens=True),
-    Method("ours-4", "ours, --steps 4", {}, {}, "auto", steps=4),
+    Method("ours-mixed", "the same, --method mixed", {"method": "mixed"}, {}, "auto"),
+    Method("tokens", "ours, tokens alone", {"tokens": True}, {"merge": "only"}, "auto", True, tokens=True),
+    Method(
+        "joint", "ours, units and tokens", {"tokens": True}, {"merge": "joint"}, "auto", True, tokens=True
+    ),
+    Method("ours-4", "ours, --steps 4", {}, {}, "auto", True, steps=4),
 )
 
 
@@ -166,7 +169,7 @@ class Runner:
             ranking = score(plan, path)
         seconds["score"] = ranking.seconds
         request = Request(flops=budget, **method.request)
-        compensation = Compensation(method=method.compensation, seed=seed)
+        compensation = Compensation(method=method.compensation, producers=method.producers, seed=seed)
         started = time.perf_counter()
         if method.steps > 1:
             prune_in_steps(

@@ -53,6 +53,8 @@ class Method:
     scoring: dict[str, Any] = field(default_factory=dict)
     request: dict[str, Any] = field(default_factory=dict)
     compensation: str = "none"
+    producers: bool = False
+    """Refits the producers, too: nobody else does."""
     steps: int = 1
     tokens: bool = False
     """Merges tokens: for models that can."""
@@ -63,12 +65,13 @@ class Cells:
 
     def __init__(self, folder: Path, case: Case) -> None:
         self.path = folder / f"{case.name}.json"
-        self.found: dict[str, dict[str, Any]] = (
-            json.loads(self.path.read_text()) if self.path.exists() else {}
-        )
+        self.found: dict[str, dict[str, Any]] = self._read()
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def put(self, key: str, cell: dict[str, Any]) -> None:
-        self.found[key] = cell
+        self.found = self._read() | {key: cell}  # another run may have added cells meanwhile
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(self.path) as temporary:
             temporary.write_text(json.dumps(self.found, indent=1, sort_keys=True) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,7 @@ def apply(
     mask: Annotated[Path, typer.Argument(metavar="MASK", help="Written by `optin select`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Model directory to write.")],
     compensate: options.Compensate = "auto",
+    producers: options.Producers = True,
     bn: options.Bn = False,
     data: options.OptionalData = None,
     split: Annotated[str | None, typer.Option("--split", help="Split of the data (default: train).")] = None,
@@ -67,7 +69,9 @@ def apply(
     from optin_cli.surgery import apply as stage
     from optin_cli.surgery.plan import make_plan
 
-    settings = compensation(compensate, samples, batch_size, max_length, seed, memory, bn)
+    settings = compensation(
+        compensate, samples, batch_size, max_length, seed, memory, bn, producers=producers
+    )
     chosen = read_mask(mask)
     opened = options.open_with(model, task, anatomy, device, "float32")
     if not data and any(given is not None for given in (split, config, text, image, audio, masks)):
@@ -105,6 +109,8 @@ def compensation(
     memory: str,
     bn: bool,
     prefix: str = "--",
+    *,
+    producers: bool,
 ) -> Compensation:
     """The options of compensation as one value; `samples` None is the default. `prefix` is of their names in errors."""
     from optin_cli.surgery.settings import Compensation
@@ -113,7 +119,13 @@ def compensation(
         raise UsageError(f"{prefix}samples {samples}: at least 1 is needed")
     bytes_held = options.byte_count(memory, f"{prefix}memory")
     chosen = Compensation(
-        method=method, batch_size=batch_size, max_length=max_length, bn=bn, seed=seed, memory=bytes_held
+        method=method,
+        producers=producers,
+        batch_size=batch_size,
+        max_length=max_length,
+        bn=bn,
+        seed=seed,
+        memory=bytes_held,
     )
     return chosen if samples is None else replace(chosen, samples=samples)
 
@@ -141,20 +153,30 @@ def describe(applied: Applied) -> dict[str, object]:
     }
 
 
-FIT_COLUMNS = ("site", "error before", "after", "kept", "ridge", "rows", "")
+FIT_COLUMNS = ("site", "error before", "after", "kept", "ridge", "units before", "after", "rows", "")
 
 
 def fit_rows(fits: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Rows of a table under `FIT_COLUMNS` from what `optin.json` records of each site."""
-    return [
-        [
-            fit["site"],
-            f"{100 * fit['before']:.2f} %",
-            f"{100 * fit['after']:.2f} %",
-            fit["method"],
-            "" if fit["ridge"] is None else f"{fit['ridge']:.0e}",
-            str(fit["rows"]),
-            fit["note"],
-        ]
-        for fit in fits
-    ]
+    """Rows of a table under `FIT_COLUMNS` from what `optin.json` records: one a site, its consumer and, as a mean, the
+    units that its producers make."""
+    rows = []
+    for site, group in groupby(fits, key=lambda fit: fit["site"]):
+        *made, consumer = group
+        units = [sum(fit[when] for fit in made) / len(made) if made else None for when in ("before", "after")]
+        rows.append(
+            [
+                site,
+                _percent(consumer["before"]),
+                _percent(consumer["after"]),
+                consumer["method"],
+                "" if consumer["ridge"] is None else f"{consumer['ridge']:.0e}",
+                *map(_percent, units),
+                str(consumer["rows"]),
+                consumer["note"],
+            ]
+        )
+    return rows
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %"

@@ -145,6 +145,14 @@ Compensate = Annotated[
     ),
 ]
 
+Producers = Annotated[
+    bool,
+    typer.Option(
+        "--producers/--no-producers",
+        help="Refit the layers that make the units, too: to make of what they now read what the dense ones made.",
+    ),
+]
+
 Bn = Annotated[
     bool,
     typer.Option(

@@ -47,6 +47,7 @@ def prune(
     relative_to: budgets.RelativeTo = "dense",
     tokens: budgets.Tokens = None,
     compensate: options.Compensate = "auto",
+    producers: options.Producers = True,
     bn: options.Bn = False,
     compensate_samples: Annotated[
         int | None,
@@ -125,6 +126,7 @@ def prune(
         compensate_memory,
         bn,
         "--compensate-",
+        producers=producers,
     )
     opened = options.open_with(model, task, anatomy, device, "float32")
     rows_of = options.data_spec(

@@ -88,8 +88,8 @@ def existing(
         return None
     last = read_pruned(output).history[-1]
     # earlier models lack entries
-    recorded = {"bn": False, **last.get("compensation", {"method": NONE})}
-    asked = plan.identity() if plan else {"method": NONE, "bn": False}
+    recorded = {"bn": False, "producers": False, **last.get("compensation", {"method": NONE})}
+    asked = plan.identity() if plan else {"method": NONE, "bn": False, "producers": False}
     same = (last["mask"], last["model"]["digest"]) == (mask.digest, model.digest)
     if not same or any(recorded.get(key) != value for key, value in asked.items()):
         what = "compensation" if same else "mask or model"

@@ -3,14 +3,15 @@
 Block by block, and in a block the sites in the order they run. The target of a site is what the dense model has
 where the consumer's output joins the residual; what there is to work with is the pruned model's own stream, all
 earlier sites refitted. So a site makes up for what it lost itself and for what is still wrong before it
-(METHOD section 6). No labels, no gradients.
+(METHOD section 6). Before that its producers learn to read this stream: their targets are the units that the dense
+model makes of its own. No labels, no gradients.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +20,21 @@ from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.layers import like_weight, matrix, patches
+from optin_cli.models.layers import like_weight, matrix, patches, shape_of
 from optin_cli.models.placing import within
 from optin_cli.models.slicing import slice_model
 from optin_cli.models.uses import by_module
-from optin_cli.surgery.consumers import kept_features, kept_outputs, layer_of, write_back
+from optin_cli.surgery.consumers import (
+    kept_features,
+    kept_outputs,
+    layer_of,
+    write_back,
+    write_back_producers,
+)
+from optin_cli.surgery.equations import Equations, left_alone, reason_against
+from optin_cli.surgery.producers import Made, find_producers
 from optin_cli.surgery.readout import read_positions
-from optin_cli.surgery.refit import NONE, Change, Consumer, Moments, refit
+from optin_cli.surgery.refit import NONE, Change, Consumer
 from optin_cli.surgery.rows import RowChoice
 from optin_cli.surgery.settings import Compensation, Progress, SiteFit
 from optin_cli.surgery.store import Store
@@ -41,9 +50,6 @@ from optin_cli.surgery.sumpoint import (
 
 log = logging.getLogger("optin")
 
-_MOST_INPUTS = 12_000
-"""Of a consumer, taps counted: normal equations of so many take 1.2 GB."""
-
 
 def compensate(
     model: OpenModel,
@@ -53,10 +59,11 @@ def compensate(
     on_progress: Progress = lambda *_: None,
     teacher: OpenModel | None = None,
 ) -> list[SiteFit]:
-    """Refit, in place, the consumers' columns of the units that `keep` lists, and the consumers' biases.
+    """Refit, in place, the consumers' columns of the units that `keep` lists, and the consumers' biases; and the rows
+    that make those units.
 
     The dense stream is that of `teacher`: the model before it was pruned at all, where this is not the first time;
-    by default the model itself. The model stays whole, and the columns of units to be removed keep their weights.
+    by default the model itself. The model stays whole, and what belongs to units to be removed keeps its weights.
     New weights are rounded to the dtype they will be stored in. Raises `InputError` when activations are not finite,
     and for a model whose modules can't be copied.
     """
@@ -72,6 +79,7 @@ def compensate(
         fits = _Streams(model, pruned, keep, teacher or model, batches, settings, store, on_progress).run()
     for site in model.anatomy:
         write_back(model, site, keep, pruned)
+        write_back_producers(model, site, keep, pruned)
     return fits
 
 
@@ -106,7 +114,8 @@ class _Streams:
         self.store = store
         self.on_progress = on_progress
         self.depth = len(model.anatomy.blocks)
-        self.steps = len(batches) * (2 * self.depth + len(model.anatomy.sites))
+        fitted = 2 if settings.producers else 1
+        self.steps = len(batches) * (2 * self.depth + fitted * len(model.anatomy.sites))
         self.done = 0
         self.rows = RowChoice(model, batches, settings)
         self.dense, self.ours = read_streams(model, pruned, teacher, batches, store, self._read)
@@ -123,9 +132,12 @@ class _Streams:
         """Fit every site; returns what was done at each, in the order of the network."""
         fits = []
         for uses in by_module(self.model.module, self.model.anatomy.blocks).values():
-            points = self._sum_points(uses[0])
-            self._dense_pass(uses, points)
-            fits += [self._fit(site, points.get(site.name), uses) for site in self._ordered(uses[0], points)]
+            points, producers = self._sum_points(uses[0]), self._producers(uses[0])
+            self._dense_pass(uses, points, producers)
+            for site in self._ordered(uses[0], points):
+                if site.name in producers:
+                    fits += self._fit_producers(site, producers[site.name], uses)
+                fits.append(self._fit(site, points.get(site.name), uses))
             if uses[-1] + 1 < self.depth:
                 self._pruned_pass(uses)
         return fits
@@ -161,15 +173,31 @@ class _Streams:
         sites = self.model.anatomy.in_block(block)
         return sorted(sites, key=lambda s: list(points).index(s.name) if s.name in points else len(points))
 
-    def _dense_pass(self, uses: Sequence[int], points: dict[str, SumPoint]) -> None:
-        """Bring the dense stream behind the blocks that share a module, and keep what it has at their sum points."""
-        places = {point.place for point in points.values()}
+    def _producers(self, block: int) -> dict[str, list[Made]]:
+        """What makes the units of each site of a block, where that is to be refitted."""
+        sites = self.model.anatomy.in_block(block)
+        if not sites or not self.settings.producers:
+            return {}
+        found = find_producers(self.model, self.teacher, self.keep, block, self.dense.arguments(block, 0))
+        self.done += len(self.batches) * (len(sites) - len(found))
+        return found
+
+    def _dense_pass(
+        self, uses: Sequence[int], points: dict[str, SumPoint], producers: dict[str, list[Made]]
+    ) -> None:
+        """Bring the dense stream behind the blocks that share a module, and keep what sites are fitted to: what it has
+        at their sum points, and what it makes of their units."""
+        made_here = [made for group in producers.values() for made in group]
+        places = {point.place for point in points.values()} | {made.output for made in made_here}
         for block in uses:
             for index in range(len(self.batches)):
                 found = self.dense.run(block, index, {*places, OUTPUT})
                 for name, point in points.items():
                     rows = self._by_example(found[point.place], index, point.axis, point.batch_axis)
                     self.store[name, block, index] = self.rows.drawn(rows, name, index)
+                for made in made_here:
+                    rows = self._made(made, found[made.output], index, made.rows)
+                    self.store[made.path, block, index] = rows
                 self.dense.advance(block, index, found[OUTPUT])
                 self._step(f"block {block}, dense")
 
@@ -187,57 +215,77 @@ class _Streams:
         """
         if point is None:
             self.done += len(self.batches)
-            note = "its consumer does not run exactly once"
-            return SiteFit(site.name, NONE, None, 0.0, 0.0, 0, note)
+            return left_alone(site.name, site.consumer, "its consumer does not run exactly once")
         layer = layer_of(self.pruned, site.consumer)
-        weight_matrix = matrix(layer).data
-        outputs, columns = weight_matrix.shape
-        note = "its consumer has no outputs left" if not outputs else ""
-        if columns > _MOST_INPUTS:
-            note = f"its consumer has {columns} inputs, too many to fit"
+        note = reason_against(layer)
         if note:
             self.done += len(self.batches)
-            return SiteFit(site.name, NONE, None, 0.0, 0.0, 0, note)
-        fit, held = (Moments.zeros(columns, outputs, self.model.device) for _ in range(2))
+            return left_alone(site.name, site.consumer, f"its consumer: {note}")
+        equations = Equations(layer, self.model.device)
+        weight_matrix = matrix(layer).data
+        outputs, columns = weight_matrix.shape
         kept = kept_outputs(self.model.anatomy, site, self.keep, outputs)
-        variance = 0.0
+        for index, block in self._walk(uses, site.name):
+            x, error, weight, spread = self._rows(site, point, kept, index, block)
+            equations.add(x, error, weight, spread, self.rows.held_out(index, like=weight))
+        has_bias = layer.bias is not None or bool(site.norm)
+        # an input has several taps
+        width = columns // max(1, len(kept_features(site, self.keep))) * site.width
+        consumer = Consumer(weight_matrix, has_bias, point.gain[kept.to(point.gain.device)], max(1, width))
+        found = equations.solve(consumer, self.settings, site.block)
+        self._change(layer, found.change, site.norm)
+        note = "" if point.found or self._is_inner(site) else "no residual found"
+        return equations.told(site.name, site.consumer, found, note)
+
+    def _fit_producers(self, site: Site, producers: Sequence[Made], uses: Sequence[int]) -> list[SiteFit]:
+        """Refit the layers that make a site's units. They read the same stream, so one pass serves all of them."""
+        layers = {made: layer_of(self.pruned, made.path) for made in producers}
+        reasons = {made: reason_against(layer) for made, layer in layers.items()}
+        fits = [left_alone(site.name, made.path, reason) for made, reason in reasons.items() if reason]
+        equations = {
+            made: Equations(layers[made], self.model.device) for made, reason in reasons.items() if not reason
+        }
+        if not equations:
+            self.done += len(self.batches)
+            return fits
+        places = {place for made in equations for place in (made.input, made.output)}
+        for index, block in self._walk(uses, f"{site.name}, producers"):
+            found = self.ours.run(block, index, places, stop=True)
+            for made, sums in equations.items():
+                dense = self.store.pop((made.path, block, index)).to(self.model.device).double()
+                error = dense - self._made(made, found[made.output], index).double()
+                taken = patches(layers[made], found[made.input])
+                x = self.rows.drawn(self._by_example(taken, index, -1, made.batch_axis), site.name, index)
+                alone = found[made.output].shape[made.batch_axis] == len(
+                    error
+                )  # else these are rows of windows
+                weight = self.rows.weights(
+                    block, index, error[..., 0], alone and x.shape[1] == taken.shape[1]
+                )
+                sums.add(x, error, weight, dense.square().sum(-1), self.rows.held_out(index, like=weight))
+        for made, sums in equations.items():
+            layer = layers[made]
+            weight_matrix = matrix(layer).data
+            gain = weight_matrix.new_ones(len(weight_matrix), dtype=torch.float64)
+            taps = weight_matrix.shape[1] // max(1, shape_of(layer, made.path).inputs)
+            consumer = Consumer(weight_matrix, layer.bias is not None or bool(made.norm), gain, max(1, taps))
+            solved = sums.solve(consumer, self.settings, site.block)
+            self._change(layer, solved.change, made.norm)
+            fits.append(sums.told(site.name, made.path, solved, ""))
+        return fits
+
+    def _walk(self, uses: Sequence[int], what: str) -> Iterator[tuple[int, int]]:
+        """(batch, block) for all batches, and in each for the blocks that share a module, the pruned stream brought
+        there. Equations of all are solved together: those of deeper ones on the stream before the change."""
         for index in range(len(self.batches)):
             start = self.ours.place(index) if len(uses) > 1 else None
             for block in uses:
-                x, error, weight, spread = self._rows(site, point, kept, index, block)
-                choosing = self.rows.held_out(index, like=weight)
-                for moments, chosen in ((fit, ~choosing), (held, choosing)):
-                    rows = ((weight != 0) & chosen).nonzero(as_tuple=True)  # padding has no weight
-                    moments.add(x[rows], error[rows], weight[rows])
-                variance += float((weight * spread)[choosing].sum())
+                yield index, block
                 if block != uses[-1]:
                     self.ours.advance(block, index)
             if len(uses) > 1:
                 self.ours.begin(index, start)
-            self._step(site.name)
-        if not all(bool(torch.isfinite(sums).all()) for m in (fit, held) for sums in (m.gram, m.ee)):
-            raise InputError(
-                f"block {site.block} gives NaN or infinite values on the calibration data",
-                "check the checkpoint, or leave the compensation out: --compensate none",
-            )
-        has_bias = layer.bias is not None or bool(site.norm)
-        width = (
-            columns // max(1, len(kept_features(site, self.keep))) * site.width
-        )  # an input has several taps
-        consumer = Consumer(weight_matrix, has_bias, point.gain[kept.to(point.gain.device)], max(1, width))
-        found = refit(fit, held, consumer, self.settings.method, self.settings.ridges)
-        self._change(site, layer, found.change)
-        share = 1 / variance if variance else 0.0
-        notes = [] if point.found or self._is_inner(site) else ["no residual found"]
-        return SiteFit(
-            site=site.name,
-            method=found.change.method,
-            ridge=found.change.ridge,
-            before=found.before * share,
-            after=found.after * share,
-            rows=int(fit.effective_rows),
-            note="; ".join([*notes, found.note] if found.note else notes),
-        )
+            self._step(what)
 
     # ---- one batch ----
 
@@ -271,15 +319,21 @@ class _Streams:
         weight = weight / variance.clamp(min=floor)
         return self.rows.drawn(x, site.name, index), error, weight, variance * dense.shape[-1]
 
-    def _change(self, site: Site, layer: nn.Module, change: Change) -> None:
-        """Add to a consumer of the pruned twin, and to the norm behind it what a bias would be."""
+    def _made(self, made: Made, output: Tensor, index: int, rows: Tensor | None = None) -> Tensor:
+        """What a producer gives on a batch, [examples, positions, outputs], of all outputs or of `rows`."""
+        found = self._by_example(output, index, made.axis, made.batch_axis)
+        found = found if rows is None else found[..., rows.to(found.device)]
+        return self.rows.drawn(found, made.site.name, index)
+
+    def _change(self, layer: nn.Module, change: Change, behind: str = "") -> None:
+        """Add to a layer of the pruned twin, and to the norm `behind` it what a bias would be."""
         if change.method == NONE:
             return
         self._add(layer, "weight", like_weight(layer, change.weight))
         if layer.bias is not None:
             self._add(layer, "bias", change.bias)
-        elif site.norm:
-            norm = self.pruned.get_submodule(site.norm)
+        elif behind:
+            norm = self.pruned.get_submodule(behind)
             assert isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None
             gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
             self._add(norm, "bias", gain * change.bias)

@@ -1,4 +1,4 @@
-"""Consumers in the whole model and in the pruned one: which rows and columns of the one the other has."""
+"""What is refitted, in the whole model and in the pruned one: which rows and columns of the one the other has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from optin_cli.models.anatomy import Anatomy, Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.layers import by_output
-from optin_cli.models.slicing import features_of
+from optin_cli.models.slicing import features_of, rows_of
 
 
 def write_back(model: OpenModel, site: Site, keep: Mapping[str, list[int]], pruned: nn.Module) -> None:
@@ -29,6 +29,27 @@ def write_back(model: OpenModel, site: Site, keep: Mapping[str, list[int]], prun
         whole_norm, fitted_norm = (module.get_submodule(site.norm) for module in (model.module, pruned))
         assert isinstance(whole_norm, nn.BatchNorm2d) and isinstance(fitted_norm, nn.BatchNorm2d)
         whole_norm.bias.data[rows] = fitted_norm.bias.data.clone()
+
+
+def write_back_producers(
+    model: OpenModel, site: Site, keep: Mapping[str, list[int]], pruned: nn.Module
+) -> None:
+    """Copy into the whole model what was fitted before a site; as another site's consumer a layer is copied already."""
+    units = torch.as_tensor(keep.get(site.name, range(site.units)), dtype=torch.long)
+    for producer in site.producers:
+        whole, fitted = (layer_of(module, producer.path) for module in (model.module, pruned))
+        consumes = any(other.consumer == producer.path for other in model.anatomy)
+        if fitted.weight is whole.weight or consumes:
+            continue
+        rows = rows_of(site, producer, units).to(whole.weight.device)
+        by_output(whole).data[rows] = by_output(fitted).data
+        if whole.bias is not None:
+            whole.bias.data[rows] = fitted.bias.data.clone()  # one tensor, where it was left alone
+    made = kept_made(site, keep)
+    for path in site.carried:
+        norm = model.module.get_submodule(path)
+        if isinstance(norm, nn.BatchNorm2d) and norm.affine:
+            norm.bias.data[made] = layer_of(pruned, path).bias.data.clone()
 
 
 def kept_features(site: Site, keep: Mapping[str, list[int]]) -> Tensor:

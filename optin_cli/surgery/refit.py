@@ -136,7 +136,7 @@ def refit(
     takes its place. The note says what could not be fitted, and why.
     """
     before = _loss(held, consumer)
-    best, after = _nothing(consumer), before
+    best, after = nothing(consumer), before
     if method == NONE or not held.rows:
         return Refit(best, before, after, "" if method == NONE else "too few rows to hold any out")
     notes = {}
@@ -166,7 +166,7 @@ def _loss(moments: Moments, consumer: Consumer, change: Change | None = None) ->
     return float((moments.error(change) * consumer.gain.double().square()).sum())
 
 
-def _nothing(consumer: Consumer) -> Change:
+def nothing(consumer: Consumer) -> Change:
     weight = torch.zeros_like(consumer.weight, dtype=torch.float64)
     return Change(NONE, None, weight, weight.new_zeros(weight.shape[0]))
 
@@ -187,7 +187,7 @@ def _reason_against(method: str, fit: Moments, consumer: Consumer) -> str | None
 def _fits(method: str, moments: Moments, consumer: Consumer, ridges: Sequence[float]) -> list[Change]:
     """The change that `method` fits to `moments` with each of the ridges; without those that are unusable."""
     if method == BIAS:
-        return [_with_bias(BIAS, None, _nothing(consumer).weight, moments, consumer)]
+        return [_with_bias(BIAS, None, nothing(consumer).weight, moments, consumer)]
     xx, xe = _centred(moments, consumer)
     if method == FULL:
         matrix, target = xx, xe

@@ -20,6 +20,8 @@ class Compensation:
 
     method: str = "auto"
     """`auto`, `none`, `bias`, `scale` or `full`: see `refit`."""
+    producers: bool = True
+    """Refit the layers that make the units, too: on what they now read."""
     samples: int = 2048
     batch_size: int = 32
     max_length: int | None = None
@@ -58,9 +60,12 @@ class SiteFit:
     ridge: float | None
     """Relative to the mean diagonal of the Gram matrix."""
     before: float
-    """Mean squared held-out error where the output joins the residual, as a share of the dense variance there."""
+    """Mean squared held-out error. Of a consumer it is that where the output joins the residual, as a share of the
+    dense variance there; of a producer that of its own output, as a share of the dense mean square."""
     after: float
     rows: int
     """Tokens that were fitted, counted in tokens of one weight."""
     note: str = ""
     """What could not be fitted, and why."""
+    layer: str = ""
+    """Path of what was fitted; '' in records from before producers were, where it is the consumer."""

@@ -26,6 +26,11 @@ def masked(tmp_path):
     return model, data, tmp_path / "m.json"
 
 
+def consumers(fits: list[dict]) -> dict[str, dict]:
+    """Site name -> the fit of its consumer, which is its last one."""
+    return {fit["site"]: fit for fit in fits}
+
+
 def table(text: str) -> dict[str, list[str]]:
     """The printed table of sites: name -> the other cells."""
     rows = [line.split() for line in text.splitlines() if re.match(r"\s*blocks\.\d+\.\w+ .*%", line)]
@@ -42,13 +47,30 @@ def test_apply_compensates_on_the_masks_own_data_and_tells_each_site(masked, tmp
     assert told["reused"]
     record = json.loads(run("inspect", tmp_path / "out", "--json").stdout)["history"][0]["compensation"]
     assert told["compensation"] == record["sites"]
-    assert [site["site"] for site in record["sites"]] == SITES
+    fits = consumers(record["sites"])
+    assert list(fits) == SITES
     assert record["rows"] == 60
-    for site in record["sites"]:
-        before, _, after, _, method = table(result.stderr)[site["site"]][:5]
-        assert float(before) == pytest.approx(100 * site["before"], abs=0.006)
-        assert float(after) == pytest.approx(100 * site["after"], abs=0.006)
-        assert method == site["method"]
+    for name, fit in fits.items():
+        before, _, after, _, method = table(result.stderr)[name][:5]
+        assert float(before) == pytest.approx(100 * fit["before"], abs=0.006)
+        assert float(after) == pytest.approx(100 * fit["after"], abs=0.006)
+        assert method == fit["method"]
+        made = [other for other in record["sites"] if other["site"] == name and other is not fit]
+        assert len(made) == (3 if name.endswith("heads") else 1)
+        percents = [float(cell) for cell in table(result.stderr)[name] if re.fullmatch(r"\d+\.\d\d", cell)]
+        for told_mean, when in zip(percents[2:], ("before", "after"), strict=True):
+            mean = sum(other[when] for other in made) / len(made)
+            assert told_mean == pytest.approx(100 * mean, abs=0.006)
+
+
+def test_producers_can_be_left_alone(masked, tmp_path):
+    model, _, mask = masked
+    run("apply", model, mask, "-o", tmp_path / "out", "--no-producers")
+    record = json.loads(run("inspect", tmp_path / "out", "--json").stdout)["history"][0]["compensation"]
+    assert [fit["site"] for fit in record["sites"]] == SITES
+    assert record["producers"] is False
+    refused = run("apply", model, mask, "-o", tmp_path / "out", code=2)
+    assert "another compensation" in " ".join(refused.stderr.split())
 
 
 def test_none_leaves_the_weights_alone(masked, tmp_path):
@@ -74,7 +96,8 @@ def test_other_rows_can_be_given(masked, tmp_path):
     assert record["rows"] == 40
     assert record["data"]["spec"] == str(other)
     assert (record["seed"], record["max_length"]) == (3, 12)
-    assert {site["method"] for site in record["sites"]} <= {"scale", "bias"}
+    assert {fit["method"] for fit in record["sites"]} <= {"scale", "bias", "none"}
+    assert all(fit["method"] != "none" for fit in consumers(record["sites"]).values())
 
 
 def test_more_samples_than_rows_are_told_only_when_asked_for(masked, tmp_path):
@@ -89,7 +112,7 @@ def test_prune_compensates_too(tmp_path):
     arguments = ["prune", model, "--data", data, "--flops", 0.5, "--method", "magnitude"]
     arguments += ["--ranking", tmp_path / "r.h5"]
     told = json.loads(run(*arguments, "-o", tmp_path / "out", "--compensate-samples", 40, "--json").stdout)
-    assert [site["site"] for site in told["compensation"]] == SITES
+    assert list(consumers(told["compensation"])) == SITES
     plain = json.loads(run(*arguments, "-o", tmp_path / "plain", "--compensate", "none", "--json").stdout)
     assert plain["compensation"] == []
     one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "plain"))

@@ -15,7 +15,8 @@ from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.surgery.settings import Compensation
 
-FULL = Compensation(method="full", ridges=(1e-3,), read_share=0.8, batch_size=16)
+FULL = Compensation(method="full", producers=False, ridges=(1e-3,), read_share=0.8, batch_size=16)
+"""Of the consumers alone."""
 
 AUTO = Compensation(batch_size=16)
 

@@ -70,7 +70,7 @@ def test_a_duplicate_is_made_up_for_by_its_twin(name, kind, folder):
     assert (outputs(model, keep, batches) - target).abs().max() > 1e-3
     fits = compensate(model, keep, batches, Compensation(method="full", batch_size=16))
     assert (outputs(model, keep, batches) - target).abs().max() < 1e-5
-    found = next(fit for fit in fits if fit.site == site.name)
+    found = next(fit for fit in fits if fit.layer == site.consumer)
     assert found.after < 1e-6 * found.before
 
 

@@ -94,8 +94,10 @@ def test_blocks_that_share_a_consumer_are_refitted_together(name, tmp_path):
     model = shared_model(name)
     refitted, keep = copied(model), half(model)
     fits = compensate(refitted, keep, batches_for(model, tmp_path, rows=400), Compensation())
-    assert [fit.site for fit in fits] == [site.name for site in model.anatomy]
-    assert all(fit.method != "none" for fit in fits)
+    assert list(dict.fromkeys(fit.site for fit in fits)) == [site.name for site in model.anatomy]
+    assert all(
+        fit.method != "none" for fit in fits
+    )  # what the first block makes is made in the later ones, too
     others = batches_for(model, tmp_path, rows=60, seed=5)
     dense = outputs(model, {}, others)
     before, after = ((outputs(m, keep, others) - dense).square().mean() for m in (model, refitted))
