@@ -12,6 +12,7 @@ from optin_cli.artefacts.files import disk_is_full, nearest_path
 from optin_cli.data import docs, glue, glue_files, squad
 from optin_cli.data.audio_folders import holds_recordings, open_recordings
 from optin_cli.data.folders import SUFFIXES, image_mask_pairs, names_of, split_folder
+from optin_cli.data.metadata import check_metadata
 from optin_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -197,7 +198,11 @@ def _open_folder(path: Path, data: DataSpec) -> Any:
     folder = split_folder(path, data.split)
     if holds_recordings(folder, SUFFIXES):
         return open_recordings(folder)
-    return _load("imagefolder", data_dir=str(folder), split="train", stream=data.stream)
+    try:
+        return _load("imagefolder", data_dir=str(folder), split="train", stream=data.stream)
+    except Exception:
+        check_metadata(folder)  # `datasets` names neither the file nor the line
+        raise
 
 
 def _load_hub(data: DataSpec) -> Any:
