@@ -36,7 +36,7 @@ from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError
 from optin_cli.measure import latency_table
 from optin_cli.measure.evaluate import evaluate
-from optin_cli.measure.latency import default_size, dummy_inputs
+from optin_cli.measure.inputs import default_size, dummy_inputs
 from optin_cli.models.checkpoint import OpenModel, open_model
 from optin_cli.models.dissect import dissect
 from optin_cli.models.hidden import as_rows, hidden_of
