@@ -11,10 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from optin_cli.artefacts.files import (
-    atomic_dir,
-    atomic_file,
-)
+from optin_cli.artefacts.files import atomic_dir, atomic_file
 from optin_cli.errors import ArtefactError, InputError, UsageError
 
 # files and folders side by side: `write` fills the yielded path, `read` gives its content

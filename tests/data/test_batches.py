@@ -9,8 +9,9 @@ import torch
 from helpers.batches import by_example, text_batches
 from helpers.data import WORDS, sentences, tiny_image_folder
 from helpers.families import IMAGE_FAMILIES, MAX_LENGTH, TEXT_FAMILIES
-from helpers.models import shared_model, vocabulary
+from helpers.models import shared_model
 from helpers.runs import examples, outputs
+from helpers.tokenizers import vocabulary
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -5,12 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.families import ALL, TEXT_FAMILIES
-from helpers.models import (
-    copy_of,
-    opened,
-    saved_model,
-    shared_model,
-)
+from helpers.models import copy_of, opened, saved_model, shared_model
 from helpers.runs import outputs, random_inputs, same_outputs
 from safetensors.torch import load_file, save_file
 

@@ -9,13 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.families import TIMM_NAME
-from helpers.models import (
-    copy_of,
-    new_model,
-    opened,
-    saved_model,
-    shared_model,
-)
+from helpers.models import copy_of, new_model, opened, saved_model, shared_model
 from helpers.runs import same_outputs
 from safetensors.torch import load_file
 
