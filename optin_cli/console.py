@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from optin_cli.errors import OptinError
+from optin_cli.errors import OptinError, first_line
 
 JSON_SCHEMA_VERSION = 1
 _PLAIN_INTERVAL = 5.0  # seconds between progress lines where there is no terminal
@@ -87,10 +87,10 @@ def unexpected(problem: BaseException) -> None:
     if os.environ.get("OPTIN_DEBUG"):
         _stderr().print_exception()
         return
-    first = (str(problem).splitlines() or [""])[0]
+    name, told = type(problem).__name__, first_line(problem)
+    what = name if told == name else f"{name}: {told}"
     _stderr().print(
-        f"[bold red]error:[/] unexpected {type(problem).__name__}: {escape(first)}\n"
-        "  set OPTIN_DEBUG=1 to see the traceback"
+        f"[bold red]error:[/] unexpected {escape(what)}\n  set OPTIN_DEBUG=1 to see the traceback"
     )
 
 

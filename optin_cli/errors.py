@@ -62,3 +62,12 @@ class Followed(OptinError):
     def __init__(self, exit_code: int) -> None:
         super().__init__("another process of the team has failed")
         self.exit_code = exit_code
+
+
+def first_line(error: BaseException, longest: int | None = None) -> str:
+    """What an error says first, in at most `longest` characters; the name of its class where it says nothing.
+
+    A heading, as torch puts above a list of mismatches, takes the line below it along.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])[:longest]

@@ -54,13 +54,15 @@ def prune(
     at_most: bool = False,
     teacher: OpenModel | None = None,
     force: bool = False,
+    final: Path | None = None,
     on_progress: Progress = lambda *_: None,
 ) -> Pruned:
     """Write the pruned model to `output`, scoring only if `ranking` is not the plan's ranking already.
 
     `compensation` reads more rows of the plan's data (`at_most`: as many as there are, without a note) and follows
     `teacher`, by default the plan's model, which is consumed in memory. The plan's lambda replaces the request's.
-    Raises what the three stages raise, before anything is scored where that can be known.
+    `final` is where the last of several steps goes, by default `output`: what is in its way ends the first one. Raises
+    what the three stages raise, before anything is scored where that can be known.
     """
     request.check()
     if request.table is not None:
@@ -68,10 +70,12 @@ def prune(
         device, dtype = device_name(plan.model.device), str(plan.model.dtype).removeprefix("torch.")
         check_table(request.table, device, dtype, units, force=request.force)
     _check_serves(plan, request)
-    surgery.check_output(output, plan.model)
+    surgery.check_output(final or output, plan.model)
     if ranking.exists():
         _check_belongs(ranking, plan)
     found = scoring.existing(ranking, plan, any_lambda=plan.method.recombines)
+    if found is None and not force:
+        surgery.check_unmade(final or output)
     scored = found or scoring.score(plan, ranking, on_progress)
     weight = plan.settings.output_weight if plan.method.recombines else None
     sketch = read_sketch(ranking) if request.interactions != "none" else None

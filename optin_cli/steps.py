@@ -54,6 +54,7 @@ def prune_in_steps(
     check_steps(steps, request)
     done: list[Pruned] = []
     folder = output.with_name(f".{output.name}.steps")
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     current = plan
     try:
         for step in range(1, steps + 1):
@@ -73,7 +74,8 @@ def prune_in_steps(
                     compensation=compensation,
                     at_most=at_most,
                     teacher=None if step == 1 else _opened(plan, plan.model.spec),
-                    force=force or not last,
+                    force=force,
+                    final=output,
                     on_progress=tell if steps > 1 else on_progress,
                 )
             )

@@ -159,10 +159,16 @@ def check_output(path: Path, kind: str) -> None:
         raise UsageError(f"the folder {parent} is not writable")
 
 
-def check_no_folder(path: Path, kind: str) -> None:
-    """Raise `UsageError` where a file is to be written and a folder is: known before any work."""
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder, not a name for a {kind}", f"give a name in it: {path}/NAME")
+def check_no_folder(path: Path | str, kind: str) -> None:
+    """Raise `UsageError` where a file is to be written and a folder is: known before any work.
+
+    Text that ends in a slash means a folder, whether it is there or not.
+    """
+    folder = Path(path)
+    if folder.is_dir() or (isinstance(path, str) and path.endswith(("/", os.sep))):
+        raise UsageError(
+            f"{path} is a folder, not a name for a {kind}", f"give a name in it: {folder / 'NAME'}"
+        )
 
 
 def nearest_path(path: Path) -> str:

@@ -24,7 +24,7 @@ from optin_cli.artefacts.schedule import tokens_by_block
 from optin_cli.artefacts.shared import SharedLayer
 from optin_cli.artefacts.sketch import Sketch, fill_sketch, load_sketch
 from optin_cli.artefacts.tokens import RankedTokens, fill_tokens, load_tokens
-from optin_cli.errors import ArtefactError, UsageError
+from optin_cli.errors import ArtefactError, UsageError, first_line
 
 FORMAT = "optin-ranking"
 SCHEMA_VERSION = 2
@@ -305,8 +305,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     except PermissionError as error:
         raise UsageError(f"can't read {path}: {error.strerror}") from error
     except (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise ArtefactError(f"{path} is not a readable ranking: {first}", _AGAIN) from error
+        raise ArtefactError(f"{path} is not a readable ranking: {first_line(error)}", _AGAIN) from error
 
 
 def _read(file: h5py.File) -> Ranking:

@@ -70,6 +70,7 @@ def bench(
       optin bench demo:minilm --table cpu.json --batch-size 32 --seq-len 64
     """
     from optin_cli.measure import latency
+    from optin_cli.measure.inputs import default_size
 
     if table is not None and baseline:
         raise UsageError("--table times one model, --baseline compares two", "leave one of them out")
@@ -89,9 +90,7 @@ def bench(
     if table is not None:
         if len(batch_sizes) > 1 or len(sizes or []) > 1:
             raise UsageError("a table is for one batch size and one length", "make a table for each")
-        _tabulate(
-            opened, table, batch_sizes[0], (sizes or [latency.default_size(opened)])[0], effort, force, json
-        )
+        _tabulate(opened, table, batch_sizes[0], (sizes or [default_size(opened)])[0], effort, force, json)
         return
     models = [opened]
     if baseline:
@@ -113,10 +112,10 @@ def _tabulate(
     """Make a latency table, unless `path` is one of this model and setting already."""
     from optin_cli.artefacts.files import check_output
     from optin_cli.artefacts.latency import read_latency_table, write_latency_table
-    from optin_cli.measure import latency
+    from optin_cli.measure.inputs import check_setting
     from optin_cli.measure.latency_table import make_table, table_setting
 
-    latency.check_setting(model, batch_size, size)
+    check_setting(model, batch_size, size)
     check_output(path, "latency table")
     reused = False
     if path.exists() and not force:

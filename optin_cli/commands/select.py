@@ -74,6 +74,7 @@ def select(
             f"{len(asked)} budgets make {len(asked)} masks, and {output} is one name",
             "put {} where the budget goes: -o 'm-{}.mask.json'",
         )
+    check_no_folder(output, "mask")
     scored = read_ranking(ranking)
     sketch = read_sketch(ranking) if interactions != "none" else None
     masks = {

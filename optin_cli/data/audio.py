@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from optin_cli.data.stored import BrokenFile, encoded, first_line
-from optin_cli.errors import InputError
+from optin_cli.data.stored import BrokenFile, encoded
+from optin_cli.errors import InputError, first_line
 
 SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".au"}
 _WAV = (b"RIFF", b"RIFX", b"RF64")

@@ -5,18 +5,14 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.data.audio import SUFFIXES
-from optin_cli.errors import InputError
+from optin_cli.data.metadata import FILE, damaged, metadata_of, read_metadata
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-_FILE = "file_name"  # what `datasets` calls the column in a metadata file
 
 
 def holds_recordings(folder: Path, others: set[str]) -> bool:
@@ -29,14 +25,13 @@ def open_recordings(folder: Path) -> Dataset:
     """Columns `audio`, with the paths of the files, and `label`, the names of their folders where there are several;
     or the columns of `metadata.csv` or `metadata.jsonl`, of which `file_name` is the path.
 
-    Raises `InputError` for a metadata file that names no files.
+    Raises `InputError` for a metadata file with a damaged line, or one that names no file.
     """
     import datasets
 
     folder = folder.absolute()
-    for name, read in (("metadata.csv", _csv), ("metadata.jsonl", _jsonl)):
-        if (folder / name).is_file():
-            return _described(folder, read(folder / name), name)
+    if (metadata := metadata_of(folder)) is not None:
+        return _described(folder, metadata)
     files = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES]
     table: dict[str, list[Any]] = {"audio": [str(file) for file in files]}
     classes = sorted({file.parent.name for file in files})
@@ -47,22 +42,14 @@ def open_recordings(folder: Path) -> Dataset:
     return datasets.Dataset.from_dict(table, features=datasets.Features(kinds))
 
 
-def _described(folder: Path, rows: list[dict[str, Any]], name: str) -> Dataset:
+def _described(folder: Path, metadata: Path) -> Dataset:
     import datasets
 
-    if any(not row.get(_FILE) for row in rows):
-        raise InputError(f"{folder / name} has rows without {_FILE}", "give every row the path of its file")
-    table = [
-        {"audio": str(folder / row[_FILE]), **{k: v for k, v in row.items() if k not in (_FILE, "audio")}}
-        for row in rows
-    ]
+    table = []
+    for line, row in read_metadata(metadata):
+        file = row.get(FILE)
+        if not file or not isinstance(file, str):
+            raise damaged(metadata, line, f"{FILE} has to be the path of its file")
+        rest = {name: value for name, value in row.items() if name not in (FILE, "audio")}
+        table.append({"audio": str(folder / file), **rest})
     return datasets.Dataset.from_list(table)
-
-
-def _csv(path: Path) -> list[dict[str, Any]]:
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-def _jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from optin_cli.data.stored import BrokenFile, encoded, first_line
+from optin_cli.data.stored import BrokenFile, encoded
+from optin_cli.errors import first_line
 
 _ORIENTATION = 0x0112
 _TURNS = {

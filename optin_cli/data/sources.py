@@ -12,7 +12,8 @@ from optin_cli.artefacts.files import disk_is_full, nearest_path
 from optin_cli.data import docs, glue, glue_files, squad
 from optin_cli.data.audio_folders import holds_recordings, open_recordings
 from optin_cli.data.folders import SUFFIXES, image_mask_pairs, names_of, split_folder
-from optin_cli.errors import InputError, UsageError
+from optin_cli.data.metadata import check_metadata
+from optin_cli.errors import InputError, UsageError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -103,8 +104,7 @@ def reading(data: DataSpec) -> Iterator[None]:
                 "free some space, or point HF_DATASETS_CACHE at another disk",
             ) from error
         cause = error.__cause__ or error
-        first = (str(cause).splitlines() or [type(cause).__name__])[0]
-        raise InputError(f"{data.spec} can't be read as data: {first}") from error
+        raise InputError(f"{data.spec} can't be read as data: {first_line(cause)}") from error
 
 
 def _open(data: DataSpec) -> Any:
@@ -197,7 +197,11 @@ def _open_folder(path: Path, data: DataSpec) -> Any:
     folder = split_folder(path, data.split)
     if holds_recordings(folder, SUFFIXES):
         return open_recordings(folder)
-    return _load("imagefolder", data_dir=str(folder), split="train", stream=data.stream)
+    try:
+        return _load("imagefolder", data_dir=str(folder), split="train", stream=data.stream)
+    except Exception:
+        check_metadata(folder)  # `datasets` names neither the file nor the line
+        raise
 
 
 def _load_hub(data: DataSpec) -> Any:
@@ -214,6 +218,6 @@ def _load_hub(data: DataSpec) -> Any:
         return _load(name, config, split=_slice_safe(data.split), stream=data.stream)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise InputError(
-            f"{data.spec} is no local path and can't be fetched from the hub: {str(error).splitlines()[0]}",
+            f"{data.spec} is no local path and can't be fetched from the hub: {first_line(error)}",
             nearest_path(Path(data.spec)) or "check the name and the network, or give a local file or folder",
         ) from error

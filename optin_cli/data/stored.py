@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from optin_cli.errors import first_line
+
 
 class BrokenFile(Exception):
     """A stored file that can't be used; the message says why."""
@@ -38,7 +40,3 @@ def name_of(stored: Any) -> str:
     """The file's name; '' if its row does not say."""
     path = stored.get("path") if isinstance(stored, dict) else None
     return Path(path).name if path else ""
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -11,22 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optin_cli.data.batches import Batch
 from optin_cli.errors import UsageError
+from optin_cli.measure.inputs import check_setting, default_size, draw, dummy_inputs
 from optin_cli.measure.memory import peak_memory
-from optin_cli.models.anatomy import ATTENTION_MASK
-from optin_cli.models.audio_processors import AudioProcessor
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.macs import count_macs, observed_tokens
-from optin_cli.models.positions import image_size
-from optin_cli.models.processors import ImageProcessor, TextProcessor
-from optin_cli.models.recordings import has_decoder, random_recordings, sizes
 
 Inputs = Mapping[str, Tensor]
 Progress = Callable[[int, int, str], None]
 """Called with (settings done, settings in all, what is being done)."""
 
-DEFAULT_LENGTH = 128
 _MOST_ROUNDS = 500
 _DOUBLING_ROUNDS = 5
 _SATURATED = 1.5
@@ -95,7 +89,7 @@ def bench(
     for setting in settings:
         for model in models:
             check_setting(model, setting.batch_size, setting.size)
-    macs = {size: [count_macs(model, _draw(model, 1, size, seed)) for model in models] for size in sizes}
+    macs = {size: [count_macs(model, draw(model, 1, size, seed)) for model in models] for size in sizes}
     timings: list[Timing] = []
     for done, setting in enumerate(settings):
         if on_progress:
@@ -127,91 +121,6 @@ def efficiency(measured: float, ideal: float) -> float:
     return measured / ideal
 
 
-def default_size(model: OpenModel) -> int:
-    """128 tokens, or fewer if the model takes fewer; the side of the images a vision model was made for; 64 tokens of
-    a transcript, or the frames of a spectrogram."""
-    processor = model.processor
-    if isinstance(processor, TextProcessor):
-        return min(DEFAULT_LENGTH, processor.max_length)
-    if isinstance(processor, AudioProcessor):
-        return sizes(model.module)[0]
-    return image_size(model.module)[0]
-
-
-def dummy_inputs(model: OpenModel, batch_size: int, size: int, seed: int = 0) -> dict[str, Tensor]:
-    """Random inputs on the model's device: (batch, size) tokens without padding, (batch, 3, h, w) pixels or
-    spectrograms.
-
-    Raises `UsageError` for a size the model can't take.
-    """
-    check_setting(model, batch_size, size)
-    return _draw(model, batch_size, size, seed)
-
-
-def check_setting(model: OpenModel, batch_size: int, size: int) -> None:
-    """Raise `UsageError` if the model can't run the setting."""
-    if batch_size < 1 or size < 1:
-        raise UsageError(f"batch size {batch_size} at size {size}: both are at least 1")
-    processor = model.processor
-    if isinstance(processor, TextProcessor):
-        if size > processor.max_length:
-            raise UsageError(
-                f"{model.spec} takes sequences of up to {processor.max_length} tokens, not {size}",
-                f"use --seq-len {processor.max_length} or less",
-            )
-    elif isinstance(processor, AudioProcessor):
-        most = sizes(model.module)[1]
-        if size > most or (size < most and not has_decoder(model.module)):
-            raise UsageError(
-                f"{model.spec} takes transcripts of up to {most} tokens, not {size}"
-                if has_decoder(model.module)
-                else f"{model.spec} takes spectrograms of {most} frames, not {size}",
-                f"use --seq-len {most}",
-            )
-    elif size != image_size(model.module)[0]:
-        _check_image_size(model, size)
-
-
-def _check_image_size(model: OpenModel, size: int) -> None:
-    """Convolutions take any size, position embeddings often one: ask the model itself."""
-    try:
-        with torch.inference_mode():
-            model.run(_draw(model, 1, size, 0))
-    except (ValueError, RuntimeError, AssertionError) as error:
-        height, width = image_size(model.module)
-        raise UsageError(
-            f"{model.spec} takes images of {height} x {width} pixels, not {size} x {size}",
-            f"use size {height}",
-        ) from error
-
-
-def _draw(model: OpenModel, batch_size: int, size: int, seed: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    processor = model.processor
-    if isinstance(processor, ImageProcessor):
-        height, width = image_size(model.module)
-        shape = (height, width) if size == height else (size, size)
-        pixels = torch.randn(batch_size, 3, *shape, generator=generator)
-        return {processor.input_name: pixels.to(model.device, model.dtype)}
-    if isinstance(processor, AudioProcessor):
-        inputs = random_recordings(model.module, batch_size, size, generator)
-        return Batch(inputs, None, []).to(model.device, model.dtype).inputs
-    tokenizer = processor.tokenizer
-    vocabulary = getattr(model.module.config, "vocab_size", None) or len(tokenizer)
-    ids = torch.arange(vocabulary)
-    # a padding id among the tokens would shift the positions of some models
-    plain = ids[~torch.isin(ids, torch.tensor(tokenizer.all_special_ids, dtype=torch.long))]
-    ids = plain if len(plain) else ids
-    picked = ids[torch.randint(len(ids), (batch_size, size), generator=generator)].to(model.device)
-    inputs = {}
-    for stream in model.anatomy.streams:  # an encoder's and a decoder's, of one length
-        inputs[f"{stream.mask.removesuffix(ATTENTION_MASK)}input_ids"] = picked
-        inputs[stream.mask] = torch.ones_like(picked)
-    if "token_type_ids" in tokenizer.model_input_names:
-        inputs["token_type_ids"] = torch.zeros_like(picked)
-    return inputs
-
-
 def _bench_setting(
     models: Sequence[OpenModel],
     setting: Setting,
@@ -222,7 +131,7 @@ def _bench_setting(
     seed: int,
 ) -> list[Timing]:
     try:
-        inputs = [_draw(model, setting.batch_size, setting.size, seed) for model in models]
+        inputs = [draw(model, setting.batch_size, setting.size, seed) for model in models]
         peaks = [peak_memory(model, given) for model, given in zip(models, inputs, strict=True)]
         times = _interleave(models, inputs, repeats, seconds, warmup)
     except torch.OutOfMemoryError as error:
@@ -284,7 +193,7 @@ def _interleave(
 def _doubled_ms(models: Sequence[OpenModel], setting: Setting, seed: int) -> list[float] | None:
     """Median milliseconds at twice the batch; None if that does not fit in memory."""
     try:
-        inputs = [_draw(model, 2 * setting.batch_size, setting.size, seed) for model in models]
+        inputs = [draw(model, 2 * setting.batch_size, setting.size, seed) for model in models]
         times = _interleave(models, inputs, _DOUBLING_ROUNDS, 0.0, warmup=1)
     except torch.OutOfMemoryError:
         return None

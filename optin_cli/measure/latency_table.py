@@ -23,7 +23,8 @@ from optin_cli.artefacts.latency import LatencyTable, processor_name
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.errors import UsageError
 from optin_cli.measure.block_calls import BlockCall, Call, around, block_calls, first_block
-from optin_cli.measure.latency import Progress, call_ms, device_name, dummy_inputs
+from optin_cli.measure.inputs import dummy_inputs
+from optin_cli.measure.latency import Progress, call_ms, device_name
 from optin_cli.models.anatomy import HEADS, Anatomy, Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.slicing import slice_model

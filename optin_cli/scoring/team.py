@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from optin_cli.errors import ArtefactError, Followed, InputError, UsageError
+from optin_cli.errors import ArtefactError, Followed, InputError, UsageError, first_line
 
 T = TypeVar("T")
 
@@ -138,9 +138,8 @@ def joined() -> Iterator[Team]:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_FOREVER)
     except (RuntimeError, ValueError) as error:
-        first = (str(error).splitlines() or [""])[0]
         raise InputError(
-            f"the {size} processes did not find each other: {first}",
+            f"the {size} processes did not find each other: {first_line(error)}",
             "start all of them at once, on machines that reach MASTER_ADDR:MASTER_PORT",
         ) from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

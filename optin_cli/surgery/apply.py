@@ -77,6 +77,15 @@ def check_output(output: Path, model: OpenModel) -> None:
         raise UsageError(f"{output} is the model being read", "choose another output")
 
 
+def check_unmade(output: Path) -> None:
+    """Raise `UsageError` if a pruned model is at `output`: without a ranking nothing tells whether it is the same."""
+    if (output / FILE_NAME).is_file():
+        raise UsageError(
+            f"{output} holds a pruned model already, and the ranking to compare it by is still to be made",
+            "choose another name, or --force to replace it",
+        )
+
+
 def existing(
     output: Path, model: OpenModel, mask: Mask, plan: CompensationPlan | None = None
 ) -> Applied | None:

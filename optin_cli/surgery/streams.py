@@ -216,10 +216,16 @@ class Unchained:
     def run(
         self, block: int, index: int, places: Collection[Place], *, stop: bool = False
     ) -> dict[Place, Tensor]:
+        def hear(_: nn.Module, __: Any, output: Any) -> None:
+            self.last = output
+
         def see(run: Callable[[], Any], module: nn.Module) -> dict[Place, Tensor]:
             # before the places are watched: the last one of them ends the run
-            with _heard(module, lambda output: setattr(self, "last", output)):
+            handle = module.register_forward_hook(hear)
+            try:
                 return run_to(run, module, places, stop=True)  # nothing behind the block is ever needed
+            finally:
+                handle.remove()
 
         return self._run(block, index, see)
 
@@ -280,16 +286,6 @@ def read_streams(
         Unchained(teacher, teacher.module, batches, store, "dense"),
         Unchained(model, pruned, batches, store, "pruned"),
     )
-
-
-@contextmanager
-def _heard(module: nn.Module, hear: Callable[[Any], object]) -> Iterator[None]:
-    """Within the context, `hear` is told what the module gives."""
-    handle = module.register_forward_hook(lambda _, __, output: hear(output))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

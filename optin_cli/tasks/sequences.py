@@ -12,11 +12,13 @@ import torch
 from optin_cli.data.batches import Batches
 from optin_cli.tasks import metrics
 from optin_cli.tasks.base import Task
-from optin_cli.tasks.multilabel import ImageMultiLabel, MultiLabel, has_many
-from optin_cli.tasks.regression import ImageRegression, Regression, gives_values
+from optin_cli.tasks.multilabel import ImageMultiLabel, MultiLabel
+from optin_cli.tasks.regression import ImageRegression, Regression
 
 SEQUENCE = "sequence-classification"
 IMAGE = "image-classification"
+_TEXTS: dict[Any, type[Task]] = {task.problem: task for task in (Regression, MultiLabel)}
+_IMAGES: dict[Any, type[Task]] = {task.problem: task for task in (ImageRegression, ImageMultiLabel)}
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,8 @@ class SequenceClassification(Task):
     @classmethod
     def from_config(cls, config: Any, folder: Path | None) -> Task:
         """Values (a single logit is one) and several labels at once are tasks of their own."""
-        if has_many(config):
-            return MultiLabel._of_classes(config)
-        if gives_values(config) or getattr(config, "num_labels", 2) == 1:
-            return Regression._of_classes(config)
-        return cls._of_classes(config)
+        single = Regression if getattr(config, "num_labels", 2) == 1 else cls
+        return _TEXTS.get(getattr(config, "problem_type", None), single)._of_classes(config)
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,7 @@ class ImageClassification(Task):
 
     @classmethod
     def from_config(cls, config: Any, folder: Path | None) -> Task:
-        if gives_values(config):
-            return ImageRegression._of_classes(config)
-        return (ImageMultiLabel if has_many(config) else cls)._of_classes(config)
+        return _IMAGES.get(getattr(config, "problem_type", None), cls)._of_classes(config)
 
     def metrics(self, kept: Sequence[Any], labels: Any, batches: Batches) -> dict[str, float]:
         return metrics.classification(torch.stack(list(kept)).numpy(), labels, images=True)

@@ -58,6 +58,29 @@ def test_missing_paths(scored, tmp_path):
     )
 
 
+def test_a_name_that_ends_in_a_slash_is_a_folders(scored, tmp_path):
+    _, _, ranking = scored
+    says = "is a folder, not a name for a mask give a name in it"
+    for flops, name in (("0.5", "new/"), ("0.5,0.7", "{}/")):
+        bad(tmp_path, "select", ranking, "--flops", flops, "-o", f"{tmp_path}/{name}", code=2, says=says)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_another_pruned_model_in_the_way_is_told_before_scoring(steps, scored, tmp_path, monkeypatch):
+    """No ranking is there after it, neither of the first step nor of the last."""
+    model, data, ranking = scored
+    monkeypatch.chdir(tmp_path)
+    small = ("-o", tmp_path / "small", "--compensate", "none", "-q")
+    asked = ("prune", model, "--data", data, "--flops", 0.5, *FAST, "--steps", steps, *small)
+    run("prune", model, "--data", data, "--flops", 0.7, "--ranking", ranking, *FAST, *small)
+    says = "small holds a pruned model already, and the ranking to compare it by is still to be made"
+    bad(tmp_path, *asked, code=2, says=says)
+    run(*asked, "--force")
+    kept = (tmp_path / "small" / "optin.json").read_bytes()
+    run(*asked)  # the rankings are there now, and it is the same model
+    assert (tmp_path / "small" / "optin.json").read_bytes() == kept
+
+
 def test_an_artefact_of_another_kind_is_called_what_it_is(scored, tmp_path):
     model, _, ranking = scored
     mask = tmp_path / "m.mask"  # of any name

@@ -112,7 +112,7 @@ def test_a_family_from_a_file_prunes_a_model_nobody_listed(tmp_path):
     """The example of docs/anatomy.md, as written there."""
     table = (ROOT / "docs/anatomy.md").read_text().split("```yaml\n")[1].split("```")[0]
     (tmp_path / "ernie.yaml").write_text(table)
-    from helpers.models import save_tokenizer, vocabulary
+    from helpers.tokenizers import save_tokenizer, vocabulary
     from transformers import ErnieConfig, ErnieForSequenceClassification
 
     config = ErnieConfig(

@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from helpers.data import ENDINGS, WORDS
 from helpers.families import (
     BLOCKS,
     DECODERS,
@@ -39,19 +38,11 @@ from helpers.families import (
     WHISPERS,
     WIDTH,
 )
+from helpers.tokenizers import save_tokenizer, specials, vocabulary
 from helpers.vgg import register_vggs
 from optin_cli.models.checkpoint import OpenModel, open_model
 
 register_vggs()
-
-_PAD_FIRST = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-_PAD_SECOND = [
-    "[CLS]",
-    "[PAD]",
-    "[SEP]",
-    "[UNK]",
-    "[MASK]",
-]  # position ids of RoBERTa and MPNet count on pad = 1
 
 _HEADS = {
     "encoder": "Model",
@@ -152,7 +143,7 @@ def calm(model: nn.Module) -> nn.Module:
 
 
 def _text_config(name: str) -> dict[str, Any]:
-    pad = _specials(name).index("[PAD]")
+    pad = specials(name).index("[PAD]")
     sizes = {"vocab_size": len(vocabulary(name)), "pad_token_id": pad, "num_labels": 2}
     if name == "distilbert":
         return {
@@ -270,40 +261,6 @@ def save_torchvision(architecture: str, folder: Path, model: Any, args: dict[str
     }
     (folder / "config.json").write_text(json.dumps(config))
     save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _specials(name: str) -> list[str]:
-    return _PAD_SECOND if name in ("roberta", "xlm-roberta", "mpnet") else _PAD_FIRST
-
-
-def vocabulary(name: str) -> dict[str, int]:
-    """Token -> id of a model's tokenizer."""
-    letters = [prefix + letter for prefix in ("", "##") for letter in "bcdefghijklmnopqrstuvwxyz"]
-    tokens = dict.fromkeys([*_specials(name), *WORDS, *ENDINGS, *letters])
-    return {token: i for i, token in enumerate(tokens)}
-
-
-def save_tokenizer(name: str, folder: Path) -> None:
-    """A small WordPiece tokenizer that AutoTokenizer finds in `folder`."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocab = vocabulary(name)
-    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
-    )
-    types = ["token_type_ids"] if name in ("bert", "electra") else []
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=MAX_LENGTH,
-        model_input_names=["input_ids", *types, "attention_mask"],
-        **{f"{key}_token": f"[{key.upper()}]" for key in ("pad", "unk", "cls", "sep", "mask")},
-    ).save_pretrained(folder)
 
 
 _KEEP_ALIVE: list[tempfile.TemporaryDirectory] = []

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from helpers.families import BLOCKS, HEADS, IMAGE_SIZE, INNER, MAX_LENGTH, PATCH_SIZE, WIDTH
-from helpers.models import randomise, save_tokenizer, vocabulary
+from helpers.models import randomise
+from helpers.tokenizers import save_tokenizer, vocabulary
 from optin_cli.models.trace.propose import Proposal, trace
 from optin_cli.models.trace.run import modality_of, synthetic_inputs
 

@@ -13,11 +13,10 @@ from helpers.models import shared_model, tiny_model
 
 from optin_cli.errors import UsageError
 from optin_cli.measure import latency
+from optin_cli.measure.inputs import default_size, dummy_inputs
 from optin_cli.measure.latency import (
     Setting,
     bench,
-    default_size,
-    dummy_inputs,
     efficiency,
     ideal_speedup,
     speedup,

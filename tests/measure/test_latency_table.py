@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from optin_cli.artefacts.latency import LatencyTable
 from optin_cli.errors import UsageError
 from optin_cli.measure import latency_table
-from optin_cli.measure.latency import default_size, dummy_inputs
+from optin_cli.measure.inputs import default_size, dummy_inputs
 from optin_cli.measure.latency_table import make_table, settled, table_setting
 from optin_cli.models.checkpoint import OpenModel, open_model
 from optin_cli.models.dissect import dissect

@@ -1,4 +1,4 @@
-"""What the tables of convolutional networks take and what they leave out. test_all_families.py has the promises."""
+"""What the tables of convolutional networks take and what they leave out. test_all_*.py have the promises."""
 
 from __future__ import annotations
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from helpers.artefacts import keep_sets, kept_of
 from helpers.families import ALL, TEXT_FAMILIES
-from helpers.models import copy_of, in_dtype, opened, saved_model, shared_model, vocabulary
+from helpers.models import copy_of, in_dtype, opened, saved_model, shared_model
 from helpers.runs import examples, outputs, random_inputs, same_outputs
+from helpers.tokenizers import vocabulary
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file

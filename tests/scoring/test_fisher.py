@@ -11,13 +11,13 @@ import pytest
 import torch
 from helpers.cli import run
 from helpers.data import sentences, tiny_image_folder, tiny_text_csv
+from helpers.gradients import mask_gradients
 from helpers.models import opened, saved_model, shared_model, tiny_model
 from torch.nn import functional as F
 
 from optin_cli.artefacts.ranking import read_ranking, read_sketch
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
-from optin_cli.models.masking import masked
 from optin_cli.scoring import score as stage
 from optin_cli.scoring.plan import Plan, ScoreSettings, estimate_seconds, make_plan
 from optin_cli.selection.request import Request
@@ -110,16 +110,7 @@ def losses(plan: Plan, row: int) -> torch.Tensor:
 
 
 def gradients(plan: Plan) -> dict[str, np.ndarray]:
-    """d loss / d mask of every row by autograd, (rows, units)."""
-    model = plan.model
-    found = {site.name: [] for site in model.anatomy}
-    for row in range(len(plan.examples.row_ids)):
-        masks = {site.name: torch.ones(site.units, requires_grad=True) for site in model.anatomy}
-        with torch.enable_grad(), masked(model.module, model.anatomy, masks):
-            loss = losses(plan, row)
-        for name, gradient in zip(masks, torch.autograd.grad(loss, list(masks.values())), strict=True):
-            found[name].append(gradient.numpy())
-    return {name: np.stack(rows) for name, rows in found.items()}
+    return mask_gradients(plan, lambda row: losses(plan, row))
 
 
 def close(one, two) -> None:

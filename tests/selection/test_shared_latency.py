@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from optin_cli.artefacts.latency import LatencyTable
 from optin_cli.artefacts.ranking import Ranking
 from optin_cli.measure import latency_table
-from optin_cli.measure.latency import dummy_inputs
+from optin_cli.measure.inputs import dummy_inputs
 from optin_cli.models.checkpoint import open_model
 from optin_cli.models.slicing import slice_model
 from optin_cli.selection.request import Request

@@ -7,42 +7,20 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers.data import tiny_image_folder, tiny_text_csv
+from helpers.data import tiny_text_csv
 from helpers.families import ALL
-from helpers.models import in_dtype, saved_model, tiny_model
+from helpers.models import saved_model, tiny_model
+from helpers.pruning import pruned, rank
 from helpers.runs import random_inputs
 
 import optin_cli
 from optin_cli.artefacts.pruned import read_pruned
 from optin_cli.data.sources import DataSpec
-from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError
+from optin_cli.errors import ArtefactError, OptinError, UsageError
 from optin_cli.models.checkpoint import open_model
 from optin_cli.models.masking import masked, masks_from_keep
-from optin_cli.scoring import score as scoring
-from optin_cli.scoring.plan import ScoreSettings
-from optin_cli.scoring.plan import make_plan as make_scoring_plan
 from optin_cli.selection.select import select
 from optin_cli.surgery import apply as stage
-from optin_cli.surgery.plan import make_plan
-from optin_cli.surgery.settings import Compensation
-
-SETTINGS = ScoreSettings(method="magnitude", samples=8)
-
-
-def data_for(name: str, folder) -> DataSpec:
-    image = name in ("vit", "deit", "timm-vit")
-    return DataSpec(str(tiny_image_folder(folder / "images") if image else tiny_text_csv(folder)))
-
-
-def rank(model, data, folder):
-    return scoring.score(make_scoring_plan(model, data, SETTINGS), folder / "r.h5")
-
-
-def pruned(name, folder, flops=0.5, head="classifier"):
-    """(dense model, mask, what apply said) with the result in folder/out."""
-    model = open_model(str(saved_model(name, head)))
-    mask = select(rank(model, data_for(name, folder), folder), flops)
-    return saved_model(name, head), mask, stage.apply(model, mask, folder / "out")
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -67,7 +45,7 @@ def test_pruning_twice_composes_and_counts_from_the_dense_model(name, tmp_path):
     source, mask, _ = pruned(name, tmp_path, flops=0.7)
     once = open_model(str(tmp_path / "out"))
     dense = open_model(str(source))
-    ranking = rank(once, data_for(name, tmp_path), tmp_path / "second")
+    ranking = rank(once, tmp_path / "second")
     again = select(ranking, 0.4)
     applied = stage.apply(once, again, tmp_path / "twice")
     assert applied.deviation <= 1e-5
@@ -91,13 +69,13 @@ def test_pruning_twice_composes_and_counts_from_the_dense_model(name, tmp_path):
 @pytest.mark.parametrize("name", ALL)
 def test_a_layer_without_heads_or_neurons_works(name, tmp_path):
     model = open_model(str(saved_model(name)))
-    mask = select(rank(model, data_for(name, tmp_path), tmp_path), 1.0)
+    mask = select(rank(model, tmp_path), 1.0)
     mask.keep["blocks.1.heads"] = []
     mask.keep["blocks.2.neurons"] = []
     assert stage.apply(model, mask, tmp_path / "out").deviation <= 1e-5
     emptied = open_model(str(tmp_path / "out"))
     assert emptied.anatomy["blocks.1.heads"].units == 0
-    second = select(rank(emptied, data_for(name, tmp_path), tmp_path / "second"), 0.3)
+    second = select(rank(emptied, tmp_path / "second"), 0.3)
     assert stage.apply(emptied, second, tmp_path / "twice").deviation <= 1e-5
 
 
@@ -136,7 +114,7 @@ def test_half_precision_checkpoints_stay_half(tmp_path):
     AutoModelForSequenceClassification.from_pretrained(source).half().save_pretrained(source)
     model = open_model(str(source))
     assert model.dtype == torch.float32
-    mask = select(rank(model, data_for("bert", tmp_path), tmp_path), 0.5)
+    mask = select(rank(model, tmp_path), 0.5)
     assert stage.apply(model, mask, tmp_path / "out").deviation <= 1e-5
     assert open_model(str(tmp_path / "out")).stored_dtype == torch.float16
 
@@ -182,7 +160,7 @@ def test_masks_of_other_models_are_refused(tmp_path):
 
 def test_a_wrong_slice_is_caught_and_nothing_is_written(tmp_path, monkeypatch):
     model = open_model(str(saved_model("bert")))
-    mask = select(rank(model, data_for("bert", tmp_path), tmp_path), 0.5)
+    mask = select(rank(model, tmp_path), 0.5)
     right = stage.slice_model
 
     def wrong(module, anatomy, keep):
@@ -198,7 +176,7 @@ def test_a_wrong_slice_is_caught_and_nothing_is_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["bert", "vit"])
 def test_calibration_data_that_is_gone_is_replaced_with_a_warning(name, tmp_path, caplog):
     model = open_model(str(saved_model(name)))
-    mask = select(rank(model, data_for(name, tmp_path), tmp_path), 0.5)
+    mask = select(rank(model, tmp_path), 0.5)
     mask.calibration["spec"] = str(tmp_path / "gone")
     with caplog.at_level("WARNING", logger="optin"):
         applied = stage.apply(model, mask, tmp_path / "out")
@@ -208,7 +186,7 @@ def test_calibration_data_that_is_gone_is_replaced_with_a_warning(name, tmp_path
 
 def test_other_check_data_can_be_given(tmp_path):
     model = open_model(str(saved_model("bert")))
-    mask = select(rank(model, data_for("bert", tmp_path), tmp_path), 0.5)
+    mask = select(rank(model, tmp_path), 0.5)
     rows = DataSpec(str(tiny_text_csv(tmp_path / "more", seed=3)))
     assert stage.apply(model, mask, tmp_path / "out", rows).checked_on == rows.spec
     with pytest.raises(UsageError):
@@ -220,7 +198,7 @@ def test_other_check_data_can_be_given(tmp_path):
 def test_random_masks_of_mpnet_keep_the_right_position_biases(tmp_path):
     """MPNet's encoder computes a bias for every dense head: after loading, each head must get its own."""
     model = open_model(str(saved_model("mpnet")))
-    mask = select(rank(model, data_for("mpnet", tmp_path), tmp_path), 1.0)
+    mask = select(rank(model, tmp_path), 1.0)
     rng = np.random.default_rng(0)
     for name in mask.keep:
         if name.endswith("heads"):
@@ -236,138 +214,3 @@ def test_random_masks_of_mpnet_keep_the_right_position_biases(tmp_path):
         expected = dense.output(inputs)
     with torch.inference_mode():
         torch.testing.assert_close(sliced.output(inputs), expected, rtol=0, atol=1e-5)
-
-
-# ---- with compensation ----
-
-
-def compensated(name, folder, out="out", flops=0.5, data=None, source=None, **settings):
-    """(dense model, mask, plan, what apply said): pruned and compensated into folder/out."""
-    model = open_model(str(source or saved_model(name)))
-    mask = select(rank(model, data_for(name, folder), folder), flops)
-    plan = make_plan(model, mask, Compensation(batch_size=16, **settings), data, at_most=True)
-    return model, mask, plan, stage.apply(model, mask, folder / out, plan=plan)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_compensated_models_load_as_what_was_checked(name, tmp_path):
-    _, mask, _, applied = compensated(name, tmp_path)
-    assert applied.deviation <= 1e-5
-    assert [fit.site for fit in applied.fits] == list(mask.keep)
-    assert {fit.method for fit in applied.fits} - {"none"}
-    plain, sliced = open_model(str(saved_model(name))), open_model(str(tmp_path / "out"))
-    inputs = random_inputs(plain)
-    with torch.inference_mode():
-        found = sliced.output(inputs)
-        with masked(plain.module, plain.anatomy, masks_from_keep(plain.anatomy, mask.keep)):
-            uncompensated = plain.output(inputs)
-    assert not torch.allclose(found, uncompensated, atol=1e-3)  # the new weights are what is on disk
-
-
-def test_the_record_tells_what_was_done_at_each_site(tmp_path):
-    model, _, plan, applied = compensated("bert", tmp_path, samples=40)
-    entry = json.loads((tmp_path / "out" / "optin.json").read_text())["history"][0]["compensation"]
-    assert entry["method"] == "auto"
-    assert entry["rows"] == 40
-    assert entry["data"]["spec"].endswith("train.csv")
-    assert entry["fingerprint"] == plan.batches.examples.fingerprint
-    assert list(dict.fromkeys(fit["site"] for fit in entry["sites"])) == [site.name for site in model.anatomy]
-    for told, fit in zip(entry["sites"], applied.fits, strict=True):
-        assert (told["method"], told["ridge"], told["note"]) == (fit.method, fit.ridge, fit.note)
-        assert (told["before"], told["after"]) == (fit.before, fit.after)
-        assert 0 <= told["after"] <= told["before"]
-    assert "memory" not in entry  # it does not change the result
-
-
-def test_without_compensation_the_record_says_so(tmp_path):
-    pruned("bert", tmp_path)
-    entry = json.loads((tmp_path / "out" / "optin.json").read_text())["history"][0]
-    assert entry["compensation"] == {"method": "none"}
-
-
-@pytest.mark.parametrize("name", ["bert", "timm-vit"])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_checkpoints_are_compared_as_they_are_stored(name, dtype, tmp_path):
-    source = in_dtype(saved_model(name), tmp_path / "half", dtype)
-    _, _, _, applied = compensated(name, tmp_path, source=source)
-    assert {fit.method for fit in applied.fits} >= {"full"}
-    assert applied.deviation <= 1e-5
-    assert open_model(str(tmp_path / "out")).stored_dtype == getattr(torch, dtype)
-
-
-def test_the_same_compensation_gives_the_same_bytes(tmp_path):
-    for out in ("a", "b"):
-        compensated("bert", tmp_path, out)
-    for file in ("model.safetensors", "config.json", "optin.json"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-
-
-def test_only_the_same_compensation_is_recognised(tmp_path):
-    model, mask, plan, applied = compensated("bert", tmp_path, samples=40)
-    found = stage.existing(tmp_path / "out", model, mask, plan)
-    assert found.reused
-    assert found.fits == applied.fits
-    again = make_plan(model, mask, Compensation(batch_size=16, samples=40, memory=0))
-    assert stage.existing(tmp_path / "out", model, mask, again).reused  # memory changes nothing
-    moved = tmp_path / "moved" / "train.csv"
-    moved.parent.mkdir()
-    moved.write_bytes((tmp_path / "train.csv").read_bytes())
-    same = make_plan(model, mask, Compensation(batch_size=16, samples=40), DataSpec(str(moved)))
-    assert stage.existing(tmp_path / "out", model, mask, same).reused  # the rows count, not where they lie
-    more = DataSpec(str(tiny_text_csv(tmp_path / "more", seed=3)))
-    others = [
-        None,
-        make_plan(model, mask, Compensation(batch_size=16, samples=40, seed=1)),
-        make_plan(model, mask, Compensation(batch_size=16, samples=41)),
-        make_plan(model, mask, Compensation("full", batch_size=16, samples=40)),
-        make_plan(model, mask, Compensation(batch_size=16, samples=40), more),
-    ]
-    for other in others:
-        with pytest.raises(UsageError, match="another compensation"):
-            stage.existing(tmp_path / "out", model, mask, other)
-
-
-def test_models_of_older_versions_count_as_not_compensated(tmp_path):
-    source, mask, _ = pruned("bert", tmp_path)
-    path = tmp_path / "out" / "optin.json"
-    record = json.loads(path.read_text())
-    del record["history"][0]["compensation"]
-    path.write_text(json.dumps(record))
-    model = open_model(str(source))
-    assert stage.existing(tmp_path / "out", model, mask).reused
-    with pytest.raises(UsageError, match="another compensation"):
-        stage.existing(tmp_path / "out", model, mask, make_plan(model, mask, Compensation(), at_most=True))
-
-
-@pytest.mark.parametrize("name", ["mpnet", "timm-vit"])
-def test_a_compensated_model_is_pruned_and_compensated_again(name, tmp_path):
-    compensated(name, tmp_path, "once", flops=0.7)
-    (tmp_path / "second").mkdir()
-    _, _, _, applied = compensated(name, tmp_path / "second", flops=0.4, source=tmp_path / "once")
-    assert applied.deviation <= 1e-5
-    record = read_pruned(tmp_path / "second" / "out")
-    assert [len(step["compensation"]["sites"]) for step in record.history] == [6, 6]
-
-
-def test_labels_are_not_needed(tmp_path):
-    unlabelled = DataSpec(str(tiny_text_csv(tmp_path / "plain", labels=None, pairs=False)))
-    assert compensated("bert", tmp_path, data=unlabelled)[3].fits
-
-
-def test_calibration_data_that_is_gone_is_no_reason_to_compensate_on_something_else(tmp_path):
-    model, mask, _, _ = compensated("bert", tmp_path)
-    mask.calibration["spec"] = str(tmp_path / "gone.csv")
-    with pytest.raises(InputError, match="can't be read again") as told:
-        make_plan(model, mask, Compensation())
-    assert "--data" in told.value.hint
-    assert "--compensate none" in told.value.hint
-    assert make_plan(model, mask, Compensation("none")) is None
-    with pytest.raises(UsageError, match="no data at"):
-        make_plan(model, mask, Compensation(), DataSpec(str(tmp_path / "no.csv")))
-
-
-def test_fewer_rows_than_asked_for_are_told_only_when_they_were_asked_for(tmp_path, caplog):
-    model, mask, _, _ = compensated("bert", tmp_path)
-    assert "fewer than" not in caplog.text
-    make_plan(model, mask, Compensation(samples=100))
-    assert "60 rows, fewer than the 100 asked for" in caplog.text

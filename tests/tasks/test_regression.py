@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
 from helpers.data import sentences, tiny_image_folder
+from helpers.gradients import check_fisher
 from helpers.models import new_folder, opened, tiny_model
 from scipy import stats
 
@@ -127,18 +128,7 @@ def test_the_loss_is_transformers_own(tmp_path):
 def test_fisher_is_the_squared_gradient_of_that_loss(tmp_path):
     path, options = stored(tmp_path, "columns")
     plan = make_plan(MODEL, DataSpec(str(path), **options), ScoreSettings(method="fisher", samples=8))
-    ranking = stage.score(plan, tmp_path / "r.h5")
-    expected = {site.name: np.zeros(site.units) for site in MODEL.anatomy}
-    for row in plan.examples.row_ids:
-        inputs = MODEL.processor.tokenizer(TEXTS[row], return_tensors="pt")
-        masks = {site.name: torch.ones(site.units, requires_grad=True) for site in MODEL.anatomy}
-        with torch.enable_grad(), masked(MODEL.module, MODEL.anatomy, masks):
-            found = MODEL.module(**inputs).logits
-            loss = torch.nn.functional.mse_loss(found[0], torch.tensor(TRUTH[row]).float())
-        for name, gradient in zip(masks, torch.autograd.grad(loss, list(masks.values())), strict=True):
-            expected[name] += gradient.numpy() ** 2 / len(plan.examples.row_ids)
-    for site in ranking.sites:
-        np.testing.assert_allclose(site.score, expected[site.name], rtol=2e-3, atol=1e-6)
+    check_fisher(plan, tmp_path / "r.h5", TEXTS, TRUTH, torch.nn.functional.mse_loss)
 
 
 @pytest.mark.parametrize("method", ["ablation", "curvature"])

@@ -22,9 +22,9 @@ from optin_cli.models.trace.run import (
     BATCH,
     RUN_ERRORS,
     Run,
+    brief,
     cacheless,
     constants,
-    first_line,
     modality_of,
     record,
     seeded,
@@ -121,7 +121,7 @@ def trace(
         flow = watch(module, inputs)
     except RUN_ERRORS as error:
         raise InputError(
-            f"{type(module).__name__} does not run on made-up inputs ({', '.join(inputs)}): {first_line(error)}",
+            f"{type(module).__name__} does not run on made-up inputs ({', '.join(inputs)}): {brief(error)}",
             "say --modality text or --modality image if it reads the other, or write its table by hand",
         ) from error
     found, unfit = find_sites(module, flow, run)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optin_cli.errors import InputError, UsageError
+from optin_cli.errors import InputError, UsageError, first_line
 from optin_cli.models.hidden import hidden_argument
 from optin_cli.models.positions import channels, image_size
 
@@ -155,9 +155,9 @@ def cacheless(module: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
     return {"use_cache": False} if fills() and not fills(use_cache=False) else {}
 
 
-def first_line(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
     """The beginning of what an error says."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:_LONGEST]
+    return first_line(error, _LONGEST)
 
 
 def tensors_of(value: Any) -> list[Tensor]:

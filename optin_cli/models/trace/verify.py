@@ -17,7 +17,7 @@ from optin_cli.models.dissect import dissect
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.slicing import slice_model
 from optin_cli.models.tables import Family, SiteTable
-from optin_cli.models.trace.run import RUN_ERRORS, Call, first_line, seeded, tensors_of
+from optin_cli.models.trace.run import RUN_ERRORS, Call, brief, seeded, tensors_of
 from optin_cli.models.trace.sites import common_parent
 
 TOLERANCE = 1e-5  # of the largest output, or of 1
@@ -100,7 +100,7 @@ def mismatch(trial: Trial, table: SiteTable) -> str | None:
         try:
             expected = _masked(trial, anatomy, kept)
         except RUN_ERRORS as error:
-            return f"it can't be masked: {first_line(error)}"
+            return f"it can't be masked: {brief(error)}"
         if (reason := _difference(trial, anatomy, kept, expected)) is not None:
             return reason
         matters |= not same(expected, dense)
@@ -157,7 +157,7 @@ def _difference(trial: Trial, anatomy: Anatomy, kept: Sequence[int], expected: l
         slice_model(smaller, anatomy, {site.name: list(kept)})
         found = trial.run(smaller.block)
     except RUN_ERRORS as error:
-        return f"{_STOPS} {site.units - len(kept)} of its {site.units} units: {first_line(error)}"
+        return f"{_STOPS} {site.units - len(kept)} of its {site.units} units: {brief(error)}"
     return None if same(found, expected) else "the sliced block does not compute what the masked one does"
 
 

@@ -22,7 +22,7 @@ from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.slicing import slice_model
 from optin_cli.models.tables import Family
 from optin_cli.models.trace.blocks import Blocks
-from optin_cli.models.trace.run import RUN_ERRORS, Run, first_line, forward, tensors_of
+from optin_cli.models.trace.run import RUN_ERRORS, Run, brief, forward, tensors_of
 from optin_cli.models.trace.sites import Left
 from optin_cli.models.trace.tabling import Fitted, named
 from optin_cli.models.trace.verify import same
@@ -155,7 +155,7 @@ class Whole:
                 slice_model(smaller, anatomy, keep)
                 found = tensors_of(forward(smaller, self.inputs))
             except RUN_ERRORS as error:
-                raise ValueError(f"the sliced model does not run: {first_line(error)}") from error
+                raise ValueError(f"the sliced model does not run: {brief(error)}") from error
         if not same(found, expected):
             raise ValueError("the sliced model does not compute what the masked one does")
         return smaller, {name: len(units) for name, units in keep.items()}

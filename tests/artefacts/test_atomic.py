@@ -1,0 +1,265 @@
+"""Atomic files and folders: the whole output or nothing, whatever fails on the way."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from optin_cli.artefacts.files import atomic_dir, atomic_file
+from optin_cli.errors import ArtefactError, InputError, UsageError
+
+# files and folders side by side: `write` fills the yielded path, `read` gives its content
+
+
+def write_file(path: Path, content: str) -> None:
+    path.write_text(content)
+
+
+def write_folder(path: Path, content: str) -> None:
+    (path / "sub").mkdir()
+    (path / "sub" / "file").write_text(content)
+
+
+def read_file(path: Path) -> str:
+    return path.read_text()
+
+
+def read_folder(path: Path) -> str:
+    assert [p.name for p in path.iterdir()] == ["sub"]
+    return (path / "sub" / "file").read_text()
+
+
+both = pytest.mark.parametrize(
+    ("atomic", "write", "read"),
+    [(atomic_file, write_file, read_file), (atomic_dir, write_folder, read_folder)],
+    ids=["file", "folder"],
+)
+
+
+@both
+def test_what_was_written_is_there_afterwards_and_nothing_else(tmp_path, atomic, write, read):
+    with atomic(tmp_path / "out") as temporary:
+        write(temporary, "new")
+        assert not (tmp_path / "out").exists()
+    assert read(tmp_path / "out") == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@both
+def test_an_earlier_output_is_replaced_as_a_whole(tmp_path, atomic, write, read):
+    for content in ("old", "new"):
+        with atomic(tmp_path / "out") as temporary:
+            write(temporary, content)
+    assert read(tmp_path / "out") == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@both
+@pytest.mark.parametrize("error", [ValueError("wrong"), KeyboardInterrupt(), ArtefactError("bad")], ids=repr)
+def test_an_exception_leaves_nothing_and_passes_unchanged(tmp_path, atomic, write, read, error):
+    with pytest.raises(type(error)) as caught, atomic(tmp_path / "out") as temporary:
+        write(temporary, "half")
+        raise error
+    assert caught.value is error
+    assert list(tmp_path.iterdir()) == []
+
+
+@both
+def test_an_exception_leaves_an_earlier_output_alone(tmp_path, atomic, write, read):
+    with atomic(tmp_path / "out") as temporary:
+        write(temporary, "old")
+    with pytest.raises(ValueError, match="wrong"), atomic(tmp_path / "out") as temporary:
+        write(temporary, "half")
+        raise ValueError("wrong")
+    assert read(tmp_path / "out") == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@both
+def test_a_failing_rename_leaves_an_earlier_output_alone(tmp_path, atomic, write, read, monkeypatch):
+    with atomic(tmp_path / "out") as temporary:
+        write(temporary, "old")
+    replace = Path.replace
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp":
+            raise OSError(errno.EIO, "Input/output error")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(InputError, match="can't write"), atomic(tmp_path / "out") as temporary:
+        write(temporary, "new")
+    assert read(tmp_path / "out") == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_is_never_replaced_by_a_file(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(UsageError, match="is a folder"), atomic_file(tmp_path / "out") as temporary:
+        write_file(temporary, "new")
+    assert (tmp_path / "out" / "mine").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+# a full disk
+
+
+def full_disk(code: int = errno.ENOSPC) -> OSError:
+    return OSError(code, os.strerror(code))
+
+
+def raise_wrapped(error: OSError) -> None:
+    try:
+        raise error
+    except OSError as cause:
+        raise RuntimeError("the library's own words") from cause
+
+
+def raise_message(error: OSError) -> None:
+    raise RuntimeError(f"I/O error: {error.strerror} (os error {error.errno})")
+
+
+def raise_plain(error: OSError) -> None:
+    raise error
+
+
+@both
+@pytest.mark.parametrize("raises", [raise_plain, raise_wrapped, raise_message])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG], ids=os.strerror)
+def test_a_full_disk_is_said_plainly_and_leaves_nothing(tmp_path, atomic, write, read, raises, code):
+    with pytest.raises(InputError, match="the disk is full") as caught, atomic(tmp_path / "out") as temporary:
+        write(temporary, "half")
+        raises(full_disk(code))
+    assert str(tmp_path / "out") in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_only_when_flushing_leaves_nothing(tmp_path, monkeypatch):
+    def fail(descriptor: int) -> None:
+        raise full_disk()
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(InputError, match="the disk is full"), atomic_file(tmp_path / "out") as temporary:
+        write_file(temporary, "whole")
+    assert list(tmp_path.iterdir()) == []
+
+
+@both
+def test_another_failing_write_is_an_input_error_with_its_reason(tmp_path, atomic, write, read):
+    with pytest.raises(InputError, match=r"can't write .*Input/output error"), atomic(tmp_path / "out"):
+        raise full_disk(errno.EIO)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_about_something_else_is_not_taken_for_a_full_disk(tmp_path):
+    with pytest.raises(RuntimeError, match="shapes"), atomic_file(tmp_path / "out") as temporary:
+        write_file(temporary, "half")
+        raise RuntimeError("shapes differ")
+
+
+PROGRAM = """
+import json, os, resource, sys
+from pathlib import Path
+
+tests, folder, limits = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+sys.path.insert(0, tests)
+import numpy as np
+from helpers.artefacts import tiny_ranking
+from safetensors.numpy import save_file
+from optin_cli.artefacts.files import atomic_dir, atomic_file
+from optin_cli.artefacts.ranking import write_ranking
+from optin_cli.errors import OptinError
+
+def stream(path):
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        for _ in range(1000):
+            file.write(bytes(4096))
+
+def text(path):
+    with atomic_file(path) as temporary:
+        temporary.write_text("x" * 4_000_000)
+
+def safetensors(path):
+    with atomic_dir(path) as temporary:
+        (temporary / "config.json").write_text("{}")
+        save_file({"w": np.ones(500_000)}, temporary / "model.safetensors")
+
+def ranking(path):
+    write_ranking(path, tiny_ranking(blocks=12, neurons=3072))
+
+def attempt(write, limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        write(folder / "out")
+        return "written"
+    except OptinError as error:
+        return f"{type(error).__name__}: {error.what.partition(':')[0]}"
+    except Exception as error:
+        return repr(error)
+
+for write in (stream, text, safetensors, ranking):
+    for limit in limits:
+        receive, send = os.pipe()
+        child = os.fork()  # a process for each limit: one that crashes must not hide the next
+        if child == 0:
+            os.write(send, attempt(write, limit).encode())
+            sys.exit()
+        os.close(send)
+        said = os.read(receive, 10_000).decode()
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        left = os.listdir(folder)
+        if (said, code, left) != ("InputError: the disk is full", 0, []):
+            print(f"{write.__name__} up to {limit} bytes: {said!r}, exit code {code}, left {left}")
+            for name in left:
+                (folder / name).unlink()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no RLIMIT_FSIZE")
+def test_every_kind_of_write_survives_a_real_limit_on_the_file_size(tmp_path):
+    """The kernel refuses the write, and each library takes that in its own way."""
+    limits = json.dumps([2048, 100_000, 1_000_000])
+    tests = str(Path(__file__).parents[1])
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM, tests, str(tmp_path), limits],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == ""
+
+
+def _dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_leftovers_of_a_killed_run_are_swept_away(tmp_path):
+    dead, alive = _dead_pid(), os.getppid()
+    (tmp_path / f".m.h5.{dead}.tmp").write_text("half")
+    (tmp_path / f".m.h5.{alive}.tmp").write_text("another process is writing")
+    (tmp_path / f".other.h5.{dead}.tmp").write_text("another output")
+    with atomic_file(tmp_path / "m.h5") as temporary:
+        temporary.write_text("whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [f".m.h5.{alive}.tmp", f".other.h5.{dead}.tmp", "m.h5"]
+    )
+
+
+def test_an_output_that_a_killed_run_had_moved_aside_comes_back(tmp_path):
+    aside = tmp_path / f".model.{_dead_pid()}.old"
+    aside.mkdir()
+    (aside / "weights").write_text("the only copy")
+    with pytest.raises(RuntimeError), atomic_dir(tmp_path / "model"):
+        raise RuntimeError
+    assert (tmp_path / "model" / "weights").read_text() == "the only copy"
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
