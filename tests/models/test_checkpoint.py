@@ -157,8 +157,9 @@ def test_an_encoder_without_one_of_its_weights_is_refused_naming_it(tmp_path):
     weights = load_file(folder / "model.safetensors")
     del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"encoder\.layer\.1\.output\.dense\.weight"):
+    with pytest.raises(InputError, match=r"encoder\.layer\.1\.output\.dense\.weight") as caught:
         opened(folder)
+    assert "incomplete" in caught.value.hint  # another task would not help
 
 
 def test_a_classifier_without_the_pooler_that_its_head_reads_is_refused(tmp_path):
@@ -355,8 +356,15 @@ def test_weights_of_another_size_than_the_config_says_are_an_input_error(tmp_pat
     folder = copy_of(saved_model("bert"), tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
-    with pytest.raises(InputError, match=str(folder)):
+    with pytest.raises(InputError, match=str(folder)) as caught:
         opened(folder)
+    told = caught.value.what
+    assert (
+        "9 of another shape: bert.encoder.layer.0.intermediate.dense.bias (64 in the file, 48 in the model)"
+        in told
+    )
+    assert "dense.weight (64x32 in the file, 48x32 in the model)" in told
+    assert "config.json" in caught.value.hint
 
 
 def test_an_unknown_model_type_is_an_input_error(tmp_path):
