@@ -104,7 +104,12 @@ def reading(data: DataSpec) -> Iterator[None]:
             ) from error
         cause = error.__cause__ or error
         first = (str(cause).splitlines() or [type(cause).__name__])[0]
-        raise InputError(f"{data.spec} can't be read as data: {first}") from error
+        raise InputError(
+            f"{data.spec} can't be read as data: {first}",
+            f"check that the contents are what the suffix says: {', '.join(_READERS)}"
+            if Path(data.spec).exists()
+            else None,
+        ) from error
 
 
 def _open(data: DataSpec) -> Any:
