@@ -55,7 +55,11 @@ def token_labels(labels: Sequence[Any], where: str) -> list[list[int]]:
 def ordered_columns(columns: Sequence[str], label2id: Mapping[str, int], count: int) -> list[str]:
     """A column for each of a model's `count` labels, by the model's names; as given where it names none of them so."""
     if len(columns) != count:
-        raise InputError(f"{len(columns)} label columns were given, but the model has {count} labels")
+        names = f": {','.join(sorted(label2id, key=label2id.__getitem__))}" if len(label2id) == count else ""
+        raise InputError(
+            f"{len(columns)} label columns were given, but the model has {count} labels",
+            f"give --label a column for each{names}",
+        )
     return sorted(columns, key=label2id.__getitem__) if set(columns) == set(label2id) else list(columns)
 
 

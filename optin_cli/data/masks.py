@@ -79,7 +79,9 @@ class Masks(Sequence[Map]):
                 f"{where} has the ids {shown}{' ..' if len(odd) > 5 else ''}, but the model has classes "
                 f"{int(self.reduced)}..{self.classes - 1 + self.reduced} and {ignored} counts nothing",
                 f"if {odd[0] + self.reduced} marks what counts nothing, say so: --ignore-index "
-                f"{odd[0] + self.reduced}",
+                f"{odd[0] + self.reduced}"
+                if len(odd) == 1
+                else "check that the model was trained on these classes, and masks saved without loss (PNG)",
             )
         return found.astype(np.int32)
 

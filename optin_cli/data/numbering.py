@@ -62,5 +62,6 @@ def _numbers(values: Iterable[Any]) -> bool:
 def _unknown(names: Sequence[str], label2id: Mapping[str, int], spec: str) -> InputError:
     return InputError(
         f"labels {', '.join(map(repr, names[:3]))} of {spec} are not among the model's: "
-        f"{', '.join(label2id) or 'none named'}"
+        f"{', '.join(label2id) or 'none named'}",
+        "check that the model was trained on these labels, or name another column with --label",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -104,7 +105,15 @@ def reading(data: DataSpec) -> Iterator[None]:
                 "free some space, or point HF_DATASETS_CACHE at another disk",
             ) from error
         cause = error.__cause__ or error
-        raise InputError(f"{data.spec} can't be read as data: {first_line(cause)}") from error
+        raise InputError(
+            f"{data.spec} can't be read as data: {first_line(cause)}", _to_check(Path(data.spec))
+        ) from error
+
+
+def _to_check(path: Path) -> str | None:
+    if path.is_file():
+        return f"check that the contents are what the suffix says: {', '.join(_READERS)}"
+    return f"a folder holds images, recordings, or files of {', '.join(_READERS)}" if path.is_dir() else None
 
 
 def _open(data: DataSpec) -> Any:
@@ -112,7 +121,7 @@ def _open(data: DataSpec) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs as an error, it raises as well
     if data.spec == BUILTIN_DOCS:
         if data.split not in docs.SPLITS:
             raise UsageError(f"{BUILTIN_DOCS} has no split {data.split!r}", f"use {' or '.join(docs.SPLITS)}")

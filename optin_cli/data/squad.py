@@ -48,4 +48,8 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
                         "answers": {key: [a[key] for a in answers] for key in ("text", "answer_start")},
                     }
     except (KeyError, TypeError) as error:
-        raise InputError(f"{file} is not quite in SQuAD's layout: it lacks {error}") from error
+        raise InputError(
+            f"{file} is not quite in SQuAD's layout: it lacks {error}",
+            "a paragraph has a `context` and `qas`, each of them an `id`, a `question` and `answers`, each of "
+            "those a `text` and an `answer_start`",
+        ) from error

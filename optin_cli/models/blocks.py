@@ -10,6 +10,10 @@ from optin_cli.errors import InputError
 from optin_cli.models.anatomy import Stream
 from optin_cli.models.families import DOCS, Family
 
+BUILT_OTHERWISE = (
+    f"this variant is built otherwise than its table says; describe it in a FILE.yaml for --anatomy: {DOCS}"
+)
+
 
 def base_prefix(model: nn.Module) -> str:
     """What the paths within the base model (without the task head) start with: a path and a dot, or nothing."""
@@ -34,7 +38,7 @@ def find_streams(model: nn.Module, family: Family, prefix: str) -> tuple[list[st
         raise InputError(
             f"family {family.name!r}: {type(model).__name__} has no blocks at "
             + " or ".join(f"{path} ({_deepest(model, path)})" for path in looked),
-            f"this variant is built differently; describe it with --anatomy FILE.yaml ({DOCS})",
+            BUILT_OTHERWISE,
         )
     return blocks, streams
 

@@ -7,10 +7,10 @@ pruned models too. Nothing is unpickled except through torch's `weights_only`.
 from __future__ import annotations
 
 import copy
-import pickle
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from optin_cli.artefacts.files import digest_bytes, digest_files
 from optin_cli.artefacts.pruned import PrunedRecord, write_pruned
-from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError, first_line
+from optin_cli.errors import ArtefactError, UsageError
 from optin_cli.models.anatomy import AUDIO, IMAGE, Anatomy
 from optin_cli.models.audio_processors import AudioProcessor, audio_processor
 from optin_cli.models.dissect import dissect, family_of
@@ -29,6 +29,7 @@ from optin_cli.models.families import Family, family_from_dict
 from optin_cli.models.from_transformers import open_transformers, save_transformers
 from optin_cli.models.from_vision import LIBRARIES, open_vision, save_vision
 from optin_cli.models.merged import Merging, install_merges
+from optin_cli.models.misfits import clear_errors
 from optin_cli.models.processors import (
     ImageProcessor,
     TextProcessor,
@@ -231,7 +232,7 @@ def open_module(
         raise UsageError(
             f"{spec} is a {source.library} model, and --device-map spreads transformers models alone"
         )
-    with _clear_errors(source):
+    with clear_errors(source), redirect_stdout(sys.stderr):  # torch hub tells there what it downloads
         if source.library in LIBRARIES:
             return source, *open_vision(source, task, reshape)
         return source, *open_transformers(source, task, reshape, device_map, dtype)
@@ -281,36 +282,3 @@ def save_pruned(folder: Path, model: OpenModel, record: PrunedRecord) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     write_pruned(folder, record)
-
-
-class _clear_errors:
-    """Turn what the libraries raise for unusable weights into one sentence."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        if error is None:
-            return
-        if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
-            raise InputError(
-                f"{self.source.spec}: its pickled weights hold more than tensors, so they are not loaded",
-                "convert them to safetensors with the tool that made them",
-            ) from error
-        if isinstance(error, OptinError):
-            return
-        if type(error).__name__ == "LocalEntryNotFoundError":
-            raise InputError(
-                f"{self.source.spec}: its weights can't be fetched from the hub",
-                "check the network, or give a file: timm:NAME?checkpoint=FILE",
-            ) from error
-        if isinstance(error, OSError | ValueError | RuntimeError | LookupError | EOFError | TypeError):
-            raise InputError(f"{self.source.spec} can't be opened: {first_line(error)}") from error
-        if type(error).__name__ == "SafetensorError":
-            told = f"{self.source.spec}: its safetensors file is damaged: {first_line(error)}"
-            if self.source.record is not None:
-                raise ArtefactError(told, "run `optin apply` again") from error
-            raise InputError(told, "copy or download it again") from error

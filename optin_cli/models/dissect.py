@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from optin_cli.errors import InputError, UnknownArchitecture
 from optin_cli.models.anatomy import HEADS, Anatomy, Site
-from optin_cli.models.blocks import base_prefix, find_streams
+from optin_cli.models.blocks import BUILT_OTHERWISE, base_prefix, find_streams
 from optin_cli.models.costs import Cost, plain, shared_layers, unit_costs
 from optin_cli.models.families import DOCS, TOWERS, Family, SiteTable, find_family, known_families
 from optin_cli.models.layers import (
@@ -246,17 +246,24 @@ def _units(
                 f"name the producers in the table of family {family.name!r}: see {DOCS}",
             )
         return units, spread, spread
+    way_out = f"correct unit_width or unit_count in the table of family {family.name!r}: see {DOCS}"
     if table.unit_count:
         units = int(_attribute(model, table.unit_count, family))
         width, rest = divmod(features, units) if units else (1, features)  # none left: any width will do
         if rest:
-            raise InputError(f"{name}: consumer input {features} is not a multiple of its {units} units")
+            raise InputError(
+                f"{name}: {table.consumer} takes {features} features, no multiple of its {units} units",
+                way_out,
+            )
         return units, width, 1
     given = table.unit_width
     width = group * (given if isinstance(given, int) else int(_attribute(model, given, family)))
     units, rest = divmod(features, width)
     if rest:
-        raise InputError(f"{name}: consumer input {features} is not a multiple of the unit width {width}")
+        raise InputError(
+            f"{name}: {table.consumer} takes {features} features, no multiple of the unit width {width}",
+            way_out,
+        )
     return units, width, 1
 
 
@@ -294,7 +301,7 @@ def _module(model: nn.Module, path: str, family: Family) -> nn.Module:
     except AttributeError as error:
         raise InputError(
             f"family {family.name!r} expects {path} in {type(model).__name__}: {error}",
-            f"this variant is built differently; describe it with --anatomy FILE.yaml ({DOCS})",
+            BUILT_OTHERWISE,
         ) from error
 
 
@@ -302,7 +309,7 @@ def _attribute(model: nn.Module, path: str, family: Family) -> Any:
     owner, _, attribute = path.rpartition(".")
     module = _module(model, owner, family)
     if not hasattr(module, attribute):
-        raise InputError(f"family {family.name!r} expects {path} in {type(model).__name__}")
+        raise InputError(f"family {family.name!r} expects {path} in {type(model).__name__}", BUILT_OTHERWISE)
     return getattr(module, attribute)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from optin_cli.errors import InputError, UsageError
 from optin_cli.models.anatomy import AUDIO
+from optin_cli.models.misfits import other_shapes
 from optin_cli.models.processors import settle_image_size
 from optin_cli.models.sources import Source
 from optin_cli.tasks.base import Task
@@ -57,8 +58,13 @@ def open_transformers(
     with _quiet():
         module, info = _reshaped(cls, reshape).from_pretrained(
             source.folder, config=config, dtype=dtype or "auto", output_loading_info=True, weights_only=True,
-            device_map=device_map,
+            device_map=device_map, ignore_mismatched_sizes=True,  # told below, by name
         )  # fmt: skip
+    if differing := sorted(info["mismatched_keys"]):
+        raise InputError(
+            f"the weights in {source.folder} do not fit its config.json: {other_shapes(differing)}",
+            "config.json belongs to another model: copy the directory again, or save the model anew",
+        )
     if any(parameter.device.type == "meta" for parameter in module.parameters()):
         log.warning(
             "%s does not fit on the devices: layers wait in main memory or on disk, and are copied at every pass; "
@@ -72,11 +78,19 @@ def open_transformers(
     if missing:
         raise InputError(
             f"{source.spec} has no weights for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}",
-            f"the checkpoint has no trained head for {task.name}: choose another --task",
+            _way_out(missing, module.base_model_prefix, task),
         )
     for key in idle:  # the same at every open, not freshly drawn
         torch.nn.init.zeros_(module.get_parameter(key))
     return module, task, module.dtype if dtype is None else getattr(config, "dtype", None) or dtype
+
+
+def _way_out(missing: list[str], base: str, task: Task) -> str:
+    """A head that was never trained is one thing, an encoder with gaps another."""
+    heads = all(not key.startswith(f"{base}.") or "pooler" in key for key in missing)
+    if heads and task.name != EMBEDDING:
+        return f"the checkpoint has no trained head for {task.name}: choose another --task"
+    return "the weights are incomplete, or config.json belongs to another model: copy the directory again"
 
 
 def _reshaped(cls: type[nn.Module], reshape: Reshape) -> type[Any]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from optin_cli.artefacts.files import to_json
 from optin_cli.errors import InputError, UsageError
+from optin_cli.models.misfits import misfits
 from optin_cli.models.sources import Source
 from optin_cli.tasks.base import Task
 from optin_cli.tasks.embedding import EMBEDDING, Embedding
@@ -18,7 +19,6 @@ from optin_cli.tasks.sequences import IMAGE, ImageClassification
 
 LIBRARIES = ("timm", "torchvision")
 Reshape = Callable[[nn.Module], None]
-_NAMED = 3  # weights of each kind of misfit that an error names
 _CLASSES = 1000  # of ImageNet, torchvision's default
 
 
@@ -46,7 +46,7 @@ def open_vision(
         state = load_state_dict(str(files[0]), device="cpu", weights_only=True)
         if task_name == EMBEDDING:
             state = {key: value for key, value in state.items() if not key.startswith("head")}
-        if problems := _misfits(module.state_dict(), state):
+        if problems := misfits(module.state_dict(), state):
             raise InputError(
                 f"{files[0]} does not fit {source.library}'s {source.architecture}: {'; '.join(problems)}",
                 f"check the model name and its arguments ({source.library}:NAME?checkpoint=FILE&num_classes=10)",
@@ -81,7 +81,7 @@ def _make_torchvision(source: Source, args: dict[str, Any], pretrained: bool) ->
         **({"image_size": side} if side and takes_size else {}),
     )
     module.num_classes = args.get("num_classes", _CLASSES)
-    module.num_features = _last_linear(module).in_features
+    module.num_features = _classifier_inputs(module)
     transform = weights.transforms()
     size, resized = side or transform.crop_size[0], transform.resize_size[0]
     module.pretrained_cfg = {
@@ -95,36 +95,19 @@ def _make_torchvision(source: Source, args: dict[str, Any], pretrained: bool) ->
     return module
 
 
-def _last_linear(module: nn.Module) -> nn.Linear:
-    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
-
-
-def _misfits(model: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> list[str]:
-    """How the weights of a checkpoint differ from those that a model has: one phrase a kind, the first few of each."""
-    ours, theirs = ({key: _shape(value) for key, value in state.items()} for state in (model, checkpoint))
-    kinds = {
-        "of another shape": [
-            f"{key} ({theirs[key]} in the file, {shape} in the model)"
-            for key, shape in ours.items()
-            if key in theirs and theirs[key] != shape
-        ],
-        "missing": [f"{key} ({shape})" for key, shape in ours.items() if key not in theirs],
-        "unexpected": [f"{key} ({shape})" for key, shape in theirs.items() if key not in ours],
-    }
-    return [
-        f"{len(keys)} {kind}: {', '.join(keys[:_NAMED])}{', ..' if len(keys) > _NAMED else ''}"
-        for kind, keys in kinds.items()
-        if keys
-    ]
-
-
-def _shape(value: Any) -> str:
-    return "x".join(map(str, value.shape)) or "one number" if isinstance(value, Tensor) else "no tensor"
+def _classifier_inputs(module: nn.Module) -> int:
+    """Inputs of the last Linear; of a classifier without one (SqueezeNet) those of its last convolution."""
+    layers = list(module.modules())
+    linears = [layer.in_features for layer in layers if isinstance(layer, nn.Linear)]
+    return (linears or [layer.in_channels for layer in layers if isinstance(layer, nn.Conv2d)])[-1]
 
 
 def _built_size(module: Any) -> dict[str, Any]:
     """The input size a model was built for, which `img_size` may have changed: the transform must match it."""
-    size = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    from timm.layers import PatchEmbed
+
+    embeds = [part for part in module.modules() if isinstance(part, PatchEmbed)]  # MLP-Mixer's is its `stem`
+    size = getattr(getattr(module, "patch_embed", embeds[0] if embeds else None), "img_size", None)
     return {"input_size": (3, *size)} if size else {}
 
 

@@ -87,7 +87,7 @@ def install_merges(
     """Make `model` merge tokens by a schedule, until `remove`.
 
     With `keep`, site name -> units, only the keys of the kept heads are compared: a masked model then merges what the
-    sliced one will. Raises `InputError` for a schedule that does not fit the model; `what` names it.
+    sliced one will. Raises `ArtefactError` for a schedule that does not fit the model; `what` names it.
     """
     check_merges(anatomy, merges, what)
     merging = Merging(merges, anatomy.prefix)

@@ -189,6 +189,9 @@ def _parts(spec: str) -> tuple[str, dict[str, Any], Path | None]:
         )
     args: dict[str, Any] = {k: _literal(value) for k, value in parse_qsl(query, keep_blank_values=True)}
     checkpoint = Path(str(args.pop("checkpoint"))).expanduser() if "checkpoint" in args else None
+    for key in ("num_classes", "image_size"):
+        if key in args and (type(args[key]) is not int or args[key] < 0):
+            raise UsageError(f"{key}={args[key]} in {spec} is no number", f"write for instance {key}=32")
     if checkpoint is not None and not checkpoint.is_file():
         raise UsageError(f"no checkpoint at {checkpoint}")
     return name, args, checkpoint

@@ -15,17 +15,14 @@ _BY_OUTPUT = ("weight", "bias")
 
 
 def refuse_ties(model: nn.Module, sites: Sequence[Site]) -> None:
-    """Raise `InputError` naming both places where one weight has two names that are not sliced alike."""
+    """Raise `InputError` naming both places where one weight has two names that are not sliced alike, or two sites."""
+    slices = _slices(sites)
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     tied = [several for several in names.values() if len(several) > 1]
     if not tied:
         return
-    slices: dict[str, set[tuple[str, int]]] = {}  # name of a weight -> (site, axis) that slice it
-    for site in sites:
-        for name, axis in _sliced(site):
-            slices.setdefault(name, set()).add((site.name, axis))
     for several in tied:
         first = next((name for name in several if name in slices), None)
         if first is None:
@@ -40,6 +37,21 @@ def refuse_ties(model: nn.Module, sites: Sequence[Site]) -> None:
                 f"{_slicers(slices.get(other, set()))} the second",
                 "give each a copy of its own, or leave the site out of the anatomy",
             )
+
+
+def _slices(sites: Sequence[Site]) -> dict[str, set[tuple[str, int]]]:
+    """Name of a weight -> (site, axis) that slice it. Raises `InputError` for two sites along one axis."""
+    slices: dict[str, set[tuple[str, int]]] = {}
+    for site in sites:
+        for name, axis in _sliced(site):
+            others = slices.setdefault(name, set())
+            if both := [other for other, along in others if along == axis and other != site.name]:
+                raise InputError(
+                    f"{both[0]} and {site.name} both slice {name} along axis {axis}",
+                    "leave one of the two sites out of the anatomy, or write `requires` so that a block takes one",
+                )
+            others.add((site.name, axis))
+    return slices
 
 
 def _slicers(slices: set[tuple[str, int]]) -> str:

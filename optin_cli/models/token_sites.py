@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from optin_cli.errors import InputError
+from optin_cli.errors import ArtefactError
 from optin_cli.models.anatomy import HEADS, Anatomy, Site, TokenSite
 from optin_cli.models.tables import Family
 
@@ -53,24 +53,27 @@ def _count(base: Any, path: str) -> int:
 
 
 def check_merges(anatomy: Anatomy, merges: Sequence[int], what: str) -> None:
-    """Raise `InputError` for a schedule that a model of this anatomy can't run: `merges[l]` tokens behind block l.
+    """Raise `ArtefactError` for a schedule that a model of this anatomy can't run: `merges[l]` tokens behind block l.
 
-    `what` names the schedule's place in the message.
+    `what` names the schedule's place in the message: schedules come from masks and from what `apply` wrote.
     """
+    way_out = "select with a ranking of this model again (`--tokens joint` or `only`), and apply that"
     depth = len(anatomy.blocks)
     if not any(merges) and len(merges) <= depth:
         return
     if not anatomy.tokens:
-        raise InputError(
+        raise ArtefactError(
             f"{what} merges tokens, and this model of family {anatomy.family!r} has no sites of tokens",
             "`optin families` lists the families whose tokens can be merged",
         )
     if len(merges) > depth:
-        raise InputError(
+        raise ArtefactError(
             f"{what} merges tokens behind {len(merges)} blocks, and the model has {depth}",
-            "give one count a block",
+            way_out,
         )
     if bad := [count for count in merges if type(count) is not int or count < 0]:
-        raise InputError(f"{what} merges {bad[0]!r} tokens behind a block", "give 0 or more")
+        raise ArtefactError(f"{what} merges {bad[0]!r} tokens behind a block, no number of tokens", way_out)
     if len(merges) == depth and merges[-1]:
-        raise InputError(f"{what} merges tokens behind the last block, where nothing is saved by it")
+        raise ArtefactError(
+            f"{what} merges tokens behind the last block, where nothing is saved by it", way_out
+        )

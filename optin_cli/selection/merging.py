@@ -95,7 +95,7 @@ def _padded(merges: Schedule, none: Schedule) -> Schedule:
 
 
 def _searched(problem: Problem, boundaries: Boundaries, starts: list[Schedule]) -> Searched:
-    room = next(budget.capacity for budget in problem.budgets if budget.what == "MACs")
+    room = problem.budgets[_macs_row(problem)].capacity
     return search_schedules(Pricing(problem.sites, problem.ladders, boundaries, room), starts)
 
 
@@ -107,6 +107,11 @@ def _best(problem: Problem, boundaries: Boundaries, searched: Searched, starts: 
         if (solution := solve(merged.ladders, merged.capacities)) is not None:
             loss = boundaries.loss(schedule)
             found.append(Merged(merged, solution, loss, max(searched.bound, solution.score - loss)))
-    if not found:
-        raise out_of_reach(problem.with_merges(searched.schedules[0]))
+    if not found:  # the search has raised the price of MACs until nothing else counted
+        tried = [problem.with_merges(schedule) for schedule in searched.schedules]
+        raise out_of_reach(min(tried, key=lambda one: float(one.least[_macs_row(one)])))
     return max(found, key=lambda one: one.solution.score - one.loss)
+
+
+def _macs_row(problem: Problem) -> int:
+    return next(row for row, budget in enumerate(problem.budgets) if budget.what == "MACs")

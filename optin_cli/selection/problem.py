@@ -81,6 +81,11 @@ class Problem:
     def capacities(self) -> Floats:
         return np.array([budget.capacity for budget in self.budgets])
 
+    @property
+    def least(self) -> Floats:
+        """[budgets]: what the smallest sizes use of each."""
+        return np.sum([ladder.costs[:, 0] for ladder in self.ladders], axis=0)
+
     def keep(self, counts: list[int]) -> dict[str, list[int]]:
         """The best `counts` units of each site, indices ascending; ties go to the lower index."""
         best = (np.sort(np.argsort(-s, kind="stable")[:n]) for s, n in zip(self.scores, counts, strict=True))
@@ -207,17 +212,16 @@ def _climbing(ms: Floats) -> Ints:
 
 def out_of_reach(problem: Problem) -> BudgetError:
     """The error that names every budget that the smallest mask exceeds, and what could be asked for."""
-    least = np.sum([ladder.costs[:, 0] for ladder in problem.ladders], axis=0)  # [budgets]
-    over = [(b, b.told(used)) for b, used in zip(problem.budgets, least, strict=True) if used > b.capacity]
+    over = [
+        (b, b.told(used)) for b, used in zip(problem.budgets, problem.least, strict=True) if used > b.capacity
+    ]
     asked = " ".join(f"{budget.option} can't be met: what must stay takes {told}." for budget, told in over)
     smallest = " ".join(f"{budget.option.split()[0]} {told}" for budget, told in over)
     guarded = any(len(ladder.counts) == 1 or ladder.counts[0] > 0 for ladder in problem.ladders)
+    relax = "relax --min-heads, --min-neurons, --min-channels, --protect or other guards to go lower"
+    if problem.request.merge == "only":
+        relax = "--tokens joint goes lower, since it prunes units, too"
     return BudgetError(
         asked.removesuffix("."),
-        f"the smallest budget that can be reached is {smallest}"
-        + (
-            "; relax --min-heads, --min-neurons, --min-channels, --protect or other guards to go lower"
-            if guarded
-            else ""
-        ),
+        f"the smallest budget that can be reached is {smallest}" + (f"; {relax}" if guarded else ""),
     )

@@ -179,7 +179,10 @@ def check_belongs(model: OpenModel, mask: Mask) -> None:
         raise ArtefactError(
             f"the mask is for other sites than {model.spec} has: {odd[0]} has {here.get(odd[0], 0)} units, "
             f"the mask says {mask.units.get(odd[0], 0)}",
-            "select from a ranking of this model",
+            "select from a ranking of this model"
+            if mask.family == model.family.name
+            else f"it was scored with the table {mask.family!r}, and this is {model.family.name!r}: give the same "
+            "--anatomy FILE.yaml",
         )
     if mask.model_digest != model.digest:
         raise ArtefactError(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import h5py
 import pytest
-from helpers.cli import FAST, run
+from helpers.cli import FAST, process, run
 from helpers.data import tiny_image_folder, tiny_text_csv
 from helpers.models import saved_model, tiny_model
 
@@ -162,6 +162,15 @@ def test_data_that_can_not_be_used(tmp_path):
     bad(
         tmp_path, "score", model, "--data", text, "--text", "nope", "-o", out, code=2, says="no column 'nope'"
     )
+
+
+def test_a_damaged_json_file_is_one_message(tmp_path):
+    """In a process of its own, for `datasets` logs to the stderr that it found when it was imported."""
+    model = tiny_model("bert", tmp_path / "model")
+    (tmp_path / "rows.json").write_text("{")
+    done = process("score", model, "--data", tmp_path / "rows.json", "-o", tmp_path / "r.h5")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and "suffix" in done.stderr
 
 
 def test_fewer_rows_than_asked_are_used_with_a_warning(tmp_path):

@@ -145,6 +145,13 @@ def test_ids_outside_the_classes_are_named_with_their_row_and_file(tmp_path):
     masks_of(read(data, ignore_index=11))
 
 
+def test_several_ids_outside_the_classes_are_no_void(tmp_path):
+    data = tiny_masks(tmp_path, 3, classes=200)
+    with pytest.raises(InputError, match="has the ids") as caught:
+        masks_of(read(data))
+    assert "--ignore-index" not in caught.value.hint and "trained on these classes" in caught.value.hint
+
+
 def test_an_image_and_a_mask_of_other_sizes_are_named(tmp_path):
     path = table(tmp_path, [png(palette(IDS)), png(palette(IDS))], size=(3, 2))
     assert len(masks_of(read(path))) == 2

@@ -137,5 +137,12 @@ def test_weights_of_another_size_than_the_config_says_are_an_input_error(tmp_pat
     folder = copy_of(saved_model("bert"), tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
-    with pytest.raises(InputError, match=str(folder)):
+    with pytest.raises(InputError, match=str(folder)) as caught:
         opened(folder)
+    told = caught.value.what
+    assert (
+        "9 of another shape: bert.encoder.layer.0.intermediate.dense.bias (64 in the file, 48 in the model)"
+        in told
+    )
+    assert "dense.weight (64x32 in the file, 48x32 in the model)" in told
+    assert "config.json" in caught.value.hint

@@ -88,8 +88,10 @@ def test_a_table_whose_producer_does_not_feed_its_consumer_is_refused_naming_bot
 
 
 def test_a_unit_width_that_does_not_divide_the_features_is_refused():
-    with pytest.raises(InputError, match=r"blocks\.0\.heads.*32.*multiple.*5"):
+    with pytest.raises(InputError, match=r"blocks\.0\.heads.*32.*multiple.*5") as caught:
         dissect(new_model("bert", "encoder"), changed(unit_width=5))
+    assert "attention.output.dense" in caught.value.what
+    assert "unit_width" in caught.value.hint
 
 
 def test_a_site_of_other_layers_than_linear_is_refused_naming_the_layer():
@@ -120,7 +122,7 @@ def test_a_tensor_without_a_slice_for_each_unit_is_refused_with_its_shape():
 def test_a_number_of_units_gives_their_width():
     family = changed(unit_width=1, unit_count="attention.self.num_attention_heads")
     assert dissect(new_model("bert", "encoder"), family).sites[0].width == 8
-    with pytest.raises(InputError, match=r"blocks\.0\.heads.*32 is not a multiple of its 3 units"):
+    with pytest.raises(InputError, match=r"blocks\.0\.heads.*32 features, no multiple of its 3 units"):
         model = new_model("bert", "encoder")
         model.encoder.layer[0].attention.self.num_attention_heads = 3
         dissect(model, family)
@@ -165,6 +167,14 @@ def test_a_weight_that_something_else_needs_whole_is_refused():
         InputError, match=r"layers\.0\.up\.weight and embedding\.weight .* no site the second"
     ):
         dissect(model, TIED)
+
+
+def test_a_layer_that_two_sites_claim_is_refused_naming_both():
+    twice = dataclasses.replace(TIED, sites=(PLAIN, dataclasses.replace(PLAIN, name="again")))
+    with pytest.raises(
+        InputError, match=r"blocks\.0\.neurons and blocks\.0\.again both slice layers\.0\.up\.weight"
+    ):
+        dissect(Tied(), twice)
 
 
 def test_a_layer_under_two_names_is_refused():

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from helpers.families import IMAGE_FAMILIES, TIMM_NAME
 from helpers.models import copy_of, opened, saved_model, shared_model
@@ -13,6 +14,7 @@ from helpers.runs import same_outputs
 from safetensors.torch import load_file
 
 from optin_cli.errors import InputError, UsageError
+from optin_cli.models.checkpoint import open_module
 
 
 def timm_spec(checkpoint: Path, **args) -> str:
@@ -90,8 +92,23 @@ def test_a_checkpoint_that_holds_no_weights_is_an_input_error(tmp_path):
 
 def test_an_argument_that_the_timm_model_does_not_take_is_named():
     weights = saved_model("timm-vit") / "model.safetensors"
-    with pytest.raises((InputError, UsageError), match="colour"):
+    with pytest.raises((InputError, UsageError), match="colour") as caught:
         opened(timm_spec(weights, colour="red"))
+    assert "num_classes" in caught.value.hint
+
+
+@pytest.mark.parametrize("content", [b"junk", b"", b"\x80\x02junk", b"PK\x03\x04" + b"0" * 99])
+def test_a_pickle_that_is_none_is_damaged_weights(content, tmp_path):
+    path = tmp_path / "w.pt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"w\.pt"):
+        opened(timm_spec(path))
+
+
+@pytest.mark.parametrize("key", ["num_classes", "image_size"])
+def test_an_argument_that_is_no_number_is_a_usage_error(key):
+    with pytest.raises(UsageError, match=f"{key}=ten .* is no number"):
+        opened(f"torchvision:resnet18?{key}=ten")
 
 
 def test_a_timm_name_without_the_network_is_an_input_error(monkeypatch):
@@ -142,6 +159,15 @@ def test_a_timm_model_that_is_not_square_gets_images_of_its_shape(tmp_path):
         assert pixels.shape == (3, 32, 48)
         with torch.no_grad():
             assert model.output({"x": pixels[None]}).shape == (1, 1, 5)
+
+
+def test_the_size_a_model_was_built_for_is_found_wherever_its_patches_are_made(tmp_path):
+    """MLP-Mixer calls its patch embedding `stem`."""
+    torch.save(timm.create_model("mixer_s32_224", num_classes=5, img_size=64).state_dict(), tmp_path / "w.pt")
+    _, module, _, _ = open_module(
+        f"timm:mixer_s32_224?checkpoint={tmp_path / 'w.pt'}&num_classes=5&img_size=64"
+    )
+    assert module.pretrained_cfg["input_size"] == (3, 64, 64)
 
 
 def test_the_transform_of_a_timm_name_follows_an_image_size_among_its_arguments():

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from optin_cli.artefacts.schedule import most_merged
-from optin_cli.errors import InputError
+from optin_cli.errors import ArtefactError
 from optin_cli.models.dissect import dissect
 from optin_cli.models.hidden import hidden_argument, with_hidden
 from optin_cli.models.macs import observed_tokens
@@ -97,7 +97,7 @@ def test_sites_of_tokens_stand_behind_every_block(name):
 @pytest.mark.parametrize("name", WITHOUT)
 def test_other_families_refuse_a_schedule(name):
     model = shared_model(name)
-    with pytest.raises(InputError, match="no sites of tokens"):
+    with pytest.raises(ArtefactError, match="no sites of tokens"):
         install_merges(model.module, model.anatomy, [1])
 
 
@@ -107,7 +107,7 @@ def test_other_families_refuse_a_schedule(name):
 )
 def test_a_schedule_that_does_not_fit_is_refused(merges, told):
     model = shared_model("vit")
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(ArtefactError, match=told):
         install_merges(model.module, model.anatomy, merges)
 
 

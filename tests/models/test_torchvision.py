@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from torchvision import models
 
 from optin_cli.errors import InputError, UnknownArchitecture, UsageError
-from optin_cli.models.checkpoint import open_model
+from optin_cli.models.checkpoint import open_model, open_module
 from optin_cli.models.dissect import dissect, family_of
 from optin_cli.models.macs import observed_tokens
 from optin_cli.models.masking import masked, masks_from_keep
@@ -116,6 +117,28 @@ def test_names_and_weights_that_do_not_fit(tmp_path):
         open_model(f"torchvision:mobilenet_v2?checkpoint={file}&width_mult=0.1&num_classes=5")
     with pytest.raises(UsageError, match="torchvision model can't do embedding"):
         open_model(f"torchvision:mobilenet_v2?checkpoint={file}&width_mult=0.1", task="embedding")
+
+
+def test_a_classifier_without_a_linear_can_be_traced(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    save_file(new_torchvision("squeezenet1_1", 5).state_dict(), file)
+    with pytest.raises(UnknownArchitecture, match="SqueezeNet"):
+        open_model(f"torchvision:squeezenet1_1?checkpoint={file}&num_classes=5")
+    _, module, _, _ = open_module("torchvision:squeezenet1_1?num_classes=5", weights=False)
+    assert module.num_features == 512
+
+
+def test_a_download_tells_nothing_on_stdout(monkeypatch, capsys):
+    def offline(url, *_, **__):
+        print(f"Downloading: {url}")
+        raise URLError("no connection")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(InputError, match="can't be fetched") as caught:
+        open_model("torchvision:resnet18")
+    assert "torchvision:NAME?checkpoint=FILE" in caught.value.hint
+    told = capsys.readouterr()
+    assert told.out == "" and "Downloading" in told.err
 
 
 def test_libraries_share_names_but_not_tables():

@@ -129,6 +129,20 @@ def test_only_merges_keep_every_unit_and_come_close_to_brute_force():
         assert best - 0.1 * abs(best) <= net(found, mask) <= best + 1e-9
 
 
+def test_a_budget_that_tokens_alone_can_not_reach_names_the_smallest_that_they_can():
+    found = ranking(3)
+    with pytest.raises(BudgetError) as caught:
+        select(found, Request(flops=0.05, merge="only"))
+    least = min(
+        sum(site.units * site.macs_per_unit(seen[site.block]) for site in found.sites)
+        for _, seen in schedules()
+    )
+    told = float(caught.value.hint.split("--flops ")[1].split(";")[0])
+    assert told == pytest.approx(least / found.dense_macs(TOKENS), abs=1e-4)
+    assert "--tokens joint" in caught.value.hint
+    assert select(found, Request(flops=told, merge="only")).reached["flops"] <= told
+
+
 def test_what_is_reached_counts_the_tokens_each_block_sees():
     found = ranking(3, 0.01)
     mask = select(found, Request(flops=0.5, merge="joint"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -154,8 +155,12 @@ def test_masks_of_other_models_are_refused(tmp_path):
     other = tiny_model("bert", tmp_path / "other", seed=7)
     with pytest.raises(ArtefactError, match="other weights"):
         stage.check_belongs(open_model(str(other)), mask)
-    with pytest.raises(ArtefactError, match="other sites"):
+    with pytest.raises(ArtefactError, match="other sites") as caught:
         stage.check_belongs(open_model(str(tmp_path / "out")), mask)
+    assert "select" in caught.value.hint
+    with pytest.raises(ArtefactError, match="other sites") as caught:
+        stage.check_belongs(open_model(str(tmp_path / "out")), replace(mask, family="mine"))
+    assert "'mine'" in caught.value.hint and "--anatomy" in caught.value.hint
 
 
 def test_a_wrong_slice_is_caught_and_nothing_is_written(tmp_path, monkeypatch):
