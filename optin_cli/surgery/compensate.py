@@ -10,8 +10,8 @@ model makes of its own. No labels, no gradients.
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -20,35 +20,19 @@ from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.layers import like_weight, matrix, patches, shape_of
-from optin_cli.models.placing import within
+from optin_cli.models.layers import like_weight, patches
 from optin_cli.models.slicing import slice_model
 from optin_cli.models.uses import by_module
-from optin_cli.surgery.consumers import (
-    kept_features,
-    kept_outputs,
-    layer_of,
-    write_back,
-    write_back_producers,
-)
+from optin_cli.surgery.consumers import layer_of, write_back, write_back_producers
 from optin_cli.surgery.equations import Equations, left_alone, reason_against
-from optin_cli.surgery.producers import Made, find_producers
 from optin_cli.surgery.readout import read_positions
-from optin_cli.surgery.refit import NONE, Change, Consumer
+from optin_cli.surgery.refit import NONE, Change
 from optin_cli.surgery.rows import RowChoice
 from optin_cli.surgery.settings import Compensation, Progress, SiteFit
 from optin_cli.surgery.store import Store
 from optin_cli.surgery.streams import read_streams
-from optin_cli.surgery.sumpoint import (
-    OUTPUT,
-    Place,
-    SumPoint,
-    by_example,
-    find_sum_point,
-    order_of,
-)
-
-log = logging.getLogger("optin")
+from optin_cli.surgery.sumpoint import OUTPUT, Place, by_example
+from optin_cli.surgery.targets import BlockTargets, Target
 
 
 def compensate(
@@ -129,75 +113,53 @@ class _Streams:
         self._step("reading the data")
 
     def run(self) -> list[SiteFit]:
-        """Fit every site; returns what was done at each, in the order of the network."""
+        """Fit every site; returns what was done at each layer, in the order of the network."""
         fits = []
         for uses in by_module(self.model.module, self.model.anatomy.blocks).values():
-            points, producers = self._sum_points(uses[0]), self._producers(uses[0])
-            self._dense_pass(uses, points, producers)
-            for site in self._ordered(uses[0], points):
-                if site.name in producers:
-                    fits += self._fit_producers(site, producers[site.name], uses)
-                fits.append(self._fit(site, points.get(site.name), uses))
+            consumers, producers = self._targets(uses[0])
+            self._dense_pass(uses, [*consumers.values(), *chain(*producers.values())])
+            for site in self._ordered(uses[0], consumers):
+                fits += self._fit(producers.get(site.name, ()), uses)
+                if site.name in consumers:
+                    fits += self._fit([consumers[site.name]], uses)
+                else:
+                    fits.append(
+                        left_alone(site.name, site.consumer, "its consumer does not run exactly once")
+                    )
             if uses[-1] + 1 < self.depth:
                 self._pruned_pass(uses)
         return fits
 
+    def _targets(self, block: int) -> tuple[dict[str, Target], dict[str, list[Target]]]:
+        """(consumers in the order they run, producers) of a block's sites."""
+        sites = self.model.anatomy.in_block(block)
+        if not sites:
+            return {}, {}
+        arguments = self.dense.arguments(block, 0)
+        found = BlockTargets(self.model, self.teacher, self.pruned, self.keep, block, arguments)
+        consumers = found.consumers()
+        producers = found.producers() if self.settings.producers else {}
+        passes = len(sites) * (1 + self.settings.producers)
+        self.done += len(self.batches) * (passes - len(consumers) - len(producers))
+        return consumers, producers
+
+    def _ordered(self, block: int, consumers: Mapping[str, Target]) -> list[Site]:
+        """The sites of a block as they run; then those that can't be fitted."""
+        order, sites = list(consumers), self.model.anatomy.in_block(block)
+        return sorted(sites, key=lambda site: order.index(site.name) if site.name in order else len(order))
+
     # ---- passes over all batches ----
 
-    def _sum_points(self, block: int) -> dict[str, SumPoint]:
-        """Where each site of a block meets the residual, in the order the sites run."""
-        if not self.model.anatomy.in_block(block):
-            return {}
-        module, arguments = self._block(block), self.dense.arguments(block, 0)
-        layout = self.model.anatomy.stream_of(block).layout
-        sites = {self._within(site): site for site in self.model.anatomy.in_block(block)}
-        order = order_of(module, list(sites), arguments)
-        points = {
-            sites[path].name: find_sum_point(
-                module, path, arguments, layout=layout, batch_axis=sites[path].batch_axis
-            )
-            for path in order
-            if order.count(path) == 1
-        }
-        for name, point in points.items():
-            if not point.found and not self._is_inner(self.model.anatomy[name]):
-                log.warning("%s: no sum with a residual found; its own output is the target", name)
-        return points
-
-    def _is_inner(self, site: Site) -> bool:
-        """Whether another site's units come out of the consumer: then no stream is met behind it."""
-        return self.model.anatomy.fed_by(site.consumer) is not None
-
-    def _ordered(self, block: int, points: dict[str, SumPoint]) -> list[Site]:
-        """The sites of a block as they run; then those that can't be fitted."""
-        sites = self.model.anatomy.in_block(block)
-        return sorted(sites, key=lambda s: list(points).index(s.name) if s.name in points else len(points))
-
-    def _producers(self, block: int) -> dict[str, list[Made]]:
-        """What makes the units of each site of a block, where that is to be refitted."""
-        sites = self.model.anatomy.in_block(block)
-        if not sites or not self.settings.producers:
-            return {}
-        found = find_producers(self.model, self.teacher, self.keep, block, self.dense.arguments(block, 0))
-        self.done += len(self.batches) * (len(sites) - len(found))
-        return found
-
-    def _dense_pass(
-        self, uses: Sequence[int], points: dict[str, SumPoint], producers: dict[str, list[Made]]
-    ) -> None:
-        """Bring the dense stream behind the blocks that share a module, and keep what sites are fitted to: what it has
-        at their sum points, and what it makes of their units."""
-        made_here = [made for group in producers.values() for made in group]
-        places = {point.place for point in points.values()} | {made.output for made in made_here}
+    def _dense_pass(self, uses: Sequence[int], targets: Sequence[Target]) -> None:
+        """Bring the dense stream behind the blocks that share a module, and keep what their targets compare with."""
+        places = {target.place for target in targets} | {OUTPUT}
         for block in uses:
             for index in range(len(self.batches)):
-                found = self.dense.run(block, index, {*places, OUTPUT})
-                for name, point in points.items():
-                    rows = self._by_example(found[point.place], index, point.axis, point.batch_axis)
-                    self.store[name, block, index] = self.rows.drawn(rows, name, index)
-                for made in made_here:
-                    rows = self._made(made, found[made.output], index, made.rows)
-                    self.store[made.path, block, index] = rows
+                found = self.dense.run(block, index, places)
+                for target in targets:
+                    there = self._by_example(found[target.place], index, target.axis, target.batch_axis)
+                    there = there[..., target.kept.to(there.device)]
+                    self.store[target.path, block, index] = self.rows.drawn(there, target.site.name, index)
                 self.dense.advance(block, index, found[OUTPUT])
                 self._step(f"block {block}, dense")
 
@@ -207,123 +169,68 @@ class _Streams:
                 self.ours.advance(block, index)
                 self._step(f"block {block}, pruned")
 
-    def _fit(self, site: Site, point: SumPoint | None, uses: Sequence[int]) -> SiteFit:
-        """Gather a site's equations from the pruned stream, solve them and change its consumer.
+    def _fit(self, targets: Sequence[Target], uses: Sequence[int]) -> list[SiteFit]:
+        """Gather the equations of layers of one site from the pruned stream in one pass, solve them and change the
+        layers: none of them reads what another one gives.
 
-        Where blocks share it, the equations of all are solved together: those of deeper ones on the stream that the
-        consumer gives before its change.
+        Where blocks share them, the equations of all are solved together: those of deeper ones on the stream before
+        the change.
         """
-        if point is None:
-            self.done += len(self.batches)
-            return left_alone(site.name, site.consumer, "its consumer does not run exactly once")
-        layer = layer_of(self.pruned, site.consumer)
-        note = reason_against(layer)
-        if note:
-            self.done += len(self.batches)
-            return left_alone(site.name, site.consumer, f"its consumer: {note}")
-        equations = Equations(layer, self.model.device)
-        weight_matrix = matrix(layer).data
-        outputs, columns = weight_matrix.shape
-        kept = kept_outputs(self.model.anatomy, site, self.keep, outputs)
-        for index, block in self._walk(uses, site.name):
-            x, error, weight, spread = self._rows(site, point, kept, index, block)
-            equations.add(x, error, weight, spread, self.rows.held_out(index, like=weight))
-        has_bias = layer.bias is not None or bool(site.norm)
-        # an input has several taps
-        width = columns // max(1, len(kept_features(site, self.keep))) * site.width
-        consumer = Consumer(weight_matrix, has_bias, point.gain[kept.to(point.gain.device)], max(1, width))
-        found = equations.solve(consumer, self.settings, site.block)
-        self._change(layer, found.change, site.norm)
-        note = "" if point.found or self._is_inner(site) else "no residual found"
-        return equations.told(site.name, site.consumer, found, note)
-
-    def _fit_producers(self, site: Site, producers: Sequence[Made], uses: Sequence[int]) -> list[SiteFit]:
-        """Refit the layers that make a site's units. They read the same stream, so one pass serves all of them."""
-        layers = {made: layer_of(self.pruned, made.path) for made in producers}
-        reasons = {made: reason_against(layer) for made, layer in layers.items()}
-        fits = [left_alone(site.name, made.path, reason) for made, reason in reasons.items() if reason]
-        equations = {
-            made: Equations(layers[made], self.model.device) for made, reason in reasons.items() if not reason
-        }
+        fits, equations = [], {}
+        for target in targets:
+            layer = layer_of(self.pruned, target.path)
+            if reason := reason_against(layer):
+                fits.append(left_alone(target.site.name, target.path, reason))
+            else:
+                equations[target.path] = Equations(layer, target, self.model.device)
         if not equations:
-            self.done += len(self.batches)
+            self.done += len(self.batches) * bool(targets)
             return fits
-        places = {place for made in equations for place in (made.input, made.output)}
-        for index, block in self._walk(uses, f"{site.name}, producers"):
-            found = self.ours.run(block, index, places, stop=True)
-            for made, sums in equations.items():
-                dense = self.store.pop((made.path, block, index)).to(self.model.device).double()
-                error = dense - self._made(made, found[made.output], index).double()
-                taken = patches(layers[made], found[made.input])
-                x = self.rows.drawn(self._by_example(taken, index, -1, made.batch_axis), site.name, index)
-                alone = found[made.output].shape[made.batch_axis] == len(
-                    error
-                )  # else these are rows of windows
-                weight = self.rows.weights(
-                    block, index, error[..., 0], alone and x.shape[1] == taken.shape[1]
-                )
-                sums.add(x, error, weight, dense.square().sum(-1), self.rows.held_out(index, like=weight))
-        for made, sums in equations.items():
-            layer = layers[made]
-            weight_matrix = matrix(layer).data
-            gain = weight_matrix.new_ones(len(weight_matrix), dtype=torch.float64)
-            taps = weight_matrix.shape[1] // max(1, shape_of(layer, made.path).inputs)
-            consumer = Consumer(weight_matrix, layer.bias is not None or bool(made.norm), gain, max(1, taps))
-            solved = sums.solve(consumer, self.settings, site.block)
-            self._change(layer, solved.change, made.norm)
-            fits.append(sums.told(site.name, made.path, solved, ""))
-        return fits
-
-    def _walk(self, uses: Sequence[int], what: str) -> Iterator[tuple[int, int]]:
-        """(batch, block) for all batches, and in each for the blocks that share a module, the pruned stream brought
-        there. Equations of all are solved together: those of deeper ones on the stream before the change."""
+        places = {place for e in equations.values() for place in (e.target.into, e.target.place)}
         for index in range(len(self.batches)):
             start = self.ours.place(index) if len(uses) > 1 else None
             for block in uses:
-                yield index, block
+                found = self.ours.run(block, index, places, stop=True)
+                for gathered in equations.values():
+                    self._gather(gathered, found, block, index)
                 if block != uses[-1]:
                     self.ours.advance(block, index)
             if len(uses) > 1:
                 self.ours.begin(index, start)
-            self._step(what)
+            self._step(targets[0].site.name)
+        for solved in equations.values():
+            change, fit = solved.solve(self.settings)
+            self._change(solved.layer, change, solved.target.norm)
+            fits.append(fit)
+        return fits
 
     # ---- one batch ----
 
-    def _rows(
-        self, site: Site, point: SumPoint, kept: Tensor, index: int, block: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(x, what the `kept` outputs lack, weight, dense variance) of a batch in a block: [examples, positions, ...].
-
-        The error counts relative to the token's own spread, as the norms that read the stream see it.
-        """
-        into = Place(self._within(site), 0, 0)
-        found = self.ours.run(block, index, {into, point.place}, stop=True)
-        dense = self.store.pop((site.name, block, index)).to(self.model.device).double()[..., kept]
-        own = self._by_example(found[point.place].double(), index, point.axis, point.batch_axis)
-        taken = patches(layer_of(self.pruned, site.consumer), found[into])
-        x = self._by_example(taken, index, -1, site.batch_axis)
-        if point.rows is not None:
-            x = x[:, point.rows.to(x.device)]
-        drawn = self.rows.drawn(own, site.name, index)
-        gain = point.gain[kept.to(point.gain.device)]
-        inverse = torch.where(
-            gain.abs() > 1e-6 * gain.abs().max(), 1 / gain, 0.0
-        )  # a closed channel lacks nothing
+    def _gather(self, equations: Equations, found: Mapping[Place, Tensor], block: int, index: int) -> None:
+        """Add what a layer reads on a batch, and what its outputs lack."""
+        target = equations.target
+        own = self._by_example(found[target.place].double(), index, target.axis, target.batch_axis)
+        drawn = self.rows.drawn(own, target.site.name, index)
+        dense = self.store.pop((target.path, block, index)).to(own)
+        taken = patches(equations.layer, found[target.into])
+        x = self._by_example(taken, index, -1, target.site.batch_axis)
+        if target.order is not None:
+            x = x[:, target.order.to(x.device)]
+        gain = target.gain
+        # a closed channel lacks nothing
+        inverse = torch.where(gain.abs() > 1e-6 * gain.abs().max(), 1 / gain, 0.0)
         error = (dense - drawn) * inverse
-        variance = dense.var(-1, correction=0)  # (examples, positions)
         # else these are rows of windows, or a few of many
-        alone = found[point.place].shape[point.batch_axis] == len(own)
-        in_order = drawn is own and (point.found or alone)
-        weight = self.rows.weights(block, index, variance, in_order)
-        floor = 1e-6 * float(variance[weight > 0].mean()) or 1.0
-        weight = weight / variance.clamp(min=floor)
-        return self.rows.drawn(x, site.name, index), error, weight, variance * dense.shape[-1]
-
-    def _made(self, made: Made, output: Tensor, index: int, rows: Tensor | None = None) -> Tensor:
-        """What a producer gives on a batch, [examples, positions, outputs], of all outputs or of `rows`."""
-        found = self._by_example(output, index, made.axis, made.batch_axis)
-        found = found if rows is None else found[..., rows.to(found.device)]
-        return self.rows.drawn(found, made.site.name, index)
+        alone = found[target.place].shape[target.batch_axis] == len(own)
+        in_order = drawn is own and (target.residual or alone)
+        weight = self.rows.weights(block, index, error[..., 0], in_order)
+        equations.add(
+            self.rows.drawn(x, target.site.name, index),
+            error,
+            weight,
+            dense,
+            self.rows.held_out(index, like=weight),
+        )
 
     def _change(self, layer: nn.Module, change: Change, behind: str = "") -> None:
         """Add to a layer of the pruned twin, and to the norm `behind` it what a bias would be."""
@@ -346,15 +253,8 @@ class _Streams:
 
     # ---- plumbing ----
 
-    def _block(self, block: int) -> nn.Module:
-        return self.teacher.module.get_submodule(self.model.anatomy.blocks[block])
-
     def _by_example(self, tensor: Tensor, index: int, axis: int, batch_axis: int) -> Tensor:
         return by_example(tensor, len(self.batches.ids(index)), axis, batch_axis)
-
-    def _within(self, site: Site) -> str:
-        """Path of a site's consumer within its block."""
-        return within(self.model.anatomy.blocks[site.block], site.consumer)
 
     def _step(self, what: str) -> None:
         self.done += 1

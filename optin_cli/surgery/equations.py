@@ -9,8 +9,9 @@ from torch import Tensor
 
 from optin_cli.errors import InputError
 from optin_cli.models.layers import matrix
-from optin_cli.surgery.refit import NONE, Consumer, Moments, Refit, nothing, refit
+from optin_cli.surgery.refit import NONE, Change, Layer, Moments, Refit, nothing, refit
 from optin_cli.surgery.settings import Compensation, SiteFit
+from optin_cli.surgery.targets import Target
 
 _MOST_INPUTS = 12_000
 """Of a layer, taps counted: normal equations of so many take 1.2 GB."""
@@ -29,48 +30,56 @@ def reason_against(layer: Any) -> str:
 class Equations:
     """Sums over rows of what a layer reads, and of what its outputs lack; some rows are held out to choose on."""
 
-    def __init__(self, layer: Any, device: torch.device) -> None:
+    def __init__(self, layer: Any, target: Target, device: torch.device) -> None:
         self.layer = layer
+        self.target = target
         outputs, columns = matrix(layer).shape
         self.fit, self.held = (Moments.zeros(columns, outputs, device) for _ in range(2))
         self.size = 0.0
         """Sum over the held-out rows of what errors are told as a share of."""
 
-    def add(self, x: Tensor, error: Tensor, weight: Tensor, size: Tensor, held_out: Tensor) -> None:
-        """Add rows: x [examples, positions, inputs], error [..., outputs]; the others are [examples, positions].
-
-        Rows of no weight are padding. `held_out` is a bool.
+    def add(self, x: Tensor, error: Tensor, weight: Tensor, dense: Tensor, held_out: Tensor) -> None:
+        """Add rows: x [examples, positions, inputs], error and dense values [..., outputs]; [examples, positions] are
+        their weights, 0 for padding, and the bool `held_out`.
         """
+        if self.target.relative:
+            size = dense.var(-1, correction=0)
+            floor = 1e-6 * float(size[weight > 0].mean()) or 1.0
+            weight = weight / size.clamp(min=floor)
+            size = size * dense.shape[-1]
+        else:
+            size = dense.square().sum(-1)
         for moments, chosen in ((self.fit, ~held_out), (self.held, held_out)):
             rows = ((weight != 0) & chosen).nonzero(as_tuple=True)
             moments.add(x[rows], error[rows], weight[rows])
         self.size += float((weight * size)[held_out].sum())
 
-    def solve(self, consumer: Consumer, settings: Compensation, block: int) -> Refit:
+    def solve(self, settings: Compensation) -> tuple[Change, SiteFit]:
         """The change that the settings choose. Raises `InputError` naming the block for values that are not finite."""
+        site, gain = self.target.site, self.target.gain
         if not all(
             bool(torch.isfinite(sums).all()) for m in (self.fit, self.held) for sums in (m.gram, m.ee)
         ):
             raise InputError(
-                f"block {block} gives NaN or infinite values on the calibration data",
+                f"block {site.block} gives NaN or infinite values on the calibration data",
                 "check the checkpoint, or leave the compensation out: --compensate none",
             )
+        has_bias = self.layer.bias is not None or bool(self.target.norm)
+        consumer = Layer(matrix(self.layer).data, has_bias, gain, self.target.width)
         if self.held.rows and float(self.held.ee.sum()) <= _ROUNDING * self.size:
-            return Refit(nothing(consumer), 0.0, 0.0)
-        return refit(self.fit, self.held, consumer, settings.method, settings.ridges)
-
-    def told(self, site: str, path: str, found: Refit, note: str) -> SiteFit:
-        """What was done, for the record."""
+            found = Refit(nothing(consumer), 0.0, 0.0)
+        else:
+            found = refit(self.fit, self.held, consumer, settings.method, settings.ridges)
         share = 1 / self.size if self.size else 0.0
-        return SiteFit(
-            site=site,
+        return found.change, SiteFit(
+            site=site.name,
             method=found.change.method,
             ridge=found.change.ridge,
             before=found.before * share,
             after=found.after * share,
             rows=int(self.fit.effective_rows),
-            note="; ".join(part for part in (note, found.note) if part),
-            layer=path,
+            note="; ".join(part for part in (self.target.note, found.note) if part),
+            layer=self.target.path,
         )
 
 

@@ -1,6 +1,6 @@
 """The numerics of compensation: least squares on sums over calibration rows (METHOD section 6).
 
-A site's consumer gives y = W x + b. Let e be what its output lacks to bring the pruned stream to the dense one.
+A layer gives y = W x + b. Let e be what its output lacks to bring the pruned model to the dense one.
 The best change (D, d) of (W, b) is a regression of e on x, and a ridge on D is a pull toward the original
 weight. Everything follows from sums over rows, kept apart for the rows that are fitted and those held out, so
 that the held-out error of any change comes in closed form.
@@ -82,16 +82,16 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Consumer:
-    """What a fit needs to know of a site's consumer."""
+class Layer:
+    """What a fit needs to know of a layer."""
 
     weight: Tensor
-    """[outputs, features]: the columns of the kept units."""
+    """[outputs, features], of kept units alone."""
     has_bias: bool
     gain: Tensor
-    """[outputs]: what each output is multiplied by before it joins the residual stream."""
+    """[outputs]: what each output is multiplied by before it is compared."""
     width: int = 1
-    """Features of a unit."""
+    """Neighbouring features that one factor of `scale` multiplies: those of a unit."""
 
     @property
     def features(self) -> int:
@@ -104,7 +104,7 @@ class Consumer:
 
 @dataclass(frozen=True)
 class Change:
-    """What to add to a consumer: weight [outputs, features] and bias [outputs], float64."""
+    """What to add to a layer: weight [outputs, features] and bias [outputs], float64."""
 
     method: str
     ridge: float | None
@@ -114,7 +114,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Refit:
-    """The change that a site gets, and its sum of squared held-out errors before and after."""
+    """The change that a layer gets, and its sum of squared held-out errors before and after."""
 
     change: Change
     before: float
@@ -125,35 +125,35 @@ class Refit:
 def refit(
     fit: Moments,
     held: Moments,
-    consumer: Consumer,
+    layer: Layer,
     method: str = "auto",
     ridges: Sequence[float] = RIDGES,
 ) -> Refit:
-    """Choose a change of `consumer` on `held` rows among those fitted to `fit`; return it fitted to both.
+    """Choose a change of `layer` on `held` rows among those fitted to `fit`; return it fitted to both.
 
     `auto` takes whatever has the smallest held-out error: full or scale with one of `ridges`, bias, or nothing.
     Another `method` is taken with its best ridge, whatever its error; where it can't be fitted the next below
     takes its place. The note says what could not be fitted, and why.
     """
-    before = _loss(held, consumer)
-    best, after = nothing(consumer), before
+    before = _loss(held, layer)
+    best, after = nothing(layer), before
     if method == NONE or not held.rows:
         return Refit(best, before, after, "" if method == NONE else "too few rows to hold any out")
     notes = {}
     for step in LADDER if method == "auto" else LADDER[LADDER.index(method) :]:
-        reason = _reason_against(step, fit, consumer)
-        tried = [] if reason else _fits(step, fit, consumer, ridges if step != BIAS else (0.0,))
+        reason = _reason_against(step, fit, layer)
+        tried = [] if reason else _fits(step, fit, layer, ridges if step != BIAS else (0.0,))
         if not tried:
             notes[step] = reason or f"no factors of `{step}` within limits"
             continue
-        errors = [_loss(held, consumer, change) for change in tried]
+        errors = [_loss(held, layer, change) for change in tried]
         lowest = min(range(len(tried)), key=errors.__getitem__)
         if method != "auto" or errors[lowest] < after:
             best, after = tried[lowest], errors[lowest]
         if method != "auto":
             break
     if best.method != NONE:
-        everything = _fits(best.method, fit + held, consumer, (best.ridge or 0.0,))
+        everything = _fits(best.method, fit + held, layer, (best.ridge or 0.0,))
         best = everything[0] if everything else best
     # what stands below the method taken is nobody's loss
     above = LADDER[: LADDER.index(best.method)] if best.method in LADDER else LADDER
@@ -161,38 +161,38 @@ def refit(
     return Refit(best, before, after, "; ".join(told))
 
 
-def _loss(moments: Moments, consumer: Consumer, change: Change | None = None) -> float:
+def _loss(moments: Moments, layer: Layer, change: Change | None = None) -> float:
     """Sum of squared errors in the residual stream."""
-    return float((moments.error(change) * consumer.gain.double().square()).sum())
+    return float((moments.error(change) * layer.gain.double().square()).sum())
 
 
-def nothing(consumer: Consumer) -> Change:
-    weight = torch.zeros_like(consumer.weight, dtype=torch.float64)
+def nothing(layer: Layer) -> Change:
+    weight = torch.zeros_like(layer.weight, dtype=torch.float64)
     return Change(NONE, None, weight, weight.new_zeros(weight.shape[0]))
 
 
-def _reason_against(method: str, fit: Moments, consumer: Consumer) -> str | None:
+def _reason_against(method: str, fit: Moments, layer: Layer) -> str | None:
     """Why a method can't be fitted to these rows; None if it can."""
     if method == BIAS:
-        return None if consumer.has_bias else "no bias"
-    if not consumer.units:
+        return None if layer.has_bias else "no bias"
+    if not layer.units:
         return "no units left"
-    wanted = consumer.features if method == FULL else consumer.units
+    wanted = layer.features if method == FULL else layer.units
     if fit.effective_rows > wanted:
         return None
     what = "features" if method == FULL else "factors"
     return f"{fit.effective_rows:.0f} rows are too few for {wanted} {what}"
 
 
-def _fits(method: str, moments: Moments, consumer: Consumer, ridges: Sequence[float]) -> list[Change]:
+def _fits(method: str, moments: Moments, layer: Layer, ridges: Sequence[float]) -> list[Change]:
     """The change that `method` fits to `moments` with each of the ridges; without those that are unusable."""
     if method == BIAS:
-        return [_with_bias(BIAS, None, nothing(consumer).weight, moments, consumer)]
-    xx, xe = _centred(moments, consumer)
+        return [_with_bias(BIAS, None, nothing(layer).weight, moments, layer)]
+    xx, xe = _centred(moments, layer)
     if method == FULL:
         matrix, target = xx, xe
     else:
-        matrix, target = _scale_equations(xx, xe, consumer)
+        matrix, target = _scale_equations(xx, xe, layer)
     found = []
     for ridge, solution in zip(ridges, _ridge_solutions(matrix, target, ridges), strict=True):
         if method == FULL:
@@ -201,39 +201,37 @@ def _fits(method: str, moments: Moments, consumer: Consumer, ridges: Sequence[fl
             factors = 1 + solution[:, 0]
             if not bool(((factors >= SCALE_LIMITS[0]) & (factors <= SCALE_LIMITS[1])).all()):
                 continue
-            weight = consumer.weight.double() * solution[:, 0].repeat_interleave(consumer.width)
+            weight = layer.weight.double() * solution[:, 0].repeat_interleave(layer.width)
         if bool(torch.isfinite(weight).all()):
-            found.append(_with_bias(method, ridge, weight, moments, consumer))
+            found.append(_with_bias(method, ridge, weight, moments, layer))
     return found
 
 
-def _with_bias(
-    method: str, ridge: float | None, weight: Tensor, moments: Moments, consumer: Consumer
-) -> Change:
+def _with_bias(method: str, ridge: float | None, weight: Tensor, moments: Moments, layer: Layer) -> Change:
     """Complete a change of the weight by the bias that leaves no mean error."""
     bias = (moments.cross[-1] - weight @ moments.gram[-1, :-1]) / moments.rows
-    return Change(method, ridge, weight, bias if consumer.has_bias else torch.zeros_like(bias))
+    return Change(method, ridge, weight, bias if layer.has_bias else torch.zeros_like(bias))
 
 
-def _centred(moments: Moments, consumer: Consumer) -> tuple[Tensor, Tensor]:
+def _centred(moments: Moments, layer: Layer) -> tuple[Tensor, Tensor]:
     """Sums of x x^T and x e^T: around the means where a bias takes those up."""
     gram, cross = moments.gram[:-1, :-1], moments.cross[:-1]
-    if not consumer.has_bias:
+    if not layer.has_bias:
         return gram, cross
     mean = moments.gram[-1, :-1] / moments.rows
     return gram - torch.outer(mean, moments.gram[-1, :-1]), cross - torch.outer(mean, moments.cross[-1])
 
 
-def _scale_equations(xx: Tensor, xe: Tensor, consumer: Consumer) -> tuple[Tensor, Tensor]:
+def _scale_equations(xx: Tensor, xe: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
     """Normal equations of one factor a unit, less 1: matrix [units, units], target [units, 1].
 
     A unit's part of the output is W_u x_u, so matrix_uv = sum over their features of (W^T W) o xx.
     """
-    weight = consumer.weight.double() * consumer.gain.double()[:, None]
-    units, width = consumer.units, consumer.width
+    weight = layer.weight.double() * layer.gain.double()[:, None]
+    units, width = layer.units, layer.width
     products = (weight.T @ weight) * xx
     matrix = products.view(units, width, units, width).sum((1, 3))
-    target = (weight.T * xe * consumer.gain.double()).sum(1).view(units, width).sum(1)
+    target = (weight.T * xe * layer.gain.double()).sum(1).view(units, width).sum(1)
     return matrix, target[:, None]
 
 

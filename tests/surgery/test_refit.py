@@ -9,7 +9,7 @@ from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optin_cli.surgery.refit import BIAS, FULL, NONE, SCALE, Consumer, Moments, refit
+from optin_cli.surgery.refit import BIAS, FULL, NONE, SCALE, Layer, Moments, refit
 
 TINY = (1e-10,)
 
@@ -30,7 +30,7 @@ def moments(x, e, weight=None):
 
 def consumer(features, outputs, *, bias=True, width=1, gain=None, seed=5):
     weight = torch.as_tensor(np.random.default_rng(seed).normal(size=(outputs, features)))
-    return Consumer(weight, bias, torch.ones(outputs) if gain is None else torch.as_tensor(gain), width)
+    return Layer(weight, bias, torch.ones(outputs) if gain is None else torch.as_tensor(gain), width)
 
 
 def squares(x, e, weight, change, gain=1.0):
