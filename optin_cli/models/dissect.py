@@ -51,8 +51,8 @@ def family_of(model: nn.Module) -> Family:
         raise UnknownArchitecture(
             f"no family table for {type(model).__name__}"
             + (f" (model_type {model_type!r})" if model_type else ""),
-            f"known: {names}. `optin families --trace MODEL -o FILE.yaml` proposes a table for --anatomy; {DOCS} shows "
-            "how to write one",
+            f"`optin families --trace MODEL -o FILE.yaml` proposes a table for --anatomy; {DOCS} shows how to write "
+            f"one. Known are {names}",
         )
     return family
 

@@ -134,7 +134,7 @@ def test_a_family_from_a_file_prunes_a_model_nobody_listed(tmp_path):
         *FAST,
     ]
     refused = run("prune", tmp_path / "ernie", *arguments, code=1)
-    assert re.search(r"known: .*\bbert \(bert\)", refused.stderr)
+    assert re.search(r"Known are .*\bbert \(bert\)", refused.stderr)
     assert "docs/anatomy.md" in refused.stderr
     run("prune", tmp_path / "ernie", *arguments, "--anatomy", tmp_path / "ernie.yaml")
     optin_cli.load(tmp_path / "out")  # the folder carries the table: no registration, no file

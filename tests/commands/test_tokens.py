@@ -73,7 +73,7 @@ def test_a_schedule_longer_than_the_model_is_refused(tmp_path):
     run("select", tmp_path / "r.h5", "--flops", "0.6", "-o", tmp_path / "m.json")
     mask = json.loads((tmp_path / "m.json").read_text())
     (tmp_path / "m.json").write_text(json.dumps({**mask, "merges": [1, 1, 1, 1]}))
-    refused = run("apply", saved_model("vit"), tmp_path / "m.json", "-o", tmp_path / "out", code=1)
+    refused = run("apply", saved_model("vit"), tmp_path / "m.json", "-o", tmp_path / "out", code=3)
     assert "4 blocks, and the model has 3" in refused.stderr and not (tmp_path / "out").exists()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.data import tiny_text_csv
 from helpers.families import ALL
-from helpers.models import in_dtype, saved_model
+from helpers.models import in_dtype, saved_model, shared_model
 from helpers.pruning import pruned, rank
 from helpers.runs import random_inputs
 
@@ -35,7 +35,7 @@ def compensated(name, folder, out="out", flops=0.5, data=None, source=None, **se
 def test_compensated_models_load_as_what_was_checked(name, tmp_path):
     _, mask, _, applied = compensated(name, tmp_path)
     assert applied.deviation <= 1e-5
-    assert [fit.site for fit in applied.fits] == list(mask.keep)
+    assert list(dict.fromkeys(fit.site for fit in applied.fits)) == list(mask.keep)
     assert {fit.method for fit in applied.fits} - {"none"}
     plain, sliced = open_model(str(saved_model(name))), open_model(str(tmp_path / "out"))
     inputs = random_inputs(plain)
@@ -128,7 +128,9 @@ def test_a_compensated_model_is_pruned_and_compensated_again(name, tmp_path):
     _, _, _, applied = compensated(name, tmp_path / "second", flops=0.4, source=tmp_path / "once")
     assert applied.deviation <= 1e-5
     record = read_pruned(tmp_path / "second" / "out")
-    assert [len(step["compensation"]["sites"]) for step in record.history] == [6, 6]
+    made = [{fit["layer"] for fit in step["compensation"]["sites"]} for step in record.history]
+    consumers = {site.consumer for site in shared_model(name).anatomy}
+    assert consumers < made[1] <= made[0]  # emptied sites have no producers left
 
 
 def test_labels_are_not_needed(tmp_path):
