@@ -108,6 +108,7 @@ METHODS = (
     Method(
         "joint", "ours, units and tokens", {"tokens": True}, {"merge": "joint"}, "auto", True, tokens=True
     ),
+    Method("ours-4-consumers", "the same, --steps 4", {}, {}, "auto", steps=4),
     Method("ours-4", "ours, --steps 4", {}, {}, "auto", True, steps=4),
 )
 
