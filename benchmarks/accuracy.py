@@ -92,7 +92,11 @@ METHODS = (
     ),
     # lambda 0 is the best of the three that K-prune's own search tries
     Method(
-        "k-prune", "K-prune's knowledge, our refit", {"method": "knowledge", "output_weight": 0.0}, {}, "full"
+        "k-prune",
+        "K-prune's knowledge and refit of consumers",
+        {"method": "knowledge", "output_weight": 0.0},
+        {},
+        "full",
     ),
     Method("ours", "ours", {}, {}, "auto", producers=True),
     Method("ours-consumers", "ours, --no-producers", {}, {}, "auto"),

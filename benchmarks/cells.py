@@ -150,11 +150,13 @@ def plot(cells: Cells, case: Case, methods: Sequence[Method], dense: float, path
         ha="right",
         color="0.4",
     )
-    for method in methods:
+    for number, method in enumerate(methods):
         points = [(b, np.mean(s)) for b in case.budgets if (s := cells.series(method, b, case.metric))]
         if points:
-            width = 2.5 if method.name.startswith("ours") else 1.2
-            axes.plot(*zip(*points, strict=True), marker="o", ms=4, lw=width, label=method.title)
+            width = 2.5 if method.name == "ours" else 1.2
+            # ten colours come again as dashes
+            line = {"color": f"C{number % 10}", "ls": "--" if number >= 10 else "-", "lw": width}
+            axes.plot(*zip(*points, strict=True), marker="o", ms=4, label=method.title, **line)
     axes.invert_xaxis()
     axes.set(xlabel="share of the MACs kept", ylabel=case.metric, title=case.title)
     axes.legend(frameon=False, fontsize=9)
