@@ -9,6 +9,7 @@ from pathlib import Path
 
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.ranking import Ranking, read_ranking, read_sketch
+from optin_cli.artefacts.weighting import AUTO
 from optin_cli.errors import ArtefactError, UsageError
 from optin_cli.measure.latency import device_name
 from optin_cli.models.checkpoint import OpenModel
@@ -77,15 +78,24 @@ def prune(
     if found is None and not force:
         surgery.check_unmade(final or output)
     scored = found or scoring.score(plan, ranking, on_progress)
-    weight = plan.settings.output_weight if plan.method.recombines else None
     sketch = read_sketch(ranking) if request.interactions != "none" else None
-    mask = select(scored, dataclasses.replace(request, output_weight=weight), sketch)
+    mask = select(scored, _weighted(plan, request), sketch)
     again = make_plan(plan.model, mask, compensation, plan.examples.data, at_most=at_most)
     applied = None if force else surgery.existing(output, plan.model, mask, again)
     applied = applied or surgery.apply(
         plan.model, mask, output, plan=again, on_progress=on_progress, teacher=teacher
     )
     return Pruned(scored, ranking, found is not None, mask, applied)
+
+
+def _weighted(plan: Plan, request: Request) -> Request:
+    """The request with the plan's lambda, whatever lambda a ranking that is reused was made with."""
+    if not plan.method.recombines:
+        return dataclasses.replace(request, output_weight=None)
+    weight, features = plan.settings.output_weight, request.feature_weights
+    if weight is None and features is None:
+        features = AUTO
+    return dataclasses.replace(request, output_weight=weight, feature_weights=features)
 
 
 def _check_serves(plan: Plan, request: Request) -> None:

@@ -24,17 +24,12 @@ from optin_cli.artefacts.schedule import tokens_by_block
 from optin_cli.artefacts.shared import SharedLayer
 from optin_cli.artefacts.sketch import Sketch, fill_sketch, load_sketch
 from optin_cli.artefacts.tokens import RankedTokens, fill_tokens, load_tokens
+from optin_cli.artefacts.weighting import AUTO, MILD, OPTIN_SUM, FeatureWeights, column_weights
 from optin_cli.errors import ArtefactError, UsageError, first_line
 
 FORMAT = "optin-ranking"
 SCHEMA_VERSION = 2
 Array = NDArray[np.float64]
-
-FeatureWeights = str | Sequence[float]
-"""How the features of the blocks behind a unit count in its trajectory: a weight for each block, or a name."""
-NAMED_WEIGHTS = ("sum", "root", "mean", "deep", "last")
-"""OPTIN's sum; the sum over the root of their number, or over it; weighed by depth; the last block's alone."""
-OPTIN_SUM = "sum"
 
 
 @dataclass
@@ -157,7 +152,14 @@ def combine(
 
 def scored_with(ranking: Ranking) -> str:
     """The `feature_weights` of a ranking's own scores."""
-    return str(ranking.settings.get("feature_weights", OPTIN_SUM))
+    named = ranking.settings.get("feature_weights", OPTIN_SUM)
+    return MILD[0] if named == AUTO else str(named)
+
+
+def own_output_weight(ranking: Ranking) -> float:
+    """The lambda of a ranking's own scores."""
+    given = ranking.settings.get("output_weight")
+    return MILD[1] if given is None else float(given)
 
 
 def output_scale(sites: Iterable[RankedSite], feature_weights: FeatureWeights = OPTIN_SUM) -> float:
@@ -177,21 +179,6 @@ def trajectories(sites: Iterable[RankedSite], feature_weights: FeatureWeights) -
 def measured_depth(sites: Iterable[RankedSite]) -> int:
     """Blocks up to the last one whose feature is in a trajectory."""
     return max((block for site in sites for block in site.columns), default=-1) + 1
-
-
-def column_weights(columns: Sequence[int], depth: int, weights: FeatureWeights) -> Array:
-    """The weight of each trajectory column, of blocks `columns`, in a model of which `depth` blocks are measured."""
-    if not isinstance(weights, str):
-        return np.array([weights[block] for block in columns], dtype=np.float64)
-    count, blocks = max(1, len(columns)), np.array(columns, dtype=np.float64)
-    named = {
-        "sum": np.ones(len(columns)),
-        "root": np.full(len(columns), count**-0.5),
-        "mean": np.full(len(columns), 1 / count),
-        "deep": (blocks + 1) / max(1, depth),
-        "last": (blocks == depth - 1).astype(np.float64),
-    }
-    return named[weights]
 
 
 def _median_ratio(trajectory: dict[str, Array], output: dict[str, Array]) -> float:

@@ -93,7 +93,8 @@ FeatureWeights = Annotated[
     typer.Option(
         "--feature-weights",
         metavar="NAME|W,W,...",
-        help="Weigh the blocks' features in the scores: sum (OPTIN), root, mean, deep, last, or one for each block.",
+        help="Weigh the blocks' features in the scores: auto (by the budget), sum (OPTIN), fourth-root, root, mean, "
+        "deep, last, or one for each block.",
     ),
 ]
 Interactions = Annotated[

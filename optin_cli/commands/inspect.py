@@ -16,7 +16,7 @@ from optin_cli.artefacts.files import read_json, stated_kind
 from optin_cli.artefacts.latency import LatencyTable, read_latency_table
 from optin_cli.artefacts.mask import Mask, read_mask
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, check_weights, read_pruned
-from optin_cli.artefacts.ranking import Ranking, output_scale, read_ranking, scored_with
+from optin_cli.artefacts.ranking import Ranking, output_scale, own_output_weight, read_ranking, scored_with
 from optin_cli.commands.apply import FIT_COLUMNS, fit_rows
 from optin_cli.commands.score import summary
 from optin_cli.commands.select import describe, exchanged
@@ -82,7 +82,7 @@ def _show_ranking(path: Path, ranking: Ranking, json: bool) -> None:
         ["weights", ranking.model["digest"][:16]],
         ["data", f"{ranking.data['spec']} ({ranking.data['split']}), {len(ranking.row_ids)} rows"],
         ["method", ranking.method],
-        ["lambda", f"{ranking.settings['output_weight']:g} (x {output_scale(ranking.sites, features):.3g})"],
+        ["lambda", f"{own_output_weight(ranking):g} (x {output_scale(ranking.sites, features):.3g})"],
         ["features", features],
         ["mean tokens", f"{ranking.tokens:.2f}"],
         *([["merging tokens", "measured"]] if ranking.token_sites else []),

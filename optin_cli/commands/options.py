@@ -132,8 +132,8 @@ ScoreLambda = Annotated[
     float | None,
     typer.Option(
         "--lambda",
-        help="Weight of the output term against the trajectory (default: 0.1; knowledge: 0.00025 of the "
-        "representations; reference: 0.1).",
+        help="Weight of the output term against the trajectory (default: the budget decides, 0.3 or 0.1; knowledge: "
+        "0.00025 of the representations; reference: 0.1).",
     ),
 ]
 

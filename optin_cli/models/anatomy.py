@@ -253,6 +253,10 @@ class Anatomy:
         """The site whose units come out of the layer at this path."""
         return next((s for s in self.sites if any(p.path == layer for p in s.producers)), None)
 
+    def read_by(self, layer: str) -> Site | None:
+        """The site whose consumer the layer at this path is."""
+        return next((s for s in self.sites if s.consumer == layer), None)
+
     def in_block(self, block: int) -> tuple[Site, ...]:
         return tuple(site for site in self.sites if site.block == block)
 

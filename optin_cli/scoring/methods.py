@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optin_cli.artefacts.ranking import OPTIN_SUM, RankedSite, combine
+from optin_cli.artefacts.ranking import RankedSite, combine
+from optin_cli.artefacts.weighting import AUTO, MILD, OPTIN_SUM
 from optin_cli.models.anatomy import CHANNELS, HEADS, NEURONS, Site
 from optin_cli.scoring import knowledge, reference
 from optin_cli.scoring.calibration import measured_blocks
@@ -20,7 +21,8 @@ Combine = Callable[[list[RankedSite], "ScoreSettings"], dict[str, np.ndarray]]
 
 
 def _trajectory_and_output(sites: list[RankedSite], settings: ScoreSettings) -> dict[str, np.ndarray]:
-    return combine(sites, settings.output_weight or 0.0, METHODS[settings.method].feature_weights)
+    weight = MILD[1] if settings.output_weight is None else settings.output_weight
+    return combine(sites, weight, MILD[0])
 
 
 def _output_alone(sites: list[RankedSite], _: ScoreSettings) -> dict[str, np.ndarray]:
@@ -43,8 +45,8 @@ class Method:
     """Ranked sites with their parts -> score of each."""
     recombines: bool = False
     """`select --lambda` may weigh trajectory and output anew, as OPTIN does."""
-    output_weight: float = 0.0
-    """Default of `--lambda`; 0 where there is nothing to weigh."""
+    output_weight: float | None = 0.0
+    """Default of `--lambda`; 0 where there is nothing to weigh, None where the budget decides."""
     feature_weights: str = OPTIN_SUM
     """Default of `--feature-weights`."""
     temperature: float = 4.0
@@ -55,9 +57,8 @@ class Method:
 
 
 def _optin(heads: str, neurons: str) -> Method:
-    # A plain sum favours early units, which more features lie behind, and compensation mends most of what they see.
     engines = {HEADS: heads, NEURONS: neurons, CHANNELS: neurons}
-    return Method(engines, recombines=True, output_weight=0.1, feature_weights="root")
+    return Method(engines, recombines=True, output_weight=None, feature_weights=AUTO)
 
 
 METHODS = {

@@ -71,7 +71,7 @@ class ScoreSettings:
         method = METHODS[self.method]
         if self.temperature is None:
             object.__setattr__(self, "temperature", method.temperature)
-        if self.output_weight is None or not method.output_weight:
+        if self.output_weight is None or method.output_weight == 0:
             object.__setattr__(self, "output_weight", method.output_weight)
         if self.per_batch and self.method != "fisher":
             raise UsageError(f"--per-batch is about fisher's gradients; --method {self.method} has none")

@@ -14,7 +14,7 @@ import torch
 from optin_cli.artefacts.files import check_space
 from optin_cli.artefacts.partial import Partial, clear_parts
 from optin_cli.artefacts.provenance import library_versions
-from optin_cli.artefacts.ranking import RankedSite, Ranking, read_ranking, write_ranking
+from optin_cli.artefacts.ranking import RankedSite, Ranking, own_output_weight, read_ranking, write_ranking
 from optin_cli.errors import ArtefactError, UsageError
 from optin_cli.models.anatomy import Site
 from optin_cli.models.macs import count_macs
@@ -48,7 +48,7 @@ def existing(path: Path, plan: Plan, *, any_lambda: bool = False) -> Ranking | N
         raise UsageError(f"{path} exists, made with other settings: {', '.join(differs)}", redo)
     if not any_lambda and ranking.settings["output_weight"] != plan.settings.output_weight:
         raise UsageError(
-            f"{path} holds these scores, combined with lambda {ranking.settings['output_weight']:g}",
+            f"{path} holds these scores, combined with lambda {own_output_weight(ranking):g}",
             "`optin select --lambda` recombines them without scoring; or choose another name, or --force"
             if plan.method.recombines
             else redo,

@@ -6,18 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optin_cli.artefacts.ranking import (
-    OPTIN_SUM,
-    FeatureWeights,
-    Ranking,
-    column_weights,
-    measured_depth,
-    output_scale,
-)
+from optin_cli.artefacts.ranking import Ranking, measured_depth, output_scale
+from optin_cli.artefacts.weighting import OPTIN_SUM, FeatureWeights, column_weights
 from optin_cli.errors import UsageError
 from optin_cli.selection.ladder import Floats
 from optin_cli.selection.problem import Problem, out_of_reach
-from optin_cli.selection.request import feature_weights
 from optin_cli.selection.schedules import Boundaries, Pricing, Schedule, Searched, search_schedules
 from optin_cli.selection.solver import Solution, solve
 
@@ -48,13 +41,9 @@ def boundaries_of(problem: Problem) -> Boundaries:
             f"--tokens {request.merge}: the ranking does not say what merging tokens costs",
             "score again with `optin score --tokens`",
         )
-    weight = request.output_weight
-    if weight is None:
-        weight = float(ranking.settings["output_weight"])
+    features, weight = problem.weighting or (OPTIN_SUM, 0.0)
     losses = []
-    for one, measured in zip(
-        ranking.token_sites, merge_losses(ranking, weight, feature_weights(request, ranking)), strict=True
-    ):
+    for one, measured in zip(ranking.token_sites, merge_losses(ranking, weight, features), strict=True):
         counts, rising = [0, *one.counts], np.maximum.accumulate([0.0, *measured])
         losses.append(np.interp(np.arange(counts[-1] + 1), counts, rising))
     return Boundaries(round(ranking.tokens), ranking.model.get("prefix", 0), depth, tuple(losses))

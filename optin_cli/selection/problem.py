@@ -8,10 +8,11 @@ from functools import cached_property
 
 import numpy as np
 
-from optin_cli.artefacts.ranking import RankedSite, Ranking, combine
+from optin_cli.artefacts.ranking import RankedSite, Ranking, combine, own_output_weight, scored_with
+from optin_cli.artefacts.weighting import FeatureWeights
 from optin_cli.errors import ArtefactError, BudgetError, UsageError
 from optin_cli.selection.ladder import Floats, Ints, Ladder
-from optin_cli.selection.request import Request, check_table, feature_weights, round_size
+from optin_cli.selection.request import Request, check_table, round_size, weighting
 from optin_cli.selection.shared_latency import predicted_ms
 
 MIB = 2**20
@@ -51,6 +52,8 @@ class Problem:
     budgets: list[Budget]
     merges: tuple[int, ...] = ()
     """Tokens merged behind each block."""
+    weighting: tuple[FeatureWeights, float] | None = None
+    """How the scores were put together, (feature weights, lambda); None for scores that have no parts."""
 
     @cached_property
     def seen(self) -> list[float]:
@@ -82,6 +85,12 @@ class Problem:
         return np.array([budget.capacity for budget in self.budgets])
 
     @property
+    def share(self) -> float:
+        """What the tightest budget leaves of the ranked sites."""
+        whole = np.sum([self._costs(site, np.array([site.units]))[:, 0] for site in self.sites], axis=0)
+        return float(np.min(self.capacities / np.maximum(whole, 1e-300), initial=1.0))
+
+    @property
     def least(self) -> Floats:
         """[budgets]: what the smallest sizes use of each."""
         return np.sum([ladder.costs[:, 0] for ladder in self.ladders], axis=0)
@@ -94,15 +103,12 @@ class Problem:
     def _ladder(self, site: RankedSite, scores: Floats) -> Ladder:
         counts = self._sizes(site)
         prefix = np.concatenate([[0.0], np.cumsum(-np.sort(-scores))])
-        units = self._unit_costs(site)
-        costs = units[:, None] * counts  # [budgets, rungs]
+        costs = self._costs(site, counts)
         steps = np.unique(np.diff(counts))
-        step = tuple((units * steps[0]).tolist()) if len(steps) == 1 else None
+        step = tuple((self._unit_costs(site) * steps[0]).tolist()) if len(steps) == 1 else None
         for row, budget in enumerate(self.budgets):
             if budget.what == "latency":
-                assert self.request.table is not None
-                costs[row], step = self.request.table.site_ms(site.name, counts), None
-                kept = _climbing(costs[row])
+                kept, step = _climbing(costs[row]), None
                 counts, costs = counts[kept], costs[:, kept]
         return Ladder(counts, prefix[counts], costs, step)
 
@@ -113,6 +119,15 @@ class Problem:
         multiple = self.request.multiple(site, self.round_size)
         sizes = np.arange(-(-least // multiple) * multiple, site.units + 1, multiple)
         return sizes if len(sizes) and sizes[-1] == site.units else np.append(sizes, site.units)
+
+    def _costs(self, site: RankedSite, counts: Ints) -> Floats:
+        """[budgets, counts]: what so many units use of each budget."""
+        costs = self._unit_costs(site)[:, None] * counts
+        for row, budget in enumerate(self.budgets):
+            if budget.what == "latency":
+                assert self.request.table is not None
+                costs[row] = self.request.table.site_ms(site.name, counts)
+        return costs
 
     def _unit_costs(self, site: RankedSite) -> Floats:
         """[budgets]: what one unit uses of each; latency comes from its curve."""
@@ -132,8 +147,11 @@ def pose(ranking: Ranking, request: Request) -> Problem:
         units = {site.name: site.units for site in ranking.sites}
         check_table(request.table, ranking.device, ranking.dtype, units, force=request.force)
     sites = sorted(ranking.sites, key=lambda s: (s.block, s.kind))
-    scores = _scores(ranking, sites, request)
-    return Problem(ranking, request, sites, scores, _budgets(ranking, request), tuple(ranking.merges))
+    problem = Problem(ranking, request, sites, [], _budgets(ranking, request), tuple(ranking.merges))
+    if not _check_parts(ranking, request):
+        return replace(problem, scores=[site.score for site in sites])
+    chosen = weighting(request, ranking, problem.share)
+    return replace(problem, scores=_scores(ranking, sites, *chosen), weighting=chosen)
 
 
 def stored_bytes(ranking: Ranking) -> int:
@@ -146,18 +164,23 @@ def fixed_params(ranking: Ranking) -> int:
     return int(ranking.dense["params"] - ranking.dense["site_params"])
 
 
-def _scores(ranking: Ranking, sites: list[RankedSite], request: Request) -> list[Floats]:
-    if request.output_weight is None and request.feature_weights is None:
-        return [site.score for site in sites]
-    if not ranking.settings.get("recombines", True) or not all(site.columns for site in sites if site.units):
+def _check_parts(ranking: Ranking, request: Request) -> bool:
+    """Whether scores can be put together anew. Raises `UsageError` where they were asked to be and can't."""
+    parts = ranking.settings.get("recombines", True) and all(s.columns for s in ranking.sites if s.units)
+    if not parts and (request.output_weight is not None or request.feature_weights is not None):
         option = "--lambda" if request.feature_weights is None else "--feature-weights"
         raise UsageError(
             f"a {ranking.method} ranking has no parts to recombine", f"leave {option} out, or score with auto"
         )
-    weight = request.output_weight
-    if weight is None:
-        weight = ranking.settings["output_weight"]
-    combined = combine(sites, weight, feature_weights(request, ranking))
+    return bool(parts)
+
+
+def _scores(
+    ranking: Ranking, sites: list[RankedSite], features: FeatureWeights, output_weight: float
+) -> list[Floats]:
+    if (features, output_weight) == (scored_with(ranking), own_output_weight(ranking)):
+        return [site.score for site in sites]
+    combined = combine(sites, output_weight, features)
     return [combined[site.name] for site in sites]
 
 

@@ -8,14 +8,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from optin_cli.artefacts.latency import LatencyTable, processor_name
-from optin_cli.artefacts.ranking import (
-    NAMED_WEIGHTS,
-    FeatureWeights,
-    RankedSite,
-    Ranking,
-    measured_depth,
-    scored_with,
-)
+from optin_cli.artefacts.ranking import RankedSite, Ranking, measured_depth, own_output_weight
+from optin_cli.artefacts.weighting import AUTO, NAMED_WEIGHTS, OPTIN_SUM, FeatureWeights, auto_weighting
 from optin_cli.errors import ArtefactError, UsageError
 
 ROUND_AUTO = "auto"
@@ -162,17 +156,29 @@ class Request:
         return 1 if site.kind in _LEFT_ALONE else size
 
 
-def feature_weights(request: Request, ranking: Ranking) -> FeatureWeights:
-    """How blocks' features count: as asked, else as the ranking has it. Raises `UsageError` for a wrong number."""
-    weights = request.feature_weights
+def weighting(request: Request, ranking: Ranking, share: float) -> tuple[FeatureWeights, float]:
+    """How the parts of scores count, (feature weights, lambda): as asked, else as the ranking has it.
+
+    What neither says, or says to be `auto`, follows `share`: what the tightest budget leaves. Raises `UsageError` for a
+    wrong number of weights.
+    """
+    weights, output_weight = request.feature_weights, request.output_weight
+    if output_weight is None and weights != AUTO:
+        output_weight = ranking.settings.get("output_weight")
     if weights is None:
-        return scored_with(ranking)
+        weights = ranking.settings.get("feature_weights", OPTIN_SUM)
+    if weights == AUTO:
+        weights, found = auto_weighting(share)
+    else:
+        found = own_output_weight(ranking)
+    if output_weight is None:
+        output_weight = found
     depth = measured_depth(ranking.sites)
     if not isinstance(weights, str) and len(weights) != depth:
         raise UsageError(
             f"--feature-weights has {len(weights)} weights for {depth} blocks", "give one for each"
         )
-    return weights
+    return weights, float(output_weight)
 
 
 def round_size(request: Request, ranking: Ranking) -> int:

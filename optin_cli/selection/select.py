@@ -11,12 +11,13 @@ from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.ranking import Ranking
 from optin_cli.artefacts.shared import overcounted
 from optin_cli.artefacts.sketch import Sketch
+from optin_cli.artefacts.weighting import OPTIN_SUM
 from optin_cli.errors import UsageError
 from optin_cli.selection.interactions import Rearranged, halves, rearrange, told
 from optin_cli.selection.ladder import Floats
 from optin_cli.selection.merging import Merged, merge_tokens
 from optin_cli.selection.problem import MIB, Problem, fixed_params, out_of_reach, pose, stored_bytes
-from optin_cli.selection.request import Request, feature_weights
+from optin_cli.selection.request import Request
 from optin_cli.selection.shared import Products, solve_products
 from optin_cli.selection.shared_latency import predicted_ms
 from optin_cli.selection.solver import Solution
@@ -57,8 +58,8 @@ def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = N
 
 
 def _rearranged(problem: Problem, keep: dict[str, list[int]], sketch: Sketch, room: Floats) -> Rearranged:
-    weights = feature_weights(problem.request, problem.ranking)
-    fit, check = halves(problem.sites, problem.scores, sketch, weights)
+    features = problem.weighting[0] if problem.weighting else OPTIN_SUM
+    fit, check = halves(problem.sites, problem.scores, sketch, features)
     return rearrange(keep, problem.scores, problem.ladders, room, fit, check, problem.request.interactions)
 
 
@@ -136,6 +137,7 @@ def emptied_sites(mask: Mask) -> list[str]:
 
 def _asked(problem: Problem) -> dict[str, Any]:
     request = problem.request
+    features, output_weight = problem.weighting or (None, None)
     return {
         "flops": request.flops,
         "params": request.params,
@@ -144,8 +146,8 @@ def _asked(problem: Problem) -> dict[str, Any]:
         "latency_ms": request.latency_ms,
         "relative_to": request.relative_to,
         "tokens": problem.tokens,
-        "output_weight": request.output_weight,
-        "feature_weights": feature_weights(request, problem.ranking),
+        "output_weight": output_weight,
+        "feature_weights": features,
         "interactions": request.interactions,
         "min_heads": request.min_heads,
         "min_neurons": request.min_neurons,

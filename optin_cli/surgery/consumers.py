@@ -38,8 +38,7 @@ def write_back_producers(
     units = torch.as_tensor(keep.get(site.name, range(site.units)), dtype=torch.long)
     for producer in site.producers:
         whole, fitted = (layer_of(module, producer.path) for module in (model.module, pruned))
-        consumes = any(other.consumer == producer.path for other in model.anatomy)
-        if fitted.weight is whole.weight or consumes:
+        if fitted.weight is whole.weight or model.anatomy.read_by(producer.path):
             continue
         rows = rows_of(site, producer, units).to(whole.weight.device)
         by_output(whole).data[rows] = by_output(fitted).data

@@ -137,11 +137,9 @@ class BlockTargets:
     def _is_own(self, path: str, full: str) -> bool:
         anatomy = self.model.anatomy
         inside = bool(path) and joined(self.root, path) == full
-        consumes = any(site.consumer == full for site in anatomy)
         makes = sum(producer.path == full for site in anatomy for producer in site.producers)
-        return (
-            inside and not consumes and makes == 1 and not is_grouped(self.model.module.get_submodule(full))
-        )
+        apart = makes == 1 and anatomy.read_by(full) is None
+        return inside and apart and not is_grouped(self.model.module.get_submodule(full))
 
     def _producer(self, site: Site, producer: Producer, path: str, units: Tensor) -> Target:
         layer = layer_of(self.pruned, producer.path)

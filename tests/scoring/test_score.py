@@ -143,9 +143,9 @@ def test_score_is_trajectory_plus_scaled_output(tmp_path):
     ranking = stage.score(
         plan_for(tmp_path, settings=dataclasses.replace(SMALL, output_weight=0.5)), tmp_path / "r.h5"
     )
-    scale = output_scale(ranking.sites, "root")
+    scale = output_scale(ranking.sites, "fourth-root")
     for site in ranking.sites:
-        trajectory = site.trajectory.sum(1) / np.sqrt(site.trajectory.shape[1])
+        trajectory = site.trajectory.sum(1) / site.trajectory.shape[1] ** 0.25
         np.testing.assert_allclose(site.score, trajectory + 0.5 * scale * site.output)
         np.testing.assert_array_equal(combine(ranking.sites, 0)[site.name], site.trajectory.sum(1))
 

@@ -43,7 +43,7 @@ def test_names_stand_for_weights(name, weights):
         assert named == pytest.approx(listed)
 
 
-@pytest.mark.parametrize(("name", "power"), [("root", 0.5), ("mean", 1.0)])
+@pytest.mark.parametrize(("name", "power"), [("fourth-root", 0.25), ("root", 0.5), ("mean", 1.0)])
 def test_sums_over_the_number_of_features(name, power):
     for site, scores in zip(ranking().sites, scores_with(name, output_weight=0.0), strict=True):
         assert scores == pytest.approx(site.trajectory.sum(1) / len(site.columns) ** power)
@@ -85,7 +85,7 @@ def test_the_mask_records_them_and_changes():
         ((1.0, -1.0, 1.0, 1.0), "0 or more"),
         ((0.0, 0.0, 0.0, 0.0), "not all 0"),
         ((float("nan"), 1.0, 1.0, 1.0), "0 or more"),
-        ("shallow", "sum, root, mean, deep, last"),
+        ("shallow", "auto, sum, fourth-root, root, mean, deep, last"),
     ],
 )
 def test_wrong_weights(weights, words):
@@ -103,3 +103,71 @@ def test_rankings_without_parts_are_refused():
                 select(made, Request(flops=0.5, feature_weights=weights))
         with pytest.raises(UsageError, match="leave --lambda out"):
             select(made, Request(flops=0.5, output_weight=1.0))
+
+
+# ---- by the budget ----
+
+
+def automatic(**changes) -> Ranking:
+    """A ranking as `score` writes it when nobody says how its parts count."""
+    made = ranking(feature_weights="auto", output_weight=None, **changes)
+    for site in made.sites:
+        site.score = combine(made.sites, 0.3, "fourth-root")[site.name]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("flops", "features", "weight"),
+    [
+        (0.9, "fourth-root", 0.3),
+        (0.35, "fourth-root", 0.3),
+        (0.34, "root", 0.1),
+        (0.1, "root", 0.1),
+    ],
+)
+def test_the_budget_decides_where_nobody_says_how_parts_count(flops, features, weight):
+    made = automatic()
+    mask = select(made, flops)
+    assert (mask.budget["feature_weights"], mask.budget["output_weight"]) == (features, weight)
+    said = select(made, Request(flops=flops, feature_weights=features, output_weight=weight))
+    assert mask.keep == said.keep
+    expected = combine(made.sites, weight, features)
+    for site, scores in zip(made.sites, pose(made, Request(flops=flops)).scores, strict=True):
+        assert scores == pytest.approx(expected[site.name])
+
+
+def test_the_tightest_budget_decides():
+    for share, features in ((0.5, "fourth-root"), (0.2, "root")):
+        made = automatic()
+        in_sites = sum(site.units * site.params_per_unit for site in made.sites)
+        made.dense = {**made.dense, "params": 2 * in_sites, "site_params": in_sites}
+        problem = pose(made, Request(flops=0.9, params=0.5 + share / 2))
+        assert problem.share == pytest.approx(share)
+        assert problem.weighting[0] == features
+
+
+def test_what_is_left_of_the_ranked_model_counts_not_of_the_dense_one():
+    made = automatic()
+    made.dense = {**made.dense, "macs_per_token": 4 * made.dense["macs_per_token"]}
+    made.dense["macs_per_pair"] = 4 * made.dense["macs_per_pair"]
+    problem = pose(made, Request(flops=0.2))
+    assert problem.share == pytest.approx(0.8)
+    assert problem.weighting == ("fourth-root", 0.3)
+
+
+def test_half_a_word_leaves_the_other_half_to_the_budget():
+    made = automatic()
+    assert pose(made, Request(flops=0.2, output_weight=2.0)).weighting == ("root", 2.0)
+    assert pose(made, Request(flops=0.2, feature_weights="auto")).weighting == ("root", 0.1)
+    assert pose(made, Request(flops=0.2, feature_weights="sum")).weighting == ("sum", 0.3)
+
+
+def test_auto_can_be_asked_of_any_ranking_with_parts():
+    """A ranking scored with a lambda keeps it, unless all is left to the budget."""
+    scored = automatic()
+    scored.settings["output_weight"] = 1.0
+    assert pose(scored, Request(flops=0.2)).weighting == ("root", 1.0)
+    assert pose(scored, Request(flops=0.2, feature_weights="auto")).weighting == ("root", 0.1)
+    old = ranking(feature_weights="root")
+    assert pose(old, Request(flops=0.9)).weighting == ("root", 0.5)
+    assert pose(old, Request(flops=0.9, feature_weights="auto")).weighting == ("fourth-root", 0.3)
