@@ -74,6 +74,9 @@ CASES = (
         "vgg-cifar10", "models/vgg-cifar10", *_CIFAR, "VGG of the zoo, CIFAR-10 test, top-1", _IMAGE_BUDGETS
     ),
 )
+# rankings of any age may be reused: what their own weights are does not count
+_AUTO = {"feature_weights": "auto"}
+_ROOT = {"feature_weights": "root", "output_weight": 0.1}
 METHODS = (
     Method("random", "random", {"method": "random"}),
     Method("magnitude", "magnitude", {"method": "magnitude"}),
@@ -98,22 +101,52 @@ METHODS = (
         {},
         "full",
     ),
-    Method("ours", "ours", {}, {}, "auto", producers=True),
-    Method("ours-consumers", "ours, --no-producers", {}, {}, "auto"),
+    Method("ours", "ours", {}, _AUTO, "auto", producers=True),
+    Method("ours-root", "root and lambda 0.1 at every budget", {}, _ROOT, "auto", producers=True),
+    Method("ours-consumers", "root and 0.1, --no-producers", {}, _ROOT, "auto"),
     Method(
         "ours-sum",
-        "the same, summed as in OPTIN, lambda 0.3",
+        "sum and 0.3, --no-producers",
         {"method": "mixed"},
         {"output_weight": 0.3, "feature_weights": "sum"},
         "auto",
     ),
-    Method("ours-mixed", "the same, --method mixed", {"method": "mixed"}, {}, "auto"),
-    Method("tokens", "ours, tokens alone", {"tokens": True}, {"merge": "only"}, "auto", True, tokens=True),
+    Method("ours-mixed", "root and 0.1, --no-producers, --method mixed", {"method": "mixed"}, _ROOT, "auto"),
     Method(
-        "joint", "ours, units and tokens", {"tokens": True}, {"merge": "joint"}, "auto", True, tokens=True
+        "tokens",
+        "root and 0.1, tokens alone",
+        {"tokens": True},
+        {"merge": "only", **_ROOT},
+        "auto",
+        True,
+        tokens=True,
     ),
-    Method("ours-4-consumers", "the same, --steps 4", {}, {}, "auto", steps=4),
-    Method("ours-4", "ours, --steps 4", {}, {}, "auto", True, steps=4),
+    Method(
+        "joint",
+        "root and 0.1, units and tokens",
+        {"tokens": True},
+        {"merge": "joint", **_ROOT},
+        "auto",
+        True,
+        tokens=True,
+    ),
+    Method(
+        "ours-4-consumers",
+        "root and 0.1, --no-producers, --steps 4",
+        {"output_weight": 0.1},
+        {"feature_weights": "root"},
+        "auto",
+        steps=4,
+    ),
+    Method(
+        "ours-4",
+        "root and 0.1, --steps 4",
+        {"output_weight": 0.1},
+        {"feature_weights": "root"},
+        "auto",
+        True,
+        steps=4,
+    ),
 )
 
 

@@ -17,6 +17,7 @@ from optin_cli.artefacts.latency import LatencyTable, read_latency_table
 from optin_cli.artefacts.mask import Mask, read_mask
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, check_weights, read_pruned
 from optin_cli.artefacts.ranking import Ranking, output_scale, own_output_weight, read_ranking, scored_with
+from optin_cli.artefacts.weighting import AUTO
 from optin_cli.commands.apply import FIT_COLUMNS, fit_rows
 from optin_cli.commands.score import summary
 from optin_cli.commands.select import describe, exchanged
@@ -76,14 +77,14 @@ def _show_ranking(path: Path, ranking: Ranking, json: bool) -> None:
     if json:
         console.emit_json({"kind": "ranking", "path": str(path), **summary(ranking)})
         return
-    features = scored_with(ranking)
+    features, by_budget = scored_with(ranking), ranking.settings.get("feature_weights") == AUTO
     facts = [
         ["model", f"{ranking.model['id']} ({ranking.model['class']}, {ranking.model['task']})"],
         ["weights", ranking.model["digest"][:16]],
         ["data", f"{ranking.data['spec']} ({ranking.data['split']}), {len(ranking.row_ids)} rows"],
         ["method", ranking.method],
         ["lambda", f"{own_output_weight(ranking):g} (x {output_scale(ranking.sites, features):.3g})"],
-        ["features", features],
+        ["features", f"{features} (for large budgets: each decides)" if by_budget else features],
         ["mean tokens", f"{ranking.tokens:.2f}"],
         *([["merging tokens", "measured"]] if ranking.token_sites else []),
         ["MACs in sites", console.count(ranking.macs(ranking.tokens))],

@@ -262,3 +262,30 @@ def test_a_budget_that_asks_for_nothing_is_told(scored, tmp_path):
     current = ("--relative-to", "current")
     told = " ".join(run("select", again, "--flops", 0.6, *current, "-o", tmp_path / "b.json").stderr.split())
     assert "% of the current MACs" in told and "nothing is pruned" not in told
+
+
+def weights_of(path) -> tuple[str, float]:
+    budget = read_mask(path).budget
+    return budget["feature_weights"], budget["output_weight"]
+
+
+def test_each_budget_decides_how_the_parts_of_scores_count(scored, tmp_path):
+    _, _, ranking = scored
+    run("select", ranking, "--flops", "0.6,0.2", "-o", str(tmp_path / "m-{}.json"))
+    assert weights_of(tmp_path / "m-0.6.json") == ("fourth-root", 0.3)
+    assert weights_of(tmp_path / "m-0.2.json") == ("root", 0.1)
+    assert "each decides" in run("inspect", ranking).stdout
+    run("select", ranking, "--flops", 0.2, "--lambda", 2, "-o", tmp_path / "two.json")
+    assert weights_of(tmp_path / "two.json") == ("root", 2.0)
+
+
+def test_prune_asks_nothing_of_the_lambda_that_a_ranking_was_made_with(tmp_path):
+    model, data = saved_model("bert"), tiny_text_csv(tmp_path)
+    common = ["--data", data, "--samples", 12, "--batch-size", 6, "--probes", 1]
+    run("score", model, *common, "--lambda", 5, "-o", tmp_path / "r.h5", "-q")
+    run("select", tmp_path / "r.h5", "--flops", 0.6, "-o", tmp_path / "own.json")
+    assert weights_of(tmp_path / "own.json") == ("fourth-root", 5.0)
+    plain = ["--flops", 0.6, "--ranking", tmp_path / "r.h5", "--compensate", "none", "--json"]
+    for option, expected in (([], 0.3), (["--lambda", 2], 2.0)):
+        told = run("prune", model, *common, *plain, *option, "-o", tmp_path / f"m{expected}")
+        assert json.loads(told.stdout)["mask"]["budget"]["output_weight"] == expected
