@@ -76,6 +76,7 @@ CASES = (
 )
 # rankings of any age may be reused: what their own weights are does not count
 _AUTO = {"feature_weights": "auto"}
+_MILD = {"feature_weights": "fourth-root", "output_weight": 0.3}
 _ROOT = {"feature_weights": "root", "output_weight": 0.1}
 METHODS = (
     Method("random", "random", {"method": "random"}),
@@ -103,6 +104,7 @@ METHODS = (
     ),
     Method("ours", "ours", {}, _AUTO, "auto", producers=True),
     Method("ours-root", "root and lambda 0.1 at every budget", {}, _ROOT, "auto", producers=True),
+    Method("ours-mild", "fourth root and 0.3 at every budget", {}, _MILD, "auto", producers=True),
     Method("ours-consumers", "root and 0.1, --no-producers", {}, _ROOT, "auto"),
     Method(
         "ours-sum",

@@ -24,7 +24,7 @@ from optin_cli.artefacts.schedule import tokens_by_block
 from optin_cli.artefacts.shared import SharedLayer
 from optin_cli.artefacts.sketch import Sketch, fill_sketch, load_sketch
 from optin_cli.artefacts.tokens import RankedTokens, fill_tokens, load_tokens
-from optin_cli.artefacts.weighting import AUTO, MILD, OPTIN_SUM, FeatureWeights, column_weights
+from optin_cli.artefacts.weighting import AUTO, OPTIN_SUM, FeatureWeights, auto_weighting, column_weights
 from optin_cli.errors import ArtefactError, UsageError, first_line
 
 FORMAT = "optin-ranking"
@@ -125,6 +125,11 @@ class Ranking:
         depth = max((site.block for site in self.sites), default=0) + 1
         return tokens_by_block(tokens, depth, merges, self.model.get("prefix", 0))
 
+    @property
+    def kinds(self) -> set[str]:
+        """Of the units: heads, neurons, channels."""
+        return {site.kind for site in self.sites}
+
     def macs(self, tokens: float) -> float:
         """MACs of all sites of the ranked model, merging as it does."""
         seen = self.tokens_by_block(tokens, self.merges)
@@ -153,13 +158,13 @@ def combine(
 def scored_with(ranking: Ranking) -> str:
     """The `feature_weights` of a ranking's own scores."""
     named = ranking.settings.get("feature_weights", OPTIN_SUM)
-    return MILD[0] if named == AUTO else str(named)
+    return auto_weighting(ranking.kinds)[0] if named == AUTO else str(named)
 
 
 def own_output_weight(ranking: Ranking) -> float:
     """The lambda of a ranking's own scores."""
     given = ranking.settings.get("output_weight")
-    return MILD[1] if given is None else float(given)
+    return auto_weighting(ranking.kinds)[1] if given is None else float(given)
 
 
 def output_scale(sites: Iterable[RankedSite], feature_weights: FeatureWeights = OPTIN_SUM) -> float:

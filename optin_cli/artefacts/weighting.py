@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +14,19 @@ NAMED_WEIGHTS = (AUTO, "sum", "fourth-root", "root", "mean", "deep", "last")
 """As `auto_weighting` has it; OPTIN's sum; the sum over a root of their number, or over it; weighed by depth; the last
 block's alone."""
 OPTIN_SUM = "sum"
-MILD, STRONG = ("fourth-root", 0.3), ("root", 0.1)
-"""(feature weights, lambda) for much and for little that is to stay. Scores are stored as `MILD` has them."""
+_MILD, _STRONG = ("fourth-root", 0.3), ("root", 0.1)
 _TURN = 0.35
+_CHANNELS = "channels"
 
 
-def auto_weighting(share: float) -> tuple[str, float]:
-    """(feature weights, lambda) where a budget leaves `share` of what was ranked.
+def auto_weighting(kinds: Collection[str], share: float = 1.0) -> tuple[str, float]:
+    """(feature weights, lambda) for units of these kinds where a budget leaves `share` of what was ranked.
 
     A sum over all deeper blocks favours early units, and compensation mends much of what those blocks see. The less is
-    to stay, the more that starves the late blocks (benchmarks/RESULTS.md has what else was tried).
+    to stay, the more that starves the late blocks, and those of a CNN at any budget (benchmarks/RESULTS.md has the
+    numbers, and what else was tried). Scores are stored as a budget of everything would have them.
     """
-    return MILD if share >= _TURN else STRONG
+    return _MILD if share >= _TURN and _CHANNELS not in kinds else _STRONG
 
 
 def column_weights(columns: Sequence[int], depth: int, weights: FeatureWeights) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from optin_cli.artefacts.ranking import RankedSite, combine
-from optin_cli.artefacts.weighting import AUTO, MILD, OPTIN_SUM
+from optin_cli.artefacts.weighting import AUTO, OPTIN_SUM, auto_weighting
 from optin_cli.models.anatomy import CHANNELS, HEADS, NEURONS, Site
 from optin_cli.scoring import knowledge, reference
 from optin_cli.scoring.calibration import measured_blocks
@@ -21,8 +21,8 @@ Combine = Callable[[list[RankedSite], "ScoreSettings"], dict[str, np.ndarray]]
 
 
 def _trajectory_and_output(sites: list[RankedSite], settings: ScoreSettings) -> dict[str, np.ndarray]:
-    weight = MILD[1] if settings.output_weight is None else settings.output_weight
-    return combine(sites, weight, MILD[0])
+    features, weight = auto_weighting({site.kind for site in sites})
+    return combine(sites, weight if settings.output_weight is None else settings.output_weight, features)
 
 
 def _output_alone(sites: list[RankedSite], _: ScoreSettings) -> dict[str, np.ndarray]:

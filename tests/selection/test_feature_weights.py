@@ -136,6 +136,20 @@ def test_the_budget_decides_where_nobody_says_how_parts_count(flops, features, w
         assert scores == pytest.approx(expected[site.name])
 
 
+@pytest.mark.parametrize("flops", [0.9, 0.4, 0.2])
+def test_channels_count_by_the_root_at_every_budget(flops):
+    made = automatic()
+    for site in made.sites:
+        site.kind = "channels"
+    expected = combine(made.sites, 0.1, "root")
+    for site in made.sites:
+        site.score = expected[site.name]
+    problem = pose(made, Request(flops=flops))
+    assert problem.weighting == ("root", 0.1)
+    for site, scores in zip(made.sites, problem.scores, strict=True):
+        assert scores == pytest.approx(expected[site.name])
+
+
 def test_the_tightest_budget_decides():
     for share, features in ((0.5, "fourth-root"), (0.2, "root")):
         made = automatic()
