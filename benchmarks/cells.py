@@ -153,9 +153,10 @@ def plot(cells: Cells, case: Case, methods: Sequence[Method], dense: float, path
     for number, method in enumerate(methods):
         points = [(b, np.mean(s)) for b in case.budgets if (s := cells.series(method, b, case.metric))]
         if points:
-            width = 2.5 if method.name == "ours" else 1.2
             # ten colours come again as dashes
-            line = {"color": f"C{number % 10}", "ls": "--" if number >= 10 else "-", "lw": width}
+            line = {"color": f"C{number % 10}", "ls": "--" if number >= 10 else "-", "lw": 1.2}
+            if method.name == "ours":
+                line = {"color": "black", "lw": 2.5, "zorder": 3}
             axes.plot(*zip(*points, strict=True), marker="o", ms=4, label=method.title, **line)
     axes.invert_xaxis()
     axes.set(xlabel="share of the MACs kept", ylabel=case.metric, title=case.title)
