@@ -78,6 +78,16 @@ CASES = (
 _AUTO = {"feature_weights": "auto"}
 _MILD = {"feature_weights": "fourth-root", "output_weight": 0.3}
 _ROOT = {"feature_weights": "root", "output_weight": 0.1}
+
+
+def _merging(name: str, title: str, merge: str) -> Method:
+    return Method(name, title, {"tokens": True}, {"merge": merge, **_ROOT}, "auto", True, tokens=True)
+
+
+def _stepwise(name: str, title: str, producers: bool) -> Method:
+    return Method(name, title, {"output_weight": _ROOT["output_weight"]}, _ROOT, "auto", producers, steps=4)
+
+
 METHODS = (
     Method("random", "random", {"method": "random"}),
     Method("magnitude", "magnitude", {"method": "magnitude"}),
@@ -114,41 +124,10 @@ METHODS = (
         "auto",
     ),
     Method("ours-mixed", "root and 0.1, --no-producers, --method mixed", {"method": "mixed"}, _ROOT, "auto"),
-    Method(
-        "tokens",
-        "root and 0.1, tokens alone",
-        {"tokens": True},
-        {"merge": "only", **_ROOT},
-        "auto",
-        True,
-        tokens=True,
-    ),
-    Method(
-        "joint",
-        "root and 0.1, units and tokens",
-        {"tokens": True},
-        {"merge": "joint", **_ROOT},
-        "auto",
-        True,
-        tokens=True,
-    ),
-    Method(
-        "ours-4-consumers",
-        "root and 0.1, --no-producers, --steps 4",
-        {"output_weight": 0.1},
-        {"feature_weights": "root"},
-        "auto",
-        steps=4,
-    ),
-    Method(
-        "ours-4",
-        "root and 0.1, --steps 4",
-        {"output_weight": 0.1},
-        {"feature_weights": "root"},
-        "auto",
-        True,
-        steps=4,
-    ),
+    _merging("tokens", "root and 0.1, tokens alone", "only"),
+    _merging("joint", "root and 0.1, units and tokens", "joint"),
+    _stepwise("ours-4-consumers", "root and 0.1, --no-producers, --steps 4", producers=False),
+    _stepwise("ours-4", "root and 0.1, --steps 4", producers=True),
 )
 
 

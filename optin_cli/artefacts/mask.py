@@ -25,7 +25,7 @@ class Mask:
     budget: dict[str, Any]
     """What was asked: flops, params, latency (shares), memory (MiB), latency_ms, or null for each; relative_to: what
     shares are of, `dense` or `current`; tokens: sequence length MACs are counted for; the guards; round_to;
-    output_weight, where scores were recombined; feature_weights, a name or one for each block; interactions: `none`,
+    output_weight (lambda) and feature_weights, a name or one for each block, of the scores; interactions: `none`,
     `layer` or `global`; latency_table: the setting and digest of the table, or null."""
     reached: dict[str, float]
     """flops (share), macs, dense_macs (of the sites); params, dense_params, memory, dense_memory (MiB; of the whole

@@ -84,7 +84,7 @@ def _show_ranking(path: Path, ranking: Ranking, json: bool) -> None:
         ["data", f"{ranking.data['spec']} ({ranking.data['split']}), {len(ranking.row_ids)} rows"],
         ["method", ranking.method],
         ["lambda", f"{own_output_weight(ranking):g} (x {output_scale(ranking.sites, features):.3g})"],
-        ["features", f"{features} (for large budgets: each decides)" if by_budget else features],
+        ["features", f"auto ({features} here; each budget decides)" if by_budget else features],
         ["mean tokens", f"{ranking.tokens:.2f}"],
         *([["merging tokens", "measured"]] if ranking.token_sites else []),
         ["MACs in sites", console.count(ranking.macs(ranking.tokens))],

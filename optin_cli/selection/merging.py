@@ -41,8 +41,7 @@ def boundaries_of(problem: Problem) -> Boundaries:
             f"--tokens {request.merge}: the ranking does not say what merging tokens costs",
             "score again with `optin score --tokens`",
         )
-    features, weight = problem.weighting or (OPTIN_SUM, 0.0)
-    losses = []
+    losses, (features, weight) = [], problem.weighting
     for one, measured in zip(ranking.token_sites, merge_losses(ranking, weight, features), strict=True):
         counts, rising = [0, *one.counts], np.maximum.accumulate([0.0, *measured])
         losses.append(np.interp(np.arange(counts[-1] + 1), counts, rising))

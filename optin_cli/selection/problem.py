@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from optin_cli.artefacts.ranking import RankedSite, Ranking, combine, own_output_weight, scored_with
-from optin_cli.artefacts.weighting import FeatureWeights
+from optin_cli.artefacts.weighting import OPTIN_SUM, FeatureWeights
 from optin_cli.errors import ArtefactError, BudgetError, UsageError
 from optin_cli.selection.ladder import Floats, Ints, Ladder
 from optin_cli.selection.request import Request, check_table, round_size, weighting
@@ -52,8 +52,8 @@ class Problem:
     budgets: list[Budget]
     merges: tuple[int, ...] = ()
     """Tokens merged behind each block."""
-    weighting: tuple[FeatureWeights, float] | None = None
-    """How the scores were put together, (feature weights, lambda); None for scores that have no parts."""
+    weighting: tuple[FeatureWeights, float] = (OPTIN_SUM, 0.0)
+    """How the scores were put together: (feature weights, lambda)."""
 
     @cached_property
     def seen(self) -> list[float]:
@@ -148,10 +148,13 @@ def pose(ranking: Ranking, request: Request) -> Problem:
         check_table(request.table, ranking.device, ranking.dtype, units, force=request.force)
     sites = sorted(ranking.sites, key=lambda s: (s.block, s.kind))
     problem = Problem(ranking, request, sites, [], _budgets(ranking, request), tuple(ranking.merges))
-    if not _check_parts(ranking, request):
-        return replace(problem, scores=[site.score for site in sites])
-    chosen = weighting(request, ranking, problem.share)
-    return replace(problem, scores=_scores(ranking, sites, *chosen), weighting=chosen)
+    own = scored_with(ranking), own_output_weight(ranking)
+    chosen = weighting(request, ranking, problem.share) if _check_parts(ranking, request) else own
+    scores = [site.score for site in sites]
+    if chosen != own:
+        combined = combine(sites, chosen[1], chosen[0])
+        scores = [combined[site.name] for site in sites]
+    return replace(problem, scores=scores, weighting=chosen)
 
 
 def stored_bytes(ranking: Ranking) -> int:
@@ -173,15 +176,6 @@ def _check_parts(ranking: Ranking, request: Request) -> bool:
             f"a {ranking.method} ranking has no parts to recombine", f"leave {option} out, or score with auto"
         )
     return bool(parts)
-
-
-def _scores(
-    ranking: Ranking, sites: list[RankedSite], features: FeatureWeights, output_weight: float
-) -> list[Floats]:
-    if (features, output_weight) == (scored_with(ranking), own_output_weight(ranking)):
-        return [site.score for site in sites]
-    combined = combine(sites, output_weight, features)
-    return [combined[site.name] for site in sites]
 
 
 def _budgets(ranking: Ranking, request: Request) -> list[Budget]:

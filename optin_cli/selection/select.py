@@ -11,7 +11,6 @@ from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.ranking import Ranking
 from optin_cli.artefacts.shared import overcounted
 from optin_cli.artefacts.sketch import Sketch
-from optin_cli.artefacts.weighting import OPTIN_SUM
 from optin_cli.errors import UsageError
 from optin_cli.selection.interactions import Rearranged, halves, rearrange, told
 from optin_cli.selection.ladder import Floats
@@ -58,8 +57,7 @@ def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = N
 
 
 def _rearranged(problem: Problem, keep: dict[str, list[int]], sketch: Sketch, room: Floats) -> Rearranged:
-    features = problem.weighting[0] if problem.weighting else OPTIN_SUM
-    fit, check = halves(problem.sites, problem.scores, sketch, features)
+    fit, check = halves(problem.sites, problem.scores, sketch, problem.weighting[0])
     return rearrange(keep, problem.scores, problem.ladders, room, fit, check, problem.request.interactions)
 
 
@@ -137,7 +135,7 @@ def emptied_sites(mask: Mask) -> list[str]:
 
 def _asked(problem: Problem) -> dict[str, Any]:
     request = problem.request
-    features, output_weight = problem.weighting or (None, None)
+    features, output_weight = problem.weighting
     return {
         "flops": request.flops,
         "params": request.params,

@@ -274,7 +274,7 @@ def test_each_budget_decides_how_the_parts_of_scores_count(scored, tmp_path):
     run("select", ranking, "--flops", "0.6,0.2", "-o", str(tmp_path / "m-{}.json"))
     assert weights_of(tmp_path / "m-0.6.json") == ("fourth-root", 0.3)
     assert weights_of(tmp_path / "m-0.2.json") == ("root", 0.1)
-    assert "each decides" in run("inspect", ranking).stdout
+    assert "auto (fourth-root here; each budget decides)" in run("inspect", ranking).stdout
     run("select", ranking, "--flops", 0.2, "--lambda", 2, "-o", tmp_path / "two.json")
     assert weights_of(tmp_path / "two.json") == ("root", 2.0)
 
