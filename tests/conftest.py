@@ -6,10 +6,22 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, Phase, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads only wait for each other
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+# A failing case is shrunk within bounds and never explained: the explain phase traces every line and made one
+# failure cost many minutes. The same profile everywhere, so that a failure in CI is a failure at home.
+settings.register_profile(
+    "optin",
+    phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink],
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("optin")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -9,8 +9,8 @@ import pytest
 from helpers.artefacts import latency_table
 from helpers.cli import run
 from helpers.data import tiny_text_csv
+from helpers.flops import flop_counter
 from helpers.models import saved_model, shared_model, tiny_model
-from torch.utils.flop_counter import FlopCounterMode
 
 from optin_cli.artefacts.latency import write_latency_table
 from optin_cli.artefacts.mask import read_mask
@@ -135,7 +135,7 @@ def test_a_table_of_another_device_is_refused(ranking, tmp_path):
 
 
 def flops(call, device) -> float:
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         call()
     return float(counter.get_total_flops())
 

@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.families import MORE_FAMILIES, SEGMENTERS
+from helpers.flops import flop_counter
 from helpers.runs import outputs, random_inputs
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.hidden import as_rows, hidden_of
@@ -50,7 +50,7 @@ def counted_macs(model: OpenModel, module: nn.Module) -> tuple[float, int]:
     )
     totals = []
     for batch in (1, 3):  # what relative positions cost once a batch is not counted as a unit's
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), flop_counter() as counter:
             module(**random_inputs(model, batch=batch))
         flops = {path: sum(counts.values()) for path, counts in counter.get_flop_counts().items()}
         totals.append(

@@ -8,9 +8,9 @@ import signal
 import torch
 from hypothesis import Phase, settings
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.families import IMAGE_SIZE
+from helpers.flops import flop_counter
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.recordings import random_recordings
 from optin_cli.tasks.segmentation import SEGMENTATION
@@ -94,7 +94,7 @@ def outputs(model: OpenModel, module: nn.Module, inputs: dict[str, Tensor]) -> T
 
 def macs_of(model: nn.Module, image: Tensor) -> int:
     """MACs of a forward by torch's own counter."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         model(image)
     return counter.get_total_flops() // 2
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from helpers.families import ALL, BLOCKS, HEADS, INNER
+from helpers.flops import flop_counter
 from helpers.models import saved_model, shared_model, tiny_model
 from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode
 
 from optin_cli.artefacts.latency import LatencyTable
 from optin_cli.errors import UsageError
@@ -30,7 +30,7 @@ FAST = {"repeats": 1, "seconds": 0.0}
 
 
 def flops(call, device=None) -> float:
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         call()
     return float(counter.get_total_flops())
 

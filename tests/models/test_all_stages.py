@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 import torch
+from helpers.flops import flop_counter
 from helpers.models import saved_model, shared_model
 from helpers.promises import SHARED, every_family, is_shared, masked_outputs, sliced
 from helpers.pruning import data_for, rank
 from helpers.runs import outputs, random_inputs
-from torch.utils.flop_counter import FlopCounterMode
 
 from optin_cli.artefacts.pruned import read_pruned
 from optin_cli.data.batches import Batches
@@ -108,6 +108,6 @@ def test_a_latency_table_adds_up(name, monkeypatch):
 
 
 def flops(call, device=None) -> float:
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         call()
     return float(counter.get_total_flops())

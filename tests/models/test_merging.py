@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
+from helpers.flops import flop_counter
 from helpers.models import shared_model
 from helpers.runs import examples, outputs, random_inputs
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from optin_cli.artefacts.schedule import most_merged
 from optin_cli.errors import ArtefactError
@@ -201,7 +201,7 @@ def test_macs_follow_the_schedule(name):
     tokens = observed_tokens(model, inputs)
 
     def counted() -> float:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), flop_counter() as counter:
             module(**inputs)
         return counter.get_total_flops() / 2
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from helpers.artefacts import keep_sets, kept_of
 from helpers.families import ALL, TEXT_FAMILIES
+from helpers.flops import flop_counter
 from helpers.models import new_timm_vit, shared_model
 from helpers.runs import examples, outputs, random_inputs
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from optin_cli.models.anatomy import Anatomy, Producer, UnitInput
 from optin_cli.models.checkpoint import OpenModel
@@ -149,7 +149,7 @@ def counted_macs_per_example(model: OpenModel, module: nn.Module, anatomy: Anato
     shapes: list[torch.Size] = []
     block = module.get_submodule(anatomy.blocks[0])
     handle = block.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         module(**random_inputs(model, batch=2))
     handle.remove()
     flops = counter.get_flop_counts()

@@ -10,10 +10,10 @@ import pytest
 import torch
 import yaml
 from helpers.families import ALL, BLOCKS, HEADS, INNER, MORE_FAMILIES, WIDTH
+from helpers.flops import flop_counter
 from helpers.models import saved_model, shared_model
 from helpers.traced import UNLISTED, UNLISTED_TIMM, library_of, new_unlisted, trace_module, traced
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from optin_cli.errors import InputError, UnknownArchitecture
 from optin_cli.models.anatomy import Site
@@ -184,7 +184,7 @@ def test_costs_are_never_more_than_torch_counts(name):
     slice_model(smaller, anatomy, keep)
     counted = []
     for model in (module, smaller):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), flop_counter() as counter:
             forward(model, inputs)
         counted.append(counter.get_total_flops() / 2 / BATCH)
     positions = first_positions(module, anatomy.blocks[0], inputs, traced(name).family.layout)

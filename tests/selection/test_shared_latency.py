@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.artefacts import chain_cost, chain_ranking
+from helpers.flops import flop_counter
 from helpers.models import saved_model
-from torch.utils.flop_counter import FlopCounterMode
 
 from optin_cli.artefacts.latency import LatencyTable
 from optin_cli.artefacts.ranking import Ranking
@@ -92,7 +92,7 @@ def test_a_table_of_the_dense_model_serves_what_was_pruned_from_it():
 @pytest.mark.parametrize("name", ["timm-vgg-bn", "timm-resnet"])
 def test_a_measured_table_predicts_sliced_models(name, monkeypatch):
     def flops(call, device=None) -> float:
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             call()
         return float(counter.get_total_flops())
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from optin_cli.errors import InputError, OptinError
 from optin_cli.models.anatomy import TOKENS, Anatomy, Site
 from optin_cli.models.dissect import dissect
 from optin_cli.models.hidden import as_rows
+from optin_cli.models.macs import MacCounter
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.slicing import slice_model
 from optin_cli.models.tables import Family
@@ -161,10 +161,10 @@ class Whole:
         return smaller, {name: len(units) for name, units in keep.items()}
 
     def _macs(self, module: nn.Module) -> float:
-        """MACs of an example, counted by torch."""
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        """MACs of an example, counted as it runs."""
+        with torch.no_grad(), MacCounter() as counter:
             forward(module, self.inputs)
-        return counter.get_total_flops() / 2 / self.batch
+        return counter.total / self.batch
 
 
 def _on_hidden(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
