@@ -203,6 +203,7 @@ def open_model(
         module.to(where)
         if next(module.parameters()).dtype != compute:  # else rotary frequencies would lose their float32
             module.to(compute)
+    _align(module)
     module.eval().requires_grad_(False)
     merging = None
     if record is not None and any(record.merges):
@@ -247,6 +248,25 @@ def _recorded(source: Source) -> Family:
         raise ArtefactError(
             f"{source.folder}/optin.json is damaged: {error.what}", "run `optin apply` again"
         ) from error
+
+
+ALIGNMENT = 64
+"""Bytes: where torch's allocator begins every tensor on a CPU, and the longest vector that kernels load at once."""
+
+
+def _align(module: nn.Module) -> None:
+    """Copy weights that begin at an odd address, as those mapped from a file may, to memory of their own.
+
+    Kernels choose their order of summation by alignment too. Aligned, a model read from a file gives bit for bit what
+    the same weights gave in memory before they were written.
+    """
+    copies: dict[tuple[int, torch.Size], Tensor] = {}  # tied weights stay tied
+    for tensor in [*module.parameters(), *module.buffers()]:
+        if tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT:
+            key = (tensor.data_ptr(), tensor.shape)
+            if key not in copies:
+                copies[key] = tensor.data.clone()
+            tensor.data = copies[key]
 
 
 def _check_device_map(device_map: str | dict[str, Any], device: str) -> None:
