@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optin_cli.models.anatomy import Anatomy, Bypass, Producer, Site, UnitInput
+from optin_cli.models.anatomy import CHANNELS, Anatomy, Bypass, Producer, Site, UnitInput
+from optin_cli.models.feature_info import update_feature_info
 from optin_cli.models.hidden import hidden_argument
 from optin_cli.models.layers import select_carried, select_inputs, select_outputs, select_slices
 from optin_cli.models.unit_inputs import make_unit_input, select_unit_input
@@ -30,6 +31,11 @@ def slice_model(model: nn.Module, anatomy: Anatomy, keep: Mapping[str, Sequence[
             raise ValueError(f"{name}: a kept index is not among the {site.units} units")
         if len(indices) < site.units:
             _slice_site(model, site, list(indices))
+    if any(
+        anatomy[name].kind == CHANNELS and len(indices) < anatomy[name].units
+        for name, indices in keep.items()
+    ):
+        update_feature_info(model)
 
 
 def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
