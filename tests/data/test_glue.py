@@ -11,8 +11,8 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from helpers.data import sentences
+from helpers.lazy import Lazy
 from helpers.models import new_folder, opened, tiny_model
-from sklearn import metrics as oracle
 
 from optin_cli.data import glue
 from optin_cli.data.batches import Batches
@@ -20,6 +20,8 @@ from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec, open_split
 from optin_cli.errors import UsageError
 from optin_cli.measure.evaluate import evaluate
+
+oracle = Lazy("sklearn.metrics")
 
 PAIR = ("sentence1", "sentence2")
 TWO = ["not_entailment", "entailment"]

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import create_transform
 
 from helpers.data import sentences
 from helpers.families import IMAGE_SIZE
@@ -47,6 +46,8 @@ def batches(model: OpenModel, path: Path, batch_size: int = 8, reader: Reader = 
     examples = sample(DataSpec(str(path), **spec), model.family.modality, None, 0, reader=reader)
     processor = model.processor
     if model.source.library == "timm":
+        from timm.data import create_transform
+
         processor = ImageProcessor(create_transform(input_size=IMAGE_SIZE), "x")
     return Batches(examples, processor, batch_size, reader=reader)
 

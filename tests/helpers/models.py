@@ -42,8 +42,6 @@ from helpers.tokenizers import save_tokenizer, specials, vocabulary
 from helpers.vgg import register_vggs
 from optin_cli.models.checkpoint import OpenModel, open_model
 
-register_vggs()
-
 _HEADS = {
     "encoder": "Model",
     "classifier": "ForSequenceClassification",
@@ -213,6 +211,7 @@ def new_timm_vit(num_classes: int = 5, seed: int = 0, **overrides: Any) -> nn.Mo
 
 def new_timm(architecture: str, num_classes: int = 5, seed: int = 0, **overrides: Any) -> nn.Module:
     """A tiny timm model of any architecture that takes the arguments of a VisionTransformer or a Swin."""
+    register_vggs()
     import timm
 
     model = timm.create_model(architecture, num_classes=num_classes, **timm_args(architecture, **overrides))
@@ -221,6 +220,7 @@ def new_timm(architecture: str, num_classes: int = 5, seed: int = 0, **overrides
 
 def new_timm_cnn(architecture: str, num_classes: int = 5, seed: int = 0) -> nn.Module:
     """One of timm's convolutional models in memory."""
+    register_vggs()
     import timm
 
     return randomise(timm.create_model(architecture, num_classes=num_classes), seed).eval()
@@ -245,6 +245,7 @@ def _save_timm(architecture: str, folder: Path, model: Any, args: dict[str, Any]
 
 def new_torchvision(architecture: str, num_classes: int = 5, seed: int = 0, **args: Any) -> Any:
     """A random torchvision classifier in memory."""
+    register_vggs()
     from torchvision import models
 
     model = models.get_model(architecture, weights=None, num_classes=num_classes, **args)

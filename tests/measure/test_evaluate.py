@@ -20,14 +20,16 @@ from helpers.evaluation import (
     special_model,
     tagged,
 )
+from helpers.lazy import Lazy
 from helpers.models import shared_model, tiny_model
-from scipy import stats
-from sklearn import metrics as oracle
 
 from optin_cli.data.images import decode
 from optin_cli.measure.evaluate import evaluate, gate
 from optin_cli.models.checkpoint import open_model
 from optin_cli.tasks.answering import QUESTION
+
+oracle = Lazy("sklearn.metrics")
+stats = Lazy("scipy.stats")
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100])

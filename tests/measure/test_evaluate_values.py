@@ -19,13 +19,15 @@ from helpers.evaluation import (
     other_model,
     special_model,
 )
+from helpers.lazy import Lazy
 from helpers.models import shared_model
-from scipy import stats
 
 from optin_cli.data.readers import SIDES
 from optin_cli.errors import UsageError
 from optin_cli.measure.evaluate import evaluate, gate
 from optin_cli.tasks import metrics
+
+stats = Lazy("scipy.stats")
 
 
 def test_regression_is_scipys(tmp_path):

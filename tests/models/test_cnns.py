@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import timm
 import torch
 from helpers.data import tiny_image_folder
 from helpers.families import TIMM_CNNS
+from helpers.lazy import Lazy
 from helpers.models import calm, randomise, saved_model
 from helpers.runs import macs_of
 
@@ -20,6 +20,8 @@ from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.positions import count_positions, image_size
 from optin_cli.models.slicing import slice_model
 from optin_cli.scoring.plan import ScoreSettings, make_plan
+
+timm = Lazy("timm")
 
 
 def anatomy_of(name: str, **args):

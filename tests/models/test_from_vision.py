@@ -6,15 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from helpers.families import IMAGE_FAMILIES, TIMM_NAME
+from helpers.lazy import Lazy
 from helpers.models import copy_of, opened, saved_model, shared_model
 from helpers.runs import same_outputs
 from safetensors.torch import load_file
 
 from optin_cli.errors import InputError, UsageError
 from optin_cli.models.checkpoint import open_module
+
+timm = Lazy("timm")
 
 
 def timm_spec(checkpoint: Path, **args) -> str:

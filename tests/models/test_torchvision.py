@@ -10,10 +10,10 @@ import pytest
 import torch
 from helpers.cli import run
 from helpers.data import tiny_image_folder
+from helpers.lazy import Lazy
 from helpers.models import calm, new_torchvision
 from helpers.runs import macs_of
 from safetensors.torch import save_file
-from torchvision import models
 
 from optin_cli.errors import InputError, UnknownArchitecture, UsageError
 from optin_cli.models.checkpoint import open_model, open_module
@@ -22,6 +22,8 @@ from optin_cli.models.macs import observed_tokens
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.slicing import slice_model
 from optin_cli.models.sources import resolve
+
+models = Lazy("torchvision.models")
 
 # architecture -> (arguments that make it small, family, kinds)
 ARCHITECTURES = {

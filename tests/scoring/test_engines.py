@@ -9,8 +9,8 @@ import pytest
 import torch
 from helpers.data import tiny_image_folder, tiny_text_csv
 from helpers.families import ALL
+from helpers.lazy import Lazy
 from helpers.models import shared_model
-from scipy.stats import spearmanr
 
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
@@ -23,6 +23,8 @@ from optin_cli.scoring.calibration import Calibration, block_outputs, mean_token
 from optin_cli.scoring.curvature import Probed, curvature
 from optin_cli.scoring.losses import output_change, relational_change, unit_rows
 from optin_cli.scoring.replay import Replay
+
+stats = Lazy("scipy.stats")
 
 
 def calibrate(model: OpenModel, folder, rows: int = 24, samples: int = 12) -> Calibration:
@@ -196,10 +198,10 @@ def test_curvature_ranks_neurons_as_ablation_does(tmp_path):
     site = calibration.model.anatomy["blocks.0.neurons"]
     trajectory, output = Ablation(calibration, 0).score(site, every(site))
     found = probed(calibration, 0, 60)
-    assert spearmanr(found.trajectory[site.name].sum(1), trajectory.sum(1))[0] > 0.9
-    assert spearmanr(found.output[site.name], output)[0] > 0.9
+    assert stats.spearmanr(found.trajectory[site.name].sum(1), trajectory.sum(1))[0] > 0.9
+    assert stats.spearmanr(found.output[site.name], output)[0] > 0.9
     for column in range(2):
-        assert spearmanr(found.trajectory[site.name][:, column], trajectory[:, column])[0] > 0.9
+        assert stats.spearmanr(found.trajectory[site.name][:, column], trajectory[:, column])[0] > 0.9
 
 
 def test_probes_are_numbered_so_that_work_can_be_split(tmp_path):

@@ -7,16 +7,18 @@ from itertools import product
 
 import numpy as np
 import pytest
+from helpers.lazy import Lazy
 from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.optimize import linprog
 
 from optin_cli.selection import solver
 from optin_cli.selection.ladder import Ladder, classes_of
 from optin_cli.selection.relaxation import relax
 from optin_cli.selection.search import search
 from optin_cli.selection.solver import solve
+
+optimize = Lazy("scipy.optimize")
 
 
 def straight(scores, unit, low: int = 0, multiple: int = 1) -> Ladder:
@@ -158,7 +160,7 @@ def test_the_bound_is_the_linear_programs(instance):
     if by_enumeration(ladders, budgets) is None:
         return
     rungs = [len(ladder.counts) for ladder in ladders]
-    program = linprog(
+    program = optimize.linprog(
         -np.concatenate([ladder.gains for ladder in ladders]),
         A_ub=np.concatenate([ladder.costs for ladder in ladders], axis=1),
         b_ub=budgets * (1 + 1e-12),

@@ -8,13 +8,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from helpers.artefacts import tiny_ranking
+from helpers.lazy import Lazy
 from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
 
 from optin_cli.artefacts.ranking import combine
 from optin_cli.selection.stability import examples_needed, spearman, spearman_brown, stability
+
+stats = Lazy("scipy.stats")
 
 
 def noisy(batches: int, noise: float, seed: int = 0, drift: float = 0.0, neurons: int = 400, weights=None):

@@ -11,8 +11,8 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from helpers.data import sentences
 from helpers.gradients import check_fisher
+from helpers.lazy import Lazy
 from helpers.models import new_folder, opened, tiny_model
-from sklearn import metrics as oracle
 from torch.nn import functional as F
 
 from optin_cli.data.batches import Batches
@@ -25,6 +25,8 @@ from optin_cli.models.masking import masked
 from optin_cli.scoring import score as stage
 from optin_cli.scoring.losses import output_change
 from optin_cli.scoring.plan import ScoreSettings, make_plan
+
+oracle = Lazy("sklearn.metrics")
 
 NAMES = ["joy", "anger", "fear", "other"]
 

@@ -11,8 +11,8 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 from helpers.data import sentences, tiny_image_folder
 from helpers.gradients import check_fisher
+from helpers.lazy import Lazy
 from helpers.models import new_folder, opened, tiny_model
-from scipy import stats
 
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
@@ -23,6 +23,8 @@ from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.masking import masked
 from optin_cli.scoring import score as stage
 from optin_cli.scoring.plan import ScoreSettings, make_plan
+
+stats = Lazy("scipy.stats")
 
 NAMES = ["valence", "arousal", "dominance"]
 

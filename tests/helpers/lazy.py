@@ -1,0 +1,16 @@
+"""Libraries that take seconds to import, imported by the test that needs them instead of by whoever collects tests."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+class Lazy:
+    """Stands for the module `name`, and imports it when something is asked of it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)
