@@ -22,8 +22,6 @@ from optin_cli.surgery.plan import make_plan
 from optin_cli.surgery.settings import Compensation
 
 NO_COMPENSATION = Compensation(method="none")
-_SKETCHING = {"curvature", "fisher", "knowledge"}
-"""Engines that keep gradients."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def _check_serves(plan: Plan, request: Request) -> None:
         raise UsageError(
             f"--tokens {request.merge} needs to know what merging tokens costs", "score with tokens=True"
         )
-    if request.interactions != "none" and not (set(plan.method.engines.values()) & _SKETCHING):
+    if request.interactions != "none" and not plan.method.sketches:
         raise UsageError(
             f"--interactions needs a sketch, and --method {method} makes none", "use --method curvature"
         )

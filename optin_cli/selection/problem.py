@@ -173,7 +173,8 @@ def _check_parts(ranking: Ranking, request: Request) -> bool:
     if not parts and (request.output_weight is not None or request.feature_weights is not None):
         option = "--lambda" if request.feature_weights is None else "--feature-weights"
         raise UsageError(
-            f"a {ranking.method} ranking has no parts to recombine", f"leave {option} out, or score with auto"
+            f"a {ranking.method} ranking has no parts to recombine",
+            f"leave {option} out, or score with --method curvature",
         )
     return bool(parts)
 
