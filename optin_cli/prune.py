@@ -9,8 +9,8 @@ from pathlib import Path
 
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.ranking import Ranking, read_ranking, read_sketch
-from optin_cli.artefacts.weighting import AUTO
 from optin_cli.errors import ArtefactError, UsageError
+from optin_cli.importance import AUTO
 from optin_cli.measure.latency import device_name
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.scoring import score as scoring

@@ -12,7 +12,7 @@ ROWS = [
     {"commands"},
     {"prune"},
     {"scoring", "selection", "surgery", "measure"},
-    {"models"},
+    {"models", "importance"},
     {"tasks"},
     {"data", "artefacts"},
     {"errors"},

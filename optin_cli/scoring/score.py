@@ -15,8 +15,9 @@ import torch
 from optin_cli.artefacts.files import check_space
 from optin_cli.artefacts.partial import Partial, clear_parts
 from optin_cli.artefacts.provenance import library_versions
-from optin_cli.artefacts.ranking import Ranking, own_output_weight, read_ranking, write_ranking
+from optin_cli.artefacts.ranking import Ranking, read_ranking, write_ranking
 from optin_cli.errors import ArtefactError, UsageError
+from optin_cli.importance import own_output_weight
 from optin_cli.models.macs import count_macs
 from optin_cli.scoring.calibration import mean_tokens
 from optin_cli.scoring.methods.base import Arrays, Item, ScoringMethod

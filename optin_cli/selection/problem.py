@@ -8,9 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
-from optin_cli.artefacts.ranking import RankedSite, Ranking, combine, own_output_weight, scored_with
-from optin_cli.artefacts.weighting import OPTIN_SUM, FeatureWeights
+from optin_cli.artefacts.ranking import RankedSite, Ranking
 from optin_cli.errors import ArtefactError, BudgetError, UsageError
+from optin_cli.importance import OPTIN_SUM, FeatureWeights, combine, own_output_weight, scored_with
 from optin_cli.selection.ladder import Floats, Ints, Ladder
 from optin_cli.selection.request import Request, check_table, round_size, weighting
 from optin_cli.selection.shared_latency import predicted_ms

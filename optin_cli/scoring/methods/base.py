@@ -10,7 +10,7 @@ import numpy as np
 
 from optin_cli.artefacts.files import digest_json
 from optin_cli.artefacts.ranking import RankedSite
-from optin_cli.artefacts.weighting import OPTIN_SUM
+from optin_cli.importance import OPTIN_SUM
 from optin_cli.models.anatomy import CHANNELS, HEADS, NEURONS, Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.scoring.calibration import Calibration

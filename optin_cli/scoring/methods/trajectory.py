@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from optin_cli.artefacts.ranking import RankedSite, combine
-from optin_cli.artefacts.weighting import AUTO, auto_weighting
+from optin_cli.artefacts.ranking import RankedSite
+from optin_cli.importance import AUTO, auto_weighting, combine
 from optin_cli.models.anatomy import Site
 from optin_cli.scoring.calibration import measured_blocks
 from optin_cli.scoring.methods.base import ScoringMethod
