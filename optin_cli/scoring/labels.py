@@ -7,9 +7,7 @@ from typing import Any
 from optin_cli.data.batches import Batches
 from optin_cli.errors import UsageError
 from optin_cli.models.checkpoint import OpenModel
-from optin_cli.scoring.settings import DEFAULT_METHOD
-
-_WITHOUT = f"--method {DEFAULT_METHOD} needs no labels"
+from optin_cli.scoring.methods.registry import those
 
 
 def read_labels(model: OpenModel, batches: Batches, method: str) -> list[Any]:
@@ -19,12 +17,13 @@ def read_labels(model: OpenModel, batches: Batches, method: str) -> list[Any]:
     kind, or all the same.
     """
     task = model.task
+    others = f"use {those(lambda other: not other.needs_labels)}, which need no labels"
     if needed := task.needed(batches):
-        raise UsageError(f"{batches.examples.where} lacks what --method {method} reads: {needed}", _WITHOUT)
+        raise UsageError(f"{batches.examples.where} lacks what --method {method} reads: {needed}", others)
     labels = task.targets(batches)
     if labels is None:
         raise UsageError(
             f"{batches.examples.where} has no label column, and --method {method} needs labels",
-            f"name one with {task.label_option}; {_WITHOUT}",
+            f"name one with {task.label_option}; or {others}",
         )
     return list(labels)

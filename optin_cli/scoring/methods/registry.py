@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from importlib.metadata import entry_points
 
 from optin_cli.errors import InputError, UsageError, first_line
@@ -81,12 +81,12 @@ def configured(settings: ScoreSettings) -> ScoreSettings:
     """
     method, name = method_named(settings.method), settings.method
     if settings.per_batch and not method.takes_per_batch:
-        owners = _listed(m.name for m in METHODS.values() if m.takes_per_batch)
+        owners = those(lambda other: other.takes_per_batch)
         raise UsageError(f"--per-batch is about {owners}'s gradients; --method {name} has none")
     if settings.tokens and not method.recombines:
         raise UsageError(
             f"--tokens measures trajectories, and --method {name} scores units by something else",
-            f"use {_listed(m.name for m in METHODS.values() if m.recombines)}",
+            f"use {those(lambda other: other.recombines)}",
         )
     if settings.exact_band is not None and not method.takes_band:
         raise UsageError(f"--exact-band re-scores what curvature scored; --method {name} has nothing of it")
@@ -101,11 +101,11 @@ def configured(settings: ScoreSettings) -> ScoreSettings:
 def check_scores(method: type[ScoringMethod], model: OpenModel) -> None:
     """Raise `UsageError` naming the methods that can, unless `method` can score `model`."""
     if reason := method.misfit(model):
-        others = [m.name for m in METHODS.values() if not m.misfit(model)]
-        raise UsageError(f"--method {method.name} {reason}", f"use {_listed(others)}" if others else None)
+        others = those(lambda other: not other.misfit(model))
+        raise UsageError(f"--method {method.name} {reason}", f"use {others}" if others else None)
 
 
-def _listed(names: Iterable[str]) -> str:
-    """`a, b or c`."""
-    *most, last = names
-    return f"{', '.join(most)} or {last}" if most else last
+def those(that: Callable[[type[ScoringMethod]], bool]) -> str:
+    """The names of the methods for which `that` holds: `a, b or c`."""
+    names = [name for name, method in METHODS.items() if that(method)]
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
