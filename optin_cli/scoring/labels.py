@@ -7,7 +7,7 @@ from typing import Any
 from optin_cli.data.batches import Batches
 from optin_cli.errors import UsageError
 from optin_cli.models.checkpoint import OpenModel
-from optin_cli.scoring.methods.registry import those
+from optin_cli.scoring.methods.registry import names_where
 
 
 def read_labels(model: OpenModel, batches: Batches, method: str) -> list[Any]:
@@ -17,7 +17,7 @@ def read_labels(model: OpenModel, batches: Batches, method: str) -> list[Any]:
     kind, or all the same.
     """
     task = model.task
-    others = f"use {those(lambda other: not other.needs_labels)}, which need no labels"
+    others = f"use {names_where(lambda other: not other.needs_labels)}, which need no labels"
     if needed := task.needed(batches):
         raise UsageError(f"{batches.examples.where} lacks what --method {method} reads: {needed}", others)
     labels = task.targets(batches)

@@ -81,12 +81,12 @@ def configured(settings: ScoreSettings) -> ScoreSettings:
     """
     method, name = method_named(settings.method), settings.method
     if settings.per_batch and not method.takes_per_batch:
-        owners = those(lambda other: other.takes_per_batch)
+        owners = names_where(lambda other: other.takes_per_batch)
         raise UsageError(f"--per-batch is about {owners}'s gradients; --method {name} has none")
     if settings.tokens and not method.recombines:
         raise UsageError(
             f"--tokens measures trajectories, and --method {name} scores units by something else",
-            f"use {those(lambda other: other.recombines)}",
+            f"use {names_where(lambda other: other.recombines)}",
         )
     if settings.exact_band is not None and not method.takes_band:
         raise UsageError(f"--exact-band re-scores what curvature scored; --method {name} has nothing of it")
@@ -101,11 +101,11 @@ def configured(settings: ScoreSettings) -> ScoreSettings:
 def check_scores(method: type[ScoringMethod], model: OpenModel) -> None:
     """Raise `UsageError` naming the methods that can, unless `method` can score `model`."""
     if reason := method.misfit(model):
-        others = those(lambda other: not other.misfit(model))
+        others = names_where(lambda other: not other.misfit(model))
         raise UsageError(f"--method {method.name} {reason}", f"use {others}" if others else None)
 
 
-def those(that: Callable[[type[ScoringMethod]], bool]) -> str:
-    """The names of the methods for which `that` holds: `a, b or c`."""
-    names = [name for name, method in METHODS.items() if that(method)]
+def names_where(holds: Callable[[type[ScoringMethod]], bool]) -> str:
+    """The names of the methods for which `holds` is true: `a, b or c`."""
+    names = [name for name, method in METHODS.items() if holds(method)]
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
