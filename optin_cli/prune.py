@@ -9,8 +9,8 @@ from pathlib import Path
 
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.ranking import Ranking, read_ranking, read_sketch
-from optin_cli.artefacts.weighting import AUTO
 from optin_cli.errors import ArtefactError, UsageError
+from optin_cli.importance import AUTO
 from optin_cli.measure.latency import device_name
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.scoring import score as scoring
@@ -22,8 +22,6 @@ from optin_cli.surgery.plan import make_plan
 from optin_cli.surgery.settings import Compensation
 
 NO_COMPENSATION = Compensation(method="none")
-_SKETCHING = {"curvature", "fisher", "knowledge"}
-"""Engines that keep gradients."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def _check_serves(plan: Plan, request: Request) -> None:
         raise UsageError(
             f"--tokens {request.merge} needs to know what merging tokens costs", "score with tokens=True"
         )
-    if request.interactions != "none" and not (set(plan.method.engines.values()) & _SKETCHING):
+    if request.interactions != "none" and not plan.method.sketches:
         raise UsageError(
             f"--interactions needs a sketch, and --method {method} makes none", "use --method curvature"
         )

@@ -12,7 +12,7 @@ ROWS = [
     {"commands"},
     {"prune"},
     {"scoring", "selection", "surgery", "measure"},
-    {"models"},
+    {"models", "importance"},
     {"tasks"},
     {"data", "artefacts"},
     {"errors"},
@@ -62,3 +62,21 @@ def test_only_the_console_prints(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_module_outgrows_a_sitting(path):
     assert len(path.read_text().splitlines()) <= 350
+
+
+def test_no_module_of_scoring_needs_one_that_needs_it():
+    """Also where an import is hidden in a function or from the interpreter."""
+    modules = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): p for p in MODULES}
+    needs = {
+        name: {
+            other for other in imported(path) if other in modules and other.startswith("optin_cli.scoring.")
+        }
+        for name, path in modules.items()
+        if name.startswith("optin_cli.scoring.")
+    }
+    assert len(needs) > 20
+    while loose := {name for name, others in needs.items() if not others & set(needs)} or {
+        name for name in needs if not any(name in others for others in needs.values())
+    }:
+        needs = {name: others for name, others in needs.items() if name not in loose}
+    assert not needs, f"these import each other: {sorted(needs)}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -24,7 +24,6 @@ from optin_cli.artefacts.schedule import tokens_by_block
 from optin_cli.artefacts.shared import SharedLayer
 from optin_cli.artefacts.sketch import Sketch, fill_sketch, load_sketch
 from optin_cli.artefacts.tokens import RankedTokens, fill_tokens, load_tokens
-from optin_cli.artefacts.weighting import AUTO, OPTIN_SUM, FeatureWeights, auto_weighting, column_weights
 from optin_cli.errors import ArtefactError, UsageError, first_line
 
 FORMAT = "optin-ranking"
@@ -138,58 +137,6 @@ class Ranking:
     def dense_macs(self, tokens: float) -> float:
         """MACs of all sites of the original dense model."""
         return self.dense["macs_per_token"] * tokens + self.dense["macs_per_pair"] * tokens * tokens
-
-
-def combine(
-    sites: Iterable[RankedSite], output_weight: float, feature_weights: FeatureWeights = OPTIN_SUM
-) -> dict[str, Array]:
-    """Scores from their parts: I(u) = sum of the trajectory columns + lambda * output (OPTIN equation 1).
-
-    One lambda for the whole model, such that median(lambda * output) = output_weight * median(trajectory).
-    """
-    sites = list(sites)
-    trajectory = trajectories(sites, feature_weights)
-    if output_weight == 0:
-        return trajectory
-    scale = _median_ratio(trajectory, {s.name: s.output for s in sites})
-    return {s.name: trajectory[s.name] + output_weight * scale * s.output for s in sites}
-
-
-def scored_with(ranking: Ranking) -> str:
-    """The `feature_weights` of a ranking's own scores."""
-    named = ranking.settings.get("feature_weights", OPTIN_SUM)
-    return auto_weighting(ranking.kinds)[0] if named == AUTO else str(named)
-
-
-def own_output_weight(ranking: Ranking) -> float:
-    """The lambda of a ranking's own scores."""
-    given = ranking.settings.get("output_weight")
-    return auto_weighting(ranking.kinds)[1] if given is None else float(given)
-
-
-def output_scale(sites: Iterable[RankedSite], feature_weights: FeatureWeights = OPTIN_SUM) -> float:
-    """median(trajectory) / median(output) over all units: what puts the two terms on one scale."""
-    sites = list(sites)
-    return _median_ratio(trajectories(sites, feature_weights), {s.name: s.output for s in sites})
-
-
-def trajectories(sites: Iterable[RankedSite], feature_weights: FeatureWeights) -> dict[str, Array]:
-    """The weighted sum of each site's trajectory columns, [units]."""
-    sites = list(sites)
-    depth = measured_depth(sites)
-    weights = {s.name: column_weights(s.columns, depth, feature_weights) for s in sites}
-    return {s.name: (s.trajectory * weights[s.name]).sum(axis=1) for s in sites}
-
-
-def measured_depth(sites: Iterable[RankedSite]) -> int:
-    """Blocks up to the last one whose feature is in a trajectory."""
-    return max((block for site in sites for block in site.columns), default=-1) + 1
-
-
-def _median_ratio(trajectory: dict[str, Array], output: dict[str, Array]) -> float:
-    outputs = np.concatenate([*output.values(), np.zeros(0)])
-    middle = float(np.median(outputs)) if len(outputs) else 0.0
-    return float(np.median(np.concatenate(list(trajectory.values())))) / middle if middle > 0 else 0.0
 
 
 _JSON_ATTRIBUTES = ("model", "data", "settings", "dense", "versions", "batch_weights")

@@ -16,12 +16,12 @@ from optin_cli.artefacts.files import read_json, stated_kind
 from optin_cli.artefacts.latency import LatencyTable, read_latency_table
 from optin_cli.artefacts.mask import Mask, read_mask
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, check_weights, read_pruned
-from optin_cli.artefacts.ranking import Ranking, output_scale, own_output_weight, read_ranking, scored_with
-from optin_cli.artefacts.weighting import AUTO
+from optin_cli.artefacts.ranking import Ranking, read_ranking
 from optin_cli.commands.apply import FIT_COLUMNS, fit_rows
 from optin_cli.commands.score import summary
 from optin_cli.commands.select import describe, exchanged
 from optin_cli.errors import UsageError
+from optin_cli.importance import AUTO, output_scale, own_output_weight, scored_with
 from optin_cli.selection.stability import (
     ALL,
     BUDGETS,

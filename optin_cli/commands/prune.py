@@ -13,6 +13,7 @@ from optin_cli.commands.apply import compensation, tell
 from optin_cli.commands.apply import describe as describe_applied
 from optin_cli.commands.select import describe as describe_mask
 from optin_cli.commands.select import report
+from optin_cli.scoring.settings import DEFAULT_METHOD, ScoreSettings
 
 
 def prune(
@@ -32,7 +33,7 @@ def prune(
     ] = None,
     split: options.Split = "train",
     samples: options.Samples = 512,
-    method: options.Method = "curvature",
+    method: options.Method = DEFAULT_METHOD,
     probes: options.Probes = 2,
     lambda_: options.ScoreLambda = None,
     feature_weights: budgets.FeatureWeights = None,
@@ -93,7 +94,8 @@ def prune(
       optin prune ./my-bert --data glue/sst2 --flops 0.3 --steps 4 -o tiny/
     """
     from optin_cli import prune as pipeline
-    from optin_cli.scoring.plan import ScoreSettings, make_plan
+    from optin_cli.scoring.methods.registry import configured
+    from optin_cli.scoring.plan import make_plan
     from optin_cli.scoring.team import refuse_team
     from optin_cli.steps import check_steps, prune_in_steps
 
@@ -117,6 +119,7 @@ def prune(
         tokens=request.merge != "none",
         seed=seed,
     )
+    settings = configured(settings)  # what it raises comes before the model is opened
     refit = compensation(
         compensate,
         compensate_samples,

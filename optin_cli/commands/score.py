@@ -11,9 +11,10 @@ from optin_cli import console
 from optin_cli.artefacts.ranking import Ranking
 from optin_cli.commands import options
 from optin_cli.errors import UsageError
+from optin_cli.scoring.settings import DEFAULT_METHOD, ScoreSettings
 
 if TYPE_CHECKING:
-    from optin_cli.scoring.plan import Plan, ScoreSettings
+    from optin_cli.scoring.plan import Plan
     from optin_cli.scoring.team import Team
 
 
@@ -23,7 +24,7 @@ def score(
     output: Annotated[Path, typer.Option("--output", "-o", help="Ranking to write (HDF5).")],
     split: options.Split = "train",
     samples: options.Samples = 512,
-    method: options.Method = "curvature",
+    method: options.Method = DEFAULT_METHOD,
     probes: options.Probes = 2,
     rel_error: options.RelError = None,
     exact_band: options.ExactBand = None,
@@ -78,7 +79,8 @@ def score(
     """
     from optin_cli.artefacts.files import check_no_folder
     from optin_cli.scoring import score as stage
-    from optin_cli.scoring.plan import ScoreSettings, make_plan
+    from optin_cli.scoring.methods.registry import configured
+    from optin_cli.scoring.plan import make_plan
     from optin_cli.scoring.team import joined
 
     with joined() as team:
@@ -103,6 +105,7 @@ def score(
             tokens=tokens,
             seed=seed,
         )
+        settings = configured(settings)  # what it raises comes before the model is opened
         room = options.byte_count(memory, "--memory") if memory else None
         if device_map:
             _check_device_map(settings, team)
@@ -137,15 +140,14 @@ def score(
 
 def _check_device_map(settings: ScoreSettings, team: Team) -> None:
     """Raise `UsageError` for what a model that is spread over devices can't do."""
-    from optin_cli.scoring.methods import METHODS
+    from optin_cli.scoring.methods.registry import method_named
 
     if team.size > 1:
         raise UsageError(
             "--device-map spreads one model over all GPUs; several processes want one each",
             "start one process with --device-map, or several without",
         )
-    engines = set(METHODS[settings.method].engines.values())
-    if engines != {"curvature"} or settings.exact_band is not None:
+    if not method_named(settings.method).spreads or settings.exact_band is not None:
         raise UsageError(
             "a model spread with --device-map is scored by gradients alone, not by ablation",
             "use --method curvature, without --exact-band",
@@ -168,7 +170,7 @@ def summary(ranking: Ranking) -> dict[str, object]:
 
 
 def _tell_plan(plan: Plan, json: bool) -> None:
-    from optin_cli.scoring.plan import estimate_seconds
+    from optin_cli.scoring.estimate import estimate_seconds
 
     seconds = estimate_seconds(plan)
     units = {site.name: site.units for site in plan.model.anatomy}

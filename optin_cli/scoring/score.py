@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,16 +15,15 @@ import torch
 from optin_cli.artefacts.files import check_space
 from optin_cli.artefacts.partial import Partial, clear_parts
 from optin_cli.artefacts.provenance import library_versions
-from optin_cli.artefacts.ranking import RankedSite, Ranking, own_output_weight, read_ranking, write_ranking
+from optin_cli.artefacts.ranking import Ranking, read_ranking, write_ranking
 from optin_cli.errors import ArtefactError, UsageError
-from optin_cli.models.anatomy import Site
+from optin_cli.importance import own_output_weight
 from optin_cli.models.macs import count_macs
-from optin_cli.scoring.band import near_the_cut
-from optin_cli.scoring.baselines import magnitude, random_scores
 from optin_cli.scoring.calibration import mean_tokens
-from optin_cli.scoring.plan import ENGINES, MOST_PROBES, Item, Plan, Progress
+from optin_cli.scoring.methods.base import Arrays, Item, ScoringMethod
+from optin_cli.scoring.plan import Plan, Progress
 from optin_cli.scoring.team import Team
-from optin_cli.scoring.work import Arrays, Totals, Worker
+from optin_cli.scoring.work import Worker
 
 log = logging.getLogger("optin")
 
@@ -74,24 +74,16 @@ def score(
 
 
 def _scored(plan: Plan, output: Path, on_progress: Progress, team: Team) -> Ranking:
-    team.check_same(plan.identity())
+    identity = plan.identity()
+    team.check_same(identity)
     started = time.perf_counter()
-    tokens = mean_tokens(plan.calibration)
-    run, sketch, token_sites = None, None, []
-    if plan.settings.method in ENGINES:
-        run = _Run(plan, output, team, on_progress)
-        totals = run.finish(tokens)
-        sites = [
-            _ranked(site, *totals.parts(site.name), totals.columns[site.name]) for site in plan.model.anatomy
-        ]
-        scores = plan.method.combine(sites, plan.settings)
-        for site in sites:
-            site.score = scores[site.name]
-        sketch = totals.sketch()
-        token_sites = totals.token_sites()
-        probes = totals.probes
-    else:
-        sites, probes = _baseline(plan, tokens), 0
+    run = _Run(plan, identity, output, team, on_progress)
+    worker = run.finish()
+    sites = worker.totals.sites()
+    scores = worker.method.combine(sites)
+    for site in sites:
+        site.score = scores[site.name]
+    sketch = worker.totals.sketch()
     ranking = Ranking(
         model={
             "id": plan.model.spec,
@@ -111,16 +103,16 @@ def _scored(plan: Plan, output: Path, on_progress: Progress, team: Team) -> Rank
         method=plan.settings.method,
         settings={
             **asdict(plan.settings),
-            "engines": plan.method.engines,
+            "engines": plan.method.engines(),
             "recombines": plan.method.recombines,
             "feature_weights": plan.method.feature_weights,
-            "probed": probes,
-            "identity": plan.identity(),
+            "probed": worker.totals.probes,
+            "identity": identity,
         },
-        tokens=tokens,
+        tokens=mean_tokens(plan.calibration),
         dense={**plan.model.dense, "fixed_macs": _fixed_macs(plan)},
         sites=sites,
-        token_sites=token_sites,
+        token_sites=worker.token_sites(),
         batch_weights=[plan.calibration.weight(b) for b in range(len(plan.calibration))],
         device=_device_name(plan.model.device),
         dtype=str(plan.model.dtype).removeprefix("torch."),
@@ -133,37 +125,41 @@ def _scored(plan: Plan, output: Path, on_progress: Progress, team: Team) -> Rank
             check_space(output, sketch.nbytes)
         write_ranking(output, ranking, sketch)
     ranking = team.told(ranking)
-    if run is not None:  # only now: whoever failed before this finds the finished items again
-        run.partial.discard()
+    run.partial.discard()  # only now: whoever failed before this finds the finished items again
     return ranking
 
 
 class _Run:
     """All items of a plan, done by a team, resumable."""
 
-    def __init__(self, plan: Plan, output: Path, team: Team, on_progress: Progress) -> None:
-        self.plan = plan
+    def __init__(
+        self, plan: Plan, identity: dict[str, Any], output: Path, team: Team, on_progress: Progress
+    ) -> None:
+        self.batches = len(plan.calibration)
         self.team = team
         self.on_progress = on_progress
         self.worker = Worker(plan)
-        self.totals = Totals(plan)
         if team.leads:  # it clears what another plan left, before anyone adds to it
-            self.partial = Partial(output, plan.identity())
+            self.partial = Partial(output, identity)
             # once in the parts, once in the ranking: better told now than after hours of work
-            check_space(output, 2 * _sketch_bytes(plan) - self.partial.nbytes())
+            check_space(output, 2 * _sketch_bytes(self.worker.method) - self.partial.nbytes())
         team.told(None)
         if not team.leads:
-            self.partial = Partial(output, plan.identity(), announce=False)
+            self.partial = Partial(output, identity, announce=False)
         self.done = self.total = 0.0
 
-    def finish(self, tokens: float) -> Totals:
-        self._do(self.plan.items())
-        self._probe_on()
-        self._do(self._band(tokens))
-        return self.totals
+    def finish(self) -> Worker:
+        """Do all work; the leader's worker has what everyone found."""
+        items = self.worker.items()
+        self._do(items)
+        while items := self.team.told(self.worker.more_items() if self.team.leads else None):
+            self._do(items)
+        return self.worker
 
     def _do(self, items: list[Item]) -> None:
         """Do the items; the leader's totals have all of them, in their order, whoever did them and when."""
+        if not items:
+            return
         self.total += sum(item.work for item in items)
         found: dict[str, Arrays] = {}
         if self.team.leads:
@@ -181,11 +177,11 @@ class _Run:
         everything = {key: arrays for part in self.team.gather(found) for key, arrays in part.items()}
         if self.team.leads:
             for item in items:
-                self.totals.add(item, everything[item.key])
+                self.worker.add(item, everything[item.key])
             self._advance(self.total - self.done, "done")
 
     def _one(self, item: Item) -> Arrays:
-        label = f"batch {item.batch + 1}/{len(self.plan.calibration)}, {item.site or item.engine}"
+        label = f"batch {item.batch + 1}/{self.batches}, {item.site or item.engine}"
         told = 0.0
 
         def tell(work: float) -> None:
@@ -203,79 +199,12 @@ class _Run:
         if self.team.leads:
             self.on_progress(self.done, self.total, label)
 
-    def _probe_on(self) -> None:
-        """Probe until the relative error is reached: it falls with the root of the number of probes."""
-        target = self.plan.settings.rel_error
-        if target is None or not self.plan.scored_by("curvature"):
-            return
-        done, wanted = 0, 2  # the scatter of one probe can't be told
-        while done < wanted:
-            for probe in range(done, wanted):
-                self._do(self.plan.probe_items(probe, probe + 1))
-            done = wanted
-            error = self.team.told(self.totals.probing_error() if self.team.leads else None)
-            if error > target:
-                wanted = min(max(done + 1, round(0.8 * done * (error / target) ** 2)), 2 * done, MOST_PROBES)
-        log.info("%d probes a batch: the scores' relative error from probing is %.3f", done, error)
 
-    def _band(self, tokens: float) -> list[Item]:
-        """Ablation items of the units near the cut."""
-        settings, anatomy = self.plan.settings, list(self.plan.model.anatomy)
-        if settings.exact_band is None or settings.band_flops is None:
-            return []
-        near: dict[str, np.ndarray] | None = None
-        if self.team.leads:
-            sites = [_ranked(s, *self.totals.parts(s.name), self.totals.columns[s.name]) for s in anatomy]
-            scores = self.plan.method.combine(sites, settings)
-            near = near_the_cut(anatomy, scores, settings.band_flops, settings.exact_band, tokens)
-        near = self.team.told(near)
-        return [
-            item
-            for batch in range(len(self.plan.calibration))
-            for site in self.plan.scored_by("curvature")
-            for item in self.plan.ablation_items(batch, site, near[site.name])
-        ]
-
-
-def _sketch_bytes(plan: Plan) -> int:
+def _sketch_bytes(method: ScoringMethod) -> int:
     """Size of the sketch to be kept."""
-    engines = set(plan.method.engines.values())
-    parts = 2 if "curvature" in engines else len(engines & {"fisher", "knowledge"})
-    rows = plan.sketched_probes() * plan.calibration.batches.count
-    return rows * sum(site.units for site in plan.model.anatomy) * parts * np.float32().nbytes
-
-
-def _baseline(plan: Plan, tokens: float) -> list[RankedSite]:
-    anatomy = plan.model.anatomy
-    if plan.settings.method == "magnitude":
-        scores = magnitude(plan.model.module, anatomy)
-    else:
-        scores = random_scores(anatomy, tokens, plan.settings.seed)
-    nothing = np.zeros((0, 0, 2), np.float32)
-    sites = [_ranked(s, np.zeros((s.units, 0)), np.zeros(s.units), nothing, []) for s in anatomy]
-    for site in sites:
-        site.score = scores[site.name]
-    return sites
-
-
-def _ranked(
-    site: Site, trajectory: np.ndarray, output: np.ndarray, by_batch: np.ndarray, columns: list[int]
-) -> RankedSite:
-    return RankedSite(
-        name=site.name,
-        kind=site.kind,
-        block=site.block,
-        units=site.units,
-        width=site.width,
-        macs_per_token=site.macs_per_token,
-        macs_per_pair=site.macs_per_pair,
-        params_per_unit=site.params_per_unit,
-        score=np.zeros(site.units),
-        trajectory=trajectory,
-        output=output,
-        columns=columns,
-        by_batch=by_batch,
-    )
+    rows = method.sketched_probes() * method.calibration.batches.count
+    units = sum(site.units for site in method.anatomy)
+    return rows * units * len(method.sketches) * np.float32().nbytes
 
 
 def _fixed_macs(plan: Plan) -> int:

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from optin_cli.artefacts.schedule import most_merged
+from optin_cli.artefacts.tokens import RankedTokens
 from optin_cli.errors import InputError
 from optin_cli.models.anatomy import Anatomy
 from optin_cli.models.macs import observed_tokens
 from optin_cli.models.merged import install_merges
-from optin_cli.scoring.calibration import Calibration, Scores, block_outputs, gather_rows
+from optin_cli.scoring.calibration import Calibration, Scores, block_outputs, gather_rows, mean_tokens
 from optin_cli.scoring.losses import output_change, relational_change
+from optin_cli.scoring.methods.base import Arrays, Item, item_scores
 
 _SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
 """Of the most that can be merged at once. A schedule spreads its merges over blocks, so small counts matter most."""
@@ -49,6 +51,49 @@ def check_mergeable(anatomy: Anatomy, spec: str) -> None:
             f"--tokens: {spec} of family {anatomy.family!r} has no tokens that can be merged",
             "`optin families` lists the families whose tokens can be; score this one without --tokens",
         )
+
+
+class TokenMerging:
+    """One item for each batch and boundary, and the mean of what they find."""
+
+    engine = "tokens"
+
+    def __init__(self, calibration: Calibration) -> None:
+        self.calibration = calibration
+        anatomy = calibration.model.anatomy
+        depth = len(anatomy.blocks)
+        self.levels = levels(round(mean_tokens(calibration)), anatomy.prefix)
+        self.columns = {block: columns(block, depth) for block in boundaries(anatomy)}
+        count = len(self.levels)
+        self.trajectory = {block: np.zeros((count, len(c))) for block, c in self.columns.items()}
+        self.output = {block: np.zeros(count) for block in self.columns}
+        self._recorded: tuple[int, TokenLosses] | None = None
+
+    def items(self) -> list[Item]:
+        return [
+            Item(self.engine, batch, boundary_name(block), (block,), work=float(len(self.levels)))
+            for batch in range(len(self.calibration))
+            for block in self.columns
+        ]
+
+    def run(self, item: Item) -> Arrays:
+        if self._recorded is None or self._recorded[0] != item.batch:
+            self._recorded = item.batch, TokenLosses(self.calibration, item.batch)
+        trajectory, output = self._recorded[1].score(*item.units)
+        return item_scores({item.site: output}, {item.site: trajectory})
+
+    def add(self, item: Item, arrays: Arrays) -> None:
+        """Add the result of an item to the mean."""
+        (block,), weight = item.units, self.calibration.weight(item.batch)
+        self.trajectory[block] += weight * arrays[f"{item.site}/t"]
+        self.output[block] += weight * arrays[f"{item.site}/o"]
+
+    def sites(self) -> list[RankedTokens]:
+        """What merging tokens costs behind each block."""
+        return [
+            RankedTokens(block, list(self.levels), found, self.trajectory[block], self.output[block])
+            for block, found in self.columns.items()
+        ]
 
 
 class TokenLosses:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from optin_cli.artefacts.ranking import RankedSite, trajectories
+from optin_cli.artefacts.ranking import RankedSite
 from optin_cli.artefacts.sketch import Sketch
-from optin_cli.artefacts.weighting import OPTIN_SUM, FeatureWeights
+from optin_cli.importance import OPTIN_SUM, FeatureWeights, trajectories
 from optin_cli.selection.exchange import Exchange, Flags, Pool, Rows
 from optin_cli.selection.ladder import Floats, Ints, Ladder
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optin_cli.artefacts.ranking import Ranking, measured_depth, output_scale
-from optin_cli.artefacts.weighting import OPTIN_SUM, FeatureWeights, column_weights
+from optin_cli.artefacts.ranking import Ranking
 from optin_cli.errors import UsageError
+from optin_cli.importance import OPTIN_SUM, FeatureWeights, column_weights, measured_depth, output_scale
 from optin_cli.selection.ladder import Floats
 from optin_cli.selection.problem import Problem, out_of_reach
 from optin_cli.selection.schedules import Boundaries, Pricing, Schedule, Searched, search_schedules

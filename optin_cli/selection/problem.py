@@ -8,9 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
-from optin_cli.artefacts.ranking import RankedSite, Ranking, combine, own_output_weight, scored_with
-from optin_cli.artefacts.weighting import OPTIN_SUM, FeatureWeights
+from optin_cli.artefacts.ranking import RankedSite, Ranking
 from optin_cli.errors import ArtefactError, BudgetError, UsageError
+from optin_cli.importance import OPTIN_SUM, FeatureWeights, combine, own_output_weight, scored_with
 from optin_cli.selection.ladder import Floats, Ints, Ladder
 from optin_cli.selection.request import Request, check_table, round_size, weighting
 from optin_cli.selection.shared_latency import predicted_ms
@@ -173,7 +173,8 @@ def _check_parts(ranking: Ranking, request: Request) -> bool:
     if not parts and (request.output_weight is not None or request.feature_weights is not None):
         option = "--lambda" if request.feature_weights is None else "--feature-weights"
         raise UsageError(
-            f"a {ranking.method} ranking has no parts to recombine", f"leave {option} out, or score with auto"
+            f"a {ranking.method} ranking has no parts to recombine",
+            f"leave {option} out, or score with --method curvature",
         )
     return bool(parts)
 

@@ -8,9 +8,17 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from optin_cli.artefacts.latency import LatencyTable, processor_name
-from optin_cli.artefacts.ranking import RankedSite, Ranking, measured_depth, own_output_weight
-from optin_cli.artefacts.weighting import AUTO, NAMED_WEIGHTS, OPTIN_SUM, FeatureWeights, auto_weighting
+from optin_cli.artefacts.ranking import RankedSite, Ranking
 from optin_cli.errors import ArtefactError, UsageError
+from optin_cli.importance import (
+    AUTO,
+    NAMED_WEIGHTS,
+    OPTIN_SUM,
+    FeatureWeights,
+    auto_weighting,
+    measured_depth,
+    own_output_weight,
+)
 
 ROUND_AUTO = "auto"
 SCOPES = ("none", "layer", "global")

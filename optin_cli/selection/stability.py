@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optin_cli.artefacts.ranking import RankedSite, Ranking, scored_with, trajectories
-from optin_cli.artefacts.weighting import FeatureWeights
+from optin_cli.artefacts.ranking import RankedSite, Ranking
+from optin_cli.importance import FeatureWeights, scored_with, trajectories
 from optin_cli.selection.ladder import Floats
 
 ALL = "all"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from optin_cli.artefacts.ranking import RankedSite, Ranking, combine
+from optin_cli.artefacts.ranking import RankedSite, Ranking
 from optin_cli.artefacts.sketch import Sketch
+from optin_cli.importance import combine
 from optin_cli.selection.interactions import Half, halves, rearrange
 from optin_cli.selection.problem import pose
 from optin_cli.selection.request import Request

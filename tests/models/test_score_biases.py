@@ -16,7 +16,7 @@ from optin_cli.errors import InputError
 from optin_cli.models.checkpoint import open_model
 from optin_cli.models.dissect import dissect
 from optin_cli.models.slicing import slice_model
-from optin_cli.scoring.ablation import Ablation
+from optin_cli.scoring.methods.ablation import Ablation
 from optin_cli.selection.select import select
 from optin_cli.surgery import apply as stage
 from optin_cli.surgery.plan import make_plan

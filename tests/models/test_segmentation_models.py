@@ -29,9 +29,9 @@ from optin_cli.models.families import family_from_dict, family_to_dict
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.positions import image_size
 from optin_cli.models.slicing import slice_model
-from optin_cli.scoring.ablation import Ablation
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.losses import output_change
+from optin_cli.scoring.methods.ablation import Ablation
 
 
 def kinds(name: str) -> dict[int, list[str]]:

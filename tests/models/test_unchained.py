@@ -20,9 +20,9 @@ from optin_cli.models.checkpoint import OpenModel, open_model
 from optin_cli.models.dissect import dissect
 from optin_cli.models.families import Family, SiteTable, StreamTable, family_from_dict, family_to_dict
 from optin_cli.models.hidden import as_rows
-from optin_cli.scoring.ablation import Ablation
 from optin_cli.scoring.calibration import Calibration
-from optin_cli.scoring.curvature import curvature
+from optin_cli.scoring.methods.ablation import Ablation
+from optin_cli.scoring.methods.curvature import curvature
 from optin_cli.surgery.compensate import compensate
 from optin_cli.surgery.settings import Compensation
 from optin_cli.surgery.streams import Unchained

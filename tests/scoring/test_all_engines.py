@@ -10,9 +10,9 @@ from helpers.families import TIMM_CNNS
 from helpers.models import shared_model
 from helpers.promises import SWINS
 
-from optin_cli.scoring.ablation import Ablation
 from optin_cli.scoring.calibration import Calibration, block_outputs, measured_blocks
-from optin_cli.scoring.curvature import curvature
+from optin_cli.scoring.methods.ablation import Ablation
+from optin_cli.scoring.methods.curvature import curvature
 
 MEASURED = [
     "gpt2",

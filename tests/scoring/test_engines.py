@@ -18,10 +18,10 @@ from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.masking import masked
-from optin_cli.scoring.ablation import Ablation
 from optin_cli.scoring.calibration import Calibration, block_outputs, mean_tokens, measured_blocks
-from optin_cli.scoring.curvature import Probed, curvature
 from optin_cli.scoring.losses import output_change, relational_change, unit_rows
+from optin_cli.scoring.methods.ablation import Ablation
+from optin_cli.scoring.methods.curvature import Probed, curvature
 from optin_cli.scoring.replay import Replay
 
 stats = Lazy("scipy.stats")

@@ -19,7 +19,9 @@ from optin_cli.artefacts.ranking import read_ranking, read_sketch
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
 from optin_cli.scoring import score as stage
-from optin_cli.scoring.plan import Plan, ScoreSettings, estimate_seconds, make_plan
+from optin_cli.scoring.estimate import estimate_seconds
+from optin_cli.scoring.methods.registry import configured
+from optin_cli.scoring.plan import Plan, ScoreSettings, make_plan
 from optin_cli.selection.request import Request
 from optin_cli.selection.select import select
 
@@ -287,7 +289,7 @@ def test_question_answering_has_no_labels(tmp_path):
 
 def test_per_batch_is_fishers():
     with pytest.raises(UsageError, match="--per-batch"):
-        ScoreSettings(method="curvature", per_batch=True)
+        configured(ScoreSettings(method="curvature", per_batch=True))
 
 
 def test_on_the_command_line(tmp_path):

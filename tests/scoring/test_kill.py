@@ -16,6 +16,7 @@ from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError
 from optin_cli.scoring import score as stage
 from optin_cli.scoring.plan import ScoreSettings, make_plan
+from optin_cli.scoring.work import Worker
 
 # One process imports everything, then forks a process for each run of the command: a start takes no time, so
 # that nearly all kills fall into the work. The moments are drawn anew in every run of the test.
@@ -115,7 +116,7 @@ def test_a_ranking_that_can_not_be_written_loses_no_part(tmp_path, monkeypatch):
         patch.setattr(stage, "write_ranking", full)
         with pytest.raises(InputError, match="full"):
             stage.score(plan_for(tmp_path), tmp_path / "r.h5")
-    items = plan_for(tmp_path).items()
+    items = Worker(plan_for(tmp_path)).items()
     assert len(parts_of(tmp_path / "r.h5")) == len(items)
     with monkeypatch.context() as patch:  # there is nothing left to be done
         patch.setattr(stage.Worker, "run", lambda *_: pytest.fail("an item was done twice"))

@@ -149,7 +149,7 @@ def test_smaller_pieces_give_the_same_representations(tmp_path):
 
 
 def test_out_of_memory_makes_the_pieces_smaller(tmp_path, monkeypatch):
-    from optin_cli.scoring import knowledge
+    from optin_cli.scoring.methods import knowledge
 
     plan, real, sizes = plan_for("bert", tmp_path), knowledge._measured, []
 
@@ -160,7 +160,7 @@ def test_out_of_memory_makes_the_pieces_smaller(tmp_path, monkeypatch):
         return real(calibration, index, sites, pieces, *rest)
 
     monkeypatch.setattr(knowledge, "_measured", tight)
-    found = Worker(plan).run(plan.items()[0])
+    found = Worker(plan).run(Worker(plan).items()[0])
     assert sizes[0] > 1 and sizes[-1] == 1
     assert (found["blocks.0.neurons/t"] > 0).all()
 

@@ -16,9 +16,11 @@ from torch.nn import functional as F
 from optin_cli.artefacts.ranking import read_sketch
 from optin_cli.data.sources import DataSpec
 from optin_cli.models.masking import masked
-from optin_cli.scoring import reference
 from optin_cli.scoring import score as stage
-from optin_cli.scoring.plan import Plan, ScoreSettings, estimate_seconds, make_plan
+from optin_cli.scoring.estimate import estimate_seconds
+from optin_cli.scoring.methods import reference
+from optin_cli.scoring.plan import Plan, ScoreSettings, make_plan
+from optin_cli.scoring.work import Worker
 from optin_cli.selection.select import select
 
 # more rows than a batch has tokens: then which are drawn does not matter
@@ -115,7 +117,7 @@ def test_both_batches_are_drawn_and_padded(tmp_path):
     assert not one.valid.all()
     other = plan_for("bert", tmp_path, dataclasses.replace(SMALL, seed=1))
     assert set(other.calibration.batch(0).example_ids) != set(one.example_ids)
-    assert {(item.site.rpartition(".")[2], item.batch) for item in plan.items()} == {
+    assert {(item.site.rpartition(".")[2], item.batch) for item in Worker(plan).items()} == {
         ("heads", 0),
         ("neurons", 1),
     }

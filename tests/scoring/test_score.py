@@ -15,12 +15,15 @@ import pytest
 from helpers.data import tiny_text_csv
 from helpers.models import saved_model, shared_model
 
-from optin_cli.artefacts.ranking import combine, output_scale, read_ranking, read_sketch
+from optin_cli.artefacts.ranking import read_ranking, read_sketch
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
+from optin_cli.importance import combine, output_scale
 from optin_cli.models.checkpoint import open_model
 from optin_cli.scoring import score as stage
-from optin_cli.scoring.plan import ScoreSettings, estimate_seconds, make_plan
+from optin_cli.scoring.estimate import estimate_seconds
+from optin_cli.scoring.methods.registry import configured
+from optin_cli.scoring.plan import ScoreSettings, make_plan
 
 SMALL = ScoreSettings(samples=12, batch_size=4, rows=24, probes=2)
 
@@ -274,4 +277,4 @@ def test_progress_ends_at_its_total(tmp_path):
 )
 def test_settings_that_make_no_sense(change, word):
     with pytest.raises(UsageError, match=word):
-        ScoreSettings(**change)
+        configured(ScoreSettings(**change))

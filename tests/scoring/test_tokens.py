@@ -18,8 +18,10 @@ from optin_cli.errors import ArtefactError, InputError, UsageError
 from optin_cli.models.hidden import hidden_of
 from optin_cli.models.merged import install_merges
 from optin_cli.scoring import score as scoring
-from optin_cli.scoring.plan import ScoreSettings, estimate_seconds, make_plan
-from optin_cli.scoring.tokens import TokenLosses, levels
+from optin_cli.scoring.estimate import estimate_seconds
+from optin_cli.scoring.methods.registry import configured
+from optin_cli.scoring.plan import ScoreSettings, make_plan
+from optin_cli.scoring.tokens import TokenLosses, TokenMerging, levels
 
 
 def plan_of(name, folder, **settings):
@@ -60,12 +62,12 @@ def features_and_output(model, inputs, merges):
 def test_losses_are_those_of_a_merged_forward_pass(name, tmp_path):
     plan = plan_of(name, tmp_path, rows=100_000)
     calibration, model = plan.calibration, plan.model
-    batch = calibration.batch(0)
+    batch, counts = calibration.batch(0), TokenMerging(calibration).levels
     dense, logits = features_and_output(model, batch.inputs, [])
     for block in (0, 1):
         trajectory, output = TokenLosses(calibration, 0).score(block)
-        assert trajectory.shape == (len(plan.token_levels), 2 - block)
-        for level, count in enumerate(plan.token_levels):
+        assert trajectory.shape == (len(counts), 2 - block)
+        for level, count in enumerate(counts):
             merged, changed = features_and_output(model, batch.inputs, [0] * block + [count])
             expected = [
                 float((relations(merged[z]) - relations(dense[z])).square().mean())
@@ -117,7 +119,7 @@ def test_units_of_a_merged_model_are_scored_on_whole_sequences(tmp_path):
 
 def test_what_cannot_be_measured_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(UsageError, match="use curvature, ablation or mixed"):
-        ScoreSettings(method="fisher", tokens=True)
+        configured(ScoreSettings(method="fisher", tokens=True))
     data = DataSpec(str(tiny_text_csv(tmp_path)))
     with pytest.raises(InputError, match="no tokens that can be merged"):
         make_plan(opened(saved_model("bert")), data, ScoreSettings(tokens=True))

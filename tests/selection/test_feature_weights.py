@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from helpers.artefacts import tiny_ranking
 
-from optin_cli.artefacts.ranking import Ranking, combine
+from optin_cli.artefacts.ranking import Ranking
 from optin_cli.errors import UsageError
+from optin_cli.importance import combine
 from optin_cli.selection.problem import pose
 from optin_cli.selection.request import Request
 from optin_cli.selection.select import select

@@ -12,10 +12,11 @@ from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optin_cli.artefacts.ranking import Ranking, combine
+from optin_cli.artefacts.ranking import Ranking
 from optin_cli.artefacts.schedule import tokens_by_block
 from optin_cli.artefacts.tokens import RankedTokens
 from optin_cli.errors import BudgetError, UsageError
+from optin_cli.importance import combine
 from optin_cli.selection.merging import boundaries_of, merge_losses
 from optin_cli.selection.problem import pose
 from optin_cli.selection.request import Request

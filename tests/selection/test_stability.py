@@ -13,7 +13,7 @@ from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optin_cli.artefacts.ranking import combine
+from optin_cli.importance import combine
 from optin_cli.selection.stability import examples_needed, spearman, spearman_brown, stability
 
 stats = Lazy("scipy.stats")

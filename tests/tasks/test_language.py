@@ -22,7 +22,8 @@ from optin_cli.measure.evaluate import evaluate, gate
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.masking import masked
 from optin_cli.scoring.calibration import Calibration
-from optin_cli.scoring.fisher import fisher, read_labels
+from optin_cli.scoring.labels import read_labels
+from optin_cli.scoring.methods.fisher import fisher
 from optin_cli.tasks.language import LanguageModeling, spaced
 
 
@@ -149,7 +150,7 @@ def test_fisher_is_the_squared_gradient_of_the_loss(tmp_path):
     """Oracle: finite differences of a window's own mean negative log likelihood."""
     model = shared_model("gpt2")
     batches = batches_of(model, text_file(tmp_path, 6), max_length=12)
-    labels = read_labels(model, batches)
+    labels = read_labels(model, batches, "fisher")
     calibration = Calibration(model, batches, 24, 4.0, seed=0)
     site = model.anatomy["blocks.1.heads"]
     found = fisher(calibration, 0, [site], labels)

@@ -23,7 +23,7 @@ from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
 from optin_cli.measure.evaluate import evaluate
 from optin_cli.models.checkpoint import OpenModel
-from optin_cli.scoring.fisher import read_labels
+from optin_cli.scoring.labels import read_labels
 from optin_cli.tasks.segmentation import Segmentation, map_size, query_scores, upsampled
 
 oracle = Lazy("sklearn.metrics")
@@ -153,7 +153,7 @@ def test_nothing_but_void_and_no_masks_are_refused(tmp_path):
         evaluate(model, images)
     assert "--mask" in str(caught.value)
     with pytest.raises(UsageError, match="fisher needs labels"):
-        read_labels(model, images)
+        read_labels(model, images, "fisher")
     assert evaluate(model, images, model).fidelity["agreement"] == pytest.approx(100)
 
 
@@ -174,7 +174,7 @@ def test_masks_follow_their_images_through_the_processor():
 def test_the_loss_is_the_mean_cross_entropy_of_positions_that_count(tmp_path):
     model = shared_model("segformer")
     found = batches(model, tiny_masks(tmp_path))
-    targets = read_labels(model, found)
+    targets = read_labels(model, found, "fisher")
     batch = found[0]
     with torch.no_grad():
         logits = model.module(**batch.inputs).logits

@@ -15,7 +15,8 @@ from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.measure.evaluate import evaluate
 from optin_cli.scoring.calibration import Calibration
-from optin_cli.scoring.fisher import fisher, read_labels
+from optin_cli.scoring.labels import read_labels
+from optin_cli.scoring.methods.fisher import fisher
 
 
 def batches_of(model, spec: DataSpec, size: int = 4) -> Batches:
@@ -87,7 +88,7 @@ def test_fisher_learns_from_the_targets(pairs):
     model = opened(saved_model("t5"))
     batches = batches_of(model, pairs)
     calibration = Calibration(model, batches, 24, 4.0, seed=0)
-    found = fisher(calibration, 0, list(model.anatomy), read_labels(model, batches))
+    found = fisher(calibration, 0, list(model.anatomy), read_labels(model, batches, "fisher"))
     assert all((found.output[site.name] > 0).any() for site in model.anatomy)
 
 

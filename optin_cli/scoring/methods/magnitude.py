@@ -1,12 +1,28 @@
-"""Scores that need no data: weight magnitude and random. What a ranking must beat."""
+"""Magnitude: the squared weights of a unit. It needs no data; what a ranking must beat."""
 
 from __future__ import annotations
 
 import numpy as np
 from torch import nn
 
+from optin_cli.artefacts.ranking import RankedSite
 from optin_cli.models.anatomy import Anatomy
 from optin_cli.models.layers import matrix
+from optin_cli.scoring.methods.base import Item, ScoringMethod
+
+
+class MagnitudeMethod(ScoringMethod):
+    """Reads the weights alone."""
+
+    name = "magnitude"
+    needs_data = False
+    batches_compare = False
+
+    def items(self) -> list[Item]:
+        return []
+
+    def combine(self, sites: list[RankedSite]) -> dict[str, np.ndarray]:
+        return magnitude(self.model.module, self.anatomy)
 
 
 def magnitude(model: nn.Module, anatomy: Anatomy) -> dict[str, np.ndarray]:
@@ -27,9 +43,3 @@ def magnitude(model: nn.Module, anatomy: Anatomy) -> dict[str, np.ndarray]:
                 total = total + rows.view(producer.parts, site.units, width).sum((0, 2))
         scores[site.name] = total.double().cpu().numpy()
     return scores
-
-
-def random_scores(anatomy: Anatomy, tokens: float, seed: int) -> dict[str, np.ndarray]:
-    """Uniform random scores in proportion to each unit's MACs, site -> [units]."""
-    rng = np.random.default_rng(seed)
-    return {site.name: rng.random(site.units) * site.macs_per_unit(tokens) for site in anatomy}

@@ -15,15 +15,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optin_cli.data.batches import Batch, Batches
-from optin_cli.errors import UsageError
+from optin_cli.data.batches import Batch
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.graphs import in_pieces, record_graph
+from optin_cli.scoring.methods.base import Arrays, Item, OnWork, ScoringMethod, item_scores
 from optin_cli.tasks.base import Task
 
-_OTHERS = "auto, knowledge and magnitude need no labels"
+
+class FisherMethod(ScoringMethod):
+    """PTF: squared gradients of the labelled loss. It has no trajectory."""
+
+    name = "fisher"
+    needs_labels = True
+    takes_per_batch = True
+    sketches = ("or",)
+
+    def items(self) -> list[Item]:
+        return [Item(self.name, batch, probes=(0, 1), work=3.0) for batch in range(len(self.calibration))]
+
+    def run(self, item: Item, on_work: OnWork) -> Arrays:
+        assert self.labels is not None
+        found = fisher(self.calibration, item.batch, list(self.anatomy), self.labels, self.settings.per_batch)
+        return item_scores(found.output, output_rows=found.rows if self.settings.sketch_rows else None)
+
+    def row_examples(self, batch: int) -> list[int]:
+        batches = self.calibration.batches
+        return row_examples(batches.ids(batch), batches.together, self.settings.per_batch)
 
 
 @dataclass
@@ -34,24 +53,6 @@ class Fisher:
     """(units,): mean over rows of the squared gradients; of one mean gradient with `per_batch`."""
     rows: dict[str, np.ndarray]
     """(rows, units): gradients, scaled so that their squares add up to `output`."""
-
-
-def read_labels(model: OpenModel, batches: Batches) -> list[Any]:
-    """The label of every row of the data, as the loss takes it.
-
-    Raises `UsageError` for data and tasks without labels, `InputError` for labels that are missing, of another
-    kind, or all the same.
-    """
-    task = model.task
-    if needed := task.needed(batches):
-        raise UsageError(f"{batches.examples.where} lacks what --method fisher reads: {needed}", _OTHERS)
-    labels = task.targets(batches)
-    if labels is None:
-        raise UsageError(
-            f"{batches.examples.where} has no label column, and --method fisher needs labels",
-            f"name one with {task.label_option}; {_OTHERS}",
-        )
-    return list(labels)
 
 
 def row_examples(ids: Sequence[int], together: bool, per_batch: bool) -> list[int]:
@@ -67,7 +68,7 @@ def fisher(
     labels: Sequence[Any],
     per_batch: bool = False,
 ) -> Fisher:
-    """Fisher scores from batch `index`. `labels` has one label for each row of the data (`read_labels`)."""
+    """Fisher scores from batch `index`. `labels` has one label for each row of the data (`labels.read_labels`)."""
     sites = [site for site in sites if site.units]
     rows = in_pieces(
         calibration, index, sites, lambda pieces: _gradients(calibration, index, sites, pieces, labels)

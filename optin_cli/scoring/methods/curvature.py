@@ -12,8 +12,10 @@ two examples share, but also the products of their unrelated signs, which are mo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,13 +24,122 @@ from torch.nn.functional import pad
 
 from optin_cli.data.batches import Batch
 from optin_cli.models.anatomy import Site
-from optin_cli.scoring.calibration import Calibration, block_outputs, gather_rows, measured_blocks
+from optin_cli.scoring.band import near_the_cut
+from optin_cli.scoring.calibration import (
+    Calibration,
+    block_outputs,
+    gather_rows,
+    mean_tokens,
+    measured_blocks,
+)
 from optin_cli.scoring.graphs import in_pieces, record_graph
 from optin_cli.scoring.losses import output_probe, relation_probe
+from optin_cli.scoring.methods.ablation import AblationMethod
+from optin_cli.scoring.methods.base import MOST_PROBES, Arrays, Item, Measured, OnWork, item_scores
+from optin_cli.scoring.methods.trajectory import TrajectoryMethod
+from optin_cli.scoring.settings import ScoreSettings
+
+log = logging.getLogger("optin")
 
 _PROBES_AT_ONCE = 8  # seeds of so many are held; the graph is recorded once for all of them
 _SEEDS = 1 << 26  # and of the output so many numbers: a language model's rows are long
 _IMPOSSIBLE = -1e4  # a logit: what question answering gives to padding
+
+
+class CurvatureMethod(TrajectoryMethod):
+    """Estimates all units at once; scores those near a cut by ablation, if asked to."""
+
+    name = "curvature"
+    takes_band = True
+    spreads = True
+    sketches = ("tr", "or")
+    ablated: ClassVar[frozenset[str]] = frozenset()
+    """Kinds of units that are scored by ablation instead."""
+
+    def __init__(
+        self, calibration: Calibration, settings: ScoreSettings, labels: list[Any] | None = None
+    ) -> None:
+        super().__init__(calibration, settings, labels)
+        self.ablation = AblationMethod(calibration, settings)
+        self.exact = [site for site in self.anatomy if site.kind in self.ablated]
+        self.estimated = [site for site in self.anatomy if site.kind not in self.ablated]
+        self._probed, self._banded = 0, False
+        """Probes asked for so far, and whether the band was."""
+
+    @classmethod
+    def engines(cls) -> dict[str, str]:
+        curved = dict.fromkeys(cls.kinds, CurvatureMethod.name)
+        return curved | dict.fromkeys(cls.ablated, AblationMethod.name)
+
+    def items(self) -> list[Item]:
+        batches = range(len(self.calibration))
+        exact = [i for batch in batches for site in self.exact for i in self.ablation.items_of(batch, site)]
+        return exact if self.settings.rel_error is not None else exact + self._probes(0, self.settings.probes)
+
+    def more_items(self, measured: Measured) -> list[Item]:
+        return self._more_probes(measured) or self._band(measured)
+
+    def _probes(self, first: int, stop: int) -> list[Item]:
+        """Probes `first`..`stop` of every batch."""
+        self._probed = stop
+        depth = len(self.anatomy.blocks)
+        # a backward pass from every block's feature and from the output, each through what lies before it
+        work = (stop - first) * 1.5 * ((depth + 1) / 2 + 1)
+        return [
+            Item(CurvatureMethod.name, batch, probes=(first, stop), estimates=True, work=work)
+            for batch in range(len(self.calibration))
+            if self.estimated
+        ]
+
+    def _more_probes(self, measured: Measured) -> list[Item]:
+        """Probe until the relative error is reached: it falls with the root of the number of probes."""
+        target, done = self.settings.rel_error, self._probed
+        if target is None or self._banded or not self.estimated:
+            return []
+        wanted = 2  # the scatter of one probe can't be told
+        if done:
+            error = measured.probing_error()
+            wanted = min(max(done + 1, round(0.8 * done * (error / target) ** 2)), 2 * done, MOST_PROBES)
+            if error <= target or wanted == done:
+                log.info("%d probes a batch: the scores' relative error from probing is %.3f", done, error)
+                return []
+        return [item for probe in range(done, wanted) for item in self._probes(probe, probe + 1)]
+
+    def _band(self, measured: Measured) -> list[Item]:
+        """Ablation of the estimated units near the cut."""
+        band, flops = self.settings.exact_band, self.settings.band_flops
+        if band is None or flops is None or self._banded:
+            return []
+        self._banded = True
+        scores, tokens = self.combine(measured.sites()), mean_tokens(self.calibration)
+        near = near_the_cut(list(self.anatomy), scores, flops, band, tokens)
+        return [
+            item
+            for batch in range(len(self.calibration))
+            for site in self.estimated
+            for item in self.ablation.items_of(batch, site, near[site.name])
+        ]
+
+    def run(self, item: Item, on_work: OnWork) -> Arrays:
+        if item.engine == self.ablation.name:
+            return self.ablation.run(item, on_work)
+        self.release()
+        # units that ablation scores are probed, too: the sketch is of all
+        sketched = self.sketched_probes()
+        sites = list(self.anatomy) if sketched else self.estimated
+        probes = range(*item.probes)
+        each = item.work / len(probes)
+        found = curvature(self.calibration, item.batch, sites, probes, sketched, lambda n: on_work(n * each))
+        kept = sketched > probes.start
+        return item_scores(
+            found.output,
+            found.trajectory,
+            trajectory_rows=found.trajectory_rows if kept else None,
+            output_rows=found.output_rows if kept else None,
+        )
+
+    def release(self) -> None:
+        self.ablation.release()
 
 
 @dataclass

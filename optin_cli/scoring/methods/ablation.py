@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,13 +20,70 @@ from optin_cli.models.anatomy import Site
 from optin_cli.models.storages import LiveStorages, activation_peak
 from optin_cli.scoring.calibration import Calibration, Scores, gather_rows, measured_blocks
 from optin_cli.scoring.losses import output_change, relational_change
+from optin_cli.scoring.methods.base import Arrays, Item, OnWork, item_scores
+from optin_cli.scoring.methods.trajectory import TrajectoryMethod
 from optin_cli.scoring.replay import Replay
 from optin_cli.scoring.room import ran_out, whole_steps
+from optin_cli.scoring.settings import ScoreSettings
 
 log = logging.getLogger("optin")
 
+_UNITS_PER_ITEM = 192  # some seconds of ablation: lost at a kill, handed to one process of many
+
 # Tokens of all variants in one call. Beyond this a CPU gains nothing and a GPU is full.
 _TOKENS_PER_CALL = {"cpu": 4096, "cuda": 1 << 17}
+
+
+class AblationMethod(TrajectoryMethod):
+    """Removes every unit in turn."""
+
+    name = "ablation"
+
+    def __init__(
+        self, calibration: Calibration, settings: ScoreSettings, labels: list[Any] | None = None
+    ) -> None:
+        super().__init__(calibration, settings, labels)
+        self._recorded: tuple[int, Ablation] | None = None
+
+    def items(self) -> list[Item]:
+        batches = range(len(self.calibration))
+        return [item for batch in batches for site in self.anatomy for item in self.items_of(batch, site)]
+
+    def items_of(self, batch: int, site: Site, units: np.ndarray | None = None) -> list[Item]:
+        """Some units of a site, or all of them, on one batch."""
+        return unit_items(self.name, batch, site, len(self.anatomy.blocks), units)
+
+    def run(self, item: Item, on_work: OnWork) -> Arrays:
+        if self._recorded is None or self._recorded[0] != item.batch:
+            reduced = self.settings.precision == "reduced"
+            self._recorded = item.batch, Ablation(self.calibration, item.batch, reduced)
+        return run_units(self._recorded[1], self.anatomy[item.site], item, on_work)
+
+    def release(self) -> None:
+        self._recorded = None
+
+
+class UnitEngine(Protocol):
+    """What scores single units of a site on one batch."""
+
+    def score(self, site: Site, units: np.ndarray, on_units: Callable[[int], None]) -> Scores: ...
+
+
+def unit_items(
+    engine: str, batch: int, site: Site, depth: int, units: np.ndarray | None = None
+) -> list[Item]:
+    """Units of a site of a model of `depth` blocks, cut into items."""
+    units = np.arange(site.units) if units is None else units
+    each = (depth - site.block) / depth / 2  # only the deeper blocks run, on hardly any padding
+    parts = [units[start : start + _UNITS_PER_ITEM] for start in range(0, len(units), _UNITS_PER_ITEM)]
+    return [Item(engine, batch, site.name, tuple(part.tolist()), work=each * len(part)) for part in parts]
+
+
+def run_units(engine: UnitEngine, site: Site, item: Item, on_work: OnWork) -> Arrays:
+    """The scores of an item's units."""
+    each = item.work / len(item.units)
+    trajectory, output = engine.score(site, np.array(item.units), lambda n: on_work(n * each))
+    return item_scores({site.name: output}, {site.name: trajectory})
 
 
 class Ablation:

@@ -13,11 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from optin_cli.artefacts.ranking import (
-    RankedSite,
-    combine,
-    output_scale,
-)
+from optin_cli.artefacts.ranking import RankedSite
+from optin_cli.importance import combine, output_scale
 
 
 def brute_force(sites: list[RankedSite], weight: float) -> dict[str, list[float]]:

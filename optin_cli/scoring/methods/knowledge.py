@@ -21,16 +21,43 @@ from torch import Tensor, nn
 
 from optin_cli.artefacts.ranking import RankedSite
 from optin_cli.data.batches import Batch
-from optin_cli.models.anatomy import HEADS, Site
+from optin_cli.models.anatomy import HEADS, NEURONS, Site
 from optin_cli.models.layers import matrix, patches
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.graphs import in_pieces, record_graph
 from optin_cli.scoring.losses import output_probe
+from optin_cli.scoring.methods.base import Arrays, Item, OnWork, ScoringMethod, item_scores
 from optin_cli.tasks.divergence import SQUARES
 
-TEMPERATURE = 2.0
-REPRESENTATIONAL_WEIGHT = 0.00025
-"""lambda of K-prune; its search also tries 1."""
+
+class KnowledgeMethod(ScoringMethod):
+    """K-prune: predictive knowledge as the output part, representational as the one trajectory column."""
+
+    name = "knowledge"
+    kinds = frozenset({HEADS, NEURONS})
+    sketches = ("or",)
+    temperature = 2.0
+    output_weight = 0.00025
+    """lambda of K-prune; its search also tries 1."""
+
+    def columns(self, site: Site) -> list[int]:
+        return [site.block]
+
+    def items(self) -> list[Item]:
+        probes = self.settings.probes
+        return [
+            Item(self.name, batch, probes=(0, probes), work=1.0 + 1.5 * probes)
+            for batch in range(len(self.calibration))
+        ]
+
+    def run(self, item: Item, on_work: OnWork) -> Arrays:
+        sketched = self.sketched_probes()
+        found = knowledge(self.calibration, item.batch, list(self.anatomy), range(*item.probes), sketched)
+        rows = found.rows if sketched else None
+        return item_scores(found.predictive, found.representational, output_rows=rows)
+
+    def combine(self, sites: list[RankedSite]) -> dict[str, np.ndarray]:
+        return combine(sites, self.settings.output_weight or 0.0, self.settings.head_weight)
 
 
 @dataclass
@@ -128,8 +155,3 @@ def _contributions(module: nn.Module, site: Site, inputs: Tensor, valid: Tensor 
     columns = matrix(consumer).float().t().unflatten(0, (site.units, -1))  # (units, width, d)
     gram = parts.mT @ parts  # (units, width, width)
     return (gram.double() * (columns @ columns.mT).double()).sum((1, 2)).cpu().numpy()
-
-
-def own_column(site: Site, _: int) -> list[int]:
-    """The one trajectory column is of the unit's own block."""
-    return [site.block]

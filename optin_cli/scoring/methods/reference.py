@@ -32,25 +32,69 @@ from optin_cli.models.hidden import as_rows, hidden_of
 from optin_cli.models.masking import masked
 from optin_cli.scoring.calibration import Calibration, Scores, gather_rows, measured_blocks
 from optin_cli.scoring.losses import output_change, relational_change
+from optin_cli.scoring.methods.ablation import run_units, unit_items
+from optin_cli.scoring.methods.base import Arrays, Item, OnWork, ScoringMethod
 from optin_cli.scoring.replay import Replay
 from optin_cli.scoring.room import ran_out
+from optin_cli.scoring.settings import ScoreSettings
 from optin_cli.tasks.divergence import SQUARES
 
-LAMBDA = 0.1
 _ENVELOPE = {HEADS: 10.0, NEURONS: 100.0}
 _DECAY = {HEADS: 0.5, NEURONS: 1.0}
 _LAST_BLOCK_DECAY = 0.5
 _TOKENS_PER_CALL = {"cpu": 4096, "cuda": 1 << 16}
 
 
-def batch_of(site: Site, batches: int) -> int:
-    """The batch a site is scored on: the first for heads, the second for neurons."""
-    return 0 if site.kind == HEADS else min(1, batches - 1)
+class ReferenceMethod(ScoringMethod):
+    """OPTIN's released code. A site is scored on one batch: the first for heads, the second for neurons."""
 
+    name = "reference"
+    kinds = frozenset({HEADS, NEURONS})
+    shuffled = True
+    batches_compare = False
+    output_weight = 0.1
 
-def scored_sites(model: OpenModel) -> list[Site]:
-    """Every site; of an image model the neurons alone."""
-    return [s for s in model.anatomy if s.kind == NEURONS or model.family.modality != "image"]
+    def __init__(
+        self, calibration: Calibration, settings: ScoreSettings, labels: list[Any] | None = None
+    ) -> None:
+        super().__init__(calibration, settings, labels)
+        self._recorded: tuple[int, Reference] | None = None
+
+    @classmethod
+    def misfit(cls, model: OpenModel) -> str:
+        blocks = model.anatomy.blocks
+        shared = len(set(blocks)) < len(blocks)
+        return super().misfit(model) or (
+            f"does not score {model.spec}, whose blocks share their weights" if shared else ""
+        )
+
+    def columns(self, site: Site) -> list[int]:
+        return measured_blocks(site, len(self.anatomy.blocks))
+
+    def items(self) -> list[Item]:
+        depth, second = len(self.anatomy.blocks), min(1, len(self.calibration) - 1)
+        text = self.model.family.modality != "image"  # heads of image models stay
+        return [
+            item
+            for site in self.anatomy
+            if site.kind == NEURONS or text
+            for item in unit_items(self.name, 0 if site.kind == HEADS else second, site, depth)
+        ]
+
+    def run(self, item: Item, on_work: OnWork) -> Arrays:
+        if self._recorded is None or self._recorded[0] != item.batch:
+            reduced = self.settings.precision == "reduced"
+            self._recorded = item.batch, Reference(self.calibration, item.batch, reduced)
+        return run_units(self._recorded[1], self.anatomy[item.site], item, on_work)
+
+    def release(self) -> None:
+        self._recorded = None
+
+    def weight(self, item: Item) -> float:
+        return 1.0  # one batch is all it looks at
+
+    def combine(self, sites: list[RankedSite]) -> dict[str, np.ndarray]:
+        return combine(sites, self.settings.output_weight or 0.0)
 
 
 class Reference:
