@@ -20,11 +20,12 @@ def update_feature_info(module: nn.Module) -> None:
     The forward runs on the meta device: it costs no arithmetic and works on a skeleton without weights, too. Models
     without `feature_info` (all others) are left alone.
     """
+    owner: Any = module
     stages = getattr(module, "feature_info", None)
     if not isinstance(stages, list):
         return
     state = {name: tensor.to("meta") for name, tensor in module.state_dict(keep_vars=False).items()}
-    size = module.pretrained_cfg["input_size"]
+    size = owner.pretrained_cfg["input_size"]
     image = torch.empty(2, *size, device="meta", dtype=next(module.parameters()).dtype)
     channels: dict[str, int] = {}
     with ExitStack() as hooks, torch.no_grad():
@@ -39,7 +40,6 @@ def update_feature_info(module: nn.Module) -> None:
         features, pooled = functional_call(_Features(module), wrapped, (image,))
     for stage in stages:
         stage["num_chs"] = channels[stage["module"]]
-    owner: Any = module
     owner.num_features = features.shape[1]
     if hasattr(module, "head_hidden_size"):
         owner.head_hidden_size = pooled.shape[1]
