@@ -13,8 +13,8 @@ import torch
 def exact_convolutions() -> Iterator[None]:
     """Within the context, float32 convolutions on a GPU keep all digits of their operands.
 
-    TF32 keeps 10 bits of a mantissa. A masked and a sliced CNN then differ in the third digit, because cuDNN takes other
-    kernels for other numbers of channels.
+    TF32 keeps 10 bits of a mantissa. A masked and a sliced CNN then differ in the third digit, because cuDNN takes
+    other kernels for other numbers of channels.
     """
     cudnn: Any = torch.backends.cudnn
     # older versions of torch have one switch for all of cuDNN

@@ -15,8 +15,8 @@ from optin_cli.errors import InputError
 
 
 class Store:
-    """Tensors by key: those of a GPU stay there up to `on_gpu` bytes, others go to main memory up to `memory` bytes, the
-    rest to disk. A context: the disk part is removed."""
+    """Tensors by key: those of a GPU stay there up to `on_gpu` bytes, others go to main memory up to `memory` bytes,
+    the rest to disk. A context: the disk part is removed."""
 
     def __init__(self, memory: int, on_gpu: int = 0) -> None:
         self.memory = memory
