@@ -51,6 +51,10 @@ PARTS = {
 }
 
 
+_ON_A_CPU = 4.0
+"""Time limits are so many times as long there."""
+
+
 def main() -> None:
     options = _options()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -58,11 +62,13 @@ def main() -> None:
         _run(options)
         return
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    end = time.perf_counter() + options.seconds
+    patience = _ON_A_CPU if options.device == "cpu" else 1.0
+    end = time.perf_counter() + patience * options.seconds
     chosen = [name for name in PARTS if not options.only or name in options.only.split(",")]
     for group in _groups(chosen, together=options.device == "cuda"):
         left = end - time.perf_counter()
-        started = {name: _start(name, options, min(PARTS[name].seconds, left)) for name in group if left > 5}
+        limits = {name: min(patience * PARTS[name].seconds, left) for name in group if left > 5}
+        started = {name: _start(name, options, seconds) for name, seconds in limits.items()}
         for name in group:
             if name in started:
                 _finish(name, *started[name], options.out)

@@ -1,4 +1,7 @@
-"""Random models of everyday shapes, saved with a tokenizer, and pruned by random scores."""
+"""Random models of everyday shapes, saved with a tokenizer, and pruned by random scores.
+
+Weights are larger than transformers draws them, so that every block changes the stream as much as in a trained model.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def bert(folder: Path, tiny: bool, dtype: torch.dtype = torch.float32) -> Path:
     """BERT-base, a classifier: 12 blocks of 12 heads and 3,072 neurons, 37,008 units."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    config = BertConfig(**(_TINY_TEXT if tiny else {}))
+    config = BertConfig(initializer_range=0.05, **(_TINY_TEXT if tiny else {}))
     return _saved(BertForSequenceClassification, config, folder, dtype, "bert", 512)
 
 
@@ -52,6 +55,7 @@ def llama(folder: Path, tiny: bool, device: str) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape: dict[str, Any] = {
+        "initializer_range": 0.03,
         "hidden_size": 2048, "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4,
         "intermediate_size": 5632, "vocab_size": 32000, "max_position_embeddings": 2048,
     }  # fmt: skip

@@ -142,8 +142,8 @@ def _applied(found: Mapping[str, Facts]) -> str:
 def _team(found: Mapping[str, Facts]) -> str:
     facts = found["team"]
     return (
-        f"scores of a team differ by {facts['curvature_largest_difference']:.0e} (curvature) and "
-        f"{facts['mixed_largest_difference']:.0e} (mixed); NCCL ran with {facts['nccl_processes']} processes"
+        f"scores of {facts['processes']} processes differ by {facts['largest_difference']:.0e}; NCCL ran with "
+        f"{facts['nccl_processes']}"
     )
 
 
@@ -177,8 +177,8 @@ def _half_apply(found: Mapping[str, Facts]) -> str:
     facts = found["half"]
     after, output = facts["error_after"], facts["output_error"]
     return (
-        f"mean error of a site {facts['error_before']:.4f} -> {after['float32']:.4f} (float32), "
-        f"{after['bfloat16']:.4f} (bfloat16); error of the output {output['float32']:.3f} and "
+        f"mean error of a site {facts['error_before']:.1e} -> {after['float32']:.1e} (float32), "
+        f"{after['bfloat16']:.1e} (bfloat16); error of the output {output['float32']:.3f} and "
         f"{output['bfloat16']:.3f}; in bfloat16 sliced equals masked to "
         f"{facts['apply_bfloat16']['deviation']:.1e} (allowed: {facts['apply_bfloat16']['tolerance']:.0e})"
     )

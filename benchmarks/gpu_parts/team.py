@@ -10,14 +10,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from helpers.memory import words
+from helpers.memory import serve_words, words
 
 from gpu_parts import models
 from gpu_parts.job import Job
 from optin_cli.artefacts.ranking import Ranking, read_ranking
+from optin_cli.models.checkpoint import open_model
+from optin_cli.scoring.plan import ScoreSettings, make_plan
+from optin_cli.scoring.score import score
 
 _COMMAND = """
 from helpers.memory import serve_words
@@ -48,70 +52,53 @@ dist.destroy_process_group()
 
 
 def run(job: Job) -> None:
+    serve_words()
     folder = models.bert(job.folder / "bert", tiny=True)
+    data, settings = words(64, 30), {"samples": 64, "batch_size": 8, "probes": 4}
     gpus = torch.cuda.device_count() if job.device == "cuda" else 0
     processes = max(2, gpus)
-    asked = [
-        "score", str(folder), "--data", words(64, 30).spec, "--samples", "64", "--batch-size", "8", "--probes", "4",
-        "--quiet",
-    ]  # fmt: skip
-    script = job.folder / "command.py"
-    script.write_text(_COMMAND)
-    rankings = {}
-    for name, options in (("curvature", []), ("mixed", ["--method", "mixed"])):
-        with job.step(f"{processes} processes, {name}"):
-            there = ["--device", job.device, *options]
-            alone = call(
-                job, [sys.executable, str(script), *asked, *there, "-o", str(job.folder / f"{name}.h5")]
-            )
-            launch = [
-                *torchrun(processes),
-                str(script),
-                *asked,
-                *there,
-                "-o",
-                str(job.folder / f"{name}-team.h5"),
-            ]
-            together = call(job, launch)
-            rankings[name] = [read_ranking(job.folder / f"{name}{end}.h5") for end in ("", "-team")]
-            job.write(
-                **{
-                    f"{name}_seconds": {"1 process": alone, f"{processes} processes": together},
-                    f"{name}_largest_difference": difference(*rankings[name]),
-                }
-            )
+
+    def alone(method: str, **options: Any) -> Ranking:
+        model = open_model(str(folder), dtype="float32", **options)
+        plan = make_plan(model, data, ScoreSettings(method=method, **settings))
+        return score(plan, job.folder / f"{method}-{'-'.join(options)}.h5")
+
+    with job.step(f"{processes} processes"):
+        script, path = job.folder / "command.py", job.folder / "team.h5"
+        script.write_text(_COMMAND)
+        asked = [
+            "score", str(folder), "--data", data.spec, "--samples", "64", "--batch-size", "8", "--probes", "4",
+            "--method", "mixed", "--device", job.device, "--quiet", "-o", str(path),
+        ]  # fmt: skip
+        call(job, [*torchrun(processes), str(script), *asked])
+        found = difference(alone("mixed", device=job.device), read_ranking(path))
+        job.write(processes=processes, largest_difference=found)
     with job.step("NCCL"):
         reduce = job.folder / "reduce.py"
         reduce.write_text(_NCCL)
         call(job, [*torchrun(max(1, gpus)), str(reduce)])
         job.write(nccl_processes=gpus)
     with job.step("--device-map auto"):
-        path = job.folder / "spread.h5"
-        seconds = call(job, [sys.executable, str(script), *asked, "--device-map", "auto", "-o", str(path)])
-        job.write(device_map_seconds=seconds)
-        job.write(device_map_largest_difference=difference(rankings["curvature"][0], read_ranking(path)))
+        spread = alone("curvature", device_map="auto")
+        job.write(device_map_largest_difference=difference(alone("curvature", device=job.device), spread))
 
 
 def torchrun(processes: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
 
 
-def call(job: Job, command: list[str]) -> float:
-    """Run a command; seconds. Raises `RuntimeError` with the end of what it says when it fails."""
+def call(job: Job, command: list[str]) -> None:
+    """Run a command. Raises `RuntimeError` with the end of what it says when it fails."""
     paths = [str(Path(__file__).resolve().parents[2] / name) for name in ("", "tests")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
     if job.device == "cpu":
         environment |= {"CUDA_VISIBLE_DEVICES": ""}
-
-    def finish() -> None:
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=max(5.0, job.left)
-        )
-        if done.returncode:
-            raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-1500:]}")
-        job.say((done.stdout.strip().splitlines() or [""])[-1])
-
-    return round(job.timed(finish)[0], 1)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=max(5.0, job.left)
+    )
+    if done.returncode:
+        raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-1500:]}")
+    job.say((done.stdout.strip().splitlines() or [""])[-1])
 
 
 def difference(one: Ranking, two: Ranking) -> float:
