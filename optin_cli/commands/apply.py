@@ -138,7 +138,7 @@ def tell(applied: Applied) -> None:
         console.table("compensation", FIT_COLUMNS, fit_rows([asdict(fit) for fit in applied.fits]))
     console.note(
         f"{console.count(applied.params)} of {console.count(applied.dense_params)} parameters left; sliced equals "
-        f"masked to {applied.deviation:.1e} on {applied.checked_on}"
+        f"masked to {applied.deviation:.1e} on {applied.checked_on} (allowed: {applied.tolerance:.0e})"
     )
 
 
@@ -146,6 +146,7 @@ def describe(applied: Applied) -> dict[str, object]:
     return {
         "reused": applied.reused,
         "deviation": applied.deviation,
+        "tolerance": applied.tolerance,
         "checked_on": applied.checked_on,
         "params": applied.params,
         "dense_params": applied.dense_params,

@@ -51,6 +51,13 @@ def bench(
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", help="Forwards of each model, at least.")] = 10,
     seconds: Annotated[float, typer.Option("--seconds", help="Time spent on each setting.")] = 5.0,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Time the models as torch.compile makes them.")
+    ] = False,
+    cuda_graph: Annotated[
+        bool,
+        typer.Option("--cuda-graph", help="Record each model's forward as a CUDA graph and time its replay."),
+    ] = False,
     task: options.Task = None,
     anatomy: options.Anatomy = None,
     device: options.Device = "auto",
@@ -70,10 +77,15 @@ def bench(
       optin bench demo:minilm --table cpu.json --batch-size 32 --seq-len 64
     """
     from optin_cli.measure import latency
+    from optin_cli.measure.execution import Execution
     from optin_cli.measure.inputs import default_size
 
     if table is not None and baseline:
         raise UsageError("--table times one model, --baseline compares two", "leave one of them out")
+    if table is not None and (compile or cuda_graph):
+        raise UsageError(
+            "a latency table is of models run as they are", "leave --compile and --cuda-graph out"
+        )
     opened = options.open_with(model, task, anatomy, device, dtype)
     images = opened.family.modality == "image"
     if (seq_len if images else image_size) is not None:
@@ -96,7 +108,14 @@ def bench(
     if baseline:
         models.insert(0, options.open_with(baseline, task, anatomy, device, str(opened.dtype)[6:]))
     with console.progress(not json) as on_progress:
-        timings = latency.bench(models, batch_sizes, sizes, **effort, on_progress=on_progress)
+        timings = latency.bench(
+            models,
+            batch_sizes,
+            sizes,
+            **effort,
+            execution=Execution(compile, cuda_graph),
+            on_progress=on_progress,
+        )
     rows = compare(models, timings)
     if json:
         console.emit_json({"timings": rows})
@@ -234,7 +253,8 @@ def show(rows: list[dict[str, Any]]) -> None:
                 f"{100 * row['efficiency']:.0f} %" if "efficiency" in row else "",
             ]
         )
-    console.table(f"{where}, {first['dtype']}", columns, table, keys=3, stdout=True)
+    how = "" if first["execution"] == "eager" else f", {first['execution']}"
+    console.table(f"{where}, {first['dtype']}{how}", columns, table, keys=3, stdout=True)
     for row in rows:
         if "predicted_speedup" in row:
             console.note(

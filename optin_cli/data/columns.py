@@ -87,10 +87,8 @@ def find_columns(dataset: Dataset, data: DataSpec, modality: str, masks: bool = 
 
 
 def _label(features: dict[str, Any]) -> str | None:
-    from datasets import ClassLabel
-
     named = next((name for name in _LABELS if name in features), None)
-    return named or next((name for name, f in features.items() if isinstance(f, ClassLabel)), None)
+    return named or next((name for name, feature in features.items() if _is_class(feature)), None)
 
 
 def _image(features: dict[str, Any], data: DataSpec) -> str:
@@ -155,6 +153,11 @@ def _text(features: dict[str, Any], data: DataSpec, label: str | None) -> tuple[
     raise UsageError(
         f"{data.spec} has several text columns: {', '.join(strings)}", "name one or two with --text A[,B]"
     )
+
+
+def _is_class(feature: Any) -> bool:
+    """A ClassLabel of `datasets`."""
+    return hasattr(feature, "str2int")
 
 
 def _is_image(feature: Any) -> bool:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from datasets import Audio, Features, Image, Value
-
 from optin_cli.data.columns import Columns
 from optin_cli.data.kinds import Kind, kind_of
 from optin_cli.data.rows import SplitRows, StreamRows, spare
@@ -35,6 +33,8 @@ def undecoded(rows: Dataset, columns: Columns, data: DataSpec) -> Dataset:
 
     Paths of recordings are taken from where the data is.
     """
+    from datasets import Audio, Image
+
     used = (columns.stored, columns.mask, columns.label, *columns.labels, *columns.text)
     rows = rows.select_columns([column for column in used if column])
     for column in filter(None, (columns.stored, columns.mask)):
@@ -48,6 +48,8 @@ def undecoded(rows: Dataset, columns: Columns, data: DataSpec) -> Dataset:
 
 def _with_files(rows: Dataset, column: str, data: DataSpec) -> Dataset:
     """A column of paths as one of files."""
+    from datasets import Features, Value
+
     table = {name: rows[name][:] for name in rows.features}
     table[column] = [{"bytes": None, "path": path and data.beside(path)} for path in table[column]]
     features = Features({**rows.features, column: {"bytes": Value("binary"), "path": Value("string")}})

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from optin_cli.errors import UsageError
+from optin_cli.measure.execution import EAGER, Execution, Runner, prepared
 from optin_cli.measure.inputs import check_setting, default_size, draw, dummy_inputs
 from optin_cli.measure.memory import peak_memory
 from optin_cli.models.checkpoint import OpenModel
@@ -58,9 +59,12 @@ class Timing:
     """CPU threads that torch may use."""
     dtype: str
     doubling: float | None
-    """time(2 * batch) / time(batch); None when twice the batch does not fit in memory."""
+    """time(2 * batch) / time(batch); None when twice the batch does not fit in memory, and for compiled models: they
+    would have to be compiled for it."""
     saturated: bool
     """False when twice the batch takes less than 1.5 times as long: a smaller model can't show its speed."""
+    execution: str = EAGER.name
+    """How the forwards were run."""
 
 
 def bench(
@@ -72,18 +76,20 @@ def bench(
     seconds: float = 5.0,
     warmup: int = 3,
     seed: int = 0,
+    execution: Execution = EAGER,
     on_progress: Progress | None = None,
 ) -> list[Timing]:
-    """Time `models` under every setting: a Timing for each setting and model, settings first.
+    """Time `models` under every setting, run by `execution`: a Timing for each setting and model, settings first.
 
     Each model runs at least `repeats` times, then on until `seconds` are spent on the setting. `sizes` None
     is the first model's own size. Raises `UsageError` for a setting that one of the models can't run, before
-    anything is timed.
+    anything is timed, and for a model that can't be run by `execution`.
     """
     if not models or not batch_sizes:
         raise UsageError("nothing to time", "give at least one model and one batch size")
     if len({model.family.modality for model in models}) > 1:
         raise UsageError("models of texts, images and recordings can't be timed on the same inputs")
+    execution.check(models)
     sizes = list(sizes or [default_size(models[0])])
     settings = [Setting(batch_size, size) for size in sizes for batch_size in batch_sizes]
     for setting in settings:
@@ -95,7 +101,9 @@ def bench(
         if on_progress:
             what = f"timing batches of {setting.batch_size} at size {setting.size}"
             on_progress(done, len(settings), what)
-        timings += _bench_setting(models, setting, macs[setting.size], max(repeats, 1), seconds, warmup, seed)
+        timings += _bench_setting(
+            models, setting, macs[setting.size], max(repeats, 1), seconds, warmup, seed, execution
+        )
     if on_progress:
         on_progress(len(settings), len(settings), "timing")
     return timings
@@ -129,26 +137,35 @@ def _bench_setting(
     seconds: float,
     warmup: int,
     seed: int,
+    execution: Execution,
 ) -> list[Timing]:
     try:
         inputs = [draw(model, setting.batch_size, setting.size, seed) for model in models]
         peaks = [peak_memory(model, given) for model, given in zip(models, inputs, strict=True)]
-        times = _interleave(models, inputs, repeats, seconds, warmup)
+        with prepared(models, inputs, execution) as runners:
+            times = _interleave(runners, inputs, repeats, seconds, warmup)
+        del runners  # a CUDA graph holds the memory of its forward
     except torch.OutOfMemoryError as error:
         raise UsageError(
             f"a batch of {setting.batch_size} at size {setting.size} does not fit in the memory of "
             f"{device_name(models[0].device)}",
             "use a smaller --batch-size",
         ) from error
-    doubled = _doubled_ms(models, setting, seed)
+    doubled = None if execution.compile else _doubled_ms(models, setting, seed, execution)
     return [
-        _timing(model, setting, times[m], peaks[m], macs[m], doubled[m] if doubled else None)
+        _timing(model, setting, times[m], peaks[m], macs[m], doubled[m] if doubled else None, execution)
         for m, model in enumerate(models)
     ]
 
 
 def _timing(
-    model: OpenModel, setting: Setting, times: list[float], peak: int, macs: int, doubled: float | None
+    model: OpenModel,
+    setting: Setting,
+    times: list[float],
+    peak: int,
+    macs: int,
+    doubled: float | None,
+    execution: Execution,
 ) -> Timing:
     p10, median, p90 = (float(value) for value in np.percentile(times, [10, 50, 90]))
     doubling = None if doubled is None else doubled / median
@@ -168,11 +185,12 @@ def _timing(
         dtype=str(model.dtype).removeprefix("torch."),
         doubling=doubling,
         saturated=doubling is None or doubling >= _SATURATED,
+        execution=execution.name,
     )
 
 
 def _interleave(
-    models: Sequence[OpenModel], inputs: Sequence[Inputs], repeats: int, seconds: float, warmup: int
+    models: Sequence[Runner], inputs: Sequence[Inputs], repeats: int, seconds: float, warmup: int
 ) -> list[list[float]]:
     """Milliseconds of each forward, [model][round]. Every round starts with another model."""
     times: list[list[float]] = [[] for _ in models]
@@ -190,17 +208,21 @@ def _interleave(
     return times
 
 
-def _doubled_ms(models: Sequence[OpenModel], setting: Setting, seed: int) -> list[float] | None:
+def _doubled_ms(
+    models: Sequence[OpenModel], setting: Setting, seed: int, execution: Execution
+) -> list[float] | None:
     """Median milliseconds at twice the batch; None if that does not fit in memory."""
     try:
         inputs = [draw(model, 2 * setting.batch_size, setting.size, seed) for model in models]
-        times = _interleave(models, inputs, _DOUBLING_ROUNDS, 0.0, warmup=1)
+        with prepared(models, inputs, execution) as runners:
+            times = _interleave(runners, inputs, _DOUBLING_ROUNDS, 0.0, warmup=1)
+        del runners
     except torch.OutOfMemoryError:
         return None
     return [float(np.median(ms)) for ms in times]
 
 
-def _forward_ms(model: OpenModel, inputs: Inputs) -> float:
+def _forward_ms(model: Runner, inputs: Inputs) -> float:
     return call_ms(lambda: model.run(inputs), model.device)
 
 

@@ -50,6 +50,7 @@ class MacCounter(TorchDispatchMode):
         """MACs by the operation's name, for example `aten.mm`."""
         self.uncounted: Counter[str] = Counter()
         """Calls of operations that may multiply and have no formula."""
+        self._stances: list[Any] = []  # entered again within itself, each time puts back what it found
 
     @property
     def total(self) -> int:
@@ -63,14 +64,15 @@ class MacCounter(TorchDispatchMode):
 
     def __enter__(self) -> MacCounter:
         # compiled code, flex attention above all, runs as it was written: inside fused kernels nothing is seen
-        self._eager = torch.compiler.set_stance("force_eager")
-        self._eager.__enter__()
+        stance = torch.compiler.set_stance("force_eager")
+        stance.__enter__()
+        self._stances.append(stance)
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._eager.__exit__(*error)
+        self._stances.pop().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -46,6 +46,13 @@ class LiveStorages(TorchDispatchMode):
 
     def _forget(self, size: int) -> None:
         self.live -= size
+
+
+def free_gpu_bytes(devices: Iterable[torch.device]) -> int:
+    """Bytes that can be had on the GPUs among `devices`; what torch holds unused counts as free. 0 without a GPU."""
+    gpus = {device for device in devices if device.type == "cuda"}
+    unused = sum(torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu) for gpu in gpus)
+    return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) + unused
 
 
 def storages(values: Any) -> Iterator[torch.UntypedStorage]:

@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from optin_cli.models.storages import free_gpu_bytes
+
 _SHARE = {"cuda": 0.8, "cpu": 0.5}
 """Of what is free: a GPU is ours alone, main memory also holds the data and other programs."""
 
@@ -19,12 +21,10 @@ _GROUPS = Path("/sys/fs/cgroup")
 def free_bytes(devices: Iterable[torch.device]) -> int:
     """A share of the memory that is free on `devices`, divided among the processes of this machine."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    gpus = {device for device in devices if device.type == "cuda"}
+    gpus = [device for device in devices if device.type == "cuda"]
     if not gpus:
         return int(_SHARE["cpu"] * _free_ram() / processes)
-    unused = [torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu) for gpu in gpus]
-    free = sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) + sum(unused)
-    return int(_SHARE["cuda"] * free / math.ceil(processes / torch.cuda.device_count()))
+    return int(_SHARE["cuda"] * free_gpu_bytes(gpus) / math.ceil(processes / torch.cuda.device_count()))
 
 
 def _free_ram() -> int:

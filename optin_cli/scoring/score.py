@@ -19,6 +19,7 @@ from optin_cli.artefacts.ranking import Ranking, read_ranking, write_ranking
 from optin_cli.errors import ArtefactError, UsageError
 from optin_cli.importance import own_output_weight
 from optin_cli.models.macs import count_macs
+from optin_cli.models.precision import exact_convolutions
 from optin_cli.scoring.calibration import mean_tokens
 from optin_cli.scoring.methods.base import Arrays, Item, ScoringMethod
 from optin_cli.scoring.plan import Plan, Progress
@@ -69,7 +70,7 @@ def score(
     process calls this and the first one writes; all return the same ranking. Raises `ArtefactError` when the
     processes don't agree on what they do. A model that merges tokens is scored on whole sequences.
     """
-    with plan.model.unmerged():
+    with plan.model.unmerged(), exact_convolutions():
         return _scored(plan, output, on_progress, team or Team())
 
 

@@ -31,6 +31,7 @@ from optin_cli.models.checkpoint import OpenModel, open_model, save_pruned
 from optin_cli.models.families import family_to_dict
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.merged import install_merges
+from optin_cli.models.precision import exact_convolutions
 from optin_cli.models.processors import ImageProcessor
 from optin_cli.models.recordings import random_recordings
 from optin_cli.models.slicing import slice_model
@@ -40,11 +41,10 @@ from optin_cli.surgery.norms import reestimate
 from optin_cli.surgery.plan import CompensationPlan, own_data
 from optin_cli.surgery.refit import NONE
 from optin_cli.surgery.settings import Progress, SiteFit
+from optin_cli.surgery.tolerance import tolerance
 
 log = logging.getLogger("optin")
 
-TOLERANCE = 1e-4
-"""Largest allowed difference of the sliced model's outputs from the masked model's, float32."""
 _CHECK_ROWS = 32
 _CONFIG_NAMES = {HEADS: "num_attention_heads", NEURONS: "intermediate_size"}
 
@@ -62,6 +62,8 @@ class Applied:
     fits: tuple[SiteFit, ...] = ()
     """What compensation did at each site; empty without compensation."""
     reused: bool = False
+    tolerance: float = 0.0
+    """The largest deviation that would have passed."""
 
 
 def check_output(output: Path, model: OpenModel) -> None:
@@ -115,6 +117,7 @@ def existing(
         model.dense["params"],
         fits,
         reused=True,
+        tolerance=last.get("tolerance", 0.0),
     )
 
 
@@ -151,17 +154,21 @@ def apply(
     params = sum(p.numel() for p in model.module.parameters())
     with atomic_dir(output) as folder:
         save_pruned(folder, model, record)
-        reloaded = open_model(str(folder), device=str(model.device), dtype="float32")
+        allowed, dtype = tolerance(model.dtype, expected), str(model.dtype).removeprefix("torch.")
+        reloaded = open_model(str(folder), device=str(model.device), dtype=dtype)
         deviation = _deviation(expected, _outputs(reloaded, mask, batches))
-        if not deviation <= TOLERANCE:
+        if not deviation <= allowed:
             raise OptinError(
-                f"the sliced model differs from the masked one by {deviation:.2e}, more than {TOLERANCE:.0e}; "
-                "nothing was written",
+                f"the sliced model differs from the masked one by {deviation:.2e}, more than the {allowed:.0e} that "
+                f"{dtype} explains; nothing was written",
                 "this is a fault in the family's table or in optin: please report it with the mask",
             )
-        record.history[-1] |= {"deviation": deviation, "checked_on": checked_on, "params": params}
+        checked = {"deviation": deviation, "tolerance": allowed, "checked_on": checked_on, "params": params}
+        record.history[-1] |= checked
         write_pruned(folder, record)
-    return Applied(output, deviation, checked_on, params, model.dense["params"], tuple(fits))
+    return Applied(
+        output, deviation, checked_on, params, model.dense["params"], tuple(fits), tolerance=allowed
+    )
 
 
 def _compensation(plan: CompensationPlan | None, fits: list[SiteFit]) -> dict[str, Any]:
@@ -210,7 +217,7 @@ def _check_batches(
     if model.family.modality == AUDIO:
         log.warning("checking on random spectrograms instead")
         noise = random_recordings(model.module, 4, generator=torch.Generator().manual_seed(0))
-        return [Batch(noise, None, []).to(model.device, torch.float32).inputs], "noise"
+        return [Batch(noise, None, []).to(model.device, model.dtype).inputs], "noise"
     log.warning("checking on noise images instead")
     return [_noise_images(model)], "noise"
 
@@ -223,7 +230,7 @@ def _noise_images(model: OpenModel) -> dict[str, Tensor]:
     assert isinstance(processor, ImageProcessor)
     noise = np.random.default_rng(0).integers(0, 256, (4, 256, 256, 3), dtype=np.uint8)
     pixels = torch.stack([processor(Image.fromarray(image)) for image in noise])
-    return {processor.input_name: pixels.to(model.device)}
+    return {processor.input_name: pixels.to(model.device, model.dtype)}
 
 
 def _inputs(model: OpenModel, data: DataSpec, row_ids: list[int] | None) -> list[dict[str, Tensor]]:
@@ -231,10 +238,11 @@ def _inputs(model: OpenModel, data: DataSpec, row_ids: list[int] | None) -> list
         data, model.family.modality, _CHECK_ROWS, seed=0, row_ids=row_ids, reader=model.task.reader
     )
     batches = Batches(examples, model.processor, 8, reader=model.task.reader)
-    return [batch.to(model.device, torch.float32).inputs for batch in batches]
+    return [batch.to(model.device, model.dtype).inputs for batch in batches]
 
 
 @torch.inference_mode()
+@exact_convolutions()
 def _outputs(model: OpenModel, mask: Mask, batches: list[dict[str, Tensor]]) -> list[Tensor]:
     """Outputs on every batch; in float64 where tokens merge or something is cut off at a threshold: what is next best,
     or above, by a rounding error alone would be so on one side and not on the other."""

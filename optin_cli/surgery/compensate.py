@@ -21,7 +21,9 @@ from optin_cli.errors import InputError
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.layers import like_weight, patches
+from optin_cli.models.precision import exact_convolutions
 from optin_cli.models.slicing import slice_model
+from optin_cli.models.storages import free_gpu_bytes
 from optin_cli.models.uses import by_module
 from optin_cli.surgery.consumers import layer_of, write_back, write_back_producers
 from optin_cli.surgery.equations import Equations, left_alone, reason_against
@@ -59,7 +61,8 @@ def compensate(
             "open it on one device, or leave the compensation out: --compensate none",
         )
     pruned = _sliced_twin(model, keep)
-    with torch.no_grad(), Store(settings.memory) as store:
+    on_gpu = free_gpu_bytes(model.devices) // 2  # the other half is for what the blocks compute
+    with torch.no_grad(), exact_convolutions(), Store(settings.memory, on_gpu) as store:
         fits = _Streams(model, pruned, keep, teacher or model, batches, settings, store, on_progress).run()
     for site in model.anatomy:
         write_back(model, site, keep, pruned)

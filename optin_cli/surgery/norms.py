@@ -11,6 +11,7 @@ from optin_cli.data.batches import Batches
 from optin_cli.errors import UsageError
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.masking import masked, masks_from_keep
+from optin_cli.models.precision import exact_convolutions
 
 
 def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -28,6 +29,7 @@ def check_norms(model: OpenModel) -> None:
 
 
 @torch.no_grad()
+@exact_convolutions()
 def reestimate(model: OpenModel, batches: Batches, keep: Mapping[str, list[int]] | None = None) -> None:
     """Replace, in place, the statistics of every BatchNorm by the mean over `batches`, of the units in `keep` alone.
 

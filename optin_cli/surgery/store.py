@@ -1,4 +1,4 @@
-"""Tensors by key that need not all fit into main memory."""
+"""Tensors by key that need not all fit into a GPU's memory, or into main memory."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from optin_cli.errors import InputError
 
 
 class Store:
-    """Tensors by key: in main memory up to `memory` bytes, the rest on disk. A context: the disk part is removed."""
+    """Tensors by key: those of a GPU stay there up to `on_gpu` bytes, others go to main memory up to `memory` bytes,
+    the rest to disk. A context: the disk part is removed."""
 
-    def __init__(self, memory: int) -> None:
+    def __init__(self, memory: int, on_gpu: int = 0) -> None:
         self.memory = memory
+        self.on_gpu = on_gpu
         self.held: dict[Hashable, Tensor] = {}
         self.spilled: dict[Hashable, Path] = {}
         self.used = 0
+        """Bytes held in main memory."""
+        self.used_on_gpu = 0
         self.folder: Path | None = None
         self.written = 0
 
@@ -36,6 +40,10 @@ class Store:
     def __setitem__(self, key: Hashable, tensor: Tensor) -> None:
         self.drop(key)
         size = tensor.numel() * tensor.element_size()
+        if tensor.is_cuda and self.used_on_gpu + size <= self.on_gpu:
+            self.held[key] = tensor
+            self.used_on_gpu += size
+            return
         if self.used + size <= self.memory:
             self.held[key] = tensor.cpu()
             self.used += size
@@ -62,7 +70,11 @@ class Store:
         """Forget a tensor, if it is there."""
         tensor = self.held.pop(key, None)
         if tensor is not None:
-            self.used -= tensor.numel() * tensor.element_size()
+            size = tensor.numel() * tensor.element_size()
+            if tensor.is_cuda:
+                self.used_on_gpu -= size
+            else:
+                self.used -= size
         path = self.spilled.pop(key, None)
         if path is not None:
             path.unlink()

@@ -24,7 +24,7 @@ def vocabulary(name: str) -> dict[str, int]:
     return {token: i for i, token in enumerate(tokens)}
 
 
-def save_tokenizer(name: str, folder: Path) -> None:
+def save_tokenizer(name: str, folder: Path, max_length: int = MAX_LENGTH) -> None:
     """A small WordPiece tokenizer that AutoTokenizer finds in `folder`."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -41,7 +41,7 @@ def save_tokenizer(name: str, folder: Path) -> None:
     types = ["token_type_ids"] if name in ("bert", "electra") else []
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        model_max_length=MAX_LENGTH,
+        model_max_length=max_length,
         model_input_names=["input_ids", *types, "attention_mask"],
         **{f"{key}_token": f"[{key.upper()}]" for key in ("pad", "unk", "cls", "sep", "mask")},
     ).save_pretrained(folder)

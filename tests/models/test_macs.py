@@ -203,3 +203,19 @@ def test_every_attention_of_torch_has_a_formula():
     made_of_others = {"scaled_dot_product_attention", "_scaled_dot_product_attention_math"}
     assert "_scaled_dot_product_flash_attention_for_cpu" in kernels
     assert not [name for name in kernels - made_of_others if f"aten.{name}" not in FORMULAS]
+
+
+def test_what_is_compiled_later_is_compiled():
+    """The counter has torch run things as written, while it counts and no longer."""
+    traced = []
+
+    def backend(module: torch.fx.GraphModule, _: object):
+        traced.append(module)
+        return module.forward
+
+    layer = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Dropout())
+    with MacCounter():
+        layer(torch.ones(2, 4))
+    torch.compile(layer, backend=backend)(torch.ones(2, 4))
+    assert traced
+    torch.compiler.reset()

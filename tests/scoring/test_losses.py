@@ -107,3 +107,11 @@ def test_output_probes_estimate_the_second_order_change(term):
         gradient = output_probe(dense, weights, generator, **settings)
         total += float((gradient * direction).sum()) ** 2
     assert total / 3000 == pytest.approx(exact, rel=0.12)
+
+
+def test_signs_are_the_same_draws_as_ever():
+    """Drawn in bytes, they are those of whole numbers: rankings that are stored were made with them."""
+    signs = losses._signs((13, 7), torch.Generator().manual_seed(3), torch.device("cpu"))
+    drawn = torch.randint(0, 2, (13, 7), generator=torch.Generator().manual_seed(3))
+    assert signs.dtype == torch.float32
+    assert torch.equal(signs, 2 * drawn.float() - 1)

@@ -254,6 +254,18 @@ def test_the_default_is_a_share_of_what_is_free(monkeypatch, tmp_path):
     assert plan_for(tmp_path, memory=77).calibration.limit == 77
 
 
+def test_a_gpus_default_is_a_share_of_what_its_driver_says_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (900, 5000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 150)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 50)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(room, "_free_ram", lambda: pytest.fail("main memory was asked"))
+    gpu = torch.device("cuda", 0)
+    assert room.free_bytes([gpu]) == 800
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")  # two of them on one of the two GPUs
+    assert room.free_bytes([gpu]) == 400
+
+
 def test_a_container_has_what_it_may_use(monkeypatch, tmp_path):
     (tmp_path / "group/inner").mkdir(parents=True)
     (tmp_path / "group/memory.max").write_text("4096\n")

@@ -53,3 +53,44 @@ def test_a_full_disk_is_one_message(monkeypatch):
             store["a"] = torch.zeros(1)
         folder = Path(store.folder)
     assert not folder.exists()
+
+
+class OnGpu:
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    def numel(self) -> int:
+        return self.tensor.numel()
+
+    def element_size(self) -> int:
+        return self.tensor.element_size()
+
+    def cpu(self) -> torch.Tensor:
+        return self.tensor
+
+
+def test_a_gpus_tensors_stay_there_until_their_share_is_used():
+    tensors = [OnGpu(torch.full((10,), float(i))) for i in range(4)]
+    with Store(memory=40, on_gpu=80) as store:
+        for key, tensor in enumerate(tensors):
+            store[key] = tensor
+        assert [store.held.get(key) is tensor for key, tensor in enumerate(tensors)] == [
+            True,
+            True,
+            False,
+            False,
+        ]
+        assert (store.used_on_gpu, store.used, set(store.spilled)) == (80, 40, {3})
+        assert torch.equal(store[2], tensors[2].tensor)
+        assert torch.equal(store[3], tensors[3].tensor)
+        store.drop(0)
+        store[3] = tensors[3]  # there is room for it now
+        assert store[3] is tensors[3]
+        assert (store.used_on_gpu, store.used) == (80, 40)
+    with Store(memory=400) as store:
+        store["key"] = tensors[0]
+        assert store["key"] is tensors[0].tensor

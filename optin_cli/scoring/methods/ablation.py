@@ -105,6 +105,7 @@ class Ablation:
         self.dense = {z: self._features([r.features for r in self.replays], z) for z in range(self.depth)}
         self.weights = [self.model.row_weights(replay.piece.inputs, replay.output) for replay in self.replays]
         self.tokens = sum(len(p) * t for p, t in zip(pieces, lengths[0], strict=True))
+        self._broadcasting: dict[str, bool] = {}
         self.step = self._fitting()
         """Variants in one call."""
 
@@ -120,7 +121,7 @@ class Ablation:
 
         Raises `InputError` when not even one variant fits in memory.
         """
-        broadcast = all(replay.broadcasts(site) for replay in self.replays)
+        broadcast = self._broadcasts(site)
         trajectory = np.zeros((len(units), len(measured_blocks(site, self.depth))))
         output = np.zeros(len(units))
         start = 0
@@ -138,6 +139,12 @@ class Ablation:
             start += len(chosen)
             on_units(len(chosen))
         return trajectory, output
+
+    def _broadcasts(self, site: Site) -> bool:
+        """`Replay.broadcasts` of every piece, tried once for a site."""
+        if site.name not in self._broadcasting:
+            self._broadcasting[site.name] = all(replay.broadcasts(site) for replay in self.replays)
+        return self._broadcasting[site.name]
 
     def _measure(self, site: Site, units: Tensor, broadcast: bool) -> Scores:
         measured = measured_blocks(site, self.depth)
@@ -174,7 +181,7 @@ class Ablation:
             return 1
         one = torch.zeros(1, dtype=torch.long, device=self.model.device)
         with self._must_fit(" even with one unit removed at a time"):
-            broadcast = all(replay.broadcasts(site) for replay in self.replays)
+            broadcast = self._broadcasts(site)
             peak = activation_peak(lambda: self._measure(site, one, broadcast))
         if peak > self.left:
             self.calibration.warn_tight("variant", peak, self.left)

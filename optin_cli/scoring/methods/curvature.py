@@ -275,9 +275,10 @@ class _DensePass:
 
 
 class _Tally:
-    """Collects the gradients of a batch."""
+    """Collects the gradients of a batch where they are: a copy to the host would wait for all that a GPU has to do."""
 
     def __init__(self, sites: Sequence[Site], examples: int, depth: int, sketched: int) -> None:
+        self.sites = sites
         self.examples = examples
         self.columns = {site.name: measured_blocks(site, depth) for site in sites}
         self.concerned: dict[int, list[Site]] = {}
@@ -285,28 +286,48 @@ class _Tally:
         for site in sites:
             for z in self.columns[site.name]:
                 self.concerned.setdefault(z, []).append(site)
-        rows = sketched * examples
-        self.result = Probed(
-            trajectory={s.name: np.zeros((s.units, len(self.columns[s.name]))) for s in sites},
-            output={s.name: np.zeros(s.units) for s in sites},
-            trajectory_rows={s.name: np.zeros((rows, s.units), np.float32) for s in sites},
-            output_rows={s.name: np.zeros((rows, s.units), np.float32) for s in sites},
-        )
+        self.rows = sketched * examples
+        """Gradients that are kept."""
+        self.trajectory: dict[str, _Sums] = {}
+        self.output: dict[str, _Sums] = {}
 
     def add_feature(self, z: int, sites: Sequence[Site], gradients: Sequence[Tensor], row: int) -> None:
         """Add gradients (examples, units) of the examples whose first has row number `row`."""
         for site, gradient in zip(sites, gradients, strict=True):
-            values = gradient.cpu().numpy()
-            column = self.columns[site.name].index(z)
-            self.result.trajectory[site.name][:, column] += np.square(values, dtype=np.float64).sum(0)
-            rows = self.result.trajectory_rows[site.name]
-            if row < len(rows):
-                rows[row : row + len(values)] += values
+            columns = self.columns[site.name]
+            if site.name not in self.trajectory:
+                self.trajectory[site.name] = _Sums(site.units, len(columns), self.rows, gradient.device)
+            self.trajectory[site.name].add(columns.index(z), gradient, row)
 
     def add_output(self, sites: Sequence[Site], gradients: Sequence[Tensor], row: int) -> None:
         for site, gradient in zip(sites, gradients, strict=True):
-            values = gradient.cpu().numpy()
-            self.result.output[site.name] += np.square(values, dtype=np.float64).sum(0)
-            rows = self.result.output_rows[site.name]
-            if row < len(rows):
-                rows[row : row + len(values)] = values
+            if site.name not in self.output:
+                self.output[site.name] = _Sums(site.units, 1, self.rows, gradient.device)
+            self.output[site.name].add(0, gradient, row)
+
+    @property
+    def result(self) -> Probed:
+        for site in self.sites:  # a site may have no columns
+            self.trajectory.setdefault(site.name, _Sums(site.units, 0, self.rows, torch.device("cpu")))
+        trajectory = {site.name: self.trajectory[site.name] for site in self.sites}
+        output = {site.name: self.output[site.name] for site in self.sites}
+        return Probed(
+            trajectory={name: sums.squares.cpu().numpy() for name, sums in trajectory.items()},
+            output={name: sums.squares[:, 0].cpu().numpy() for name, sums in output.items()},
+            trajectory_rows={name: sums.rows.cpu().numpy() for name, sums in trajectory.items()},
+            output_rows={name: sums.rows.cpu().numpy() for name, sums in output.items()},
+        )
+
+
+class _Sums:
+    """Of the gradients of one site: squares summed over the examples, and the first rows, summed over the columns."""
+
+    def __init__(self, units: int, columns: int, rows: int, device: torch.device) -> None:
+        self.squares = torch.zeros(units, columns, dtype=torch.float64, device=device)
+        self.rows = torch.zeros(rows, units, device=device)
+
+    def add(self, column: int, gradient: Tensor, row: int) -> None:
+        """Add float32 gradients (examples, units), the first of which has row number `row`."""
+        self.squares[:, column] += gradient.double().square().sum(0)
+        if row < len(self.rows):
+            self.rows[row : row + len(gradient)] += gradient
