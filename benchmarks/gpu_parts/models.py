@@ -21,7 +21,6 @@ from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.dissect import dissect
 from optin_cli.models.macs import observed_tokens
 from optin_cli.models.slicing import slice_model
-from optin_cli.scoring.baselines import random_scores
 from optin_cli.selection.request import Request
 from optin_cli.selection.select import select
 
@@ -92,7 +91,7 @@ def pruned(model: OpenModel, share: float, round_to: int | str = 1) -> OpenModel
 def random_ranking(model: OpenModel, seed: int = 0) -> Ranking:
     """A ranking of any model without data: random scores in proportion to what units cost."""
     tokens = float(observed_tokens(model, dummy_inputs(model, 1, default_size(model))))
-    scores = random_scores(model.anatomy, tokens, seed)
+    rng = np.random.default_rng(seed)
     sites = [
         RankedSite(
             name=site.name,
@@ -103,7 +102,7 @@ def random_ranking(model: OpenModel, seed: int = 0) -> Ranking:
             macs_per_token=site.macs_per_token,
             macs_per_pair=site.macs_per_pair,
             params_per_unit=site.params_per_unit,
-            score=scores[site.name],
+            score=rng.random(site.units) * site.macs_per_unit(tokens),
             trajectory=np.zeros((site.units, 0)),
             output=np.zeros(site.units),
             columns=[],

@@ -17,7 +17,7 @@ from gpu_parts.job import Job
 from optin_cli.artefacts.ranking import Ranking
 from optin_cli.models.checkpoint import OpenModel, open_model
 from optin_cli.models.macs import count_macs
-from optin_cli.scoring.ablation import Ablation
+from optin_cli.scoring.methods.ablation import Ablation
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import score
 from optin_cli.selection.select import select
