@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
+from optin_cli.models.fields import map_paths
 from optin_cli.models.placing import joined, within
 
 Call = Callable[[], object]
@@ -96,16 +97,4 @@ def _seen_from(site: Site, places: Mapping[str, str]) -> Site:
                 return joined(place, inner)
         return path
 
-    return replace(
-        site,
-        producers=tuple(replace(p, path=cut(p.path)) for p in site.producers),
-        consumer=cut(site.consumer),
-        carried=tuple(map(cut, site.carried)),
-        readers=tuple(map(cut, site.readers)),
-        masked_at=cut(site.masked_at),
-        norm=cut(site.norm),
-        counts=tuple((cut(path), kind) for path, kind in site.counts),
-        unit_inputs=tuple(replace(u, module=cut(u.module)) for u in site.unit_inputs),
-        tensors=tuple((cut(path), axis) for path, axis in site.tensors),
-        bypass=replace(site.bypass, module=cut(site.bypass.module)) if site.bypass else None,
-    )
+    return map_paths(site, cut)

@@ -6,10 +6,31 @@ Plain dataclasses without torch. An engine that works on these works on every ar
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from optin_cli.artefacts.schedule import tokens_by_block
 from optin_cli.artefacts.shared import SharedLayer, overcounted
+from optin_cli.models.fields import (
+    ANY_PATH,
+    ANY_TEXT,
+    ARGUMENT,
+    ATTRIBUTE,
+    COUNT,
+    OPTIONAL_ARGUMENT,
+    OPTIONAL_ATTRIBUTE,
+    OPTIONAL_PATH,
+    PATH,
+    PATHS,
+    SIZE,
+    TRUTH,
+    WHOLE,
+    Listed,
+    Plain,
+    Record,
+    by_path,
+    holds,
+    shape,
+)
 
 HEADS = "heads"
 NEURONS = "neurons"
@@ -28,22 +49,21 @@ ATTENTION_MASK = "attention_mask"
 
 @dataclass(frozen=True)
 class Producer:
-    """A Linear or Conv2d whose outputs hold the units of a site.
+    """A Linear or Conv2d whose outputs hold the units of a site."""
 
-    `parts` groups are stacked along the output: a fused `qkv` projection has 3, each of units * width rows.
-    """
-
-    path: str
-    parts: int = 1
-    by_unit: bool = False
-    """A unit's parts stand side by side, q k v of one head before those of the next (GPT-NeoX, DeBERTa)."""
-    shared: bool = False
+    path: str = field(metadata=holds(PATH))
+    """The layer. A table may give this alone."""
+    parts: int = field(default=1, metadata=holds(COUNT))
+    """Groups that are stacked along the output: 3 in a fused `qkv` projection, each of units * width rows."""
+    by_unit: bool = field(default=False, metadata=holds(TRUTH))
+    """A unit's parts are next to each other, q k v of one head before those of the next (GPT-NeoX, DeBERTa)."""
+    shared: bool = field(default=False, metadata=holds(TRUTH))
     """One slice for all heads of a group: the keys and values of grouped-query attention."""
-    per_batch: bool = False
+    per_batch: bool = field(default=False, metadata=holds(TRUTH))
     """It runs once a batch, on relative positions: its MACs are no unit's."""
-    width: int = 0
-    """Rows of a unit in each part, where they are others than the consumer's columns: the sampling points of
-    deformable attention. 0 where they are the same."""
+    width: int = field(default=0, metadata=holds(SIZE))
+    """Rows of a unit in each part, where they are not as many as the consumer's columns: the sampling points of
+    deformable attention. 0 where they are."""
 
     def rows_of(self, rows: int, group: int) -> int:
         """Rows of a unit in each part, where `rows` stand for its `group` heads."""
@@ -58,25 +78,28 @@ class UnitInput:
     without that axis, or of size 1 there, is the same for all units.
     """
 
-    module: str
-    argument: str
-    axis: int
-    returned: int = 0
+    module: str = field(metadata=holds(PATH))
+    """The module that takes it."""
+    argument: str = field(metadata=holds(ARGUMENT))
+    """Its name."""
+    axis: int = field(metadata=holds(WHOLE))
+    """Where the slices are. Count from the end (-3) where leading axes come and go."""
+    returned: int = field(default=0, metadata=holds(WHOLE))
     """Where in the tuple that the module returns it is given back for the next block, whole; 0 if it is not."""
-    maker: str = ""
+    maker: str = field(default="", metadata=holds(ANY_TEXT))
     """The method of `module` that makes it for all units, where it is not given and the module has what that takes:
     (queries, keys, device, past_seen_tokens), as T5's first block does for the others."""
-    needs: str = ""
-    """The attribute that says whether a module has that."""
+    needs: str = field(default="", metadata=holds(ANY_TEXT))
+    """The attribute of `module` that says whether it has that."""
 
 
 @dataclass(frozen=True)
 class RelativePositions:
     """Relative positions that each head multiplies its queries or keys with, as well as with each other."""
 
-    kinds: str
+    kinds: str = field(metadata=holds(ATTRIBUTE))
     """The attribute that lists how: one product each."""
-    rows: str = ""
+    rows: str = field(default="", metadata=holds(OPTIONAL_ATTRIBUTE))
     """The attribute that holds half the number of positions; by default there are twice as many as tokens."""
 
 
@@ -87,56 +110,90 @@ class Bypass:
     What `module` returns is a tensor, or a tuple of `in_tuple` elements of which the others are None.
     """
 
-    module: str
-    in_tuple: int = 0
-    cache: str = ""
+    module: str = field(metadata=holds(PATH))
+    """The module around the consumer. Once all units are gone, it gives the consumer's bias."""
+    in_tuple: int = field(default=0, metadata=holds(SIZE))
+    """Size of the tuple that it returns, of which the others become None; 0 where it returns a tensor."""
+    cache: str = field(default="", metadata=holds(OPTIONAL_ARGUMENT))
     """Its argument that is a cache of the keys and values of its own tokens. The cache counts tokens, so it gets them
     without heads too."""
-    attended: str = ""
+    attended: str = field(default="", metadata=holds(OPTIONAL_ARGUMENT))
     """Its argument with what it attends to, where that is not its own tokens: the cache is then of those."""
-    empty: bool = False
-    """The module stands in front of the consumer, and gives no features."""
+    empty: bool = field(default=False, metadata=holds(TRUTH))
+    """The module is in front of the consumer, and gives no features."""
+
+
+UNIT_KIND = Plain(f"{HEADS}, {NEURONS} or {CHANNELS}", lambda value: value in (HEADS, NEURONS, CHANNELS))
+PRODUCERS = Listed(f"a list of paths or {shape(Producer)}", Record(Producer, short="path"))
+UNIT_INPUTS = Listed(f"a list of {shape(UnitInput)}", Record(UnitInput))
+BYPASS = Record(Bypass, optional=True)
+COUNTS = by_path("attribute: units or features", lambda value: value in ("units", "features"))
+AXES = by_path("path: axis", lambda value: type(value) is int)
 
 
 @dataclass(frozen=True)
 class Site:
-    """One place that holds a row of interchangeable units between producers and a consumer."""
+    """One place in a model that holds interchangeable units between producers and a consumer.
+
+    The heads of BERT's first block: the rows of three Linears make them, the columns of a fourth read them.
+
+        >>> site = bert["blocks.0.heads"]
+        >>> site.kind, site.units, site.width
+        ('heads', 12, 64)
+        >>> [producer.path for producer in site.producers]
+        ['encoder.layer.0.attention.self.query',
+         'encoder.layer.0.attention.self.key',
+         'encoder.layer.0.attention.self.value']
+        >>> site.consumer
+        'encoder.layer.0.attention.output.dense'
+        >>> site.counts["encoder.layer.0.attention.self.num_attention_heads"]
+        'units'
+
+    To remove head 3, delete rows 192 to 255 of each producer and columns 192 to 255 of the consumer, and write 11 into
+    the attribute. That saves 4 * 64 * 768 MACs for each token and 2 * 64 for each pair of tokens.
+
+        >>> site.macs_per_token, site.macs_per_pair
+        (196608, 128)
+
+    The channels between the two convolutions of ResNet-18's first block: one filter of the first convolution makes
+    a channel, a BatchNorm on the way has a scale, a shift and statistics for it, and each filter of the second one
+    reads it.
+
+        >>> site = resnet["blocks.0.channels"]
+        >>> site.units, site.producers[0].path, site.carried, site.consumer
+        (64, 'layer1.0.conv1', ('layer1.0.bn1',), 'layer1.0.conv2')
+
+    A `SiteTable` describes the same with paths from the block, which `dissect` resolves. Fields that both have mean
+    the same, and are described there; here paths start from the model, and name only what is there.
+    """
 
     name: str
     """`blocks.<block>.<its table's name>`: what `--protect` globs match and what artefacts use as key."""
-    kind: str
-    """`heads`, `neurons` or `channels`."""
+    kind: str = field(metadata=holds(UNIT_KIND))
     block: int
     """Where the consumer stands; in a chain the producer stands in an earlier block."""
     units: int
     """Units present now (fewer than in the dense model once pruned)."""
     width: int
     """Features of the consumer's input that belong to one unit: head_dim for heads, as a rule 1 for the others."""
-    producers: tuple[Producer, ...]
-    consumer: str
+    producers: tuple[Producer, ...] = field(metadata=holds(PRODUCERS))
+    consumer: str = field(metadata=holds(ANY_PATH))
     group: int = 1
     """Heads in a unit: those that share keys and values."""
     spread: int = 1
     """Features of the consumer's input that stem from one output of a producer: the positions of a map that is
     flattened for a Linear."""
-    carried: tuple[str, ...] = ()
-    """Modules between producers and consumer that hold something for each unit: norms, depthwise convolutions."""
-    readers: tuple[str, ...] = ()
-    """Modules beside the consumer whose inputs are the units: a squeeze-and-excite's reduction."""
-    masked_at: str = ""
-    """The module whose input is masked, where something reads the units before the consumer does."""
+    carried: tuple[str, ...] = field(default=(), metadata=holds(PATHS))
+    readers: tuple[str, ...] = field(default=(), metadata=holds(PATHS))
+    masked_at: str = field(default="", metadata=holds(OPTIONAL_PATH))
     axis: int = -1
     """Where the units stand in what is masked, counted from the end: -3 in (examples, channels, height, width)."""
-    batch_axis: int = 0
-    """Where the examples stand in what is masked."""
-    norm: str = ""
-    """The BatchNorm right behind the consumer, whose bias stands for the one the consumer lacks."""
-    counts: tuple[tuple[str, str], ...] = ()
-    """Attributes that hold a count and change with the units: (module.attribute, 'units' or 'features')."""
-    unit_inputs: tuple[UnitInput, ...] = ()
-    tensors: tuple[tuple[str, int], ...] = ()
-    """Parameters and buffers beside the producers with one slice a unit, or one a feature: (module.attribute, axis)."""
-    bypass: Bypass | None = None
+    batch_axis: int = field(default=0, metadata=holds(SIZE))
+    norm: str = field(default="", metadata=holds(OPTIONAL_PATH))
+    counts: dict[str, str] = field(default_factory=dict, metadata=holds(COUNTS))
+    unit_inputs: tuple[UnitInput, ...] = field(default=(), metadata=holds(UNIT_INPUTS))
+    tensors: dict[str, int] = field(default_factory=dict, metadata=holds(AXES))
+    bypass: Bypass | None = field(default=None, metadata=holds(BYPASS))
     macs_per_token: float = 0
     """MACs of one unit for each token of the first block: its rows of the producers and columns of the consumer.
 

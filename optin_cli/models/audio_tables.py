@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from optin_cli.models.anatomy import AUDIO, HEADS, NEURONS, Bypass
-from optin_cli.models.tables import Family, SiteTable, StreamTable, linears
+from optin_cli.models.schema import Family, SiteTable, StreamTable
+from optin_cli.models.tables import linears
 
 # the keys have no bias; a decoder's block attends to itself and to the encoder's output
 _WHISPER_SELF, _WHISPER_CROSS = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from optin_cli.models.anatomy import CHANNELS, NCHW, NEURONS, Producer
-from optin_cli.models.tables import TIMM_NEURONS, Family, SiteTable, linears
+from optin_cli.models.schema import Family, SiteTable
+from optin_cli.models.tables import TIMM_NEURONS, linears
 
 _BASIC_BLOCK = SiteTable(
     CHANNELS,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from optin_cli.artefacts.shared import SharedLayer
 from optin_cli.models.anatomy import Site
 from optin_cli.models.layers import carried_weights, shape_of
-from optin_cli.models.tables import SiteTable
+from optin_cli.models.schema import SiteTable
 
 if TYPE_CHECKING:
     from torch import nn

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from optin_cli.models.anatomy import HEADS, NEURONS, Bypass, Producer, UnitInput
-from optin_cli.models.tables import MLP, Family, SiteTable, StreamTable, linears
+from optin_cli.models.schema import Family, SiteTable, StreamTable
+from optin_cli.models.tables import MLP, linears
 
 _NO_CACHE = {"use_cache": False}
 

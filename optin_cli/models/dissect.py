@@ -13,7 +13,8 @@ from optin_cli.errors import InputError, UnknownArchitecture
 from optin_cli.models.anatomy import HEADS, Anatomy, Site
 from optin_cli.models.blocks import BUILT_OTHERWISE, base_prefix, find_streams
 from optin_cli.models.costs import Cost, plain, shared_layers, unit_costs
-from optin_cli.models.families import DOCS, TOWERS, Family, SiteTable, find_family, known_families
+from optin_cli.models.families import DOCS, TOWERS, find_family, known_families
+from optin_cli.models.fields import described
 from optin_cli.models.layers import (
     channel_axis,
     is_affine_norm,
@@ -22,6 +23,7 @@ from optin_cli.models.layers import (
     shape_of,
 )
 from optin_cli.models.placing import LINKED, linked, passing_blocks, placed
+from optin_cli.models.schema import Family, SiteTable
 from optin_cli.models.ties import refuse_ties
 from optin_cli.models.token_sites import count_prefix, token_sites
 
@@ -194,32 +196,24 @@ def _site(
         raise InputError(
             f"{name}: {bypass.module} can't give the bias of {table.consumer}, which stands outside of it"
         )
-    return Site(
+    same = {one.name: getattr(table, one.name) for one in described(Site)}
+    found = Site(
         name=name,
-        kind=table.kind,
         block=index,
         units=units,
         width=width,
-        producers=table.producers,
-        consumer=table.consumer,
         group=group,
         spread=spread,
-        carried=tuple(path for path in table.carried if has_path(model, path)),
-        readers=table.readers,
-        masked_at=table.masked_at,
         axis=channel_axis(layer),
-        batch_axis=table.batch_axis,
-        norm=_norm_behind(model, table),
-        counts=tuple(table.counts.items()),
-        unit_inputs=table.unit_inputs,
-        tensors=tuple(table.tensors.items()),
-        bypass=bypass,
         macs_per_token=plain(per_token),
         macs_per_pair=per_pair,
         params_per_unit=plain(params),
         chained=table.unit_width == LINKED,
         own_share=own_share,
+        **same,
     )
+    there = tuple(path for path in table.carried if has_path(model, path))
+    return replace(found, carried=there, norm=_norm_behind(model, table))
 
 
 def _norm_behind(model: nn.Module, table: SiteTable) -> str:

@@ -4,7 +4,8 @@ layers that share their weights."""
 from __future__ import annotations
 
 from optin_cli.models.anatomy import HEADS, NEURONS, Bypass, Producer, RelativePositions, UnitInput
-from optin_cli.models.tables import BERT_SITES, Family, SiteTable, linears
+from optin_cli.models.schema import Family, SiteTable
+from optin_cli.models.tables import BERT_SITES, linears
 
 _COUNTS = {"attention.self.num_attention_heads": "units", "attention.self.all_head_size": "features"}
 _RELATIVE = ("attention.self.pos_dropout",)  # there are relative positions

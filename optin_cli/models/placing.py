@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from optin_cli.models.anatomy import Producer
+from optin_cli.models.fields import map_paths
 from optin_cli.models.layers import carries_units, holds_units, passes_units
-from optin_cli.models.tables import SiteTable
+from optin_cli.models.schema import SiteTable, TokenTable
 
 if TYPE_CHECKING:
     from torch import nn
 
+Table = TypeVar("Table", SiteTable, TokenTable)
 LINKED = 0
 """A unit width: as many features as the consumer reads of each output of the producer."""
 
@@ -31,38 +33,9 @@ def within(block: str, path: str) -> str:
     return "" if path == block else path.removeprefix(f"{block}.")
 
 
-def placed(table: SiteTable, block: str) -> SiteTable:
+def placed(table: Table, block: str) -> Table:
     """`table` with paths from the model."""
-
-    def full(path: str) -> str:
-        return joined(block, path)
-
-    width = table.unit_width
-    return replace(
-        table,
-        producers=tuple(replace(p, path=full(p.path)) for p in table.producers),
-        consumer=full(table.consumer),
-        carried=tuple(map(full, table.carried)),
-        readers=tuple(map(full, table.readers)),
-        masked_at=full(table.masked_at) if table.masked_at else "",
-        norm=full(table.norm) if table.norm else "",
-        unit_width=full(width) if isinstance(width, str) else width,
-        unit_count=full(table.unit_count) if table.unit_count else "",
-        group=full(table.group) if table.group else "",
-        counts={full(path): unit for path, unit in table.counts.items()},
-        unit_inputs=tuple(replace(u, module=full(u.module)) for u in table.unit_inputs),
-        tensors={full(path): axis for path, axis in table.tensors.items()},
-        relative=replace(
-            table.relative,
-            kinds=full(table.relative.kinds),
-            rows=full(table.relative.rows) if table.relative.rows else "",
-        )
-        if table.relative
-        else None,
-        bypass=replace(table.bypass, module=full(table.bypass.module)) if table.bypass else None,
-        must_be_identity=tuple(map(full, table.must_be_identity)),
-        requires=tuple(map(full, table.requires)),
-    )
+    return map_paths(table, lambda path: joined(block, path))
 
 
 def linked(model: nn.Module, table: SiteTable, blocks: Sequence[str]) -> SiteTable | None:

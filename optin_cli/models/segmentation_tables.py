@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from optin_cli.models.anatomy import HEADS, NCHW, NEURONS, SEQUENCE, Bypass, Producer
 from optin_cli.models.cnn_tables import TRANSFORMERS_RESNET_SITES
+from optin_cli.models.schema import Family, SiteTable, StreamTable
 from optin_cli.models.swin_tables import SWIN_SITES, SWINV2_SITES
-from optin_cli.models.tables import BERT_SITES, MLP, VIT_HEADS, Family, SiteTable, StreamTable, linears
+from optin_cli.models.tables import BERT_SITES, MLP, VIT_HEADS, linears
 
 # keys and values see fewer positions than queries do: the last producer tells how many
 _SEGFORMER_SITES = (VIT_HEADS, replace(MLP, carried=("mlp.dwconv.dwconv",)))

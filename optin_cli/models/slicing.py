@@ -48,12 +48,12 @@ def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
     for path in (*site.readers, site.consumer):
         select_inputs(model.get_submodule(path), features)
     sizes = {"units": len(units), "features": len(features)}
-    for path, kind in site.counts:
+    for path, kind in site.counts.items():
         owner, _, attribute = path.rpartition(".")
         setattr(model.get_submodule(owner), attribute, sizes[kind])
     for unit_input in site.unit_inputs:
         select_unit_input(model.get_submodule(unit_input.module), unit_input, units)
-    for path, axis in site.tensors:
+    for path, axis in site.tensors.items():
         owner, _, name = path.rpartition(".")
         module = model.get_submodule(owner)
         select_slices(module, name, axis, chosen if getattr(module, name).shape[axis] == site.units else made)

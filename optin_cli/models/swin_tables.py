@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from optin_cli.models.anatomy import HEADS, NHWC, Bypass, Producer
-from optin_cli.models.tables import BERT_SITES, MLP, TIMM_NEURONS, VIT_HEADS, Family, SiteTable
+from optin_cli.models.schema import Family, SiteTable
+from optin_cli.models.tables import BERT_SITES, MLP, TIMM_NEURONS, VIT_HEADS
 
 # what merges patches is a block as well, so that tables must say what they require
 SWIN_SITES = (

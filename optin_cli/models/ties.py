@@ -65,4 +65,4 @@ def _sliced(site: Site) -> Iterator[tuple[str, int]]:
             yield f"{path}.{name}", 0
     for path in (site.consumer, *site.readers):
         yield f"{path}.weight", 1
-    yield from site.tensors
+    yield from site.tensors.items()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from optin_cli.errors import ArtefactError
 from optin_cli.models.anatomy import HEADS, Anatomy, Site, TokenSite
-from optin_cli.models.tables import Family
+from optin_cli.models.placing import placed
+from optin_cli.models.schema import Family
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,20 +22,19 @@ def token_sites(
 
     A variant can't where a block has no site of heads with the table's keys, or an attention without the argument.
     """
-    table = family.tokens
-    if table is None:
+    if family.tokens is None:
         return ()
     found = []
     for index, block in enumerate(blocks):
+        table = placed(family.tokens, block)
         for site in sites:
             if site.block != index or site.kind != HEADS:
                 continue
-            keys = next((p for p in site.producers if p.path == f"{block}.{table.keys}"), None)
+            keys = next((p for p in site.producers if p.path == table.keys), None)
             if keys is None or table.part >= keys.parts:
                 continue
-            attention = f"{block}.{table.attention}"
-            if table.bias in inspect.signature(model.get_submodule(attention).forward).parameters:
-                found.append(TokenSite(index, site.name, keys, table.part, attention, table.bias))
+            if table.bias in inspect.signature(model.get_submodule(table.attention).forward).parameters:
+                found.append(TokenSite(index, site.name, keys, table.part, table.attention, table.bias))
     return tuple(found) if len(found) == len(blocks) else ()
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from optin_cli.models.anatomy import CHANNELS, NCHW, NEURONS, NHWC, Producer
-from optin_cli.models.tables import Family, SiteTable, linears
+from optin_cli.models.schema import Family, SiteTable
+from optin_cli.models.tables import linears
 
 _MLP = SiteTable(NEURONS, producers=linears("mlp.0"), consumer="mlp.3", requires=("mlp",))
 

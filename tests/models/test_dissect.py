@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+
 import pytest
 import torch
 from helpers.families import ALL, BLOCKS, HEADS
@@ -9,7 +11,7 @@ from helpers.models import new_timm, new_timm_vit, shared_model
 from torch import nn
 
 from optin_cli.errors import InputError
-from optin_cli.models.anatomy import Anatomy
+from optin_cli.models.anatomy import Anatomy, Site
 from optin_cli.models.dissect import dissect, family_of
 from optin_cli.models.families import DOCS
 
@@ -199,3 +201,15 @@ def test_an_eva_with_nothing_to_remove_says_why():
     with pytest.raises(InputError, match=r"nothing is prunable in Eva") as caught:
         dissected(new_timm("eva02_base_patch14_224"))
     assert "requires" in str(caught.value)
+
+
+def test_the_examples_of_a_sites_docstring_are_what_dissect_finds():
+    import timm
+    from transformers import BertConfig, BertModel
+
+    with torch.device("meta"):
+        bert, resnet = BertModel(BertConfig()), timm.create_model("resnet18")
+    found = {"bert": dissected(bert), "resnet": dissected(resnet)}
+    example = doctest.DocTestFinder(recurse=False).find(Site, "Site", globs=found)[0]
+    assert len(example.examples) == 8
+    assert doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(example).failed == 0

@@ -88,7 +88,7 @@ def inputs_of(module: nn.Module, name: str) -> dict[str, Tensor]:
 def key(site: Site) -> tuple:
     """What a site is, whatever the order in which a table names its parts."""
     producers = sorted(map(astuple, site.producers))
-    parts = (sorted(site.carried), site.readers, site.masked_at, site.norm, sorted(site.tensors))
+    parts = (sorted(site.carried), site.readers, site.masked_at, site.norm, sorted(site.tensors.items()))
     costs = (site.macs_per_token, site.macs_per_pair, site.params_per_unit)
     return site.kind, site.block, site.units, site.width, site.group, producers, site.consumer, parts, costs
 

@@ -17,7 +17,7 @@ from optin_cli.models.trace.run import BATCH
 
 
 def test_heads_whose_sharing_no_attribute_tells_are_left_out():
-    from optin_cli.models.tables import SiteTable
+    from optin_cli.models.schema import SiteTable
     from optin_cli.models.trace.describe import name_group
     from optin_cli.models.trace.run import Call
     from optin_cli.models.trace.verify import Failed, Trial

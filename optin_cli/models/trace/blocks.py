@@ -13,7 +13,7 @@ from optin_cli.errors import InputError
 from optin_cli.models.anatomy import NCHW, NHWC, TOKENS
 from optin_cli.models.blocks import base_prefix, find_streams
 from optin_cli.models.families import DOCS
-from optin_cli.models.tables import Family, SiteTable
+from optin_cli.models.schema import Family, SiteTable
 from optin_cli.models.trace.run import BATCH, Call, Key, Run
 
 _FINE_ENOUGH = 0.5  # of the weights: many small blocks that hold so many are better than few large ones

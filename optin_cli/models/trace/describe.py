@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from optin_cli.models.layers import is_depthwise
-from optin_cli.models.tables import SiteTable
+from optin_cli.models.schema import SiteTable
 from optin_cli.models.trace.blocks import within
 from optin_cli.models.trace.sites import Found
 from optin_cli.models.trace.verify import Failed, Trial

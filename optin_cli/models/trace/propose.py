@@ -14,7 +14,7 @@ from optin_cli.models.anatomy import HEADS, Anatomy
 from optin_cli.models.checkpoint import open_module
 from optin_cli.models.dissect import family_of
 from optin_cli.models.layers import matrix
-from optin_cli.models.tables import Family, SiteTable
+from optin_cli.models.schema import Family, SiteTable
 from optin_cli.models.trace.blocks import Blocks, find_blocks
 from optin_cli.models.trace.describe import describe, name_group, name_width
 from optin_cli.models.trace.flow import is_layer, outputs_of, watch

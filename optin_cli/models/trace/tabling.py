@@ -9,7 +9,7 @@ from torch import nn
 
 from optin_cli.errors import OptinError
 from optin_cli.models.dissect import dissect, has_path
-from optin_cli.models.tables import Family, SiteTable
+from optin_cli.models.schema import Family, SiteTable
 from optin_cli.models.trace.sites import Left
 from optin_cli.models.trace.verify import Holder
 

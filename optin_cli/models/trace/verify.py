@@ -15,8 +15,8 @@ from optin_cli.errors import OptinError
 from optin_cli.models.anatomy import HEADS, Anatomy, Bypass, UnitInput
 from optin_cli.models.dissect import dissect
 from optin_cli.models.masking import masked, masks_from_keep
+from optin_cli.models.schema import Family, SiteTable
 from optin_cli.models.slicing import slice_model
-from optin_cli.models.tables import Family, SiteTable
 from optin_cli.models.trace.run import RUN_ERRORS, Call, brief, seeded, tensors_of
 from optin_cli.models.trace.sites import common_parent
 

@@ -19,8 +19,8 @@ from optin_cli.models.dissect import dissect
 from optin_cli.models.hidden import as_rows
 from optin_cli.models.macs import MacCounter
 from optin_cli.models.masking import masked, masks_from_keep
+from optin_cli.models.schema import Family
 from optin_cli.models.slicing import slice_model
-from optin_cli.models.tables import Family
 from optin_cli.models.trace.blocks import Blocks
 from optin_cli.models.trace.run import RUN_ERRORS, Run, brief, forward, tensors_of
 from optin_cli.models.trace.sites import Left
