@@ -7,10 +7,8 @@ prune in rounds, too (METHOD section 9).
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
 
 from optin_cli.errors import UsageError
 from optin_cli.models.checkpoint import OpenModel, open_model
@@ -19,9 +17,6 @@ from optin_cli.scoring.plan import Plan, Progress, make_plan
 from optin_cli.selection.request import Request
 from optin_cli.surgery.settings import Compensation
 
-_SHARES = ("flops", "params", "latency")
-_AMOUNTS = ("memory", "latency_ms")
-
 
 def check_steps(steps: int, request: Request) -> None:
     """Raise `UsageError` for steps that can't be taken."""
@@ -29,7 +24,7 @@ def check_steps(steps: int, request: Request) -> None:
         raise UsageError(f"--steps {steps}: at least 1 is needed")
     if steps > 1 and request.relative_to != "dense":
         raise UsageError("--steps counts budgets from the dense model", "leave --relative-to out, or --steps")
-    if steps > 1 and all(getattr(request, name) is None for name in _SHARES):
+    if steps > 1 and not any(budget.is_share for budget in request.asked):
         raise UsageError("--steps needs a budget that is a share", "give --flops, --params or --latency 0.6")
 
 
@@ -89,9 +84,8 @@ def prune_in_steps(
 
 def _eased(request: Request, progress: float) -> Request:
     """The budgets of a step on the way: shares fall geometrically, amounts wait for the last step."""
-    shares = {name: getattr(request, name) for name in _SHARES}
-    eased: dict[str, Any] = {n: share if share is None else share**progress for n, share in shares.items()}
-    return dataclasses.replace(request, **eased | dict.fromkeys(_AMOUNTS))
+    eased = (budget.eased(progress) for budget in request.asked)
+    return request.with_budgets(budget for budget in eased if budget)
 
 
 def _opened(plan: Plan, spec: str) -> OpenModel:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from optin_cli.artefacts.latency import read_latency_table
-from optin_cli.commands import options
 from optin_cli.errors import UsageError
+from optin_cli.selection.budgets import budget_kinds
 from optin_cli.selection.request import TOKEN_SEARCHES, Request
 
 Flops = Annotated[
@@ -132,13 +131,6 @@ def requests(
 
     Raises `UsageError` for what is no number or no budget, and `ArtefactError` for a table that can't be read.
     """
-    given = {"--flops": flops, "--params": params, "--memory": memory, "--latency": latency}
-    lists = {option: _parts(option, text) for option, text in given.items() if text is not None}
-    several = [option for option, parts in lists.items() if len(parts) > 1]
-    if len(several) > 1:
-        raise UsageError(
-            f"{' and '.join(several)} are both lists", "give one list, the others one value each"
-        )
     base = Request(
         table=read_latency_table(table) if table else None,
         min_heads=min_heads,
@@ -155,11 +147,25 @@ def requests(
         **_tokens(tokens),
         force=force,
     )
-    found = {}
+    given = {"--flops": flops, "--params": params, "--memory": memory, "--latency": latency}
+    return with_budgets(base, {option: text for option, text in given.items() if text is not None})
+
+
+def with_budgets(request: Request, texts: Mapping[str, str]) -> dict[str, Request]:
+    """The request with the budgets that options hold as text, option -> text: one for each entry of the one list.
+
+    Raises `UsageError` for two lists, and for what is no number or no budget.
+    """
+    lists = {option: _parts(option, text) for option, text in texts.items()}
+    several = [option for option, parts in lists.items() if len(parts) > 1]
+    if len(several) > 1:
+        raise UsageError(
+            f"{' and '.join(several)} are both lists", "give one list, the others one value each"
+        )
+    found, kinds = {}, budget_kinds()
     for part in lists[several[0]] if several else [next(iter(lists.values()), [""])[0]]:
         chosen = {option: part if option in several else parts[0] for option, parts in lists.items()}
-        amounts: dict[str, Any] = dict(_amount(option, text) for option, text in chosen.items())
-        found[part] = dataclasses.replace(base, **amounts)
+        found[part] = request.with_budgets(kinds[option].parse(text) for option, text in chosen.items())
         found[part].check()
     return found
 
@@ -180,22 +186,6 @@ def _parts(option: str, text: str) -> list[str]:
     if twice:
         raise UsageError(f"{option} {text} holds {twice[0]} twice")
     return parts
-
-
-def _amount(option: str, text: str) -> tuple[str, float]:
-    """Field of the request and its value: `--latency 9ms` -> (latency_ms, 9)."""
-    name = option.removeprefix("--")
-    number, way_out = text, f"write {option} 0.6, or several as 0.9,0.8"
-    if option == "--memory":
-        return name, options.size(text, option, "MiB", "write --memory 60 for 60 MiB, or 1.5GiB") / 2**20
-    if option == "--latency":
-        way_out = "write --latency 0.6 for a share, or 12.5ms for milliseconds"
-        if text.endswith("ms"):
-            name, number = "latency_ms", text.removesuffix("ms")
-    try:
-        return name, float(number)
-    except ValueError as error:
-        raise UsageError(f"{option} {text!r} is no number", way_out) from error
 
 
 def _tokens(text: str | None) -> dict[str, Any]:

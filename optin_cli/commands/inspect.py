@@ -22,6 +22,7 @@ from optin_cli.commands.score import summary
 from optin_cli.commands.select import describe, exchanged
 from optin_cli.errors import UsageError
 from optin_cli.importance import AUTO, output_scale, own_output_weight, scored_with
+from optin_cli.selection.budgets import budget_kinds
 from optin_cli.selection.stability import (
     ALL,
     BUDGETS,
@@ -179,14 +180,8 @@ def _show_mask(path: Path, mask: Mask, json: bool) -> None:
 
 def _asked(budget: dict[str, Any]) -> str:
     """`0.6 of the dense MACs, 12.5 ms`: every budget that a mask was asked to meet."""
-    forms = {
-        "flops": f"{{:g}} of the {budget['relative_to']} MACs",
-        "params": f"{{:g}} of the {budget['relative_to']} parameters",
-        "memory": "{:g} MiB of weights",
-        "latency": f"{{:g}} of the {budget['relative_to']} latency",
-        "latency_ms": "{:g} ms",
-    }
-    return ", ".join(form.format(budget[key]) for key, form in forms.items() if budget.get(key) is not None)
+    found = [one for kind in budget_kinds().values() for one in kind.recorded(budget)]
+    return ", ".join(one.words(budget["relative_to"]) for one in found)
 
 
 def _predicted(mask: Mask) -> list[list[str]]:

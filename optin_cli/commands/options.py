@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from optin_cli.errors import UsageError
+from optin_cli.sizes import parse_size
 
 if TYPE_CHECKING:
     from optin_cli.data.sources import DataSpec
@@ -207,17 +208,4 @@ def whole_numbers(text: str, option: str) -> list[int]:
 
 def byte_count(text: str, option: str) -> int:
     """`4GiB`, `500MB`, `1e9` -> bytes."""
-    return int(size(text, option, "", f"write {option} 4GiB or {option} 500MB"))
-
-
-def size(text: str, option: str, unit: str, way_out: str) -> float:
-    """Bytes of a size that is counted in `unit` where it names none itself."""
-    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-    number = text.strip().rstrip("BbGgIiKkMm")
-    try:
-        count = float(number) * units[(text.strip()[len(number) :] or unit).lower()]
-    except (ValueError, KeyError) as error:
-        raise UsageError(f"{option} {text!r} is no size", way_out) from error
-    if not 0 <= count < float("inf"):
-        raise UsageError(f"{option} {text!r} is no size", way_out)
-    return count
+    return int(parse_size(text, option, "", f"write {option} 4GiB or {option} 500MB"))

@@ -9,6 +9,7 @@ import numpy as np
 from optin_cli.artefacts.ranking import Ranking
 from optin_cli.errors import UsageError
 from optin_cli.importance import OPTIN_SUM, FeatureWeights, column_weights, measured_depth, output_scale
+from optin_cli.selection.budgets import Macs
 from optin_cli.selection.ladder import Floats
 from optin_cli.selection.problem import Problem, out_of_reach
 from optin_cli.selection.schedules import Boundaries, Pricing, Schedule, Searched, search_schedules
@@ -83,7 +84,7 @@ def _padded(merges: Schedule, none: Schedule) -> Schedule:
 
 
 def _searched(problem: Problem, boundaries: Boundaries, starts: list[Schedule]) -> Searched:
-    room = problem.budgets[_macs_row(problem)].capacity
+    room = float(problem.capacities[_macs_row(problem)])
     return search_schedules(Pricing(problem.sites, problem.ladders, boundaries, room), starts)
 
 
@@ -102,4 +103,4 @@ def _best(problem: Problem, boundaries: Boundaries, searched: Searched, starts: 
 
 
 def _macs_row(problem: Problem) -> int:
-    return next(row for row, budget in enumerate(problem.budgets) if budget.what == "MACs")
+    return next(row for row, budget in enumerate(problem.budgets) if isinstance(budget, Macs))

@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from optin_cli.artefacts.ranking import RankedSite, Ranking
-from optin_cli.errors import ArtefactError, BudgetError, UsageError
 from optin_cli.importance import OPTIN_SUM, FeatureWeights, combine, own_output_weight, scored_with
+from optin_cli.errors import BudgetError, UsageError
+from optin_cli.selection.budget import Budget, Case
 from optin_cli.selection.ladder import Floats, Ints, Ladder
 from optin_cli.selection.request import Request, check_table, round_size, weighting
-from optin_cli.selection.shared_latency import predicted_ms
-
-MIB = 2**20
-_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1}
-
-
-@dataclass(frozen=True)
-class Budget:
-    """One budget: the sites may use `capacity`, in MACs, parameters, bytes or milliseconds."""
-
-    what: str
-    """MACs, parameters, memory or latency."""
-    option: str
-    """As it was asked."""
-    capacity: float
-    """The whole allowance less `fixed`."""
-    fixed: float
-    """What the model uses outside its sites, where the budget counts that."""
-    unit: float
-    """One in the option's terms: the dense total of a share, 2**20 bytes of a MiB, a millisecond."""
-    suffix: str = ""
-
-    def told(self, used: float) -> str:
-        """A use of the sites in the option's terms, rounded up so that it can be asked for."""
-        return f"{math.ceil((self.fixed + used) / self.unit * 1e4) / 1e4:.4f}{self.suffix}"
 
 
 @dataclass(frozen=True)
@@ -49,11 +24,20 @@ class Problem:
     sites: list[RankedSite]
     scores: list[Floats]
     """[units] for each site."""
-    budgets: list[Budget]
     merges: tuple[int, ...] = ()
     """Tokens merged behind each block."""
     weighting: tuple[FeatureWeights, float] = (OPTIN_SUM, 0.0)
     """How the scores were put together: (feature weights, lambda)."""
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        return self.request.asked
+
+    @cached_property
+    def case(self) -> Case:
+        """What the costs of units depend on."""
+        dense = self.request.relative_to == "dense"
+        return Case(self.ranking, self.sites, self.tokens, self.seen, dense, self.request.table)
 
     @cached_property
     def seen(self) -> list[float]:
@@ -80,9 +64,10 @@ class Problem:
     def ladders(self) -> list[Ladder]:
         return [self._ladder(site, scores) for site, scores in zip(self.sites, self.scores, strict=True)]
 
-    @property
+    @cached_property
     def capacities(self) -> Floats:
-        return np.array([budget.capacity for budget in self.budgets])
+        """[budgets]: what the sites may use of each."""
+        return np.array([budget.capacity(self.case) for budget in self.budgets])
 
     @property
     def share(self) -> float:
@@ -105,10 +90,12 @@ class Problem:
         prefix = np.concatenate([[0.0], np.cumsum(-np.sort(-scores))])
         costs = self._costs(site, counts)
         steps = np.unique(np.diff(counts))
-        step = tuple((self._unit_costs(site) * steps[0]).tolist()) if len(steps) == 1 else None
+        step = None
+        if len(steps) == 1 and all(budget.linear for budget in self.budgets):
+            step = tuple(float(budget.unit_cost(self.case, site)) * int(steps[0]) for budget in self.budgets)
         for row, budget in enumerate(self.budgets):
-            if budget.what == "latency":
-                kept, step = _climbing(costs[row]), None
+            if not budget.linear:
+                kept = _climbing(costs[row])
                 counts, costs = counts[kept], costs[:, kept]
         return Ladder(counts, prefix[counts], costs, step)
 
@@ -122,21 +109,7 @@ class Problem:
 
     def _costs(self, site: RankedSite, counts: Ints) -> Floats:
         """[budgets, counts]: what so many units use of each budget."""
-        costs = self._unit_costs(site)[:, None] * counts
-        for row, budget in enumerate(self.budgets):
-            if budget.what == "latency":
-                assert self.request.table is not None
-                costs[row] = self.request.table.site_ms(site.name, counts)
-        return costs
-
-    def _unit_costs(self, site: RankedSite) -> Floats:
-        """[budgets]: what one unit uses of each; latency comes from its curve."""
-        costs = {
-            "MACs": site.macs_per_unit(self.seen[site.block]),
-            "parameters": site.params_per_unit,
-            "memory": site.params_per_unit * stored_bytes(self.ranking),
-        }
-        return np.array([float(costs.get(budget.what, 0.0)) for budget in self.budgets])
+        return np.array([budget.costs(self.case, site, counts) for budget in self.budgets])
 
 
 def pose(ranking: Ranking, request: Request) -> Problem:
@@ -147,7 +120,7 @@ def pose(ranking: Ranking, request: Request) -> Problem:
         units = {site.name: site.units for site in ranking.sites}
         check_table(request.table, ranking.device, ranking.dtype, units, force=request.force)
     sites = sorted(ranking.sites, key=lambda s: (s.block, s.kind))
-    problem = Problem(ranking, request, sites, [], _budgets(ranking, request), tuple(ranking.merges))
+    problem = Problem(ranking, request, sites, [], tuple(ranking.merges))
     own = scored_with(ranking), own_output_weight(ranking)
     chosen = weighting(request, ranking, problem.share) if _check_parts(ranking, request) else own
     scores = [site.score for site in sites]
@@ -155,16 +128,6 @@ def pose(ranking: Ranking, request: Request) -> Problem:
         combined = combine(sites, chosen[1], chosen[0])
         scores = [combined[site.name] for site in sites]
     return replace(problem, scores=scores, weighting=chosen)
-
-
-def stored_bytes(ranking: Ranking) -> int:
-    """Bytes of one stored parameter: of the weights on disk where the ranking says, else as it computed."""
-    return _BYTES[str(ranking.dense.get("dtype", ranking.dtype))]
-
-
-def fixed_params(ranking: Ranking) -> int:
-    """Parameters outside the sites: embeddings, norms, biases, the task head."""
-    return int(ranking.dense["params"] - ranking.dense["site_params"])
 
 
 def _check_parts(ranking: Ranking, request: Request) -> bool:
@@ -179,50 +142,6 @@ def _check_parts(ranking: Ranking, request: Request) -> bool:
     return bool(parts)
 
 
-def _budgets(ranking: Ranking, request: Request) -> list[Budget]:
-    tokens, dense = request.tokens or ranking.tokens, request.relative_to == "dense"
-    found = []
-    if request.flops is not None:
-        macs = ranking.dense_macs(tokens) if dense else ranking.macs(tokens)
-        found.append(Budget("MACs", f"--flops {request.flops:g}", request.flops * macs, 0.0, macs))
-    if request.params is not None or request.memory is not None:
-        fixed, size = fixed_params(ranking), stored_bytes(ranking)
-        whole = ranking.dense["params"] if dense else fixed + _site_params(ranking)
-        if request.params is not None:
-            room = request.params * whole - fixed
-            found.append(Budget("parameters", f"--params {request.params:g}", room, fixed, whole))
-        if request.memory is not None:
-            room = request.memory * MIB - fixed * size
-            found.append(Budget("memory", f"--memory {request.memory:g}", room, fixed * size, MIB))
-    if request.latency is not None or request.latency_ms is not None:
-        found += _latency_budgets(ranking, request)
-    return found
-
-
-def _latency_budgets(ranking: Ranking, request: Request) -> list[Budget]:
-    table = request.table
-    assert table is not None
-    fixed, found = table.fixed_ms, []
-    if request.latency is not None:
-        if request.relative_to == "dense" and table.model["digest"] != table.model["dense_digest"]:
-            raise ArtefactError(
-                f"the latency table is of the pruned {table.model['id']}: it can't tell shares of the dense model",
-                "make one of the dense model, or use --relative-to current",
-            )
-        here = {site.name: site.units for site in ranking.sites}
-        whole = table.total_ms if request.relative_to == "dense" else predicted_ms(ranking, table, here)
-        option = f"--latency {request.latency:g}"
-        found.append(Budget("latency", option, request.latency * whole - fixed, fixed, whole))
-    if request.latency_ms is not None:
-        option = f"--latency {request.latency_ms:g}ms"
-        found.append(Budget("latency", option, request.latency_ms - fixed, fixed, 1.0, "ms"))
-    return found
-
-
-def _site_params(ranking: Ranking) -> float:
-    return sum(site.units * site.params_per_unit for site in ranking.sites)
-
-
 def _climbing(ms: Floats) -> Ints:
     """Rungs above which no larger one is faster: a size that is slower than a larger one is no choice."""
     return np.flatnonzero(ms <= np.minimum.accumulate(ms[::-1])[::-1])
@@ -231,10 +150,12 @@ def _climbing(ms: Floats) -> Ints:
 def out_of_reach(problem: Problem) -> BudgetError:
     """The error that names every budget that the smallest mask exceeds, and what could be asked for."""
     over = [
-        (b, b.told(used)) for b, used in zip(problem.budgets, problem.least, strict=True) if used > b.capacity
+        (budget, budget.show(problem.case, used))
+        for budget, used, room in zip(problem.budgets, problem.least, problem.capacities, strict=True)
+        if used > room
     ]
-    asked = " ".join(f"{budget.option} can't be met: what must stay takes {told}." for budget, told in over)
-    smallest = " ".join(f"{budget.option.split()[0]} {told}" for budget, told in over)
+    asked = " ".join(f"{budget.asked} can't be met: what must stay takes {shown}." for budget, shown in over)
+    smallest = " ".join(f"{budget.option} {shown}" for budget, shown in over)
     guarded = any(len(ladder.counts) == 1 or ladder.counts[0] > 0 for ladder in problem.ladders)
     relax = "relax --min-heads, --min-neurons, --min-channels, --protect or other guards to go lower"
     if problem.request.merge == "only":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 from optin_cli.artefacts.latency import LatencyTable, processor_name
 from optin_cli.artefacts.ranking import RankedSite, Ranking
@@ -19,6 +20,8 @@ from optin_cli.importance import (
     measured_depth,
     own_output_weight,
 )
+from optin_cli.selection.budget import Budget
+from optin_cli.selection.budgets import Latency, Macs, Memory, Params
 
 ROUND_AUTO = "auto"
 SCOPES = ("none", "layer", "global")
@@ -40,6 +43,8 @@ class Request:
     latency: float | None = None
     """Share of the latency that `table` gives the whole model."""
     latency_ms: float | None = None
+    budgets: tuple[Budget, ...] = ()
+    """Further budgets, of any kind."""
     table: LatencyTable | None = None
     """What latency budgets are counted with; without such a budget it only predicts."""
     min_heads: int = 0
@@ -68,23 +73,33 @@ class Request:
     force: bool = False
     """Take a latency table of another device or dtype."""
 
+    @cached_property
+    def asked(self) -> tuple[Budget, ...]:
+        """All budgets: those with a name of their own, then the further ones."""
+        named = (
+            None if self.flops is None else Macs(self.flops),
+            None if self.params is None else Params(self.params),
+            None if self.memory is None else Memory(self.memory),
+            None if self.latency is None else Latency(self.latency),
+            None if self.latency_ms is None else Latency(self.latency_ms, ms=True),
+        )
+        return (*(budget for budget in named if budget), *self.budgets)
+
+    def with_budgets(self, budgets: Iterable[Budget]) -> Request:
+        """The same request with these budgets in place of all others."""
+        return replace(
+            self, flops=None, params=None, memory=None, latency=None, latency_ms=None, budgets=tuple(budgets)
+        )
+
     def check(self) -> None:
         """Raise `UsageError` for what no ranking could serve: to be called before anything expensive."""
-        for option, share in self._shares().items():
-            if share is not None and not 0 < share <= 1:
-                absolute = f"; milliseconds are written {share:g}ms" if option == "--latency" else ""
-                way_out = f"give the share to keep, in (0, 1]{absolute}"
-                raise UsageError(f"{option} {share:g} is not a fraction", way_out)
-        for option, amount in (("--memory", self.memory), ("--latency", self.latency_ms)):
-            if amount is not None and not 0 < amount < math.inf:
-                raise UsageError(f"{option} {amount:g} is no amount", "give more than 0")
-        if all(b is None for b in (*self._shares().values(), self.memory, self.latency_ms)):
+        for budget in self.asked:
+            budget.check(self.table)
+        if not self.asked:
             raise UsageError("no budget is given", "use --flops, --params, --latency or --memory")
-        if self._wants_latency() and self.table is None:
-            raise UsageError(
-                "--latency needs to know what units cost on the device",
-                "measure it once with `optin bench MODEL --table FILE.json`, then give --latency-table FILE.json",
-            )
+        keys = [budget.key for budget in self.asked]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise UsageError(f"two budgets are given for {', '.join(sorted(twice))}", "leave one out")
         if min(self.min_heads, self.min_neurons, self.min_channels) < 0:
             raise UsageError("--min-heads, --min-neurons and --min-channels can't be negative")
         if not 0 <= self.max_prune <= 1:
@@ -107,15 +122,16 @@ class Request:
             raise UsageError(f"--tokens {self.merge}", f"use {', '.join(TOKEN_SEARCHES)}")
         if self.merge == "none":
             return
-        if self.flops is None:
+        if not any(isinstance(budget, Macs) for budget in self.asked):
             raise UsageError(
                 f"--tokens {self.merge} saves MACs, and no budget of MACs is given", "give --flops, too"
             )
-        if self._wants_latency():
-            raise UsageError(
-                f"--latency can't be met with --tokens {self.merge}: a latency table knows whole sequences alone",
-                "leave one out",
-            )
+        for budget in self.asked:
+            if budget.whole_sequences:
+                raise UsageError(
+                    f"{budget.option} can't be met with --tokens {self.merge}: {budget.whole_sequences}",
+                    "leave one out",
+                )
 
     def _check_feature_weights(self) -> None:
         weights = self.feature_weights
@@ -127,12 +143,6 @@ class Request:
                 f"--feature-weights {','.join(f'{w:g}' for w in weights)}",
                 "give weights of 0 or more, not all 0",
             )
-
-    def _shares(self) -> dict[str, float | None]:
-        return {"--flops": self.flops, "--params": self.params, "--latency": self.latency}
-
-    def _wants_latency(self) -> bool:
-        return self.latency is not None or self.latency_ms is not None
 
     def check_sites(self, sites: Collection[RankedSite]) -> None:
         """Raise `UsageError` for a glob or a kind that no site has."""

@@ -9,16 +9,15 @@ import numpy as np
 
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.ranking import Ranking
-from optin_cli.artefacts.shared import overcounted
 from optin_cli.artefacts.sketch import Sketch
 from optin_cli.errors import UsageError
+from optin_cli.selection.budgets import BUILT_IN
 from optin_cli.selection.interactions import Rearranged, halves, rearrange, told
 from optin_cli.selection.ladder import Floats
 from optin_cli.selection.merging import Merged, merge_tokens
-from optin_cli.selection.problem import MIB, Problem, fixed_params, out_of_reach, pose, stored_bytes
+from optin_cli.selection.problem import Problem, out_of_reach, pose
 from optin_cli.selection.request import Request
 from optin_cli.selection.shared import Products, solve_products
-from optin_cli.selection.shared_latency import predicted_ms
 from optin_cli.selection.solver import Solution
 
 
@@ -106,25 +105,11 @@ def mask_of(
 
 
 def reached(problem: Problem, kept: Mapping[str, int]) -> dict[str, float]:
-    """What a model with `kept` units in each site costs, and the dense one: MACs of the sites, the rest of all."""
-    ranking, tokens, table = problem.ranking, problem.tokens, problem.request.table
-    over = overcounted(ranking.shared, {s.name: s.units for s in problem.sites}, kept)
-    macs = (
-        sum(kept[s.name] * s.macs_per_unit(problem.seen[s.block]) for s in problem.sites) - tokens * over[0]
-    )
-    params = fixed_params(ranking) + sum(kept[s.name] * s.params_per_unit for s in problem.sites) - over[1]
-    dense = ranking.dense_macs(tokens)
-    found = {
-        "flops": macs / (dense if problem.request.relative_to == "dense" else ranking.macs(tokens)),
-        "macs": macs,
-        "dense_macs": dense,
-        "params": params,
-        "dense_params": ranking.dense["params"],
-        "memory": params * stored_bytes(ranking) / MIB,
-        "dense_memory": ranking.dense["params"] * stored_bytes(ranking) / MIB,
-    }
-    if table is not None:
-        found |= {"latency_ms": predicted_ms(ranking, table, kept), "table_latency_ms": table.total_ms}
+    """What a model with `kept` units in each site uses of the built-in resources, and of others that were asked for."""
+    others = [budget for budget in problem.budgets if type(budget) not in BUILT_IN]
+    found: dict[str, float] = {}
+    for budget in (*(kind(1.0) for kind in BUILT_IN), *others):
+        found |= budget.reached(problem.case, kept)
     return found
 
 
@@ -137,11 +122,8 @@ def _asked(problem: Problem) -> dict[str, Any]:
     request = problem.request
     features, output_weight = problem.weighting
     return {
-        "flops": request.flops,
-        "params": request.params,
-        "memory": request.memory,
-        "latency": request.latency,
-        "latency_ms": request.latency_ms,
+        **{key: None for kind in BUILT_IN for key in kind.entries()},
+        **{budget.key: budget.amount for budget in problem.budgets},
         "relative_to": request.relative_to,
         "tokens": problem.tokens,
         "output_weight": output_weight,

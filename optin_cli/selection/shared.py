@@ -13,10 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
-from optin_cli.artefacts.shared import SharedLayer, overcounted
 from optin_cli.selection.ladder import Floats
-from optin_cli.selection.problem import Problem, stored_bytes
-from optin_cli.selection.shared_latency import SharedTimes
+from optin_cli.selection.problem import Problem
 from optin_cli.selection.solver import Solution, solve
 
 _STEPS = 16
@@ -27,27 +25,17 @@ class Products:
     """The products in a problem."""
 
     def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.units = {site.name: site.units for site in problem.sites}
-        self.layers: list[SharedLayer] = problem.ranking.shared
-        table = problem.request.table
-        self.times = SharedTimes(problem.ranking, table) if table and self.layers else None
+        self.problem, self.case = problem, problem.case
 
     @cached_property
     def whole(self) -> Floats:
         """[budgets]: what the shared layers use with all units."""
-        pairs = [self.units[layer.made] * self.units[layer.read] for layer in self.layers]
-        return self._in_budgets(
-            sum(n * layer.macs_per_token for n, layer in zip(pairs, self.layers, strict=True)),
-            sum(n * layer.params for n, layer in zip(pairs, self.layers, strict=True)),
-            self.times.whole if self.times else 0.0,
-        )
+        return np.array([float(budget.shared_whole(self.case)) for budget in self.problem.budgets])
 
     def overcounted(self, counts: list[int]) -> Floats:
         """[budgets]: what sums over sites count too much when `counts` units stay."""
-        kept = dict(zip(self.units, counts, strict=True))
-        ms = self.times.overcounted(kept) if self.times else 0.0
-        return self._in_budgets(*overcounted(self.layers, self.units, kept), ms)
+        kept = dict(zip(self.case.units, counts, strict=True))
+        return np.array([float(budget.overcounted(self.case, kept)) for budget in self.problem.budgets])
 
     def summed(self, counts: list[int]) -> Floats:
         """[budgets]: what `counts` units use by sums over sites."""
@@ -69,28 +57,16 @@ class Products:
         """No choice within the budgets scores more."""
         ladders = []
         for site, ladder in zip(self.problem.sites, self.problem.ladders, strict=True):
-            halves = [layer.halves(self.units).get(site.name, 0.0) for layer in self.layers]
-            macs = sum(n * layer.macs_per_token for n, layer in zip(halves, self.layers, strict=True))
-            params = sum(n * layer.params for n, layer in zip(halves, self.layers, strict=True))
-            ms = self.times.beyond(site.name, ladder.counts) if self.times else np.zeros(len(ladder.counts))
-            alone, a_ms = self._in_budgets(macs, params, 0.0), self._in_budgets(0.0, 0.0, 1.0)
-            more = alone[:, None] * ladder.counts + a_ms[:, None] * ms  # [budgets, rungs]
+            budgets, halves = self.problem.budgets, self.case.halves(site)
+            more = np.array([budget.beyond(self.case, site, ladder.counts) for budget in budgets])
             step = ladder.step
             if step is not None:
-                step = tuple((step + alone * (ladder.counts[1] - ladder.counts[0])).tolist())
+                rung = ladder.counts[1] - ladder.counts[0]
+                each = [float(budget.layers(self.case, halves)) for budget in budgets]
+                step = tuple(cost + float(one * rung) for cost, one in zip(step, each, strict=True))
             ladders.append(replace(ladder, costs=ladder.costs + more, step=step))
         found = solve(ladders, self.problem.capacities + self.whole)
         return float("inf") if found is None else found.bound
-
-    def _in_budgets(self, macs: float, params: float, ms: float) -> Floats:
-        """[budgets]: an amount of MACs for each token, of parameters and of milliseconds, as each budget counts it."""
-        amounts = {
-            "MACs": macs * self.problem.tokens,
-            "parameters": params,
-            "memory": params * stored_bytes(self.problem.ranking),
-            "latency": ms,
-        }
-        return np.array([amounts.get(budget.what, 0.0) for budget in self.problem.budgets])
 
 
 def solve_products(problem: Problem) -> Solution | None:
@@ -100,7 +76,7 @@ def solve_products(problem: Problem) -> Solution | None:
     """
     best = solve(problem.ladders, problem.capacities)  # within the budgets by sums is within them
     products = Products(problem)
-    if not products or (best and best.counts == list(products.units.values())):
+    if not products or (best and best.counts == list(products.case.units.values())):
         return best
     low, high = 0.0, 0.5  # sums count at most half of a layer too much
     for _ in range(_STEPS):

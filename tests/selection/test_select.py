@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from optin_cli.artefacts.mask import mask_to_json
 from optin_cli.errors import BudgetError, UsageError
 from optin_cli.importance import combine
-from optin_cli.selection.problem import MIB
+from optin_cli.selection.budgets import MIB
 from optin_cli.selection.request import Request
 from optin_cli.selection.select import emptied_sites, select
 
