@@ -11,9 +11,8 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin, get_type_hints, is_typeddict
 
 from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError
 
@@ -132,7 +131,7 @@ def read_record(
         raise ArtefactError(
             f"{path} has schema version {found}; this optin reads up to {version}", "update optin"
         )
-    wanted = {f.name: str(f.type).partition("[")[0] for f in fields(record)}  # type: ignore[arg-type]
+    wanted = {name: _json_type(hint) for name, hint in get_type_hints(record).items()}
     problems = [f"{name} is missing" for name in wanted if name not in data and name not in optional]
     problems += [
         f"{name} must be a {kind}"
@@ -142,6 +141,12 @@ def read_record(
     if problems:
         raise ArtefactError(f"{path} is a damaged record: {', '.join(problems)}", f"run `{maker}` again")
     return record(**{name: data[name] for name in wanted if name in data})
+
+
+def _json_type(hint: Any) -> str:
+    """The name of the type that JSON gives for a field: of `list[int]` list, of a typed dict dict."""
+    plain = get_origin(hint) or hint
+    return "dict" if is_typeddict(plain) else str(plain.__name__)
 
 
 def check_output(path: Path, kind: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optin_cli.artefacts.facts import Curve, TimedModel, TimedSetting, TimedSite, UsedTable
 from optin_cli.artefacts.files import atomic_file, digest_json, read_record, to_json
 from optin_cli.errors import ArtefactError
 
@@ -23,18 +24,15 @@ MAKER = "optin bench MODEL --table"
 class LatencyTable:
     """See the module's docstring. A model's latency is `fixed_ms` plus its sites' milliseconds."""
 
-    model: dict[str, Any]
-    """id, digest (weights), dense_digest (weights of the dense original), family."""
-    setting: dict[str, Any]
-    """device, processor (of a CPU), threads, dtype, batch_size, size (tokens, or pixels a side)."""
+    model: TimedModel
+    setting: TimedSetting
     total_ms: float
     """Median forward of the whole model."""
     fixed_ms: float
     """What is left of it without any unit: embeddings, norms, the task head."""
-    curves: list[dict[str, Any]]
-    """counts (ascending, from 0) and ms: median time that so many units add; noise: the typical error of one ms."""
-    sites: dict[str, dict[str, Any]]
-    """Site name -> kind, units, and curve, an index: alike sites share one."""
+    curves: list[Curve]
+    sites: dict[str, TimedSite]
+    """By name."""
     created: str = ""
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -45,13 +43,13 @@ class LatencyTable:
     def site_ms(self, name: str, counts: NDArray[Any] | list[int]) -> NDArray[np.float64]:
         """Milliseconds that `counts` units of a site take: linear between the measured ones."""
         curve = self.curves[self.sites[name]["curve"]]
-        return np.interp(counts, curve["counts"], curve["ms"])
+        return np.interp(np.asarray(counts), curve["counts"], curve["ms"])
 
     def model_ms(self, kept: Mapping[str, int]) -> float:
         """Predicted milliseconds of a model with `kept` units in each site."""
         return self.fixed_ms + sum(float(self.site_ms(name, [units])[0]) for name, units in kept.items())
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> UsedTable:
         """The setting and where the table is from, for the record of what it was used for."""
         return {**self.setting, "model": self.model["id"], "of": self.model["digest"], "digest": self.digest}
 

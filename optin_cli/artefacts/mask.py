@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
+from optin_cli.artefacts.facts import Asked, DataFacts, Objective, Reached
 from optin_cli.artefacts.files import atomic_file, digest_json, read_record, to_json
 from optin_cli.errors import ArtefactError
 
@@ -22,21 +22,10 @@ class Mask:
     """SHA-256 of the weights the ranking was made on: `apply` refuses any other model."""
     ranking_digest: str
     family: str
-    budget: dict[str, Any]
-    """What was asked: flops, params, latency (shares), memory (MiB), latency_ms, or null for each; relative_to: what
-    shares are of, `dense` or `current`; tokens: sequence length MACs are counted for; the guards; round_to;
-    output_weight (lambda) and feature_weights, a name or one for each block, of the scores; interactions: `none`,
-    `layer` or `global`; latency_table: the setting and digest of the table, or null."""
-    reached: dict[str, float]
-    """flops (share), macs, dense_macs (of the sites); params, dense_params, memory, dense_memory (MiB; of the whole
-    model); with a latency table latency_ms, the prediction, and table_latency_ms, of the table's model."""
-    objective: dict[str, Any]
-    """kept: share of the total score that is kept; bound: the LP bound on it; gap: bound - kept; optimal: whether it
-    is proved that no mask within the budgets keeps more; interactions: what exchanging units for their interactions
-    did (units moved; dropped: whether the gain was not real; joint losses before and after, as shares of the total
-    score, on the fit and the held-out half, and the standard error of the latter's difference), or null; merging, where
-    tokens were to be merged: the share of the total score that merging loses, which bound and gap count off."""
-    calibration: dict[str, Any]
+    budget: Asked
+    reached: Reached
+    objective: Objective
+    calibration: DataFacts
     """Where the ranking's data came from, so that `apply` can check itself on the same rows."""
     units: dict[str, int]
     """Site name -> units before pruning."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from optin_cli.artefacts.facts import DenseFacts, PruningStep
 from optin_cli.artefacts.files import read_record, to_json
 from optin_cli.errors import ArtefactError
 
@@ -32,13 +33,11 @@ class PrunedRecord:
     """Site name -> unit indices kept, counted in the dense original (pruning twice composes)."""
     per_layer_config: dict[str, dict[str, int]]
     """Block -> sizes left, under the names transformers uses: num_attention_heads, intermediate_size."""
-    dense: dict[str, Any]
-    """The original: id, digest, params, macs_per_token, macs_per_pair."""
+    dense: DenseFacts
     merges: list[int] = field(default_factory=list)
     """Tokens merged behind each block, from the first one on; empty: none."""
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """One entry a pruning: model, ranking and mask digests, budget, measured deviation, versions; compensation: its
-    settings, data and a table of sites (error before and after, method kept, ridge)."""
+    history: list[PruningStep] = field(default_factory=list)
+    """The prunings, the last one last."""
 
 
 def write_pruned(folder: Path, record: PrunedRecord) -> None:

@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from optin_cli.artefacts.facts import DataFacts, DenseFacts, ModelFacts
 from optin_cli.artefacts.files import atomic_file, check_kind, digest_bytes, digest_json
 from optin_cli.artefacts.schedule import tokens_by_block
 from optin_cli.artefacts.shared import SharedLayer
@@ -67,12 +68,8 @@ class RankedSite:
 class Ranking:
     """See the module's docstring; the field names are the root attributes."""
 
-    model: dict[str, Any]
-    """id, digest (weights SHA-256), family, task, class; of a model whose tokens can be merged also prefix (tokens in
-    front that never are) and, if it merges some, merges (how many behind each block); layers between two sites as
-    shared and sites that nothing goes around as chained, where there are any."""
-    data: dict[str, Any]
-    """spec, config, split, columns, fingerprint, rows."""
+    model: ModelFacts
+    data: DataFacts
     row_ids: list[int]
     """The sampled rows of the split, ascending."""
     method: str
@@ -80,8 +77,7 @@ class Ranking:
     """Every setting that changes the scores."""
     tokens: float
     """Mean number of tokens of a calibration example, padding out."""
-    dense: dict[str, Any]
-    """The original dense model: digest, macs_per_token, macs_per_pair, params; `fixed_macs` outside sites."""
+    dense: DenseFacts
     sites: list[RankedSite]
     token_sites: list[RankedTokens] = field(default_factory=list)
     """What merging tokens costs, if that was measured."""

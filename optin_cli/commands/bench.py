@@ -199,8 +199,10 @@ def compare(models: list[OpenModel], timings: list[Timing]) -> list[dict[str, An
 
 def _prediction(model: OpenModel) -> dict[str, Any] | None:
     """What a latency table said of a pruned model: milliseconds, and the table's setting."""
-    step = model.record.history[-1] if model.record else {}
-    table = step.get("budget", {}).get("latency_table")
+    if model.record is None:
+        return None
+    step = model.record.history[-1]
+    table = step["budget"].get("latency_table")
     return {**step["reached"], **table} if table else None
 
 

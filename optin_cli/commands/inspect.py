@@ -12,6 +12,7 @@ import typer
 
 from optin_cli import console
 from optin_cli.artefacts import latency
+from optin_cli.artefacts.facts import Asked
 from optin_cli.artefacts.files import read_json, stated_kind
 from optin_cli.artefacts.latency import LatencyTable, read_latency_table
 from optin_cli.artefacts.mask import Mask, read_mask
@@ -178,7 +179,7 @@ def _show_mask(path: Path, mask: Mask, json: bool) -> None:
     _show_sizes({n: len(k) for n, k in mask.keep.items()} | _merged(mask.merges), mask.units)
 
 
-def _asked(budget: dict[str, Any]) -> str:
+def _asked(budget: Asked) -> str:
     """`0.6 of the dense MACs, 12.5 ms`: every budget that a mask was asked to meet."""
     found = [one for kind in budget_kinds().values() for one in kind.recorded(budget)]
     return ", ".join(one.words(budget["relative_to"]) for one in found)

@@ -128,9 +128,9 @@ def report(mask: Mask) -> None:
             f"predicted latency {reached['latency_ms']:.2f} of {reached['table_latency_ms']:.2f} ms ({share:.1f} %), "
             f"batch {table['batch_size']} at size {table['size']}, {table['device']}"
         )
-    moves = exchanged(mask)
+    moves, exchanges = exchanged(mask), objective["interactions"]
     best = "the best there is" if objective["optimal"] else "no better one was found"
-    if moves and objective["interactions"]["moved"]:
+    if exchanges and exchanges["moved"]:
         best = "less than it could for units one by one"
     lost = f", merging loses {100 * objective['merging']:.2f} %" if "merging" in objective else ""
     console.note(

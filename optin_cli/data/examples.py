@@ -6,8 +6,9 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from optin_cli.artefacts.facts import DataFacts
 from optin_cli.artefacts.files import digest_chunks
 from optin_cli.data.columns import Columns
 from optin_cli.data.intact import leave_out_broken, undecoded
@@ -44,7 +45,7 @@ class Examples:
         """The data's name in errors."""
         return f"{self.data.spec} ({self.data.split})"
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> DataFacts:
         """What an artefact records, and `examples_again` needs."""
         return {
             "spec": self.data.spec,

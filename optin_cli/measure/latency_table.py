@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from optin_cli.artefacts.facts import Curve, TimedModel, TimedSetting, TimedSite
 from optin_cli.artefacts.latency import LatencyTable, processor_name
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.errors import UsageError
@@ -44,7 +45,7 @@ _SHORTEST_MS = 1.0
 """A timed call lasts at least this long: shorter ones are repeated back to back."""
 
 
-def table_setting(model: OpenModel, batch_size: int, size: int) -> dict[str, Any]:
+def table_setting(model: OpenModel, batch_size: int, size: int) -> TimedSetting:
     """What a table is made for: times hold for nothing else."""
     cpu = model.device.type == "cpu"
     return {
@@ -95,7 +96,7 @@ def make_table(
         bench.curve(ms * model.anatomy.uses(bench.site.block))
         for bench, ms in zip(benches, blocks, strict=True)
     ]
-    sites = {
+    sites: dict[str, TimedSite] = {
         site.name: {"kind": site.kind, "units": site.units, "curve": index}
         for site in model.anatomy
         for index, alike in enumerate(shapes)
@@ -113,7 +114,7 @@ def make_table(
     return table
 
 
-def _model_facts(model: OpenModel) -> dict[str, Any]:
+def _model_facts(model: OpenModel) -> TimedModel:
     return {
         "id": model.spec,
         "digest": model.digest,
@@ -157,7 +158,7 @@ class _Bench:
             self._measure(sorted(sizes))
             sizes = self._bends(finest)
 
-    def curve(self, block_ms: float) -> dict[str, Any]:
+    def curve(self, block_ms: float) -> Curve:
         """The curve of a `LatencyTable`; `block_ms` is what the whole block takes.
 
         Of a layer between two sites each has its share, as of the MACs; `select` multiplies what is left of both.

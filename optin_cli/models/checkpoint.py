@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optin_cli.artefacts.facts import DenseFacts
 from optin_cli.artefacts.files import digest_bytes, digest_files
 from optin_cli.artefacts.pruned import PrunedRecord, write_pruned
 from optin_cli.errors import ArtefactError, UsageError
@@ -122,8 +123,8 @@ class OpenModel:
         return text_processor(self.source.folder, config)
 
     @cached_property
-    def dense(self) -> dict[str, Any]:
-        """Facts about the original dense model: what budgets are relative to."""
+    def dense(self) -> DenseFacts:
+        """The original dense model."""
         if self.record is not None:
             return self.record.dense
         return {

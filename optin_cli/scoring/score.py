@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from optin_cli.artefacts.facts import ModelFacts
 from optin_cli.artefacts.files import check_space
 from optin_cli.artefacts.partial import Partial, clear_parts
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.artefacts.ranking import Ranking, read_ranking, write_ranking
 from optin_cli.errors import ArtefactError, UsageError
 from optin_cli.importance import own_output_weight
+from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.macs import count_macs
 from optin_cli.models.precision import exact_convolutions
 from optin_cli.scoring.calibration import mean_tokens
@@ -86,19 +88,7 @@ def _scored(plan: Plan, output: Path, on_progress: Progress, team: Team) -> Rank
         site.score = scores[site.name]
     sketch = worker.totals.sketch()
     ranking = Ranking(
-        model={
-            "id": plan.model.spec,
-            "digest": plan.model.digest,
-            "family": plan.model.family.name,
-            "task": plan.model.task.name,
-            "class": type(plan.model.module).__name__,
-            **({"merges": plan.model.merges} if plan.model.merges else {}),
-            **(
-                {"chained": chained} if (chained := [s.name for s in plan.model.anatomy if s.chained]) else {}
-            ),
-            **({"shared": shared} if (shared := list(map(asdict, plan.model.anatomy.shared))) else {}),
-            **({"prefix": plan.model.anatomy.prefix} if plan.model.anatomy.tokens else {}),
-        },
+        model=_model_facts(plan.model),
         data=plan.examples.describe(),
         row_ids=plan.examples.row_ids,
         method=plan.settings.method,
@@ -111,7 +101,7 @@ def _scored(plan: Plan, output: Path, on_progress: Progress, team: Team) -> Rank
             "identity": identity,
         },
         tokens=mean_tokens(plan.calibration),
-        dense={**plan.model.dense, "fixed_macs": _fixed_macs(plan)},
+        dense=plan.model.dense | {"fixed_macs": _fixed_macs(plan)},
         sites=sites,
         token_sites=worker.token_sites(),
         batch_weights=[plan.calibration.weight(b) for b in range(len(plan.calibration))],
@@ -128,6 +118,25 @@ def _scored(plan: Plan, output: Path, on_progress: Progress, team: Team) -> Rank
     ranking = team.told(ranking)
     run.partial.discard()  # only now: whoever failed before this finds the finished items again
     return ranking
+
+
+def _model_facts(model: OpenModel) -> ModelFacts:
+    facts: ModelFacts = {
+        "id": model.spec,
+        "digest": model.digest,
+        "family": model.family.name,
+        "task": model.task.name,
+        "class": type(model.module).__name__,
+    }
+    if model.merges:
+        facts["merges"] = model.merges
+    if chained := [site.name for site in model.anatomy if site.chained]:
+        facts["chained"] = chained
+    if model.anatomy.shared:
+        facts["shared"] = [asdict(layer) for layer in model.anatomy.shared]
+    if model.anatomy.tokens:
+        facts["prefix"] = model.anatomy.prefix
+    return facts
 
 
 class _Run:

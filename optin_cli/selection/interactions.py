@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from optin_cli.artefacts.facts import Change, Exchanged
 from optin_cli.artefacts.ranking import RankedSite
 from optin_cli.artefacts.sketch import Sketch
 from optin_cli.importance import OPTIN_SUM, FeatureWeights, trajectories
@@ -166,11 +166,17 @@ def rearrange(
     )
 
 
-def told(found: Rearranged) -> dict[str, Any]:
+def told(found: Rearranged) -> Exchanged:
     """What a mask records of it."""
-    record = {field: getattr(found, field) for field in ("moved", "dropped", "error")}
-    names = {"fit": found.fit, "held_out": found.held_out}
-    return {"ridge": RIDGE, **record, **{name: {"before": a, "after": b} for name, (a, b) in names.items()}}
+    fit, held_out = (Change(before=before, after=after) for before, after in (found.fit, found.held_out))
+    return {
+        "ridge": RIDGE,
+        "moved": found.moved,
+        "dropped": found.dropped,
+        "error": found.error,
+        "fit": fit,
+        "held_out": held_out,
+    }
 
 
 def _removed(keep: Mapping[str, Sequence[int]], units: Sequence[int]) -> Flags:

@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 
 from optin_cli.artefacts.ranking import RankedSite, Ranking
-from optin_cli.importance import OPTIN_SUM, FeatureWeights, combine, own_output_weight, scored_with
 from optin_cli.errors import BudgetError, UsageError
+from optin_cli.importance import OPTIN_SUM, FeatureWeights, combine, own_output_weight, scored_with
 from optin_cli.selection.budget import Budget, Case
 from optin_cli.selection.ladder import Floats, Ints, Ladder
 from optin_cli.selection.request import Request, check_table, round_size, weighting

@@ -222,12 +222,13 @@ def check_table(
     the dense model serves what was pruned from it: its curves start at no unit.
     """
     again = "make one with `optin bench MODEL --table FILE.json`"
-    missing = [name for name, count in units.items() if table.sites.get(name, {"units": -1})["units"] < count]
+    there = {name: site["units"] for name, site in table.sites.items()}
+    missing = [name for name, count in units.items() if there.get(name, -1) < count]
     if missing or set(table.sites) - set(units):
         odd = [*missing, *sorted(set(table.sites) - set(units))][0]
         raise ArtefactError(
             f"the latency table is of a model of another shape ({table.model['id']}): {odd} has "
-            f"{table.sites.get(odd, {}).get('units', 0)} units there, {units.get(odd, 0)} here",
+            f"{there.get(odd, 0)} units there, {units.get(odd, 0)} here",
             again,
         )
     here = device.partition(" (")[0]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import cast
 
 import numpy as np
 
+from optin_cli.artefacts.facts import Asked, Objective, Reached
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.ranking import Ranking
 from optin_cli.artefacts.sketch import Sketch
@@ -82,20 +83,23 @@ def mask_of(
     # sums in another order differ in the last digit
     bound = max(merged.bound if merged else solution.bound, kept - loss)
     units = {site.name: site.units for site in problem.sites}
+    objective: Objective = {
+        "kept": kept / total,
+        "bound": bound / total,
+        "gap": (bound - kept + loss) / total,
+        "optimal": solution.optimal and not merged and not (rearranged and rearranged.moved),
+        "merging": loss / total,
+        "interactions": told(rearranged) if rearranged else None,
+    }
+    if not merged:
+        del objective["merging"]
     return Mask(
         model_digest=ranking.model["digest"],
         ranking_digest=ranking.digest,
         family=ranking.model["family"],
         budget=_asked(problem),
         reached=reached(problem, {name: len(indices) for name, indices in keep.items()}),
-        objective={
-            "kept": kept / total,
-            "bound": bound / total,
-            "gap": (bound - kept + loss) / total,
-            "optimal": solution.optimal and not merged and not (rearranged and rearranged.moved),
-            **({"merging": loss / total} if merged else {}),
-            "interactions": told(rearranged) if rearranged else None,
-        },
+        objective=objective,
         calibration={**ranking.data, "row_ids": ranking.row_ids[:64]},
         units=units,
         keep={name: list(indices) for name, indices in keep.items()},
@@ -104,13 +108,13 @@ def mask_of(
     )
 
 
-def reached(problem: Problem, kept: Mapping[str, int]) -> dict[str, float]:
+def reached(problem: Problem, kept: Mapping[str, int]) -> Reached:
     """What a model with `kept` units in each site uses of the built-in resources, and of others that were asked for."""
     others = [budget for budget in problem.budgets if type(budget) not in BUILT_IN]
     found: dict[str, float] = {}
     for budget in (*(kind(1.0) for kind in BUILT_IN), *others):
         found |= budget.reached(problem.case, kept)
-    return found
+    return cast(Reached, found)
 
 
 def emptied_sites(mask: Mask) -> list[str]:
@@ -118,12 +122,15 @@ def emptied_sites(mask: Mask) -> list[str]:
     return [name for name, kept in mask.keep.items() if not kept and mask.units[name]]
 
 
-def _asked(problem: Problem) -> dict[str, Any]:
+def _asked(problem: Problem) -> Asked:
     request = problem.request
     features, output_weight = problem.weighting
-    return {
-        **{key: None for kind in BUILT_IN for key in kind.entries()},
-        **{budget.key: budget.amount for budget in problem.budgets},
+    asked: Asked = {
+        "flops": None,
+        "params": None,
+        "memory": None,
+        "latency": None,
+        "latency_ms": None,
         "relative_to": request.relative_to,
         "tokens": problem.tokens,
         "output_weight": output_weight,
@@ -136,6 +143,10 @@ def _asked(problem: Problem) -> dict[str, Any]:
         "protect": list(request.protect),
         "only": request.only,
         "round_to": problem.round_size,
-        **({"merge": request.merge} if request.merge != "none" else {}),
+        "merge": request.merge,
         "latency_table": request.table.describe() if request.table else None,
     }
+    if request.merge == "none":
+        del asked["merge"]
+    amounts = {budget.key: budget.amount for budget in problem.budgets}
+    return cast(Asked, {**asked, **amounts})

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optin_cli.artefacts.facts import PruningStep
 from optin_cli.artefacts.files import atomic_dir
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.provenance import library_versions
@@ -279,7 +280,7 @@ def _record(model: OpenModel, mask: Mask) -> PrunedRecord:
     kept = mask.keep
     if earlier is not None:  # indices count in the dense original, however often it was pruned
         kept = {name: [earlier.kept[name][i] for i in indices] for name, indices in mask.keep.items()}
-    step = {
+    step: PruningStep = {
         "model": {"id": model.spec, "digest": model.digest},
         "ranking": mask.ranking_digest,
         "mask": mask.digest,

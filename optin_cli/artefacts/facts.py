@@ -1,0 +1,227 @@
+"""What artefacts say in JSON objects: the names and types of their entries.
+
+Plain dicts at run time, so that files keep their bytes and older ones load; typed, so that a misspelt entry does not
+pass the type checker. `NotRequired` entries are left out where they don't apply, or by older versions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NotRequired, TypedDict
+
+ModelFacts = TypedDict(
+    "ModelFacts",
+    {
+        "id": str,
+        "digest": str,
+        "family": str,
+        "task": str,
+        "class": str,
+        "merges": NotRequired[list[int]],
+        "chained": NotRequired[list[str]],
+        "shared": NotRequired[list[dict[str, Any]]],
+        "prefix": NotRequired[int],
+    },
+)
+"""A ranked model. digest: SHA-256 of its weights; merges: tokens merged behind each block; chained: sites that nothing
+goes around; shared: `SharedLayer`s between two sites; prefix: tokens in front that are never merged, where others can
+be."""
+
+
+class DenseFacts(TypedDict):
+    """The original dense model: what budgets are relative to."""
+
+    id: str
+    digest: str
+    params: int
+    macs_per_token: float
+    """Of all sites, as `macs_per_pair`."""
+    macs_per_pair: float
+    site_params: float
+    """Parameters that belong to units."""
+    dtype: NotRequired[str]
+    """Of the stored weights."""
+    fixed_macs: NotRequired[float]
+    """MACs outside the sites on a mean calibration example; of a ranking."""
+
+
+class DataFacts(TypedDict):
+    """Calibration data: where it is, how its columns are read, and which rows were drawn."""
+
+    spec: str
+    config: str | None
+    split: str
+    text: list[str]
+    """Columns, as the next four."""
+    image: str | None
+    audio: NotRequired[str | None]
+    label: str | None
+    mask: NotRequired[str | None]
+    """Label maps."""
+    ignore_index: NotRequired[int]
+    fingerprint: str
+    rows: int
+    """Of the split."""
+    stream: NotRequired[bool]
+    row_ids: NotRequired[list[int]]
+    """The first rows drawn; of a mask."""
+
+
+class TimedModel(TypedDict):
+    """The model of a latency table."""
+
+    id: str
+    digest: str
+    dense_digest: str
+    """Of the weights of the dense original."""
+    family: str
+
+
+class TimedSetting(TypedDict):
+    """How a latency table was measured."""
+
+    device: str
+    processor: str
+    """Of a CPU; '' of other devices."""
+    threads: int
+    dtype: str
+    batch_size: int
+    size: int
+    """Tokens, or pixels a side."""
+
+
+class Curve(TypedDict):
+    """Milliseconds by number of units."""
+
+    counts: list[int]
+    """Ascending, from 0."""
+    ms: list[float]
+    """Median time that so many units add."""
+    noise: float
+    """The typical error of one ms."""
+
+
+class TimedSite(TypedDict):
+    """A site in a latency table."""
+
+    kind: str
+    units: int
+    curve: int
+    """Index of its curve: alike sites share one."""
+
+
+class UsedTable(TimedSetting):
+    """The latency table that a mask was selected with."""
+
+    model: str
+    of: str
+    """SHA-256 of the table's model."""
+    digest: str
+    """Of the table."""
+
+
+class Asked(TypedDict):
+    """What a mask was asked for. Budgets that were not given are null; other kinds of budgets add entries."""
+
+    flops: float | None
+    params: float | None
+    memory: float | None
+    """MiB."""
+    latency: float | None
+    latency_ms: float | None
+    relative_to: str
+    """What shares are of: `dense` or `current`."""
+    tokens: float
+    """Sequence length that MACs are counted for."""
+    output_weight: float
+    """Lambda."""
+    feature_weights: str | Sequence[float]
+    interactions: str
+    min_heads: int
+    min_neurons: int
+    min_channels: int
+    max_prune: float
+    protect: list[str]
+    only: str | None
+    round_to: int
+    merge: NotRequired[str]
+    latency_table: UsedTable | None
+
+
+class Reached(TypedDict):
+    """What the pruned model uses, and the dense one. Other kinds of budgets add entries."""
+
+    flops: float
+    """Share of the MACs of the sites."""
+    macs: float
+    dense_macs: float
+    params: float
+    """Of the whole model, as `memory`."""
+    dense_params: float
+    memory: float
+    """MiB."""
+    dense_memory: float
+    latency_ms: NotRequired[float]
+    """Predicted with a latency table."""
+    table_latency_ms: NotRequired[float]
+    """Of the table's model."""
+
+
+class Change(TypedDict):
+    """A joint loss, as a share of the total score."""
+
+    before: float
+    after: float
+
+
+class Exchanged(TypedDict):
+    """What exchanging units for their interactions did."""
+
+    ridge: float
+    moved: int
+    """Units exchanged."""
+    dropped: bool
+    """Whether the gain was not real."""
+    error: float
+    """Standard error of the held-out difference."""
+    fit: Change
+    held_out: Change
+
+
+class Objective(TypedDict):
+    """How good a mask is, in shares of the total score."""
+
+    kept: float
+    bound: float
+    """Upper bound on what any mask within the budgets keeps, less what merging loses."""
+    gap: float
+    optimal: bool
+    """Whether it is proved that no mask within the budgets keeps more."""
+    merging: NotRequired[float]
+    """What merging tokens loses, which bound and gap count off."""
+    interactions: Exchanged | None
+
+
+class PrunedModel(TypedDict):
+    """The model that a pruning started from."""
+
+    id: str
+    digest: str
+
+
+class PruningStep(TypedDict):
+    """One pruning in the record of a pruned model."""
+
+    model: PrunedModel
+    ranking: str
+    """Digest, as `mask`."""
+    mask: str
+    budget: Asked
+    reached: Reached
+    versions: dict[str, str]
+    compensation: NotRequired[dict[str, Any]]
+    """Settings, data and a table of sites (error before and after, method kept, ridge)."""
+    deviation: NotRequired[float]
+    """Largest difference of the outputs from the masked model's."""
+    checked_on: NotRequired[str]
+    params: NotRequired[int]
