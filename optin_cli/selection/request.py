@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
+from typing import Any
 
 from optin_cli.artefacts.latency import LatencyTable, processor_name
 from optin_cli.artefacts.ranking import RankedSite, Ranking
@@ -21,7 +22,7 @@ from optin_cli.importance import (
     own_output_weight,
 )
 from optin_cli.selection.budget import Budget
-from optin_cli.selection.budgets import Latency, Macs, Memory, Params
+from optin_cli.selection.budgets import BUILT_IN, Latency, Macs, Memory, Params
 
 ROUND_AUTO = "auto"
 SCOPES = ("none", "layer", "global")
@@ -87,9 +88,14 @@ class Request:
 
     def with_budgets(self, budgets: Iterable[Budget]) -> Request:
         """The same request with these budgets in place of all others."""
-        return replace(
-            self, flops=None, params=None, memory=None, latency=None, latency_ms=None, budgets=tuple(budgets)
-        )
+        named: dict[str, Any] = dict.fromkeys(key for kind in BUILT_IN for key in kind.entries())
+        further = []
+        for budget in budgets:
+            if type(budget) in BUILT_IN and named[budget.key] is None:
+                named[budget.key] = budget.amount
+            else:
+                further.append(budget)
+        return replace(self, **named, budgets=tuple(further))
 
     def check(self) -> None:
         """Raise `UsageError` for what no ranking could serve: to be called before anything expensive."""

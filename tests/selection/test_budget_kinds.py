@@ -174,7 +174,7 @@ def test_options_are_read_by_their_kinds(registered):
     found = with_budgets(Request(min_heads=1), {"--heads": "0.5, 0.25", "--flops": "0.9"})
     assert list(found) == ["0.5", "0.25"]
     assert [request.asked for request in found.values()] == [
-        (registered(0.5), Macs(0.9)), (registered(0.25), Macs(0.9)),
+        (Macs(0.9), registered(0.5)), (Macs(0.9), registered(0.25)),
     ]  # fmt: skip
     assert all(request.min_heads == 1 for request in found.values())
     with pytest.raises(UsageError, match=r"--heads 'half' is no number") as caught:
@@ -224,6 +224,7 @@ def test_budgets_by_name_and_as_objects_give_the_same_mask():
     made = ranking()
     table = latency_table(made.sites)
     named = Request(flops=0.6, params=0.9, memory=0.03, latency=0.7, latency_ms=5.0, table=table)
-    objects = Request(table=table).with_budgets(named.asked)
-    assert objects.flops is None and len(objects.budgets) == 5
+    objects = Request(table=table, budgets=named.asked)
+    assert objects.asked == named.asked
     assert select(made, objects) == select(made, named)
+    assert Request(table=table, flops=0.1).with_budgets(named.asked) == named
