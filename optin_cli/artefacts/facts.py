@@ -223,5 +223,7 @@ class PruningStep(TypedDict):
     """Settings, data and a table of sites (error before and after, method kept, ridge)."""
     deviation: NotRequired[float]
     """Largest difference of the outputs from the masked model's."""
+    tolerance: NotRequired[float]
+    """What was allowed."""
     checked_on: NotRequired[str]
     params: NotRequired[int]

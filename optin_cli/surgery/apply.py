@@ -164,8 +164,12 @@ def apply(
                 f"{dtype} explains; nothing was written",
                 "this is a fault in the family's table or in optin: please report it with the mask",
             )
-        checked = {"deviation": deviation, "tolerance": allowed, "checked_on": checked_on, "params": params}
-        record.history[-1] |= checked
+        record.history[-1] |= {
+            "deviation": deviation,
+            "tolerance": allowed,
+            "checked_on": checked_on,
+            "params": params,
+        }
         write_pruned(folder, record)
     return Applied(
         output, deviation, checked_on, params, model.dense["params"], tuple(fits), tolerance=allowed
