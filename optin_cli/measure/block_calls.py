@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.fields import map_paths
+from optin_cli.models.hidden import CACHES
 from optin_cli.models.placing import joined, within
 
 Call = Callable[[], object]
@@ -40,7 +41,7 @@ def block_calls(model: OpenModel, inputs: Mapping[str, Tensor]) -> list[BlockCal
     def look(index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             # a cache grows at every call
-            plain = {k: None if k.startswith("past_key_value") else v for k, v in kwargs.items()}
+            plain = {k: None if k in CACHES else v for k, v in kwargs.items()}
             found[index] = BlockCall(module, args, plain)
 
         return hook

@@ -15,6 +15,7 @@ from optin_cli.models.blocks import BUILT_OTHERWISE, base_prefix, find_streams
 from optin_cli.models.costs import Cost, plain, shared_layers, unit_costs
 from optin_cli.models.families import DOCS, TOWERS, find_family, known_families
 from optin_cli.models.fields import described
+from optin_cli.models.hidden import cache_argument
 from optin_cli.models.layers import (
     channel_axis,
     is_affine_norm,
@@ -196,7 +197,9 @@ def _site(
         raise InputError(
             f"{name}: {bypass.module} can't give the bias of {table.consumer}, which stands outside of it"
         )
-    same = {one.name: getattr(table, one.name) for one in described(Site)}
+    if bypass and bypass.cache:  # its name is another one in other versions of the library
+        bypass = replace(bypass, cache=cache_argument(module(bypass.module), bypass.cache))
+    same = {one.name: getattr(table, one.name) for one in described(Site)} | {"bypass": bypass}
     found = Site(
         name=name,
         block=index,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from optin_cli.models.anatomy import NCHW, NHWC, SEQUENCE
 
 HIDDEN = "hidden_states"
+
+CACHES = ("past_key_values", "cache", "past_key_value", "layer_past")
+"""What versions of transformers call the argument with the cache of keys and values."""
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -32,6 +36,15 @@ def with_hidden(arguments: Arguments, hidden: Any) -> Arguments:
     """A block's arguments with other hidden states."""
     args, kwargs = arguments
     return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, _name(kwargs): hidden})
+
+
+def cache_argument(module: nn.Module, named: str = "") -> str:
+    """The argument of `module` that takes a cache: the one that is `named`, or what another version calls it.
+
+    Empty where it takes none. A table names the argument of one version; the model that runs may be of another.
+    """
+    takes = inspect.signature(module.forward).parameters
+    return next((name for name in (named, *CACHES) if name in takes), "")
 
 
 def _name(kwargs: dict[str, Any]) -> str:

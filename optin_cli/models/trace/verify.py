@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from optin_cli.errors import OptinError
 from optin_cli.models.anatomy import HEADS, Anatomy, Bypass, UnitInput
 from optin_cli.models.dissect import dissect
+from optin_cli.models.hidden import cache_argument
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.schema import Family, SiteTable
 from optin_cli.models.slicing import slice_model
@@ -23,7 +24,6 @@ from optin_cli.models.trace.sites import common_parent
 TOLERANCE = 1e-5  # of the largest output, or of 1
 SLICED = ("weight", "bias", "running_mean", "running_var")
 _MOST_TRIES = 64
-_CACHES = ("past_key_values", "past_key_value", "layer_past")
 _STOPS = "it does not run without"
 
 Change = Callable[[SiteTable], SiteTable]
@@ -134,9 +134,7 @@ def _bypass(trial: Trial, path: str) -> Bypass:
     finally:
         handle.remove()
     in_tuple = len(given[0]) if given and isinstance(given[0], tuple) else 0
-    takes = inspect.signature(module.forward).parameters
-    cache = next((name for name in _CACHES if name in takes), "") if trial.cached else ""
-    return Bypass(path, in_tuple, cache)
+    return Bypass(path, in_tuple, cache_argument(module) if trial.cached else "")
 
 
 def _anatomy(block: nn.Module, table: SiteTable) -> Anatomy:
