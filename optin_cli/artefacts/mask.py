@@ -49,17 +49,27 @@ def mask_to_json(mask: Mask) -> str:
     return to_json({"format": FORMAT, "schema_version": SCHEMA_VERSION, **asdict(mask)}) + "\n"
 
 
-def write_mask(path: Path, mask: Mask) -> None:
-    with atomic_file(path) as temporary:
+def write_mask(path: str | Path, mask: Mask) -> None:
+    """Write a mask as JSON: the whole file or nothing.
+
+    Example:
+        >>> optin.write_mask(folder / "m.json", mask)
+    """
+    with atomic_file(Path(path)) as temporary:
         temporary.write_text(mask_to_json(mask))
 
 
-def read_mask(path: Path) -> Mask:
+def read_mask(path: str | Path) -> Mask:
     """Read and check a mask.
 
     Raises `UsageError` for a path that can't be read, `ArtefactError` for anything that is not a valid mask:
     it lists every site with indices out of range, repeated or out of order.
+
+    Example:
+        >>> optin.read_mask(folder / "m.json") == mask
+        True
     """
+    path = Path(path)
     mask = read_record(
         path, Mask, "a mask", FORMAT, SCHEMA_VERSION, maker="optin select", optional=("summary", "merges")
     )

@@ -9,12 +9,12 @@ from helpers.pruning import data_for, rank
 
 from optin_cli.artefacts.pruned import read_pruned
 from optin_cli.errors import OptinError
+from optin_cli.export.tolerance import TOLERANCES, tolerance
 from optin_cli.models.checkpoint import open_model
 from optin_cli.selection.select import select
 from optin_cli.surgery import apply as stage
 from optin_cli.surgery.plan import make_plan
 from optin_cli.surgery.settings import Compensation
-from optin_cli.surgery.tolerance import TOLERANCES, tolerance
 
 
 def test_a_tolerance_is_a_share_of_the_largest_output_or_of_one():
