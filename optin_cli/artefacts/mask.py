@@ -14,7 +14,7 @@ SCHEMA_VERSION = 3
 """1 knew the MACs budget alone, and counted the parameters of the sites alone; 2 merged no tokens."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Mask:
     """See the module's docstring. The digest covers everything."""
 
@@ -35,6 +35,11 @@ class Mask:
     """Site name -> `kept/units`, for readers."""
     merges: list[int] = field(default_factory=list)
     """Tokens merged behind each block, from the first one on; empty: none."""
+
+    def __repr__(self) -> str:
+        """A line for a notebook: the indices would fill pages."""
+        kept, units = sum(map(len, self.keep.values())), sum(self.units.values())
+        return f"<Mask of {kept} of {units} units, {100 * self.reached['flops']:.2f} % of the MACs>"
 
     @property
     def digest(self) -> str:

@@ -64,7 +64,7 @@ class RankedSite:
         return self.macs_per_token * tokens + self.macs_per_pair * tokens * tokens
 
 
-@dataclass
+@dataclass(repr=False)
 class Ranking:
     """See the module's docstring; the field names are the root attributes."""
 
@@ -90,6 +90,11 @@ class Ranking:
     seconds: float = 0.0
     sketch: Sketch | None = field(default=None, compare=False, repr=False)
     """What interactions are told by, of a ranking in memory; that of a file is read by `read_sketch`."""
+
+    def __repr__(self) -> str:
+        """A line for a notebook: the scores would fill pages."""
+        units, rows = sum(site.units for site in self.sites), len(self.row_ids)
+        return f"<Ranking of {self.model['id']}: {units} units by {self.method} on {rows} rows of {self.data['spec']}>"
 
     @property
     def digest(self) -> str:

@@ -49,7 +49,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
-@dataclass
+@dataclass(repr=False)
 class OpenModel:
     """A model ready to run: eval mode, parameters frozen, on its device."""
 
@@ -66,6 +66,11 @@ class OpenModel:
     """The tokenizer, image processor, feature extractor or transform that came with a module in memory."""
     original: nn.Module | None = field(default=None, repr=False)
     """The caller's module in memory: `module` shares its weights and nothing else."""
+
+    def __repr__(self) -> str:
+        """A line for a notebook: the parts would fill pages."""
+        millions = sum(p.numel() for p in self.module.parameters()) / 1e6
+        return f"<{type(self).__name__} {self.spec}: {self.family.name}, {self.task.name}, {millions:.1f} M parameters>"
 
     @property
     def spec(self) -> str:

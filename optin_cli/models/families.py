@@ -26,20 +26,9 @@ from optin_cli.models.tables import SHIPPED, TOWERS
 from optin_cli.models.torchvision_tables import TORCHVISION
 
 __all__ = [
-    "DOCS",
-    "TOWERS",
-    "Family",
-    "SiteTable",
-    "StreamTable",
-    "TokenTable",
-    "family_from_dict",
-    "family_to_dict",
-    "family_to_yaml",
-    "find_family",
-    "known_families",
-    "read_family",
-    "register_family",
-]
+    "DOCS", "TOWERS", "Family", "SiteTable", "StreamTable", "TokenTable", "family_from_dict",
+    "family_to_dict", "family_to_yaml", "find_family", "known_families", "read_family", "register_family",
+]  # fmt: skip
 
 DOCS = "docs/anatomy.md"
 _PROBLEMS_SHOWN = 5
@@ -119,10 +108,8 @@ def read_family(path: str | Path) -> Family:
     Raises `UsageError` for a file that can't be read or is no table.
 
     Example:
-        >>> _ = (folder / "mixer.yaml").write_text(
-        ...     "{name: mixer, matches: [MyMixer], blocks: layers,"
-        ...     " sites: [{kind: neurons, producers: [fc1], consumer: fc2}]}"
-        ... )
+        >>> table = "{name: m, matches: [M], blocks: layers, sites: [{kind: neurons, producers: [fc1], consumer: fc2}]}"
+        >>> _ = (folder / "mixer.yaml").write_text(table)
         >>> optin.read_family(folder / "mixer.yaml").sites[0].consumer
         'fc2'
     """

@@ -62,7 +62,7 @@ class Applied:
     """The largest deviation that would have passed."""
 
 
-@dataclass
+@dataclass(repr=False)
 class PrunedModel(OpenModel):
     """A model that was pruned, ready to run, and how it came about. Its record is what `optin.json` holds."""
 

@@ -117,3 +117,12 @@ def test_a_module_whose_forward_is_replaced_is_refused(bert):
     bert.forward = bert.forward
     with pytest.raises(optin.InputError, match="forward is replaced"):
         optin.open_model(bert)
+
+
+def test_what_a_notebook_shows_is_a_line(bert, batches):
+    ranking = optin.score(bert, batches, samples=16)
+    mask = optin.select(ranking, flops=0.5)
+    small = optin.apply(bert, mask, batches)
+    for shown in (ranking, mask, small, optin.open_model(bert)):
+        assert len(repr(shown)) < 120 and repr(shown).startswith("<") and "\n" not in repr(shown)
+    assert "BertForSequenceClassification" in repr(small) and "curvature" in repr(ranking)
