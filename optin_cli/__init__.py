@@ -47,6 +47,8 @@ _HOMES = {
     "optin_cli.models.families": (
         "Family", "SiteTable", "StreamTable", "TokenTable", "known_families", "read_family", "register_family",
     ),
+    "optin_cli.scoring.methods.base": ("ScoringMethod",),
+    "optin_cli.scoring.methods.registry": ("register_method",),
     "optin_cli.surgery.apply": ("Applied", "PrunedModel"),
     "optin_cli.surgery.settings": ("SiteFit",),
 }  # fmt: skip
@@ -66,6 +68,8 @@ __all__ = [  # noqa: RUF022 - in the order of a run
     # architectures
     "register_family", "known_families", "read_family", "Family", "SiteTable", "Producer", "UnitInput", "Bypass",
     "RelativePositions", "StreamTable", "TokenTable", "Anatomy", "Site", "Stream",
+    # scoring methods
+    "register_method", "ScoringMethod",
     # formats
     "register_writer", "Writer", "Runnable", "Comparison", "compare_outputs",
     # errors
@@ -115,6 +119,8 @@ if TYPE_CHECKING:
         read_family,
         register_family,
     )
+    from optin_cli.scoring.methods.base import ScoringMethod
+    from optin_cli.scoring.methods.registry import register_method
     from optin_cli.surgery.apply import Applied, PrunedModel
     from optin_cli.surgery.settings import SiteFit
 

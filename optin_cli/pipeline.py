@@ -25,6 +25,7 @@ from optin_cli.models.held import copy_of
 from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import Plan, Progress
 from optin_cli.scoring.plan import make_plan as make_scoring_plan
+from optin_cli.scoring.settings import DEFAULT_METHOD
 from optin_cli.selection.request import Request, check_table
 from optin_cli.selection.select import select
 from optin_cli.surgery import apply as surgery
@@ -161,7 +162,7 @@ def _check_serves(plan: Plan, request: Request) -> None:
     if request.interactions != "none" and not plan.method.sketches:
         raise UsageError(
             f"{param('interactions')} needs a sketch, and {param('method', method)} makes none",
-            f"use {param('method', 'curvature')}",
+            f"use {param('method', DEFAULT_METHOD)}",
         )
 
 

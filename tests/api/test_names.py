@@ -15,6 +15,7 @@ import torch
 import optin_cli as optin
 from optin_cli.export import writers
 from optin_cli.models import families
+from optin_cli.scoring.methods import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [name for name in optin.__all__ if name != "__version__"]
@@ -62,7 +63,7 @@ def test_the_examples_of_all_docstrings_run(bert, tokenizer, batches, tmp_path):
     globs["folder"] = tmp_path
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     with_rankings = [*RUN, *(name for name in FUNCTIONS if name.startswith("write_"))]
-    registries = dict(families._REGISTRY), dict(writers._WRITERS)
+    registries = dict(families._REGISTRY), dict(writers._WRITERS), dict(registry.METHODS)
     try:
         for name in dict.fromkeys([*with_rankings, *FUNCTIONS]):
             function = getattr(optin, name)
@@ -75,6 +76,8 @@ def test_the_examples_of_all_docstrings_run(bert, tokenizer, batches, tmp_path):
         families._REGISTRY.update(registries[0])
         writers._WRITERS.clear()
         writers._WRITERS.update(registries[1])
+        registry.METHODS.clear()
+        registry.METHODS.update(registries[2])
     assert runner.failures == 0
 
 

@@ -288,7 +288,7 @@ def test_question_answering_has_no_labels(tmp_path):
 
 
 def test_per_batch_is_fishers():
-    with pytest.raises(UsageError, match="--per-batch"):
+    with pytest.raises(UsageError, match="per_batch is about"):
         configured(ScoreSettings(method="curvature", per_batch=True))
 
 
