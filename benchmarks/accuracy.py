@@ -32,11 +32,11 @@ from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.measure.evaluate import evaluate
 from optin_cli.models.checkpoint import OpenModel, open_model
+from optin_cli.pipeline import prune_in_steps
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import existing, score
 from optin_cli.selection.request import Request
 from optin_cli.selection.select import select
-from optin_cli.steps import prune_in_steps
 from optin_cli.surgery.apply import apply
 from optin_cli.surgery.plan import make_plan as plan_compensation
 from optin_cli.surgery.settings import Compensation

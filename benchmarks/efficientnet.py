@@ -93,7 +93,7 @@ def main() -> None:
             for method in ("none", "auto"):
                 model = open_model(spec)
                 wanted = make_plan(model, mask, Compensation(method, args.rows or 2048), even, at_most=True)
-                surgery.apply(model, mask, folder / f"{method}-{budget}", data=even, plan=wanted)
+                surgery.apply(model, mask, folder / f"{method}-{budget}", calibration, wanted)
                 pruned = open_model(str(folder / f"{method}-{budget}"))
                 row(budget, method, pruned, tested, dense)
                 reestimate(pruned, calibration)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from optin_cli.errors import OptinError, first_line
+from optin_cli.errors import OptinError, Spelling, first_line, in_python, spelled
 
 JSON_SCHEMA_VERSION = 1
 _PLAIN_INTERVAL = 5.0  # seconds between progress lines where there is no terminal
@@ -74,11 +74,12 @@ def note(text: str) -> None:
         _stderr().print(escape(text))
 
 
-def error(problem: OptinError) -> None:
-    """One message: what, and what to do next."""
-    text = f"[bold red]error:[/] {escape(problem.what)}"
-    if problem.hint:
-        text += f"\n  {escape(problem.hint)}"
+def error(problem: OptinError, spelling: Spelling = in_python) -> None:
+    """One message: what, and what to do next, with parameters written in the `spelling` of whoever reads it."""
+    what, hint = problem.template
+    text = f"[bold red]error:[/] {escape(spelled(what, spelling))}"
+    if hint:
+        text += f"\n  {escape(spelled(hint, spelling))}"
     _stderr().print(text)
 
 

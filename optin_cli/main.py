@@ -16,6 +16,7 @@ from optin_cli.commands.apply import apply
 from optin_cli.commands.bench import bench
 from optin_cli.commands.evaluate import evaluate
 from optin_cli.commands.families import families
+from optin_cli.commands.flags import spelling_of
 from optin_cli.commands.inspect import inspect
 from optin_cli.commands.prune import prune
 from optin_cli.commands.score import score
@@ -42,7 +43,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except Followed as error:
             raise typer.Exit(error.exit_code) from None
         except OptinError as error:
-            console.error(error)
+            console.error(error, spelling_of(command, COMMANDS.values()))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             console.note("interrupted; run the same command again to go on")

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from optin_cli.errors import UsageError
+from optin_cli.errors import UsageError, param
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def byte_count(given: int | str, name: str) -> int:
+    """`4GiB`, `500MB`, `1e9` -> bytes; a number is bytes already. `name` is the parameter's. Raises `UsageError`."""
+    if isinstance(given, int):
+        return given
+    way_out = f"write {param(name, meta='4GiB')} or {param(name, meta='500MB')}"
+    return int(parse_size(given, param(name), "", way_out))
 
 
 def parse_size(text: str, option: str, unit: str, way_out: str) -> float:

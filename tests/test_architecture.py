@@ -10,8 +10,10 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "optin_cli"
 ROWS = [
     {"commands"},
-    {"prune"},
+    {"api"},
+    {"pipeline"},
     {"scoring", "selection", "surgery", "measure"},
+    {"export"},
     {"models", "importance"},
     {"tasks"},
     {"data", "artefacts"},

@@ -12,7 +12,7 @@ from helpers.data import tiny_image_folder, tiny_text_csv
 from helpers.models import saved_model
 from typer.testing import CliRunner
 
-from optin_cli import steps as stage
+from optin_cli import pipeline as stage
 from optin_cli.artefacts.pruned import read_pruned
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
@@ -20,7 +20,7 @@ from optin_cli.data.sources import DataSpec
 from optin_cli.errors import UsageError
 from optin_cli.main import app
 from optin_cli.models.checkpoint import open_model
-from optin_cli.prune import NO_COMPENSATION, prune
+from optin_cli.pipeline import NO_COMPENSATION, prune
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.selection.request import Request
 from optin_cli.surgery.settings import Compensation
@@ -120,7 +120,7 @@ def test_amounts_wait_for_the_last_step(tmp_path):
 @pytest.mark.parametrize(
     ("request_", "count", "says"),
     [
-        (Request(flops=0.5), 0, "--steps 0: at least 1"),
+        (Request(flops=0.5), 0, "steps=0: at least 1"),
         (Request(flops=0.5, relative_to="current"), 2, "from the dense model"),
         (Request(memory=1.0), 2, "needs a budget that is a share"),
     ],

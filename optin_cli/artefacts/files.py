@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints, is_typeddict
 
-from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError
+from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError, param
 
 Record = TypeVar("Record")
 
@@ -192,7 +192,8 @@ def check_space(path: Path, needed: int) -> None:
     if needed > free:
         raise InputError(
             f"{path} needs {needed / 2**20:.0f} MiB and the disk has {free / 2**20:.0f} MiB left",
-            "free some space, or leave the sketch out (--no-sketch, or a smaller --sketch-rows)",
+            "free some space, or leave the sketch out "
+            f"({param('sketch', False, python='sketch_rows=0')}, or a smaller {param('sketch_rows')})",
         )
 
 

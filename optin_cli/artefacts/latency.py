@@ -65,17 +65,28 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def write_latency_table(path: Path, table: LatencyTable) -> None:
+def write_latency_table(path: str | Path, table: LatencyTable) -> None:
+    """Write a latency table as JSON: the whole file or nothing.
+
+    Example:
+        >>> optin.write_latency_table(folder / "cpu.json", table)
+    """
+    path = Path(path)
     with atomic_file(path) as temporary:
         data = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **asdict(table)}
         temporary.write_text(to_json(data) + "\n")
 
 
-def read_latency_table(path: Path) -> LatencyTable:
+def read_latency_table(path: str | Path) -> LatencyTable:
     """Read and check a table.
 
     Raises `UsageError` for a path that can't be read, `ArtefactError` for anything that is not a valid table.
+
+    Example:
+        >>> optin.read_latency_table(folder / "cpu.json").setting["batch_size"]
+        2
     """
+    path = Path(path)
     table = read_record(
         path, LatencyTable, "a latency table", FORMAT, SCHEMA_VERSION, maker=MAKER,
         optional=("created", "versions"),

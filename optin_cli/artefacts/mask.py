@@ -14,7 +14,7 @@ SCHEMA_VERSION = 3
 """1 knew the MACs budget alone, and counted the parameters of the sites alone; 2 merged no tokens."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Mask:
     """See the module's docstring. The digest covers everything."""
 
@@ -36,6 +36,11 @@ class Mask:
     merges: list[int] = field(default_factory=list)
     """Tokens merged behind each block, from the first one on; empty: none."""
 
+    def __repr__(self) -> str:
+        """A line for a notebook: the indices would fill pages."""
+        kept, units = sum(map(len, self.keep.values())), sum(self.units.values())
+        return f"<Mask of {kept} of {units} units, {100 * self.reached['flops']:.2f} % of the MACs>"
+
     @property
     def digest(self) -> str:
         content = asdict(self)
@@ -49,17 +54,27 @@ def mask_to_json(mask: Mask) -> str:
     return to_json({"format": FORMAT, "schema_version": SCHEMA_VERSION, **asdict(mask)}) + "\n"
 
 
-def write_mask(path: Path, mask: Mask) -> None:
-    with atomic_file(path) as temporary:
+def write_mask(path: str | Path, mask: Mask) -> None:
+    """Write a mask as JSON: the whole file or nothing.
+
+    Example:
+        >>> optin.write_mask(folder / "m.json", mask)
+    """
+    with atomic_file(Path(path)) as temporary:
         temporary.write_text(mask_to_json(mask))
 
 
-def read_mask(path: Path) -> Mask:
+def read_mask(path: str | Path) -> Mask:
     """Read and check a mask.
 
     Raises `UsageError` for a path that can't be read, `ArtefactError` for anything that is not a valid mask:
     it lists every site with indices out of range, repeated or out of order.
+
+    Example:
+        >>> optin.read_mask(folder / "m.json") == mask
+        True
     """
+    path = Path(path)
     mask = read_record(
         path, Mask, "a mask", FORMAT, SCHEMA_VERSION, maker="optin select", optional=("summary", "merges")
     )

@@ -45,9 +45,15 @@ def write_pruned(folder: Path, record: PrunedRecord) -> None:
     (folder / FILE_NAME).write_text(to_json(data) + "\n")
 
 
-def read_pruned(folder: Path) -> PrunedRecord:
-    """Read `optin.json` of a pruned folder. Raises `ArtefactError` when it is damaged or too new."""
-    path, what = folder / FILE_NAME, "the record of a pruned model"
+def read_pruned(folder: str | Path) -> PrunedRecord:
+    """Read `optin.json` of a pruned folder. Raises `ArtefactError` when it is damaged or too new.
+
+    Example:
+        >>> record = optin.read_pruned(folder / "small")
+        >>> record.kept == small.mask.keep
+        True
+    """
+    path, what = Path(folder) / FILE_NAME, "the record of a pruned model"
     return read_record(
         path, PrunedRecord, what, FORMAT, SCHEMA_VERSION, maker="optin apply", optional=("merges",)
     )

@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class RankedSite:
         return self.macs_per_token * tokens + self.macs_per_pair * tokens * tokens
 
 
-@dataclass
+@dataclass(repr=False)
 class Ranking:
     """See the module's docstring; the field names are the root attributes."""
 
@@ -88,6 +88,13 @@ class Ranking:
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
     seconds: float = 0.0
+    sketch: Sketch | None = field(default=None, compare=False, repr=False)
+    """What interactions are told by, of a ranking in memory; that of a file is read by `read_sketch`."""
+
+    def __repr__(self) -> str:
+        """A line for a notebook: the scores would fill pages."""
+        units, rows = sum(site.units for site in self.sites), len(self.row_ids)
+        return f"<Ranking of {self.model['id']}: {units} units by {self.method} on {rows} rows of {self.data['spec']}>"
 
     @property
     def digest(self) -> str:
@@ -141,14 +148,22 @@ _PLAIN_ATTRIBUTES = ("method", "tokens", "device", "dtype", "created", "seconds"
 _SITE_ATTRIBUTES = ("kind", "block", "units", "width", "macs_per_token", "macs_per_pair", "params_per_unit")
 
 
-def write_ranking(path: Path, ranking: Ranking, sketch: Sketch | None = None) -> None:
-    """Write atomically. The file is built in memory: on a full disk HDF5 fails late and noisily, plain bytes don't."""
+def write_ranking(path: str | Path, ranking: Ranking, sketch: Sketch | None = None) -> None:
+    """Write a ranking, with its sketch, as HDF5: the whole file or nothing.
+
+    `sketch` is by default the ranking's own. Raises `InputError` where the disk is full.
+
+    Example:
+        >>> optin.write_ranking(folder / "r.h5", ranking)
+    """
+    # on a full disk HDF5 fails late and noisily, plain bytes don't
+    sketch = ranking.sketch if sketch is None else sketch
     image = io.BytesIO()
     with h5py.File(image, "w") as file:
         _fill(file, ranking)
         if sketch is not None:
             fill_sketch(file.create_group("sketch"), sketch)
-    with atomic_file(path) as temporary:
+    with atomic_file(Path(path)) as temporary:
         temporary.write_bytes(image.getbuffer())
 
 
@@ -178,7 +193,8 @@ def _fill(file: h5py.File, ranking: Ranking) -> None:
 
 def _checksum(ranking: Ranking) -> str:
     """SHA-256 over everything in the file; the digest leaves out what does not change the scores."""
-    content = asdict(ranking)
+    content = asdict(replace(ranking, sketch=None))
+    del content["sketch"]
     for site in content["sites"]:
         site.update({name: digest_bytes(site[name].tobytes()) for name in _ARRAYS})
     for site in content["token_sites"]:
@@ -188,12 +204,17 @@ def _checksum(ranking: Ranking) -> str:
     return digest_json(content)
 
 
-def read_ranking(path: Path) -> Ranking:
+def read_ranking(path: str | Path) -> Ranking:
     """Read and check a ranking.
 
     Raises `UsageError` for a path that can't be read and `ArtefactError` for a file that is no ranking, is
     damaged, incomplete, or of another schema.
+
+    Example:
+        >>> optin.read_ranking(folder / "r.h5").digest == ranking.digest
+        True
     """
+    path = Path(path)
     with _opened(path) as file:
         ranking = _read(file)
         if _checksum(ranking) != _text(file.attrs["checksum"]):
@@ -201,8 +222,16 @@ def read_ranking(path: Path) -> Ranking:
         return ranking
 
 
-def read_sketch(path: Path) -> Sketch | None:
-    """The sketch in a ranking's file, None if it was left out. Raises what `read_ranking` raises."""
+def read_sketch(path: str | Path) -> Sketch | None:
+    """The sketch in a ranking's file, None if it was left out. Raises what `read_ranking` raises.
+
+    It is what interactions between units are told by: gradients [rows, units] of each site.
+
+    Example:
+        >>> optin.read_sketch(folder / "r.h5").trajectory["blocks.0.heads"].shape[1]
+        4
+    """
+    path = Path(path)
     with _opened(path) as file:
         if "sketch" not in file:
             return None
@@ -250,7 +279,8 @@ def _read(file: h5py.File) -> Ranking:
         attributes[name] = value if isinstance(value, str) else value.item()
     sites = [_read_site(name, group) for name, group in file["sites"].items()]
     tokens = load_tokens(file["tokens"]) if "tokens" in file else []
-    assert set(attributes) | {"sites", "token_sites", "row_ids"} == {f.name for f in fields(Ranking)}
+    parts = {"sites", "token_sites", "row_ids", "sketch"}
+    assert set(attributes) | parts == {f.name for f in fields(Ranking)}
     return Ranking(**attributes, row_ids=file["row_ids"][:].tolist(), sites=sites, token_sites=tokens)
 
 

@@ -13,7 +13,8 @@ import typer
 from optin_cli import console
 from optin_cli.artefacts.mask import read_mask
 from optin_cli.commands import options
-from optin_cli.errors import UsageError
+from optin_cli.errors import UsageError, param
+from optin_cli.sizes import byte_count
 
 if TYPE_CHECKING:
     from optin_cli.surgery.apply import Applied
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def apply(
     model: options.Model,
-    mask: Annotated[Path, typer.Argument(metavar="MASK", help="Written by `optin select`.")],
+    mask_file: Annotated[Path, typer.Argument(metavar="MASK", help="Written by `optin select`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Model directory to write.")],
     compensate: options.Compensate = "auto",
     producers: options.Producers = True,
@@ -33,7 +34,7 @@ def apply(
     text: options.Text = None,
     image: options.Image = None,
     audio: options.Audio = None,
-    masks: options.Mask = None,
+    mask: options.Mask = None,
     workers: options.Workers = None,
     samples: Annotated[
         int | None,
@@ -45,7 +46,7 @@ def apply(
         str, typer.Option("--memory", help="Activations to hold in main memory; the rest goes to disk.")
     ] = "4GiB",
     task: options.Task = None,
-    anatomy: options.Anatomy = None,
+    family: options.Anatomy = None,
     device: options.Device = "auto",
     seed: options.Seed = 0,
     force: options.Force = False,
@@ -67,31 +68,33 @@ def apply(
       python -c "import optin_cli; model = optin_cli.load('m-60/')"
     """
     from optin_cli.surgery import apply as stage
+    from optin_cli.surgery.check import open_check
     from optin_cli.surgery.plan import make_plan
 
     settings = compensation(
         compensate, samples, batch_size, max_length, seed, memory, bn, producers=producers
     )
-    chosen = read_mask(mask)
-    opened = options.open_with(model, task, anatomy, device, "float32")
-    if not data and any(given is not None for given in (split, config, text, image, audio, masks)):
+    chosen = read_mask(mask_file)
+    opened = options.open_with(model, task, family, device, "float32")
+    if not data and any(given is not None for given in (split, config, text, image, audio, mask)):
         raise UsageError(
             "--split, --config, --text, --image, --audio and --mask say how to read --data, which is not given"
         )
     rows = (
         options.data_spec(
-            data, split or "train", config, text, None, image, workers=workers, mask=masks, audio=audio
+            data, split or "train", config, text, None, image, workers=workers, mask=mask, audio=audio
         )
         if data
         else None
     )
-    stage.check_belongs(opened, chosen)
+    stage.check_fit(opened, chosen)
     stage.check_output(output, opened)
     plan = make_plan(opened, chosen, settings, rows, at_most=samples is None, workers=workers)
+    batches = open_check(opened, rows) if rows and plan is None else None
     applied = None if force else stage.existing(output, opened, chosen, plan)
     if applied is None:
         with console.progress(not quiet) as on_progress:
-            applied = stage.apply(opened, chosen, output, rows, plan, on_progress)
+            applied = stage.apply(opened, chosen, output, batches, plan, on_progress)
     if not quiet:
         tell(applied)
     if json:
@@ -108,16 +111,16 @@ def compensation(
     seed: int,
     memory: str,
     bn: bool,
-    prefix: str = "--",
+    prefix: str = "",
     *,
     producers: bool,
 ) -> Compensation:
-    """The options of compensation as one value; `samples` None is the default. `prefix` is of their names in errors."""
+    """The options of compensation as one value; `samples` None is the default. `prefix` begins their names."""
     from optin_cli.surgery.settings import Compensation
 
     if samples is not None and samples < 1:
-        raise UsageError(f"{prefix}samples {samples}: at least 1 is needed")
-    bytes_held = options.byte_count(memory, f"{prefix}memory")
+        raise UsageError(f"{param(f'{prefix}samples', samples)}: at least 1 is needed")
+    bytes_held = byte_count(memory, f"{prefix}memory")
     chosen = Compensation(
         method=method,
         producers=producers,

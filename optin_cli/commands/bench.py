@@ -59,7 +59,7 @@ def bench(
         typer.Option("--cuda-graph", help="Record each model's forward as a CUDA graph and time its replay."),
     ] = False,
     task: options.Task = None,
-    anatomy: options.Anatomy = None,
+    family: options.Anatomy = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     seed: options.Seed = 0,
@@ -86,7 +86,7 @@ def bench(
         raise UsageError(
             "a latency table is of models run as they are", "leave --compile and --cuda-graph out"
         )
-    opened = options.open_with(model, task, anatomy, device, dtype)
+    opened = options.open_with(model, task, family, device, dtype)
     images = opened.family.modality == "image"
     if (seq_len if images else image_size) is not None:
         raise UsageError(
@@ -106,7 +106,7 @@ def bench(
         return
     models = [opened]
     if baseline:
-        models.insert(0, options.open_with(baseline, task, anatomy, device, str(opened.dtype)[6:]))
+        models.insert(0, options.open_with(baseline, task, family, device, str(opened.dtype)[6:]))
     with console.progress(not json) as on_progress:
         timings = latency.bench(
             models,

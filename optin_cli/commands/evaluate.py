@@ -43,7 +43,7 @@ def evaluate(
     ignore_index: options.IgnoreIndex = 255,
     workers: options.Workers = None,
     task: options.Task = None,
-    anatomy: options.Anatomy = None,
+    family: options.Anatomy = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     seed: options.Seed = 0,
@@ -57,14 +57,13 @@ def evaluate(
 
       optin eval m-60/ --baseline ./my-bert --data glue/sst2 --max-drop 1
     """
-    from optin_cli.data.batches import Batches
-    from optin_cli.data.examples import sample
+    from optin_cli.data.opening import open_batches
     from optin_cli.measure import evaluate as stage
 
     if max_drop is not None and baseline is None:
         raise UsageError("--max-drop needs a dense model to compare with", "give --baseline MODEL")
-    opened = options.open_with(model, task, anatomy, device, dtype)
-    dense = options.open_with(baseline, task, anatomy, device, dtype) if baseline else None
+    opened = options.open_with(model, task, family, device, dtype)
+    dense = options.open_with(baseline, task, family, device, dtype) if baseline else None
     spec = options.data_spec(
         data,
         split,
@@ -77,10 +76,7 @@ def evaluate(
         ignore_index=ignore_index,
         audio=audio,
     )
-    examples = sample(spec, opened.family.modality, samples, seed, reader=opened.task.reader)
-    batches = Batches(
-        examples, opened.processor, batch_size, max_length=max_length, reader=opened.task.reader
-    )
+    batches = open_batches(spec, opened, samples, batch_size, seed, max_length=max_length)
     with console.progress(not json) as on_progress:
         evaluation = stage.evaluate(opened, batches, dense, on_progress)
     if json:

@@ -10,7 +10,8 @@ import typer
 from optin_cli import console
 from optin_cli.artefacts.files import atomic_file
 from optin_cli.commands import options
-from optin_cli.errors import UsageError
+from optin_cli.commands.flags import spelling_of
+from optin_cli.errors import UsageError, spelled
 from optin_cli.models.families import DOCS, Family, family_to_dict, family_to_yaml, known_families
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _write(path: Path, text: str, force: bool) -> None:
 
 def _comments(proposal: Proposal) -> list[str]:
     """What the table itself can't say."""
-    notes = [f"{row.table.label}: {note}" for row in proposal.rows for note in row.notes]
+    notes = [f"{row.table.label}: {_said(note)}" for row in proposal.rows for note in row.notes]
     return [
         "proposed by `optin families --trace`; in every site the sliced model computed what the masked one did",
         *notes,
@@ -135,7 +136,7 @@ def _report(proposal: Proposal) -> None:
             _units(row),
             console.count(row.params),
             console.count(row.macs),
-            "; ".join(["verified", *row.notes]),
+            "; ".join(["verified", *map(_said, row.notes)]),
         ]
         for row in proposal.rows
     ]
@@ -144,6 +145,11 @@ def _report(proposal: Proposal) -> None:
     title = f"{len(proposal.anatomy.blocks)} blocks in {blocks}, MACs at {proposal.positions} positions"
     columns = ["site", "in a block", "blocks", "units", "params", "MACs", "verdict"]
     console.table(title, columns, rows, numbers=False)
+
+
+def _said(text: str) -> str:
+    """A note of the library, with its parameters written as flags."""
+    return spelled(text, spelling_of(families, ()))
 
 
 def _producers(row: Row) -> str:
@@ -168,7 +174,7 @@ def _described(proposal: Proposal) -> dict[str, Any]:
                 "units": [list(pair) for pair in row.units],
                 "params": row.params,
                 "macs": row.macs,
-                "notes": row.notes,
+                "notes": [*map(_said, row.notes)],
             }
             for row in proposal.rows
         ],

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from optin_cli.errors import UsageError
-from optin_cli.sizes import parse_size
 
 if TYPE_CHECKING:
     from optin_cli.data.sources import DataSpec
@@ -204,8 +203,3 @@ def whole_numbers(text: str, option: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(f"{option} {text!r} is no list of whole numbers", f"write {option} 1,32") from error
-
-
-def byte_count(text: str, option: str) -> int:
-    """`4GiB`, `500MB`, `1e9` -> bytes."""
-    return int(parse_size(text, option, "", f"write {option} 4GiB or {option} 500MB"))

@@ -35,7 +35,7 @@ def prune(
     samples: options.Samples = 512,
     method: options.Method = DEFAULT_METHOD,
     probes: options.Probes = 2,
-    lambda_: options.ScoreLambda = None,
+    output_weight: options.ScoreLambda = None,
     feature_weights: budgets.FeatureWeights = None,
     interactions: budgets.Interactions = "none",
     min_heads: budgets.MinHeads = 0,
@@ -76,7 +76,7 @@ def prune(
     ignore_index: options.IgnoreIndex = 255,
     workers: options.Workers = None,
     task: options.Task = None,
-    anatomy: options.Anatomy = None,
+    family: options.Anatomy = None,
     device: options.Device = "auto",
     seed: options.Seed = 0,
     force: options.Force = False,
@@ -93,11 +93,10 @@ def prune(
 
       optin prune ./my-bert --data glue/sst2 --flops 0.3 --steps 4 -o tiny/
     """
-    from optin_cli import prune as pipeline
+    from optin_cli import pipeline
     from optin_cli.scoring.methods.registry import configured
     from optin_cli.scoring.plan import make_plan
     from optin_cli.scoring.team import refuse_team
-    from optin_cli.steps import check_steps, prune_in_steps
 
     refuse_team("prune")
     asked = budgets.requests(
@@ -108,14 +107,14 @@ def prune(
         feature_weights=feature_weights, interactions=interactions, force=force,
     )  # fmt: skip
     request = budgets.single(asked)
-    check_steps(steps, request)
+    pipeline.check_steps(steps, request)
     settings = ScoreSettings(
         method=method,
         samples=samples,
         batch_size=batch_size,
         max_length=max_length,
         probes=probes,
-        output_weight=lambda_,
+        output_weight=output_weight,
         tokens=request.merge != "none",
         seed=seed,
     )
@@ -128,10 +127,10 @@ def prune(
         seed,
         compensate_memory,
         bn,
-        "--compensate-",
+        "compensate_",
         producers=producers,
     )
-    opened = options.open_with(model, task, anatomy, device, "float32")
+    opened = options.open_with(model, task, family, device, "float32")
     rows_of = options.data_spec(
         data,
         split,
@@ -147,7 +146,7 @@ def prune(
     plan = make_plan(opened, rows_of, settings)
     path = ranking or pipeline.ranking_path(plan, Path("rankings"))
     with console.progress(not quiet) as on_progress:
-        *_, pruned = prune_in_steps(
+        *_, pruned = pipeline.prune_in_steps(
             plan, request, output, path, steps, rankings=path.parent, compensation=refit,
             at_most=compensate_samples is None, force=force, on_progress=on_progress,
         )  # fmt: skip

@@ -12,6 +12,7 @@ from optin_cli.artefacts.ranking import Ranking
 from optin_cli.commands import options
 from optin_cli.errors import UsageError
 from optin_cli.scoring.settings import DEFAULT_METHOD, ScoreSettings
+from optin_cli.sizes import byte_count
 
 if TYPE_CHECKING:
     from optin_cli.scoring.plan import Plan
@@ -36,7 +37,7 @@ def score(
     per_batch: options.PerBatch = False,
     tokens: options.ScoreTokens = False,
     temperature: options.Temperature = None,
-    lambda_: options.ScoreLambda = None,
+    output_weight: options.ScoreLambda = None,
     batch_size: options.BatchSize = 32,
     max_length: options.MaxLength = None,
     config: options.Config = None,
@@ -49,7 +50,7 @@ def score(
     stream: options.Stream = False,
     workers: options.Workers = None,
     task: options.Task = None,
-    anatomy: options.Anatomy = None,
+    family: options.Anatomy = None,
     device: options.Device = "auto",
     device_map: options.DeviceMap = None,
     memory: options.Memory = None,
@@ -100,18 +101,18 @@ def score(
             precision=precision,
             sketch_rows=sketch_rows if sketch else 0,
             temperature=temperature,
-            output_weight=lambda_,
+            output_weight=output_weight,
             per_batch=per_batch,
             tokens=tokens,
             seed=seed,
         )
         settings = configured(settings)  # what it raises comes before the model is opened
-        room = options.byte_count(memory, "--memory") if memory else None
+        room = byte_count(memory, "memory") if memory else None
         if device_map:
             _check_device_map(settings, team)
         # half precision would drown the small changes that scores are made of: only on request
         compute = "float32" if dtype == "auto" else dtype
-        opened = options.open_with(model, task, anatomy, device, compute, device_map)
+        opened = options.open_with(model, task, family, device, compute, device_map)
         rows_of = options.data_spec(
             data, split, config, text, label, image, stream, workers, mask, ignore_index, audio
         )

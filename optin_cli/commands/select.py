@@ -31,7 +31,7 @@ def select(
     memory: budgets.Memory = None,
     latency: budgets.Latency = None,
     latency_table: budgets.Table = None,
-    lambda_: Annotated[
+    output_weight: Annotated[
         float | None,
         typer.Option("--lambda", help="Recombine the scores with another weight of the output term."),
     ] = None,
@@ -66,7 +66,7 @@ def select(
         flops=flops, params=params, memory=memory, latency=latency, table=latency_table,
         relative_to=relative_to, tokens=tokens, min_heads=min_heads, min_neurons=min_neurons,
         min_channels=min_channels,
-        max_prune=max_prune, protect=protect, only=only, round_to=round_to, output_weight=lambda_,
+        max_prune=max_prune, protect=protect, only=only, round_to=round_to, output_weight=output_weight,
         feature_weights=feature_weights, interactions=interactions, force=force,
     )  # fmt: skip
     if len(asked) > 1 and "{}" not in output:

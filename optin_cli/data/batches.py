@@ -88,6 +88,11 @@ class Batch:
             lengths = (self.valid * slots).amax(1).tolist()
         return [self._run(start, stop, lengths) for start, stop in _runs(lengths, overhead, most)]
 
+    def head(self, count: int) -> Batch:
+        """The first `count` examples, as wide as the batch is."""
+        valid = None if self.valid is None else self.valid[:count]
+        return Batch({k: v[:count] for k, v in self.inputs.items()}, valid, self.example_ids[:count])
+
     def real(self, mask: str) -> Tensor | None:
         """[batch, tokens] True for what the input called `mask` says is no padding; None when there is none."""
         found = self.inputs.get(mask)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.data.sources import DataSpec
-from optin_cli.errors import InputError, UsageError
+from optin_cli.errors import InputError, UsageError, param
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,7 +60,9 @@ def find_columns(dataset: Dataset, data: DataSpec, modality: str, masks: bool = 
     if absent := [c for c in given if c not in features]:
         raise UsageError(f"{data.spec} has no column {absent[0]!r}", f"it has {', '.join(features)}")
     if len(data.text) > 2:
-        raise UsageError("--text takes one or two columns", f"{data.spec} has {', '.join(features)}")
+        raise UsageError(
+            f"{param('text')} takes one or two columns", f"{data.spec} has {', '.join(features)}"
+        )
     label = data.label or _label(features)
     if modality == "image":
         for given_image in filter(None, (data.image, data.mask if masks else None)):
@@ -99,7 +101,9 @@ def _image(features: dict[str, Any], data: DataSpec) -> str:
         raise InputError(
             f"{data.spec} has no image column; it has {', '.join(features)}", "this model reads images"
         )
-    raise UsageError(f"{data.spec} has several image columns: {', '.join(images)}", "name one with --image")
+    raise UsageError(
+        f"{data.spec} has several image columns: {', '.join(images)}", f"name one with {param('image')}"
+    )
 
 
 def _audio(features: dict[str, Any], data: DataSpec) -> str:
@@ -113,10 +117,11 @@ def _audio(features: dict[str, Any], data: DataSpec) -> str:
     if not found:
         raise InputError(
             f"{data.spec} has no column of recordings; it has {', '.join(features)}",
-            "this model reads recordings; name the column with --audio",
+            f"this model reads recordings; name the column with {param('audio')}",
         )
     raise UsageError(
-        f"{data.spec} has several columns of recordings: {', '.join(found)}", "name one with --audio"
+        f"{data.spec} has several columns of recordings: {', '.join(found)}",
+        f"name one with {param('audio')}",
     )
 
 
@@ -129,7 +134,8 @@ def _mask(features: dict[str, Any], data: DataSpec) -> str | None:
         return named or rest[0]
     if len(rest) > 1:
         raise UsageError(
-            f"{data.spec} has several columns of images: {', '.join(images)}", "name the masks with --mask"
+            f"{data.spec} has several columns of images: {', '.join(images)}",
+            f"name the masks with {param('mask')}",
         )
     return None
 
@@ -151,7 +157,8 @@ def _text(features: dict[str, Any], data: DataSpec, label: str | None) -> tuple[
             "this model reads text",
         )
     raise UsageError(
-        f"{data.spec} has several text columns: {', '.join(strings)}", "name one or two with --text A[,B]"
+        f"{data.spec} has several text columns: {', '.join(strings)}",
+        f"name one or two with {param('text', meta='A[,B]')}",
     )
 
 

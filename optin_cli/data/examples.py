@@ -16,7 +16,7 @@ from optin_cli.data.readers import ROWS, Reader
 from optin_cli.data.rows import SplitRows, StreamRows
 from optin_cli.data.sources import DataSpec
 from optin_cli.data.stored import encoded
-from optin_cli.errors import UsageError
+from optin_cli.errors import UsageError, param
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -81,7 +81,7 @@ def sample(
     are drawn in their place. Raises `InputError` for an empty split, and when too many are broken.
     """
     if samples is not None and samples < 1:
-        raise UsageError(f"--samples {samples}: at least one example is needed")
+        raise UsageError(f"{param('samples', samples)}: at least one example is needed")
     source = StreamRows(data) if data.stream else SplitRows(data)
     columns = reader.columns(source.first, data, modality)
     wanted = samples and -(-samples // reader.sides(columns))

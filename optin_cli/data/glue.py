@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from optin_cli.errors import UsageError
+from optin_cli.errors import UsageError, param
 
 HOME = "nyu-mll/glue"
 HIDDEN = -1
@@ -91,7 +91,9 @@ def config_of(spec: str, config: str | None) -> str:
     """The hub's config of `glue/NAME`. Raises `UsageError` for a name that GLUE doesn't have."""
     _, name = _parts(spec, config)
     if name not in TASKS and name not in _OTHERS:
-        raise UsageError(f"GLUE has no task {name!r}", f"it has {', '.join(TASKS)}: --data glue/rte")
+        raise UsageError(
+            f"GLUE has no task {name!r}", f"it has {', '.join(TASKS)}: {param('data', meta='glue/rte')}"
+        )
     return name
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from optin_cli.data import audio, images
 from optin_cli.data.columns import Columns
+from optin_cli.errors import param
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,13 @@ class Kind:
 
     name: str
     option: str
-    """The option that names their column."""
+    """The parameter that names their column."""
     decode: Callable[[Any], Any]
     """What is stored -> what a processor takes. Raises `BrokenFile`."""
 
 
-_IMAGES = Kind("image", "--image", images.decode)
-_RECORDINGS = Kind("recording", "--audio", audio.decode)
+_IMAGES = Kind("image", param("image"), images.decode)
+_RECORDINGS = Kind("recording", param("audio"), audio.decode)
 
 
 def kind_of(columns: Columns) -> Kind:

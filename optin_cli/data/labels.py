@@ -11,7 +11,7 @@ from typing import Any
 
 from optin_cli.data.batches import IGNORE
 from optin_cli.data.glue import HIDDEN
-from optin_cli.errors import InputError
+from optin_cli.errors import InputError, param
 
 
 def number_labels(labels: Sequence[Any], where: str) -> list[float]:
@@ -22,7 +22,8 @@ def number_labels(labels: Sequence[Any], where: str) -> list[float]:
         missing = value is None or value != value  # NaN is how tables say that there is none
         what = "a row without a label" if missing else f"the label {str(value)[:40]!r}"
         raise InputError(
-            f"{where} has {what} where a number is needed", "fill the column, or name another with --label"
+            f"{where} has {what} where a number is needed",
+            f"fill the column, or name another with {param('label')}",
         )
     if labels and all(value == HIDDEN for value in labels):
         raise _hidden(where, len(labels), len(labels))
@@ -35,7 +36,7 @@ def class_labels(labels: Sequence[Any], where: str) -> list[int]:
     if odd := [value for value in numbers if value != int(value)]:
         raise InputError(
             f"{where} has the label {odd[0]:g}, but the model has classes, so labels are whole numbers",
-            "name another column with --label",
+            f"name another column with {param('label')}",
         )
     if hidden := sum(value == HIDDEN for value in numbers):
         raise _hidden(where, hidden, len(numbers))
@@ -47,7 +48,7 @@ def token_labels(labels: Sequence[Any], where: str) -> list[list[int]]:
     if odd := [value for value in labels if not isinstance(value, list)]:
         raise InputError(
             f"{where} has the label {str(odd[0])[:40]!r}, but a tagger needs one label for each word",
-            "give a column of lists of words with --text and one of lists of tags with --label",
+            f"give a column of lists of words with {param('text')} and one of lists of tags with {param('label')}",
         )
     return [class_labels(row, where) for row in labels]
 
@@ -58,7 +59,7 @@ def ordered_columns(columns: Sequence[str], label2id: Mapping[str, int], count: 
         names = f": {','.join(sorted(label2id, key=label2id.__getitem__))}" if len(label2id) == count else ""
         raise InputError(
             f"{len(columns)} label columns were given, but the model has {count} labels",
-            f"give --label a column for each{names}",
+            f"give {param('label')} a column for each{names}",
         )
     return sorted(columns, key=label2id.__getitem__) if set(columns) == set(label2id) else list(columns)
 
@@ -79,7 +80,7 @@ def check_varied(labels: Sequence[Any], where: str) -> None:
         only = f"only the label {values[0]:g}" if values else "no label at all"
         raise InputError(
             f"the sampled rows of {where} have {only}: the loss on one class says nothing about the others",
-            "sample more rows (--samples), or a split or file with all classes",
+            f"sample more rows ({param('samples')}), or a split or file with all classes",
         )
 
 

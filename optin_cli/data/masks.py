@@ -14,7 +14,7 @@ from PIL import Image
 from optin_cli.data.examples import Examples
 from optin_cli.data.images import opened, upright
 from optin_cli.data.stored import BrokenFile, encoded, name_of
-from optin_cli.errors import InputError
+from optin_cli.errors import InputError, param
 
 VOID = -1
 """The class of pixels that count nothing."""
@@ -78,8 +78,8 @@ class Masks(Sequence[Map]):
             raise InputError(
                 f"{where} has the ids {shown}{' ..' if len(odd) > 5 else ''}, but the model has classes "
                 f"{int(self.reduced)}..{self.classes - 1 + self.reduced} and {ignored} counts nothing",
-                f"if {odd[0] + self.reduced} marks what counts nothing, say so: --ignore-index "
-                f"{odd[0] + self.reduced}"
+                f"if {odd[0] + self.reduced} marks what counts nothing, say so: "
+                f"{param('ignore_index', int(odd[0] + self.reduced))}"
                 if len(odd) == 1
                 else "check that the model was trained on these classes, and masks saved without loss (PNG)",
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from optin_cli.errors import InputError
+from optin_cli.errors import InputError, param
 
 
 def class_names(feature: Any) -> list[str]:
@@ -63,5 +63,5 @@ def _unknown(names: Sequence[str], label2id: Mapping[str, int], spec: str) -> In
     return InputError(
         f"labels {', '.join(map(repr, names[:3]))} of {spec} are not among the model's: "
         f"{', '.join(label2id) or 'none named'}",
-        "check that the model was trained on these labels, or name another column with --label",
+        f"check that the model was trained on these labels, or name another column with {param('label')}",
     )

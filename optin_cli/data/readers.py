@@ -9,7 +9,7 @@ import numpy as np
 
 from optin_cli.data.columns import Columns, find_columns
 from optin_cli.data.sources import DataSpec
-from optin_cli.errors import InputError, UsageError
+from optin_cli.errors import InputError, UsageError, param
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,7 +38,7 @@ class Reader:
         return find_columns(dataset, data, modality, self.masks)
 
     def sides(self, columns: Columns) -> int:
-        """How many examples a row makes at least; `--samples` counts examples."""
+        """How many examples a row makes at least; samples are counted in examples."""
         return 1
 
     def encode(self, rows: Dataset, columns: Columns, processor: Any, max_length: int | None) -> Encoded:
@@ -136,7 +136,7 @@ class RunningTextReader(Reader):
         inputs = processor.running_text(ended, max_length or self.length)
         if not inputs:
             raise InputError(
-                "the sampled rows hold no text", "sample more of them (--samples), or name a column"
+                "the sampled rows hold no text", f"sample more of them ({param('samples')}), or name a column"
             )
         return Encoded(inputs, list(range(len(inputs))))  # a window stands for a row: some are held out
 
@@ -148,7 +148,7 @@ class TargetReader(Reader):
     """Columns that hold the target, unless told otherwise."""
 
     def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
-        """Two text columns: `--text A,B`, `--text A --label B`, a pair, or a text and a column of a usual name."""
+        """Two text columns: `text` of two, `text` and `label`, a pair, or a text and a column of a usual name."""
         named = next((name for name in self.names if name in dataset.features), None)
         target = data.label or (None if len(data.text) == 2 else named)
         if target is None:
@@ -173,19 +173,19 @@ class TranscriptReader(Reader):
     """Columns that hold the transcript, unless told otherwise."""
 
     def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
-        """The recording, and the transcript: `--text A`, `--label A` or a column of a usual name."""
+        """The recording, and the transcript: `text`, `label` or a column of a usual name."""
         features = dataset.features
         given = (*data.text, *filter(None, (data.label,)))
         if len(given) > 1:
             raise UsageError(
-                "--text takes one column, the transcript", f"{data.spec} has {', '.join(features)}"
+                f"{param('text')} takes one column, the transcript", f"{data.spec} has {', '.join(features)}"
             )
         name = next((name for name in (*given, *self.names) if name in features or name in given), None)
         found = find_columns(dataset, replace(data, text=(), label=None), modality)
         if name is None:
             raise InputError(
                 f"{data.spec} has no column of transcripts; it has {', '.join(features)}",
-                "name one with --text",
+                f"name one with {param('text')}",
             )
         rest = dataset.remove_columns([found.audio]) if found.audio else dataset
         text = find_columns(rest, replace(data, text=(name,), label=None, audio=None), "text").text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,14 @@ from optin_cli.data import docs, glue, glue_files, squad
 from optin_cli.data.audio_folders import holds_recordings, open_recordings
 from optin_cli.data.folders import SUFFIXES, image_mask_pairs, names_of, split_folder
 from optin_cli.data.metadata import check_metadata
-from optin_cli.errors import InputError, UsageError, first_line
+from optin_cli.errors import InputError, UsageError, first_line, param
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 BUILTIN_DOCS = "builtin:docs"
+IN_MEMORY = "memory:"
+"""Begins the spec of data that the caller holds: it can't be opened by name."""
 _READERS = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -52,6 +54,8 @@ class DataSpec:
     """The id of a label map's pixels that count nothing."""
     audio: str | None = None
     """Column of recordings, or of paths to them."""
+    held: Any = field(default=None, compare=False, repr=False)
+    """What the caller holds instead of a name: a `Dataset`, an `IterableDataset`, or a `BatchStore`."""
 
     def beside(self, path: str) -> str:
         """A path as the data has it, from where the data is."""
@@ -60,7 +64,9 @@ class DataSpec:
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 0:
-            raise UsageError(f"--workers {self.workers}: at least 0 is needed", "0 decodes in this process")
+            raise UsageError(
+                f"{param('workers', self.workers)}: at least 0 is needed", "0 decodes in this process"
+            )
 
 
 def open_split(data: DataSpec) -> Dataset:
@@ -122,6 +128,10 @@ def _open(data: DataSpec) -> Any:
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs as an error, it raises as well
+    if data.held is not None:
+        return data.held
+    if data.spec.startswith(IN_MEMORY):
+        raise UsageError(f"the data was given in memory ({data.spec})", "give it again")
     if data.spec == BUILTIN_DOCS:
         if data.split not in docs.SPLITS:
             raise UsageError(f"{BUILTIN_DOCS} has no split {data.split!r}", f"use {' or '.join(docs.SPLITS)}")
@@ -171,7 +181,7 @@ def _load_files(files: list[Path], data: DataSpec) -> Any:
 def _slice_safe(split: str) -> str:
     if not split.replace("_", "").replace(".", "").isalnum():
         raise UsageError(
-            f"{split!r} is no name of a split", "use a plain name and --samples for a part of it"
+            f"{split!r} is no name of a split", f"use a plain name and {param('samples')} for a part of it"
         )
     return split
 

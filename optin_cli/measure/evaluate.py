@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.glue import glue_task
-from optin_cli.errors import GateError, InputError, UsageError
+from optin_cli.errors import GateError, InputError, UsageError, param
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.tasks.base import Task
 
@@ -63,7 +63,8 @@ def evaluate(
     if labels is None and baseline is None:
         raise UsageError(
             f"nothing to measure: {where} has no labels for {task.name}",
-            f"compare with the dense model (--baseline MODEL), or name the label column with {task.label_option}",
+            f"compare with the dense model ({param('baseline', meta='MODEL')}), or name the label column with "
+            f"{task.label_option}",
         )
     ours, theirs, sums = _run(model, batches, baseline, labels, on_progress)
     result = Evaluation(task.name, batches.count, {}, "")
@@ -98,14 +99,15 @@ def gate(evaluation: Evaluation, max_drop: float) -> None:
     drop = evaluation.drop
     if drop is None:
         raise UsageError(
-            "--max-drop needs something to compare with", "give --baseline MODEL, and labels for a regression"
+            f"{param('max_drop')} needs something to compare with",
+            f"give {param('baseline', meta='MODEL')}, and labels for a regression",
         )
     if not drop <= max_drop + _ROUNDING:
         what = evaluation.main or f"{next(iter(evaluation.fidelity), 'agreement')} with the baseline"
         change = f"rises by {drop:.3f} per cent" if what == "perplexity" else f"drops by {drop:.3f} points"
         raise GateError(
             f"{what} {change}, more than the {max_drop:g} allowed",
-            "keep more of the model (a larger budget), or allow a larger --max-drop",
+            f"keep more of the model (a larger budget), or allow a larger {param('max_drop')}",
         )
 
 
@@ -162,7 +164,7 @@ def _forward(model: OpenModel, batch: Batch) -> tuple[Tensor, Tensor]:
     if broken.any():
         raise InputError(
             f"{model.spec} gives values that are not finite for {int(broken.sum())} of {len(batch)} examples",
-            "the weights may be damaged; if it computes in half precision, try --dtype float32",
+            f"the weights may be damaged; if it computes in half precision, try {param('dtype', 'float32')}",
         )
     return output, weights
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from optin_cli.errors import UsageError, first_line
+from optin_cli.errors import UsageError, first_line, param
 from optin_cli.models.checkpoint import OpenModel
 
 Inputs = Mapping[str, Tensor]
@@ -38,7 +38,7 @@ class Execution:
             if self.cuda_graph and model.device.type != "cuda":
                 raise UsageError(
                     f"a CUDA graph needs a GPU, and {model.spec} is on the {model.device.type}",
-                    "leave --cuda-graph out",
+                    f"leave {param('cuda_graph')} out",
                 )
 
 
@@ -125,7 +125,7 @@ class Graphed:
                     raise
                 raise UsageError(
                     f"{self.spec} can't be recorded as a CUDA graph: {first_line(error)}",
-                    "leave --cuda-graph out",
+                    f"leave {param('cuda_graph')} out",
                 ) from error
 
     @property

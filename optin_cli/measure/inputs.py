@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,11 +10,11 @@ import torch
 from torch import Generator, Tensor
 
 from optin_cli.data.batches import Batch
-from optin_cli.errors import UsageError
+from optin_cli.errors import UsageError, param
 from optin_cli.models.anatomy import ATTENTION_MASK, AUDIO, IMAGE, TEXT
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.positions import image_size
-from optin_cli.models.processors import ImageProcessor, TextProcessor
+from optin_cli.models.processors import TextProcessor
 from optin_cli.models.recordings import has_decoder, random_recordings, sizes
 
 DEFAULT_LENGTH = 128
@@ -63,7 +64,7 @@ def _check_length(model: OpenModel, size: int) -> None:
     if size > (most := model.processor.max_length):
         raise UsageError(
             f"{model.spec} takes sequences of up to {most} tokens, not {size}",
-            f"use --seq-len {most} or less",
+            f"use {param('seq_len', most)} or less",
         )
 
 
@@ -104,10 +105,10 @@ def _check_side(model: OpenModel, size: int) -> None:
 
 
 def _pixels(model: OpenModel, batch_size: int, size: int, generator: Generator) -> Inputs:
-    assert isinstance(model.processor, ImageProcessor)
+    name = next(iter(inspect.signature(model.module.forward).parameters))
     height, width = image_size(model.module)
     shape = (height, width) if size == height else (size, size)
-    return {model.processor.input_name: torch.randn(batch_size, 3, *shape, generator=generator)}
+    return {name: torch.randn(batch_size, 3, *shape, generator=generator)}
 
 
 # recordings: a size is a length of the transcript in tokens; without one, in frames
@@ -120,7 +121,7 @@ def _check_recording(model: OpenModel, size: int) -> None:
             f"{model.spec} takes transcripts of up to {most} tokens, not {size}"
             if decoder
             else f"{model.spec} takes spectrograms of {most} frames, not {size}",
-            f"use --seq-len {most}",
+            f"use {param('seq_len', most)}",
         )
 
 

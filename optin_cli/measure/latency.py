@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optin_cli.errors import UsageError
+from optin_cli.errors import UsageError, param
 from optin_cli.measure.execution import EAGER, Execution, Runner, prepared
 from optin_cli.measure.inputs import check_setting, default_size, draw, dummy_inputs
 from optin_cli.measure.memory import peak_memory
@@ -110,7 +110,13 @@ def bench(
 
 
 def speedup(dense: Timing, pruned: Timing) -> float:
-    """How many times faster `pruned` is, by the medians of one setting."""
+    """How many times faster `pruned` is, by the medians of one setting. Raises `ValueError` for two settings.
+
+    Example:
+        >>> dense, pruned = optin.bench(small, baseline=model, batch_size=2, seq_len=8, repeats=2, seconds=0)
+        >>> optin.speedup(dense, pruned) > 0
+        True
+    """
     if dense.setting != pruned.setting:
         raise ValueError(f"timings of different settings: {dense.setting} and {pruned.setting}")
     return dense.median_ms / pruned.median_ms
@@ -149,7 +155,7 @@ def _bench_setting(
         raise UsageError(
             f"a batch of {setting.batch_size} at size {setting.size} does not fit in the memory of "
             f"{device_name(models[0].device)}",
-            "use a smaller --batch-size",
+            f"use a smaller {param('batch_size')}",
         ) from error
     doubled = None if execution.compile else _doubled_ms(models, setting, seed, execution)
     return [

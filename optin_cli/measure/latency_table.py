@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from optin_cli.artefacts.facts import Curve, TimedModel, TimedSetting, TimedSite
 from optin_cli.artefacts.latency import LatencyTable, processor_name
 from optin_cli.artefacts.provenance import library_versions
-from optin_cli.errors import UsageError
+from optin_cli.errors import UsageError, param
 from optin_cli.measure.block_calls import BlockCall, Call, around, block_calls, first_block
 from optin_cli.measure.inputs import dummy_inputs
 from optin_cli.measure.latency import Progress, call_ms, device_name
@@ -90,7 +90,7 @@ def make_table(
         except torch.OutOfMemoryError as error:
             raise UsageError(
                 f"a batch of {batch_size} at size {size} does not fit in the memory of {device_name(model.device)}",
-                "use a smaller --batch-size",
+                f"use a smaller {param('batch_size')}",
             ) from error
     curves = [
         bench.curve(ms * model.anatomy.uses(bench.site.block))

@@ -168,7 +168,7 @@ class Site:
     """
 
     name: str
-    """`blocks.<block>.<its table's name>`: what `--protect` globs match and what artefacts use as key."""
+    """`blocks.<block>.<its table's name>`: what `protect` globs match and what artefacts use as key."""
     kind: str = field(metadata=holds(UNIT_KIND))
     block: int
     """Where the consumer stands; in a chain the producer stands in an earlier block."""

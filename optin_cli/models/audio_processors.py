@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from optin_cli.data.audio import Recording, resampled
 from optin_cli.errors import InputError, first_line
-from optin_cli.models.processors import TextProcessor, text_processor
+from optin_cli.models.processors import TextProcessor, text_processor, tokenizing
 from optin_cli.models.recordings import FEATURES, feature_shape
 
 
@@ -67,3 +68,10 @@ def audio_processor(folder: Path, config: Any, transcripts: bool) -> AudioProces
             "take the preprocessor_config.json that came with the model",
         )
     return processor
+
+
+def given_audio_processor(given: Any, config: Any) -> AudioProcessor:
+    """The same from a feature extractor, or a processor that holds one and a tokenizer."""
+    tokenizer = getattr(given, "tokenizer", None)
+    text = tokenizing(copy.deepcopy(tokenizer), config) if tokenizer is not None else None
+    return AudioProcessor(getattr(given, "feature_extractor", given), text)

@@ -6,12 +6,13 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from optin_cli.errors import InputError
+from optin_cli.errors import InputError, param
 from optin_cli.models.anatomy import Stream
 from optin_cli.models.families import DOCS, Family
 
 BUILT_OTHERWISE = (
-    f"this variant is built otherwise than its table says; describe it in a FILE.yaml for --anatomy: {DOCS}"
+    "this variant is built otherwise than its table says; describe it in a FILE.yaml for "
+    f"{param('family')}: {DOCS}"
 )
 
 

@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from optin_cli.artefacts.facts import DenseFacts
 from optin_cli.artefacts.files import digest_bytes, digest_files
 from optin_cli.artefacts.pruned import PrunedRecord, write_pruned
-from optin_cli.errors import ArtefactError, UsageError
+from optin_cli.errors import ArtefactError, InputError, UsageError, param
 from optin_cli.models.anatomy import AUDIO, IMAGE, Anatomy
 from optin_cli.models.audio_processors import AudioProcessor, audio_processor
 from optin_cli.models.dissect import dissect, family_of
@@ -34,6 +34,7 @@ from optin_cli.models.misfits import clear_errors
 from optin_cli.models.processors import (
     ImageProcessor,
     TextProcessor,
+    given_processor,
     text_processor,
     timm_image_processor,
     transformers_image_processor,
@@ -48,7 +49,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
-@dataclass
+@dataclass(repr=False)
 class OpenModel:
     """A model ready to run: eval mode, parameters frozen, on its device."""
 
@@ -61,6 +62,15 @@ class OpenModel:
     """The dtype of the weights on disk, which a pruned copy keeps."""
     merging: Merging | None = None
     """How it merges tokens; None where it never does."""
+    given: Any = None
+    """The tokenizer, image processor, feature extractor or transform that came with a module in memory."""
+    original: nn.Module | None = field(default=None, repr=False)
+    """The caller's module in memory: `module` shares its weights and nothing else."""
+
+    def __repr__(self) -> str:
+        """A line for a notebook: the parts would fill pages."""
+        millions = sum(p.numel() for p in self.module.parameters()) / 1e6
+        return f"<{type(self).__name__} {self.spec}: {self.family.name}, {self.task.name}, {millions:.1f} M parameters>"
 
     @property
     def spec(self) -> str:
@@ -111,10 +121,19 @@ class OpenModel:
 
     @cached_property
     def processor(self) -> TextProcessor | ImageProcessor | AudioProcessor:
-        """Tokenizer, image transform or feature extractor, from the model's own files or config."""
+        """Tokenizer, image transform or feature extractor: as given, or from the model's own files or config.
+
+        Raises `InputError` where there is none.
+        """
+        if self.given is not None:
+            return given_processor(self.given, self.module, self.family.modality)
         if self.source.library in LIBRARIES:
             return timm_image_processor(self.module)
-        assert self.source.folder is not None
+        if self.source.folder is None:
+            raise InputError(
+                f"{self.spec} is a module in memory, and came without its tokenizer or image processor",
+                f"open it with {param('processor')}, or give batches of tensors",
+            )
         config = self.module.config
         if self.family.modality == AUDIO:
             return audio_processor(self.source.folder, config, transcripts=has_decoder(self.module))
@@ -163,7 +182,7 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise UsageError(f"unknown device {name!r}", "use auto, cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("no CUDA device is available", "use --device cpu")
+        raise UsageError("no CUDA device is available", f"use {param('device', 'cpu')}")
     return device
 
 
@@ -232,7 +251,7 @@ def open_module(
 
     if device_map is not None and source.library in LIBRARIES:
         raise UsageError(
-            f"{spec} is a {source.library} model, and --device-map spreads transformers models alone"
+            f"{spec} is a {source.library} model, and {param('device_map')} spreads transformers models alone"
         )
     with clear_errors(source), redirect_stdout(sys.stderr):  # torch hub tells there what it downloads
         if source.library in LIBRARIES:
@@ -272,24 +291,38 @@ def _align(module: nn.Module) -> None:
 
 def _check_device_map(device_map: str | dict[str, Any], device: str) -> None:
     if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
-        raise UsageError(f"unknown --device-map {device_map!r}", f"use {', '.join(DEVICE_MAPS)}")
+        raise UsageError(f"unknown {param('device_map')} {device_map!r}", f"use {', '.join(DEVICE_MAPS)}")
     if device != "auto":
-        raise UsageError(f"--device {device} and --device-map both say where the model goes", "leave one out")
+        raise UsageError(
+            f"{param('device', device)} and {param('device_map')} both say where the model goes",
+            "leave one out",
+        )
 
 
 def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> nn.Module:
     """Load a pruned directory (or any other MODEL) as a ready module in eval mode.
 
-    Example::
+    Its library's own functions give the tokenizer: `transformers.AutoTokenizer.from_pretrained("m-60/")`. Raises what
+    `open_model` raises.
 
-        model = optin_cli.load("m-60/")
-        tokenizer = transformers.AutoTokenizer.from_pretrained("m-60/")
+    Example:
+        >>> module = optin.load(folder / "small")
+        >>> module(**batches[0]).logits.shape
+        torch.Size([8, 2])
     """
     return open_model(str(path), device=device, dtype=dtype).module.requires_grad_(True)
 
 
 def save_pruned(folder: Path, model: OpenModel, record: PrunedRecord) -> None:
-    """Write config, safetensors, processor files and `optin.json` of a sliced model into an existing folder."""
+    """Write config, safetensors, processor files and `optin.json` of a sliced model into an existing folder.
+
+    Raises `UsageError` for a module of none of the libraries that could open it again.
+    """
+    if not model.source.library:
+        raise UsageError(
+            f"{model.spec} is of no library that could open it again from a directory",
+            "leave the output out and save the module that you get, or register a Writer for it",
+        )
     module: Any = copy.deepcopy(model.module).to("cpu", model.stored_dtype)
     if model.source.library in LIBRARIES:
         save_vision(folder, module, model.source)
@@ -302,4 +335,6 @@ def save_pruned(folder: Path, model: OpenModel, record: PrunedRecord) -> None:
         target = folder / path.relative_to(model.source.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
+    if hasattr(model.given, "save_pretrained"):
+        model.given.save_pretrained(folder)
     write_pruned(folder, record)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from optin_cli.errors import InputError, UnknownArchitecture
+from optin_cli.errors import InputError, UnknownArchitecture, param
 from optin_cli.models.anatomy import HEADS, Anatomy, Site
 from optin_cli.models.blocks import BUILT_OTHERWISE, base_prefix, find_streams
 from optin_cli.models.costs import Cost, plain, shared_layers, unit_costs
@@ -54,8 +54,8 @@ def family_of(model: nn.Module) -> Family:
         raise UnknownArchitecture(
             f"no family table for {type(model).__name__}"
             + (f" (model_type {model_type!r})" if model_type else ""),
-            f"`optin families --trace MODEL -o FILE.yaml` proposes a table for --anatomy; {DOCS} shows how to write "
-            f"one. Known are {names}",
+            f"`optin families --trace MODEL -o FILE.yaml` proposes a table for {param('family')}; {DOCS} shows how to "
+            f"write one. Known are {names}",
         )
     return family
 

@@ -1,6 +1,6 @@
 """Which families are known: the shipped tables, those registered, and those read from files.
 
-A table is data. `register_family` adds one from Python, `--anatomy FILE.yaml` from the command line, and a
+A table is data. `register_family` adds one from Python, `read_family` reads one from a file, and a
 pruned directory carries its own, so that it loads on a machine that never saw the registration.
 See docs/anatomy.md for how to write one.
 """
@@ -26,20 +26,9 @@ from optin_cli.models.tables import SHIPPED, TOWERS
 from optin_cli.models.torchvision_tables import TORCHVISION
 
 __all__ = [
-    "DOCS",
-    "TOWERS",
-    "Family",
-    "SiteTable",
-    "StreamTable",
-    "TokenTable",
-    "family_from_dict",
-    "family_to_dict",
-    "family_to_yaml",
-    "find_family",
-    "known_families",
-    "read_family",
-    "register_family",
-]
+    "DOCS", "TOWERS", "Family", "SiteTable", "StreamTable", "TokenTable", "family_from_dict",
+    "family_to_dict", "family_to_yaml", "find_family", "known_families", "read_family", "register_family",
+]  # fmt: skip
 
 DOCS = "docs/anatomy.md"
 _PROBLEMS_SHOWN = 5
@@ -51,6 +40,10 @@ def register_family(family: Family) -> None:
     """Add an architecture, or replace one of the same name.
 
     Raises `UsageError` when another family already claims one of its `matches`.
+
+    Example:
+        >>> neurons = optin.SiteTable("neurons", producers=(optin.Producer("fc1"),), consumer="fc2")
+        >>> optin.register_family(optin.Family("mixer", ("MyMixer",), "layers", (neurons,), modality="image"))
     """
     for other in _REGISTRY.values():
         clash = set(other.matches) & set(family.matches)
@@ -63,7 +56,12 @@ def register_family(family: Family) -> None:
 
 
 def known_families() -> list[Family]:
-    """All registered families, by name."""
+    """All registered families, by name.
+
+    Example:
+        >>> "bert" in [family.name for family in optin.known_families()]
+        True
+    """
     return sorted(_REGISTRY.values(), key=lambda family: family.name)
 
 
@@ -104,10 +102,20 @@ def family_from_dict(data: dict[str, Any], where: str = "family table") -> Famil
     return from_plain(Family, {"blocks": "", **data})
 
 
-def read_family(path: Path) -> Family:
-    """Read a family table from a YAML (or JSON) file."""
+def read_family(path: str | Path) -> Family:
+    """Read a family table from a YAML (or JSON) file, as `optin families --trace` proposes one.
+
+    Raises `UsageError` for a file that can't be read or is no table.
+
+    Example:
+        >>> table = "{name: m, matches: [M], blocks: layers, sites: [{kind: neurons, producers: [fc1], consumer: fc2}]}"
+        >>> _ = (folder / "mixer.yaml").write_text(table)
+        >>> optin.read_family(folder / "mixer.yaml").sites[0].consumer
+        'fc2'
+    """
     import yaml
 
+    path = Path(path)
     try:
         data = yaml.safe_load(path.read_text())
     except OSError as error:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from optin_cli.errors import InputError, UsageError
+from optin_cli.errors import InputError, UsageError, param
 from optin_cli.models.anatomy import AUDIO
 from optin_cli.models.misfits import other_shapes
 from optin_cli.models.processors import settle_image_size
@@ -50,7 +50,9 @@ def open_transformers(
         auto = getattr(transformers, "AutoModelForTextEncoding" if encoder else task.auto_class)
         cls = auto._model_mapping.get(type(config), None)
         if cls is None:
-            raise UsageError(f"a {config.model_type} model can't do {task.name}", "choose another --task")
+            raise UsageError(
+                f"a {config.model_type} model can't do {task.name}", f"choose another {param('task')}"
+            )
     if AUDIO not in getattr(cls, "input_modalities", ()):
         settle_image_size(source.folder, config)
     if source.untrained:
@@ -89,7 +91,7 @@ def _way_out(missing: list[str], base: str, task: Task) -> str:
     """A head that was never trained is one thing, an encoder with gaps another."""
     heads = all(not key.startswith(f"{base}.") or "pooler" in key for key in missing)
     if heads and task.name != EMBEDDING:
-        return f"the checkpoint has no trained head for {task.name}: choose another --task"
+        return f"the checkpoint has no trained head for {task.name}: choose another {param('task')}"
     return "the weights are incomplete, or config.json belongs to another model: copy the directory again"
 
 

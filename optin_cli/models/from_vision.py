@@ -53,9 +53,22 @@ def open_vision(
             )
         module.load_state_dict(state)
         stored = next(t.dtype for t in state.values() if t.is_floating_point())
-    classes = module.num_classes
-    task: Task = ImageClassification(classes=classes) if classes else Embedding(pooling="none")
-    return module, task, stored
+    return module, vision_task(module.num_classes), stored
+
+
+def vision_task(classes: int) -> Task:
+    """Classification, or of a model without a classifier the embedding that it gives."""
+    return ImageClassification(classes=classes) if classes else Embedding(pooling="none")
+
+
+def num_classes(module: nn.Module) -> int:
+    """Classes of a module that may not say so: the outputs of its last Linear or convolution."""
+    named = getattr(module, "num_classes", None)
+    if isinstance(named, int):
+        return named
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    last = layers[-1] if layers else None
+    return last.out_features if isinstance(last, nn.Linear) else last.out_channels if last else 0
 
 
 def _make_timm(source: Source, args: dict[str, Any], pretrained: bool) -> Any:

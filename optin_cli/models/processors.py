@@ -5,6 +5,8 @@ A text processor tokenizes; an image processor maps a PIL image to a (3, h, w) t
 
 from __future__ import annotations
 
+import copy
+import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from optin_cli.data.readers import Window
-from optin_cli.errors import InputError, first_line
+from optin_cli.errors import InputError, UsageError, first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -171,6 +173,11 @@ def text_processor(folder: Path, config: Any) -> TextProcessor:
             f"{folder} has no usable tokenizer: {first_line(error)}",
             "put tokenizer.json (or the vocabulary files) beside config.json",
         ) from error
+    return tokenizing(tokenizer, config, folder)
+
+
+def tokenizing(tokenizer: Any, config: Any, folder: Path | None = None) -> TextProcessor:
+    """A tokenizer, which is set to pad on the right, with the longest sequence that its model takes."""
     tokenizer.padding_side = "right"  # a decoder counts positions from the first token, whatever it is
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -178,7 +185,7 @@ def text_processor(folder: Path, config: Any) -> TextProcessor:
     return TextProcessor(tokenizer, _max_length(folder, tokenizer, config), start)
 
 
-def _max_length(folder: Path, tokenizer: Any, config: Any) -> int:
+def _max_length(folder: Path | None, tokenizer: Any, config: Any) -> int:
     import json
 
     named = ("max_position_embeddings", "max_target_positions")
@@ -186,8 +193,8 @@ def _max_length(folder: Path, tokenizer: Any, config: Any) -> int:
     if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         positions -= 2  # their position ids start after the padding index
     limits = [positions, tokenizer.model_max_length]
-    sentence = folder / "sentence_bert_config.json"
-    if sentence.is_file():
+    sentence = folder and folder / "sentence_bert_config.json"
+    if sentence and sentence.is_file():
         limits.append(json.loads(sentence.read_text()).get("max_seq_length") or positions)
     return int(min(limits))
 
@@ -204,17 +211,46 @@ def transformers_image_processor(folder: Path, config: Any) -> ImageProcessor:
     except (OSError, ValueError):
         size = _pair(getattr(getattr(config, "vision_config", config), "image_size", 224))
         processor = ViTImageProcessor(size={"height": size[0], "width": size[1]})
+    return processing(processor, config, str(folder))
 
+
+def processing(processor: Any, config: Any, where: str) -> ImageProcessor:
+    """An image processor of transformers, made to give images of the size that the config fixes."""
     transform = _Transform(processor)
     fixed = getattr(config, "image_size", None)
     if fixed is not None:
         found = tuple(transform(_wide(_pair(fixed))).shape[-2:])
         if found != _pair(fixed):
             log.info(
-                "%s is set up for images of %s, its model for %s: taking that", folder, found, _pair(fixed)
+                "%s is set up for images of %s, its model for %s: taking that", where, found, _pair(fixed)
             )
             transform.options = _resizing(processor, _pair(fixed))
     return ImageProcessor(transform, "pixel_values")
+
+
+def given_processor(given: Any, module: torch.nn.Module, modality: str) -> Any:
+    """What the caller gave beside a module, as batches are made with: a tokenizer, an image processor or a feature
+    extractor of transformers, a `ProcessorMixin` of them, or a transform PIL image -> (3, h, w) tensor.
+
+    Raises `UsageError` for what does not go with the modality.
+    """
+    config = getattr(module, "config", None)
+    first = next(iter(inspect.signature(module.forward).parameters))
+    if modality == "text":
+        tokenizer = copy.deepcopy(getattr(given, "tokenizer", given))  # the caller's keeps its padding side
+        if not hasattr(tokenizer, "pad"):
+            raise UsageError(f"a {type(given).__name__} is no tokenizer", "this model reads text")
+        return tokenizing(tokenizer, config)
+    if modality == "audio":
+        from optin_cli.models.audio_processors import given_audio_processor
+
+        return given_audio_processor(given, config)
+    processor = getattr(given, "image_processor", given)
+    if hasattr(processor, "image_mean") or hasattr(processor, "post_process_semantic_segmentation"):
+        return processing(processor, config, type(processor).__name__)
+    if not callable(processor):
+        raise UsageError(f"a {type(given).__name__} is no transform of images", "this model reads images")
+    return ImageProcessor(processor, first)
 
 
 @dataclass

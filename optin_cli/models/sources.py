@@ -54,10 +54,12 @@ class Source:
     """Set when the folder was made by `optin apply`."""
     untrained: bool = False
     """Set where weights are not needed, and not at hand: they are drawn at random."""
+    in_memory: bool = False
+    """Set where the weights are not, or no longer, those of the folder."""
 
     def weight_files(self) -> list[Path]:
         """The files weights are read from, safetensors before pickles; none for a model made by name."""
-        if self.untrained:
+        if self.untrained or self.in_memory:
             return []
         if self.checkpoint is not None:
             return [self.checkpoint]

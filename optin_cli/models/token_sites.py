@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from optin_cli.errors import ArtefactError
+from optin_cli.errors import ArtefactError, param
 from optin_cli.models.anatomy import HEADS, Anatomy, Site, TokenSite
 from optin_cli.models.placing import placed
 from optin_cli.models.schema import Family
@@ -57,7 +57,9 @@ def check_merges(anatomy: Anatomy, merges: Sequence[int], what: str) -> None:
 
     `what` names the schedule's place in the message: schedules come from masks and from what `apply` wrote.
     """
-    way_out = "select with a ranking of this model again (`--tokens joint` or `only`), and apply that"
+    way_out = (
+        f"select with a ranking of this model again (`{param('tokens', 'joint')}` or `only`), and apply that"
+    )
     depth = len(anatomy.blocks)
     if not any(merges) and len(merges) <= depth:
         return

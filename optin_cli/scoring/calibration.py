@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from optin_cli.data.batches import Batch, Batches
-from optin_cli.errors import InputError
+from optin_cli.errors import InputError, param
 from optin_cli.models.anatomy import ATTENTION_MASK, Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.hidden import as_rows, hidden_of
@@ -145,7 +145,8 @@ class Calibration:
         return InputError(
             f"calibration batch {index} does not fit in the memory of {self.model.device} even with one example at a "
             "time",
-            "use a smaller --max-length, or --device-map auto to spread the model over several GPUs",
+            f"use a smaller {param('max_length')}, or {param('device_map', 'auto')} to spread the model over "
+            "several GPUs",
         )
 
     def weight(self, index: int) -> float:
@@ -198,7 +199,7 @@ class Calibration:
             if not torch.isfinite(tensor).all():
                 raise InputError(
                     f"block {block} gives NaN or infinite values on calibration batch {index}",
-                    "try --dtype float32, or check the checkpoint",
+                    f"try {param('dtype', 'float32')}, or check the checkpoint",
                 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from optin_cli.data.batches import Batches
-from optin_cli.errors import UsageError
+from optin_cli.errors import UsageError, param
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.scoring.methods.registry import names_where
 
@@ -19,11 +19,13 @@ def read_labels(model: OpenModel, batches: Batches, method: str) -> list[Any]:
     task = model.task
     others = f"use {names_where(lambda other: not other.needs_labels)}, which need no labels"
     if needed := task.needed(batches):
-        raise UsageError(f"{batches.examples.where} lacks what --method {method} reads: {needed}", others)
+        raise UsageError(
+            f"{batches.examples.where} lacks what {param('method', method)} reads: {needed}", others
+        )
     labels = task.targets(batches)
     if labels is None:
         raise UsageError(
-            f"{batches.examples.where} has no label column, and --method {method} needs labels",
+            f"{batches.examples.where} has no label column, and {param('method', method)} needs labels",
             f"name one with {task.label_option}; or {others}",
         )
     return list(labels)

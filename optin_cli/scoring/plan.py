@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from optin_cli.artefacts.files import digest_json
-from optin_cli.data.batches import Batches
-from optin_cli.data.examples import Examples, sample
+from optin_cli.data.examples import Examples
+from optin_cli.data.opening import open_batches
 from optin_cli.data.sources import DataSpec
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.scoring.calibration import Calibration
@@ -65,19 +65,13 @@ def make_plan(model: OpenModel, data: DataSpec, settings: ScoreSettings, memory:
     check_scores(method, model)
     if settings.tokens:
         check_mergeable(model.anatomy, model.spec)
-    examples = sample(
+    batches = open_batches(
         data,
-        model.family.modality,
+        model,
         settings.samples,
-        settings.seed,
-        reader=model.task.reader,
-    )
-    batches = Batches(
-        examples,
-        model.processor,
         settings.batch_size,
+        settings.seed,
         max_length=settings.max_length,
-        reader=model.task.reader,
         together=method.needs_labels,
         # PTF's batches are random: texts of one length are more alike
         shuffle=settings.seed if method.shuffled or settings.per_batch else None,
@@ -86,4 +80,4 @@ def make_plan(model: OpenModel, data: DataSpec, settings: ScoreSettings, memory:
     calibration = Calibration(
         model, batches, settings.rows, settings.temperature or method.temperature, settings.seed, memory
     )
-    return Plan(model, examples, calibration, settings, labels)
+    return Plan(model, batches.examples, calibration, settings, labels)

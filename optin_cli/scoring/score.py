@@ -17,7 +17,7 @@ from optin_cli.artefacts.files import check_space
 from optin_cli.artefacts.partial import Partial, clear_parts
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.artefacts.ranking import Ranking, read_ranking, write_ranking
-from optin_cli.errors import ArtefactError, UsageError
+from optin_cli.errors import ArtefactError, UsageError, param
 from optin_cli.importance import own_output_weight
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.macs import count_macs
@@ -39,11 +39,11 @@ def existing(path: Path, plan: Plan, *, any_lambda: bool = False) -> Ranking | N
     """
     if not path.exists():
         return None
-    redo = "choose another name, or --force to replace it"
+    redo = f"choose another name, or {param('force', True)} to replace it"
     try:
         ranking = read_ranking(path)
     except ArtefactError as error:
-        raise UsageError(f"{path} exists and is no readable ranking ({error.what})", redo) from error
+        raise UsageError(f"{path} exists and is no readable ranking ({error.template[0]})", redo) from error
     wanted, have = plan.identity(), ranking.settings["identity"]
     # the weights of a model may be those of one that merges other tokens
     differs = [key for key in {**wanted, "merges": None} if have.get(key) != wanted.get(key)]
@@ -52,7 +52,8 @@ def existing(path: Path, plan: Plan, *, any_lambda: bool = False) -> Ranking | N
     if not any_lambda and ranking.settings["output_weight"] != plan.settings.output_weight:
         raise UsageError(
             f"{path} holds these scores, combined with lambda {own_output_weight(ranking):g}",
-            "`optin select --lambda` recombines them without scoring; or choose another name, or --force"
+            "`optin select --lambda` recombines them without scoring; or choose another name, or "
+            f"{param('force', True)}"
             if plan.method.recombines
             else redo,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from optin_cli.errors import UsageError
+from optin_cli.errors import UsageError, param
 
 DEFAULT_METHOD = "curvature"
 PRECISIONS = ("full", "reduced")
@@ -52,23 +52,26 @@ class ScoreSettings:
             raise UsageError(f"a weight of heads of {self.head_weight:g} is not positive")
         for name in ("samples", "batch_size", "rows", "probes"):
             if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1 is needed")
+                raise UsageError(f"{param(name, getattr(self, name))}: at least 1 is needed")
         if self.temperature is not None and self.temperature <= 0:
-            raise UsageError(f"--temperature {self.temperature:g}: must be positive")
+            raise UsageError(f"{param('temperature', self.temperature)}: must be positive")
         if self.output_weight is not None and self.output_weight < 0:
-            raise UsageError(f"--lambda {self.output_weight:g} is negative")
+            raise UsageError(f"{param('output_weight', self.output_weight)} is negative")
         if self.precision not in PRECISIONS:
             raise UsageError(f"unknown precision {self.precision!r}", f"use {' or '.join(PRECISIONS)}")
         if self.sketch_rows < 0:
-            raise UsageError(f"--sketch-rows {self.sketch_rows} is negative", "0 or --no-sketch keeps none")
+            raise UsageError(
+                f"{param('sketch_rows', self.sketch_rows)} is negative",
+                f"0 or {param('sketch', False, python='sketch_rows=0')} keeps none",
+            )
         if self.rel_error is not None and not 0 < self.rel_error < 1:
-            raise UsageError(f"--rel-error {self.rel_error:g} is not between 0 and 1")
+            raise UsageError(f"{param('rel_error', self.rel_error)} is not between 0 and 1")
         if (self.exact_band is None) != (self.band_flops is None):
             raise UsageError(
-                "--exact-band needs the budget whose cut it is around, and --band-flops the band",
-                "for example --exact-band 0.1 --band-flops 0.6",
+                f"{param('exact_band')} needs the budget whose cut it is around, and {param('band_flops')} the band",
+                f"for example {param('exact_band', 0.1)} {param('band_flops', 0.6)}",
             )
         for name in ("exact_band", "band_flops"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
-                raise UsageError(f"--{name.replace('_', '-')} {value:g} is not a fraction")
+                raise UsageError(f"{param(name, value)} is not a fraction")

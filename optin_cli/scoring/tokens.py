@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optin_cli.artefacts.schedule import most_merged
 from optin_cli.artefacts.tokens import RankedTokens
-from optin_cli.errors import InputError
+from optin_cli.errors import InputError, param
 from optin_cli.models.anatomy import Anatomy
 from optin_cli.models.macs import observed_tokens
 from optin_cli.models.merged import install_merges
@@ -48,8 +48,8 @@ def check_mergeable(anatomy: Anatomy, spec: str) -> None:
     """Raise `InputError` unless tokens of the model can be merged anywhere."""
     if not boundaries(anatomy):
         raise InputError(
-            f"--tokens: {spec} of family {anatomy.family!r} has no tokens that can be merged",
-            "`optin families` lists the families whose tokens can be; score this one without --tokens",
+            f"{param('tokens')}: {spec} of family {anatomy.family!r} has no tokens that can be merged",
+            f"`optin families` lists the families whose tokens can be; score this one without {param('tokens')}",
         )
 
 

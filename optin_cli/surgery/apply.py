@@ -1,62 +1,57 @@
-"""`apply`: physically remove what a mask leaves out and write a model directory that loads again.
+"""`apply`: physically remove what a mask leaves out, in memory or into a model directory that loads again.
 
-The written folder is loaded back and compared with the masked dense model on real calibration rows before it
-gets its final name: what is on disk is what was checked. Compensation comes before both: the masked model
-with the new weights is what the sliced one is compared with. Where the mask merges tokens, weights are compensated on
-whole sequences first, and both sides of the comparison run with the schedule.
+Four steps, each handed what is open: check that mask and model fit, compensate, slice, write and verify. What was
+written is loaded back and compared with the masked dense model on real calibration rows before it gets its final name:
+what is on disk is what was checked. Compensation comes before both: the masked model with the new weights is what the
+sliced one is compared with. Where the mask merges tokens, weights are compensated on whole sequences first, and both
+sides of the comparison run with the schedule.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from optin_cli.artefacts.facts import PruningStep
 from optin_cli.artefacts.files import atomic_dir
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned, write_pruned
-from optin_cli.data.batches import Batch, Batches
-from optin_cli.data.examples import sample
-from optin_cli.data.sources import BUILTIN_DOCS, DataSpec
-from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError
-from optin_cli.models.anatomy import AUDIO, HEADS, NEURONS, TEXT, Anatomy
-from optin_cli.models.checkpoint import OpenModel, open_model, save_pruned
+from optin_cli.data.batches import Batches
+from optin_cli.errors import ArtefactError, OptinError, UsageError, param
+from optin_cli.export.writers import DIRECTORY_WRITER, Comparison, Writer, compare_outputs
+from optin_cli.models.anatomy import HEADS, NEURONS, Anatomy
+from optin_cli.models.checkpoint import OpenModel, open_model
+from optin_cli.models.dissect import dissect
 from optin_cli.models.families import family_to_dict
-from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.merged import install_merges
-from optin_cli.models.precision import exact_convolutions
-from optin_cli.models.processors import ImageProcessor
-from optin_cli.models.recordings import random_recordings
 from optin_cli.models.slicing import slice_model
 from optin_cli.models.token_sites import check_merges
+from optin_cli.surgery.check import Check, CheckRows, check_rows, expect
 from optin_cli.surgery.compensate import compensate
 from optin_cli.surgery.norms import reestimate
-from optin_cli.surgery.plan import CompensationPlan, own_data
+from optin_cli.surgery.plan import CompensationPlan
 from optin_cli.surgery.refit import NONE
 from optin_cli.surgery.settings import Progress, SiteFit
-from optin_cli.surgery.tolerance import tolerance
 
 log = logging.getLogger("optin")
 
-_CHECK_ROWS = 32
+_PRUNED = " (pruned)"
 _CONFIG_NAMES = {HEADS: "num_attention_heads", NEURONS: "intermediate_size"}
 
 
 @dataclass(frozen=True)
 class Applied:
-    """What was written and how well it matches."""
+    """What was done and how well it matches."""
 
-    path: Path
+    path: Path | None
+    """Where it was written; None for a model in memory alone."""
     deviation: float
-    """Largest absolute difference between the outputs of the masked and the reloaded sliced model."""
+    """Largest absolute difference between the outputs of the masked and the sliced model, as it was loaded back."""
     checked_on: str
     params: int
     dense_params: int
@@ -67,6 +62,16 @@ class Applied:
     """The largest deviation that would have passed."""
 
 
+@dataclass(repr=False)
+class PrunedModel(OpenModel):
+    """A model that was pruned, ready to run, and how it came about. Its record is what `optin.json` holds."""
+
+    report: Applied = field(kw_only=True)
+    mask: Mask = field(kw_only=True)
+    check: Check | None = field(default=None, kw_only=True, repr=False)
+    """What it was compared on; None where it was read from a directory."""
+
+
 def check_output(output: Path, model: OpenModel) -> None:
     """Raise `UsageError` unless `output` is free, or a pruned model other than the one being read."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
@@ -74,7 +79,7 @@ def check_output(output: Path, model: OpenModel) -> None:
     if not (output / FILE_NAME).is_file():
         raise UsageError(
             f"{output} exists and was not made by optin",
-            "choose another output; --force replaces pruned models only",
+            f"choose another output; {param('force', True)} replaces pruned models only",
         )
     if model.source.folder is not None and output.resolve() == model.source.folder.resolve():
         raise UsageError(f"{output} is the model being read", "choose another output")
@@ -85,7 +90,7 @@ def check_unmade(output: Path) -> None:
     if (output / FILE_NAME).is_file():
         raise UsageError(
             f"{output} holds a pruned model already, and the ranking to compare it by is still to be made",
-            "choose another name, or --force to replace it",
+            f"choose another name, or {param('force', True)} to replace it",
         )
 
 
@@ -107,7 +112,7 @@ def existing(
         what = "compensation" if same else "mask or model"
         raise UsageError(
             f"{output} exists, made with another {what}",
-            "choose another name, or --force to replace it",
+            f"choose another name, or {param('force', True)} to replace it",
         )
     fits = tuple(SiteFit(**fit) for fit in recorded.get("sites", ()))
     return Applied(
@@ -122,58 +127,144 @@ def existing(
     )
 
 
+def reopened(applied: Applied, model: OpenModel, mask: Mask) -> PrunedModel:
+    """The pruned model that `existing` found, opened as `model` was."""
+    assert applied.path is not None
+    dtype = str(model.dtype).removeprefix("torch.")
+    there = open_model(str(applied.path), device=str(model.device), dtype=dtype)
+    return _pruned(there, applied, mask, None)
+
+
 def apply(
     model: OpenModel,
     mask: Mask,
     output: Path,
-    data: DataSpec | None = None,
+    batches: Batches | None = None,
     plan: CompensationPlan | None = None,
     on_progress: Progress = lambda *_: None,
     teacher: OpenModel | None = None,
+    writer: Writer = DIRECTORY_WRITER,
 ) -> Applied:
-    """Slice `model` by `mask` and write it to `output`, compensated by `plan`. The model in memory is consumed.
+    """`prune_model`, for those who want what was written alone: its report."""
+    return prune_model(model, mask, output, batches, plan, on_progress, teacher, writer).report
 
-    `teacher` is what compensation follows: by default the model itself.
-    `data` is where the check takes its rows from; by default the mask's own calibration data. Raises
-    `ArtefactError` when mask and model don't belong together, `InputError` for merges that the model can't
+
+def prune_model(
+    model: OpenModel,
+    mask: Mask,
+    output: Path | None = None,
+    batches: Batches | None = None,
+    plan: CompensationPlan | None = None,
+    on_progress: Progress = lambda *_: None,
+    teacher: OpenModel | None = None,
+    writer: Writer = DIRECTORY_WRITER,
+) -> PrunedModel:
+    """Slice `model` by `mask`, compensated by `plan`, and write it to `output` if that is given.
+
+    The model in memory is consumed: what comes back holds its module, or what `writer` loaded back from `output`.
+    `teacher` is what compensation follows: by default the model itself. The sliced model is compared with the masked
+    one on a few examples of `batches`, by default the plan's; without either, of the mask's own calibration data.
+    Raises `ArtefactError` when mask and model don't belong together, `InputError` for merges that the model can't
     run, and `OptinError` when the check fails. The mask's schedule replaces the one that the model runs with.
     """
-    check_belongs(model, mask)
-    batches, checked_on = _check_batches(model, mask, data)
-    fits = []
-    if plan:
-        with model.unmerged(), teacher.unmerged() if teacher else nullcontext():
-            fits = compensate(model, mask.keep, plan.batches, plan.settings, on_progress, teacher)
-            if plan.settings.bn:
-                reestimate(model, plan.batches, mask.keep)
+    check_fit(model, mask)
+    rows = check_rows(model, mask, batches or (plan.batches if plan else None))
+    fits = _compensate(model, mask, plan, on_progress, teacher)
     if model.merging:
         model.merging.remove()
-    expected = _outputs_masked(model, mask, batches)
+    check = expect(model, mask, rows)
     record = _record(model, mask)
     record.history[-1]["compensation"] = _compensation(plan, fits)
-    slice_model(model.module, model.anatomy, mask.keep)
-    params = sum(p.numel() for p in model.module.parameters())
-    with atomic_dir(output) as folder:
-        save_pruned(folder, model, record)
-        allowed, dtype = tolerance(model.dtype, expected), str(model.dtype).removeprefix("torch.")
-        reloaded = open_model(str(folder), device=str(model.device), dtype=dtype)
-        deviation = _deviation(expected, _outputs(reloaded, mask, batches))
-        if not deviation <= allowed:
-            raise OptinError(
-                f"the sliced model differs from the masked one by {deviation:.2e}, more than the {allowed:.0e} that "
-                f"{dtype} explains; nothing was written",
-                "this is a fault in the family's table or in optin: please report it with the mask",
-            )
-        record.history[-1] |= {
-            "deviation": deviation,
-            "tolerance": allowed,
-            "checked_on": checked_on,
-            "params": params,
-        }
-        write_pruned(folder, record)
-    return Applied(
-        output, deviation, checked_on, params, model.dense["params"], tuple(fits), tolerance=allowed
+    small = _sliced(model, mask, record)
+    if output is None:
+        found = check.outputs(small)
+        report = _report(None, small, record, rows, compare_outputs(check.expected, found, small.dtype), fits)
+        return _pruned(small, report, mask, check)
+    return write_verified(
+        _pruned(small, Applied(None, 0.0, "", 0, 0, tuple(fits)), mask, check), output, writer
     )
+
+
+def write_verified(model: PrunedModel, output: Path, writer: Writer = DIRECTORY_WRITER) -> PrunedModel:
+    """Write a pruned model, load it back and compare it with the masked one; only then it gets its final name.
+
+    Returns what was loaded back, where that is an `OpenModel`. Raises `OptinError` when the check fails; nothing is
+    written then.
+    """
+    record, check = model.record, model.check
+    assert record is not None and check is not None
+    with atomic_dir(output) as folder:
+        writer.save(folder, model, record)
+        loaded = writer.load(folder, model)
+        compared = writer.compare(check.expected, check.outputs(loaded), model.dtype)
+        report = _report(output, model, record, check.rows, compared, model.report.fits)
+        write_pruned(folder, record)
+    if not isinstance(loaded, OpenModel):
+        return _pruned(model, report, model.mask, check)
+    source = replace(loaded.source, spec=str(output), folder=output, record=record)
+    return _pruned(replace(loaded, source=source), report, model.mask, check)
+
+
+def _compensate(
+    model: OpenModel,
+    mask: Mask,
+    plan: CompensationPlan | None,
+    on_progress: Progress,
+    teacher: OpenModel | None,
+) -> list[SiteFit]:
+    """Refit the model in place, on whole sequences."""
+    if plan is None:
+        return []
+    with model.unmerged(), teacher.unmerged() if teacher else nullcontext():
+        fits = compensate(model, mask.keep, plan.batches, plan.settings, on_progress, teacher)
+        if plan.settings.bn:
+            reestimate(model, plan.batches, mask.keep)
+    return fits
+
+
+def _sliced(model: OpenModel, mask: Mask, record: PrunedRecord) -> OpenModel:
+    """The model without the units that the mask leaves out, merging tokens by the mask's schedule."""
+    slice_model(model.module, model.anatomy, mask.keep)
+    anatomy = dissect(model.module, model.family)
+    merging = None
+    if any(mask.merges):
+        merging = install_merges(model.module, anatomy, mask.merges, what="the mask")
+    spec = model.spec.removesuffix(_PRUNED) + _PRUNED
+    source = replace(model.source, spec=spec, record=record, in_memory=True)
+    return replace(model, source=source, anatomy=anatomy, merging=merging)
+
+
+def _report(
+    path: Path | None,
+    model: OpenModel,
+    record: PrunedRecord,
+    rows: CheckRows,
+    compared: Comparison,
+    fits: Sequence[SiteFit],
+) -> Applied:
+    """What was done, also into the record. Raises `OptinError` where the comparison says that the slicing is wrong."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    if not compared.same:
+        raise OptinError(
+            f"the sliced model differs from the masked one by {compared.deviation:.2e}, more than the "
+            f"{compared.tolerance:.0e} that {dtype} explains; nothing was written",
+            "this is a fault in the family's table or in optin: please report it with the mask",
+        )
+    params = sum(p.numel() for p in model.module.parameters())
+    deviation, allowed = compared.deviation, compared.tolerance
+    record.history[-1] |= {
+        "deviation": deviation,
+        "tolerance": allowed,
+        "checked_on": rows.where,
+        "params": params,
+    }
+    dense = model.dense["params"]
+    return Applied(path, deviation, rows.where, params, dense, tuple(fits), tolerance=allowed)
+
+
+def _pruned(model: OpenModel, report: Applied, mask: Mask, check: Check | None) -> PrunedModel:
+    parts = {field.name: getattr(model, field.name) for field in fields(OpenModel)}
+    return PrunedModel(**parts, report=report, mask=mask, check=check)
 
 
 def _compensation(plan: CompensationPlan | None, fits: list[SiteFit]) -> dict[str, Any]:
@@ -183,7 +274,7 @@ def _compensation(plan: CompensationPlan | None, fits: list[SiteFit]) -> dict[st
     return {**plan.describe(), "sites": [asdict(fit) for fit in fits]}
 
 
-def check_belongs(model: OpenModel, mask: Mask) -> None:
+def check_fit(model: OpenModel, mask: Mask) -> None:
     """Raise `ArtefactError` unless `mask` was selected for exactly this model."""
     here = {site.name: site.units for site in model.anatomy}
     if mask.units != here:
@@ -194,7 +285,7 @@ def check_belongs(model: OpenModel, mask: Mask) -> None:
             "select from a ranking of this model"
             if mask.family == model.family.name
             else f"it was scored with the table {mask.family!r}, and this is {model.family.name!r}: give the same "
-            "--anatomy FILE.yaml",
+            f"{param('family', meta='FILE.yaml')}",
         )
     if mask.model_digest != model.digest:
         raise ArtefactError(
@@ -202,80 +293,6 @@ def check_belongs(model: OpenModel, mask: Mask) -> None:
             "score and select with this model, or give the model the ranking was made on",
         )
     check_merges(model.anatomy, mask.merges, "the mask")
-
-
-def _check_batches(
-    model: OpenModel, mask: Mask, data: DataSpec | None
-) -> tuple[list[dict[str, Tensor]], str]:
-    """Inputs to compare on, and where they come from: real rows wherever they can still be had."""
-    row_ids = None if data else mask.calibration["row_ids"][:_CHECK_ROWS]
-    rows = data or own_data(mask)
-    try:
-        return _inputs(model, rows, row_ids), rows.spec
-    except OptinError as error:
-        if data is not None:
-            raise
-        log.warning("the calibration data can't be read again (%s)", error.what)
-    if model.family.modality == TEXT:
-        log.warning("checking on %s instead", BUILTIN_DOCS)
-        return _inputs(model, DataSpec(BUILTIN_DOCS), None), BUILTIN_DOCS
-    if model.family.modality == AUDIO:
-        log.warning("checking on random spectrograms instead")
-        noise = random_recordings(model.module, 4, generator=torch.Generator().manual_seed(0))
-        return [Batch(noise, None, []).to(model.device, model.dtype).inputs], "noise"
-    log.warning("checking on noise images instead")
-    return [_noise_images(model)], "noise"
-
-
-def _noise_images(model: OpenModel) -> dict[str, Tensor]:
-    """Four random images through the model's own transform."""
-    from PIL import Image
-
-    processor = model.processor
-    assert isinstance(processor, ImageProcessor)
-    noise = np.random.default_rng(0).integers(0, 256, (4, 256, 256, 3), dtype=np.uint8)
-    pixels = torch.stack([processor(Image.fromarray(image)) for image in noise])
-    return {processor.input_name: pixels.to(model.device, model.dtype)}
-
-
-def _inputs(model: OpenModel, data: DataSpec, row_ids: list[int] | None) -> list[dict[str, Tensor]]:
-    examples = sample(
-        data, model.family.modality, _CHECK_ROWS, seed=0, row_ids=row_ids, reader=model.task.reader
-    )
-    batches = Batches(examples, model.processor, 8, reader=model.task.reader)
-    return [batch.to(model.device, model.dtype).inputs for batch in batches]
-
-
-@torch.inference_mode()
-@exact_convolutions()
-def _outputs(model: OpenModel, mask: Mask, batches: list[dict[str, Tensor]]) -> list[Tensor]:
-    """Outputs on every batch; in float64 where tokens merge or something is cut off at a threshold: what is next best,
-    or above, by a rounding error alone would be so on one side and not on the other."""
-    if not any(mask.merges) and not model.family.thresholds:
-        return [model.output(inputs) for inputs in batches]
-    dtype = model.dtype
-    model.module.double()
-    try:
-        return [model.output({key: value.double() for key, value in batch.items()}) for batch in batches]
-    finally:
-        model.module.to(dtype)
-
-
-def _outputs_masked(model: OpenModel, mask: Mask, batches: list[dict[str, Tensor]]) -> list[Tensor]:
-    masks = masks_from_keep(model.anatomy, mask.keep, model.device)
-    merging = install_merges(model.module, model.anatomy, mask.merges, mask.keep, "the mask")
-    try:
-        with masked(model.module, model.anatomy, masks):
-            outputs = _outputs(model, mask, batches)
-    finally:
-        merging.remove()
-    if not all(torch.isfinite(output).all() for output in outputs):
-        raise InputError(f"{model.spec} gives NaN or infinite outputs under this mask")
-    return outputs
-
-
-def _deviation(expected: list[Tensor], found: list[Tensor]) -> float:
-    return max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))
 
 
 def _record(model: OpenModel, mask: Mask) -> PrunedRecord:

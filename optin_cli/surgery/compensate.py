@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from optin_cli.data.batches import Batch, Batches
-from optin_cli.errors import InputError
+from optin_cli.errors import InputError, param
 from optin_cli.models.anatomy import Site
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.layers import like_weight, patches
@@ -58,7 +58,7 @@ def compensate(
     if any("forward" in vars(module) for module in model.module.modules()):
         raise InputError(  # a copy of such a module would run the original
             f"{model.spec} has modules whose forward is replaced (spread over devices?): it can't be compensated",
-            "open it on one device, or leave the compensation out: --compensate none",
+            f"open it on one device, or leave the compensation out: {param('compensate', 'none')}",
         )
     pruned = _sliced_twin(model, keep)
     on_gpu = free_gpu_bytes(model.devices) // 2  # the other half is for what the blocks compute

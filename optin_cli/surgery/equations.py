@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optin_cli.errors import InputError
+from optin_cli.errors import InputError, param
 from optin_cli.models.layers import matrix
 from optin_cli.surgery.refit import NONE, Change, Layer, Moments, Refit, nothing, refit
 from optin_cli.surgery.settings import Compensation, SiteFit
@@ -62,7 +62,7 @@ class Equations:
         ):
             raise InputError(
                 f"block {site.block} gives NaN or infinite values on the calibration data",
-                "check the checkpoint, or leave the compensation out: --compensate none",
+                f"check the checkpoint, or leave the compensation out: {param('compensate', 'none')}",
             )
         has_bias = self.layer.bias is not None or bool(self.target.norm)
         consumer = Layer(matrix(self.layer).data, has_bias, gain, self.target.width)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from optin_cli.data.batches import Batches
-from optin_cli.errors import UsageError
+from optin_cli.errors import UsageError, param
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.models.precision import exact_convolutions
@@ -24,7 +24,7 @@ def check_norms(model: OpenModel) -> None:
     """Raise `UsageError` for a model without BatchNorms."""
     if not batch_norms(model.module):
         raise UsageError(
-            f"{model.spec} has no BatchNorm whose statistics could be measured", "leave --bn out"
+            f"{model.spec} has no BatchNorm whose statistics could be measured", f"leave {param('bn')} out"
         )
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from optin_cli.artefacts.files import digest_json
 from optin_cli.artefacts.mask import Mask
 from optin_cli.data.batches import Batches
-from optin_cli.data.examples import sample
+from optin_cli.data.opening import open_batches
 from optin_cli.data.sources import DataSpec
-from optin_cli.errors import InputError, OptinError
+from optin_cli.errors import InputError, OptinError, param
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.surgery.norms import check_norms
 from optin_cli.surgery.refit import NONE
@@ -69,26 +69,20 @@ def make_plan(
     elif settings.method == NONE:
         return None
     try:
-        examples = sample(
+        batches = open_batches(
             data or own_data(mask, workers),
-            model.family.modality,
+            model,
             settings.samples,
+            settings.batch_size,
             settings.seed,
-            reader=model.task.reader,
             at_most=at_most,
+            max_length=settings.max_length,
         )
     except OptinError as error:
         if data is not None:
             raise
         raise InputError(
-            f"the calibration data of the mask can't be read again to compensate on it ({error.what})",
-            "give other rows with --data DATA, or leave it out with --compensate none",
+            f"the calibration data of the mask can't be read again to compensate on it ({error.template[0]})",
+            f"give other rows with {param('data', meta='DATA')}, or leave it out with {param('compensate', 'none')}",
         ) from error
-    batches = Batches(
-        examples,
-        model.processor,
-        settings.batch_size,
-        max_length=settings.max_length,
-        reader=model.task.reader,
-    )
     return CompensationPlan(settings, batches)

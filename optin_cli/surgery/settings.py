@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from optin_cli.errors import UsageError
+from optin_cli.errors import UsageError, param
 from optin_cli.surgery.refit import METHODS, RIDGES
 
 GIB = 1 << 30
@@ -41,7 +41,7 @@ class Compensation:
             raise UsageError(f"unknown compensation {self.method!r}", f"choose one of {', '.join(METHODS)}")
         for name in ("samples", "batch_size"):
             if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1 is needed")
+                raise UsageError(f"{param(name, getattr(self, name))}: at least 1 is needed")
 
     def identity(self) -> dict[str, Any]:
         """What an artefact records: plain data."""

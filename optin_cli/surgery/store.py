@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from optin_cli.artefacts.files import disk_is_full
-from optin_cli.errors import InputError
+from optin_cli.errors import InputError, param
 
 
 class Store:
@@ -58,7 +58,7 @@ class Store:
             if disk_is_full(error):
                 raise InputError(
                     f"the disk is full: activations could not be spilled to {self.folder}",
-                    "free some space there, point TMPDIR elsewhere, or raise --memory",
+                    f"free some space there, point TMPDIR elsewhere, or raise {param('memory')}",
                 ) from error
             raise
         self.spilled[key] = path

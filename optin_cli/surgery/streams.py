@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from optin_cli.data.batches import Batch, Batches
-from optin_cli.errors import InputError
+from optin_cli.errors import InputError, param
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.models.hidden import Arguments, hidden_argument, hidden_of, with_hidden
 from optin_cli.models.uses import by_module
@@ -97,7 +97,7 @@ class BlockCalls:
             if not same:  # values that are not finite are told later, with their block
                 raise InputError(
                     f"{self.model.spec} changes hidden states between its blocks, so they can't be refitted one by one",
-                    "leave it out with --compensate none",
+                    f"leave it out with {param('compensate', 'none')}",
                 )
             given.append(hidden_of(output))
             self.reshaping |= hidden_of(output).shape != hidden.shape

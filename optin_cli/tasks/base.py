@@ -20,6 +20,7 @@ from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.labels import check_range, check_varied, class_labels
 from optin_cli.data.numbering import class_names, numbering
 from optin_cli.data.readers import ROWS, Reader
+from optin_cli.errors import param
 from optin_cli.tasks import metrics
 from optin_cli.tasks.divergence import KL, Term, class_kl
 
@@ -46,8 +47,8 @@ class Task:
     """`output` gives a sample of the rows, and `full_output` all of them."""
     reads_stages: ClassVar[bool] = False
     """Heads for it read the hidden states of several blocks: whatever the family says, these are no chain then."""
-    label_option: ClassVar[str] = "--label"
-    """The option that names what the labels are read from."""
+    label_option: ClassVar[str] = param("label")
+    """The parameter that names what the labels are read from."""
 
     label2id: Mapping[str, int] = field(default_factory=dict, hash=False)
     """The model's own numbers of its classes, by name."""
@@ -139,7 +140,7 @@ class Task:
         return numbering([[0, 1]], feature, self.label2id, batches.examples.data.spec)(1)
 
     def lost(self, metric: str, ours: float, baseline: float) -> float:
-        """What `--max-drop` is compared with: points of a metric that are lost to the baseline."""
+        """What a largest drop is compared with: points of a metric that are lost to the baseline."""
         return baseline - ours
 
     def compare(self, output: Tensor, baseline: Tensor, weights: Tensor) -> dict[str, float]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from optin_cli.data.batches import Batches
 from optin_cli.data.labels import check_range, class_labels
 from optin_cli.data.numbering import numbering
-from optin_cli.errors import InputError
+from optin_cli.errors import InputError, param
 from optin_cli.tasks import metrics
 from optin_cli.tasks.divergence import BINARY_KL, binary_kl
 from optin_cli.tasks.several import OfImages, Several
@@ -39,7 +39,8 @@ class MultiLabel(Several):
         if odd := [value for value in values if not isinstance(value, list)]:
             raise InputError(
                 f"{where} has the label {str(odd[0])[:40]!r}, but the model has several labels at once",
-                "give a column of lists of labels, or a column of 0 and 1 for each of them (--label A,B,C)",
+                f"give a column of lists of labels, or a column of 0 and 1 for each of them "
+                f"({param('label', meta='A,B,C')})",
             )
         if all(len(value) == self.classes and set(value) <= {0, 1} for value in values) and self.classes > 2:
             return np.array(values, dtype=np.int64)  # one number a label already

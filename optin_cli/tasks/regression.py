@@ -13,7 +13,7 @@ from torch import Tensor
 from optin_cli.data.batches import Batches
 from optin_cli.data.labels import number_labels
 from optin_cli.data.numbering import numbering
-from optin_cli.errors import InputError
+from optin_cli.errors import InputError, param
 from optin_cli.tasks import metrics
 from optin_cli.tasks.divergence import SQUARES
 from optin_cli.tasks.several import OfImages, Several
@@ -36,13 +36,13 @@ class Regression(Several):
             if self.classes > 1:
                 raise InputError(
                     f"{where} has one number a row, but the model gives {self.classes}",
-                    "give a column of lists of numbers, or a column for each value (--label A,B,C)",
+                    f"give a column of lists of numbers, or a column for each value ({param('label', meta='A,B,C')})",
                 )
             return np.array(self._numbers(batches, name))[:, None]
         if odd := [value for value in values if not isinstance(value, list) or len(value) != self.classes]:
             raise InputError(
                 f"{where} has the label {str(odd[0])[:40]}, but the model gives {self.classes} values",
-                "give a list of as many numbers for each row, or name another column with --label",
+                f"give a list of as many numbers for each row, or name another column with {param('label')}",
             )
         flat = number_labels([number for value in values for number in value], where)
         return np.array(flat).reshape(len(values), self.classes)

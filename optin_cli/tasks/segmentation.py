@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.masks import VOID, Masks
 from optin_cli.data.readers import MASKS
-from optin_cli.errors import InputError
+from optin_cli.errors import InputError, param
 from optin_cli.tasks import metrics
 from optin_cli.tasks.base import Forward, Inputs, Task, logits_of, ones
 
@@ -43,7 +43,7 @@ class Segmentation(Task):
     reader = MASKS
     main = ("miou",)
     reads_stages = True
-    label_option = "--mask"
+    label_option = param("mask")
 
     def output(self, model: Forward, inputs: Inputs) -> Tensor:
         result = model(**inputs)
@@ -71,7 +71,7 @@ class Segmentation(Task):
         if len({int(c) for mask in found for c in mask.unique() if c != VOID}) < 2:
             raise InputError(
                 f"the sampled masks of {batches.examples.where} have one class or none: the loss says nothing",
-                "sample more rows (--samples), or another split",
+                f"sample more rows ({param('samples')}), or another split",
             )
         return found
 
@@ -103,7 +103,7 @@ class Segmentation(Task):
         codes, counts = (np.concatenate([item[side] for item in kept]) for side in (0, 1))
         where = batches.examples.where
         if not len(codes):
-            raise InputError(f"every pixel of {where} counts nothing", "check --ignore-index")
+            raise InputError(f"every pixel of {where} counts nothing", f"check {param('ignore_index')}")
         true, seen = np.divmod(codes, max(1, self.classes))
         absent = sorted(set(range(self.classes)) - set(true.tolist()))
         if absent:

@@ -11,8 +11,8 @@ from helpers.data import tiny_text_csv
 from helpers.models import saved_model
 
 from optin_cli import console
-from optin_cli.commands.options import byte_count
 from optin_cli.errors import UsageError
+from optin_cli.sizes import byte_count
 
 SITES = [f"blocks.{block}.{kind}" for block in range(3) for kind in ("heads", "neurons")]
 
@@ -172,10 +172,10 @@ def test_the_time_left_counts_from_the_start_of_a_stage(monkeypatch, capsys):
     [("4GiB", 4 << 30), ("500 MB", 500_000_000), ("1.5kib", 1536), ("0", 0), ("1e6", 10**6)],
 )
 def test_sizes(text, count):
-    assert byte_count(text, "--memory") == count
+    assert byte_count(text, "memory") == count
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "nan", "inf", "4 apples", "1TiBB"])
 def test_no_sizes(text):
     with pytest.raises(UsageError, match="is no size"):
-        byte_count(text, "--memory")
+        byte_count(text, "memory")

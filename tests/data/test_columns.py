@@ -130,7 +130,7 @@ def test_of_several_images_the_one_named_image_is_taken():
 
 def test_several_images_of_other_names_must_be_named():
     dataset = rows(left="image", right="image")
-    with pytest.raises(UsageError, match=r"left, right(.|\n)*--image"):
+    with pytest.raises(UsageError, match=r"left, right(.|\n)*with image"):
         found(dataset, "image")
     assert found(dataset, "image", image="right").image == "right"
 
@@ -158,7 +158,7 @@ def test_data_without_images_names_what_it_has():
 
 
 def test_several_text_columns_that_are_no_usual_pair_must_be_named():
-    with pytest.raises(UsageError, match=r"several text columns: a, b, c(.|\n)*--text"):
+    with pytest.raises(UsageError, match=r"several text columns: a, b, c(.|\n)*with text="):
         found(rows(a="text", b="text", c="text"))
 
 

@@ -132,7 +132,7 @@ def test_a_recorded_row_that_is_gone_is_an_input_error(tmp_path):
 
 @pytest.mark.parametrize("samples", [0, -1])
 def test_no_examples_are_a_usage_error(csv, samples):
-    with pytest.raises(UsageError, match=f"--samples {samples}"):
+    with pytest.raises(UsageError, match=f"samples={samples}"):
         sampled(csv, samples)
 
 

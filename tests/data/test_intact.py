@@ -152,7 +152,7 @@ def test_only_the_drawn_rows_are_decoded(tmp_path, monkeypatch):
         decoded.append(stored)
         return decode(stored)
 
-    monkeypatch.setattr(intact, "kind_of", lambda _: Kind("image", "--image", counting))
+    monkeypatch.setattr(intact, "kind_of", lambda _: Kind("image", "image", counting))
     images(tiny_image_folder(tmp_path / "d", 30), 5)
     assert len(decoded) == 5
 

@@ -141,7 +141,7 @@ def test_ids_outside_the_classes_are_named_with_their_row_and_file(tmp_path):
     with pytest.raises(InputError) as caught:
         masks_of(read(data))
     assert "the mask in row 0 (000.png) has the ids 11, but the model has classes 0..4" in str(caught.value)
-    assert "--ignore-index 11" in str(caught.value)
+    assert "ignore_index=11" in str(caught.value)
     masks_of(read(data, ignore_index=11))
 
 
@@ -149,7 +149,7 @@ def test_several_ids_outside_the_classes_are_no_void(tmp_path):
     data = tiny_masks(tmp_path, 3, classes=200)
     with pytest.raises(InputError, match="has the ids") as caught:
         masks_of(read(data))
-    assert "--ignore-index" not in caught.value.hint and "trained on these classes" in caught.value.hint
+    assert "ignore_index" not in caught.value.hint and "trained on these classes" in caught.value.hint
 
 
 def test_an_image_and_a_mask_of_other_sizes_are_named(tmp_path):

@@ -62,7 +62,7 @@ def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("split", ["train[:10]", "train+test", ""])
 def test_a_split_that_is_no_plain_name_is_a_usage_error(split, tmp_path):
-    with pytest.raises(UsageError, match="--samples"):
+    with pytest.raises(UsageError, match="samples for a part"):
         opened(write_table(tmp_path / "data.csv"), split)
 
 

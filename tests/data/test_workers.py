@@ -125,7 +125,7 @@ def test_how_many_there_are(cores, team, expected, monkeypatch):
 
 
 def test_fewer_than_none_is_a_usage_error():
-    with pytest.raises(UsageError, match="--workers -1"):
+    with pytest.raises(UsageError, match="workers=-1"):
         DataSpec("d", workers=-1)
 
 

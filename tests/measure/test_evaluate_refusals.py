@@ -149,5 +149,5 @@ def test_a_drop_that_is_no_number_does_not_pass():
 
 
 def test_a_gate_needs_a_baseline():
-    with pytest.raises(UsageError, match="--max-drop needs"):
+    with pytest.raises(UsageError, match="max_drop needs"):
         gate(with_drop(None), 1)

@@ -150,7 +150,7 @@ def test_an_unknown_device_is_a_usage_error():
 
 def test_cuda_where_there_is_none_is_a_usage_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UsageError, match="--device cpu"):
+    with pytest.raises(UsageError, match="device='cpu'"):
         open_model(str(saved_model("bert")), device="cuda")
 
 

@@ -65,5 +65,5 @@ def test_a_projection_for_attention_and_mlp_at_once_is_refused():
 
 
 def test_an_unknown_modality_is_a_usage_error():
-    with pytest.raises(UsageError, match="unknown --modality 'smell'"):
+    with pytest.raises(UsageError, match="unknown modality 'smell'"):
         propose(str(saved_model("bert")), modality="smell")

@@ -232,7 +232,7 @@ def refused(error, words, model, data, settings=SMALL):
 def test_data_without_labels_names_the_methods_that_need_none(tmp_path):
     data = tiny_text_csv(tmp_path, labels=None)
     error = refused(UsageError, "has no label column", shared_model("bert"), data)
-    assert "knowledge" in error.hint and "--label" in error.hint
+    assert "knowledge" in error.hint and "with label;" in error.hint
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_question_answering_has_no_labels(tmp_path):
 
 
 def test_per_batch_is_fishers():
-    with pytest.raises(UsageError, match="--per-batch"):
+    with pytest.raises(UsageError, match="per_batch is about"):
         configured(ScoreSettings(method="curvature", per_batch=True))
 
 

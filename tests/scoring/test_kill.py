@@ -154,7 +154,7 @@ def test_room_for_the_sketch_is_looked_for_before_the_work(tmp_path, monkeypatch
         if fits:
             stage.score(plan_for(tmp_path), tmp_path / "r.h5")
             continue
-        with pytest.raises(InputError, match="--no-sketch"):
+        with pytest.raises(InputError, match="sketch_rows=0"):
             stage.score(plan_for(tmp_path), tmp_path / "r.h5")
         assert not parts_of(tmp_path / "r.h5")
         stage.score(plan_for(tmp_path, sketch_rows=0), tmp_path / "without.h5")

@@ -192,7 +192,7 @@ def test_progress_is_told_once_though_work_is_done_twice(tmp_path, monkeypatch):
 
 def test_one_example_that_does_not_fit_is_an_input_error(tmp_path, monkeypatch):
     out_of_memory_above(monkeypatch, curvature, "record_graph", lambda *_: False)
-    with pytest.raises(InputError, match=r"even with one example at a time(.|\n)*--max-length"):
+    with pytest.raises(InputError, match=r"even with one example at a time(.|\n)*max_length"):
         stage.score(plan_for(tmp_path, method="curvature"), tmp_path / "r.h5")
 
 
@@ -201,7 +201,7 @@ def test_one_variant_that_does_not_fit_is_an_input_error_and_loses_nothing(tmp_p
     first = plan.calibration.batches.ids(0)
     with monkeypatch.context() as patch:
         out_of_memory_above(patch, Replay, "run", lambda replay, *_: replay.piece.example_ids[0] in first)
-        with pytest.raises(InputError, match=r"batch 1 .*one unit removed(.|\n)*--batch-size"):
+        with pytest.raises(InputError, match=r"batch 1 .*one unit removed(.|\n)*batch_size"):
             stage.score(plan, tmp_path / "r.h5")
     assert len(list((tmp_path / ".r.h5.partial").glob("*.npz"))) == len(list(plan.model.anatomy))
 

@@ -12,6 +12,7 @@ import pytest
 from helpers.artefacts import chain_ranking, latency_table
 from helpers.cli import run
 from helpers.selection import kept, macs_of, ranking
+from optin_cli.steps import check_steps
 
 from optin_cli.artefacts.mask import read_mask, write_mask
 from optin_cli.commands.budgets import with_budgets
@@ -21,7 +22,6 @@ from optin_cli.selection.budget import Budget
 from optin_cli.selection.budgets import MIB, Latency, Macs, Memory, Params, register_budget
 from optin_cli.selection.request import Request
 from optin_cli.selection.select import select
-from optin_cli.steps import check_steps
 
 
 class Heads(Budget):

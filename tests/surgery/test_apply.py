@@ -22,6 +22,7 @@ from optin_cli.models.checkpoint import open_model
 from optin_cli.models.masking import masked, masks_from_keep
 from optin_cli.selection.select import select
 from optin_cli.surgery import apply as stage
+from optin_cli.surgery.check import open_check
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -154,13 +155,13 @@ def test_masks_of_other_models_are_refused(tmp_path):
     _, mask, _ = pruned("bert", tmp_path)
     other = tiny_model("bert", tmp_path / "other", seed=7)
     with pytest.raises(ArtefactError, match="other weights"):
-        stage.check_belongs(open_model(str(other)), mask)
+        stage.check_fit(open_model(str(other)), mask)
     with pytest.raises(ArtefactError, match="other sites") as caught:
-        stage.check_belongs(open_model(str(tmp_path / "out")), mask)
+        stage.check_fit(open_model(str(tmp_path / "out")), mask)
     assert "select" in caught.value.hint
     with pytest.raises(ArtefactError, match="other sites") as caught:
-        stage.check_belongs(open_model(str(tmp_path / "out")), replace(mask, family="mine"))
-    assert "'mine'" in caught.value.hint and "--anatomy" in caught.value.hint
+        stage.check_fit(open_model(str(tmp_path / "out")), replace(mask, family="mine"))
+    assert "'mine'" in caught.value.hint and "family=FILE.yaml" in caught.value.hint
 
 
 def test_a_wrong_slice_is_caught_and_nothing_is_written(tmp_path, monkeypatch):
@@ -193,11 +194,10 @@ def test_other_check_data_can_be_given(tmp_path):
     model = open_model(str(saved_model("bert")))
     mask = select(rank(model, tmp_path), 0.5)
     rows = DataSpec(str(tiny_text_csv(tmp_path / "more", seed=3)))
-    assert stage.apply(model, mask, tmp_path / "out", rows).checked_on == rows.spec
+    batches = open_check(model, rows)
+    assert stage.apply(model, mask, tmp_path / "out", batches).checked_on == rows.spec
     with pytest.raises(UsageError):
-        stage.apply(
-            open_model(str(saved_model("bert"))), mask, tmp_path / "b", DataSpec(str(tmp_path / "no"))
-        )
+        open_check(open_model(str(saved_model("bert"))), DataSpec(str(tmp_path / "no")))
 
 
 def test_random_masks_of_mpnet_keep_the_right_position_biases(tmp_path):

@@ -143,8 +143,8 @@ def test_calibration_data_that_is_gone_is_no_reason_to_compensate_on_something_e
     mask.calibration["spec"] = str(tmp_path / "gone.csv")
     with pytest.raises(InputError, match="can't be read again") as told:
         make_plan(model, mask, Compensation())
-    assert "--data" in told.value.hint
-    assert "--compensate none" in told.value.hint
+    assert "data=DATA" in told.value.hint
+    assert "compensate='none'" in told.value.hint
     assert make_plan(model, mask, Compensation("none")) is None
     with pytest.raises(UsageError, match="no data at"):
         make_plan(model, mask, Compensation(), DataSpec(str(tmp_path / "no.csv")))

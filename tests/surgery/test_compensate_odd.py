@@ -140,7 +140,7 @@ def test_progress_ends_where_it_said(folder):
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"), [({"method": "best"}, "unknown compensation"), ({"samples": 0}, "--samples 0")]
+    ("settings", "says"), [({"method": "best"}, "unknown compensation"), ({"samples": 0}, "samples=0")]
 )
 def test_wrong_settings(settings, says):
     with pytest.raises(UsageError, match=says):

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from optin_cli.errors import InputError
+from optin_cli.errors import InputError, param
 from optin_cli.models.anatomy import NCHW, NHWC, TOKENS
 from optin_cli.models.blocks import base_prefix, find_streams
 from optin_cli.models.families import DOCS
@@ -58,7 +58,7 @@ def find_blocks(module: nn.Module, run: Run, weights: Mapping[str, float]) -> Bl
             f"no blocks are found in {type(module).__name__}: looked for two or more modules whose names differ in "
             "a number, each of which is given what the one before gives (examples first) and holds whole sites"
             + _near_miss(run, groups, weights),
-            f"write its table by hand and give it as --anatomy FILE.yaml: see {DOCS}",
+            f"write its table by hand and give it as {param('family', meta='FILE.yaml')}: see {DOCS}",
         )
     fine = [chain for chain in chains if chain.held >= _FINE_ENOUGH * most]
     chain = max(fine, key=_rank).paths

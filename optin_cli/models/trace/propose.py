@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optin_cli.errors import InputError, UnknownArchitecture
+from optin_cli.errors import InputError, UnknownArchitecture, param
 from optin_cli.models.anatomy import HEADS, Anatomy
 from optin_cli.models.checkpoint import open_module
 from optin_cli.models.dissect import family_of
@@ -38,7 +38,9 @@ from optin_cli.models.trace.verify import Failed, Trial, complete, empties, mism
 from optin_cli.models.trace.whole import Checked, Whole
 
 _EXTRAS = ("use_cache", "output_attentions")  # one grows from trial to trial, the other has an axis of heads
-EMPTY = "can't run without any unit: prune with a minimum (--min-heads 1, --min-neurons 1)"
+EMPTY = (
+    f"can't run without any unit: prune with a minimum ({param('min_heads', 1)}, {param('min_neurons', 1)})"
+)
 
 
 OnProgress = Callable[[float, float, str], None]
@@ -122,7 +124,8 @@ def trace(
     except RUN_ERRORS as error:
         raise InputError(
             f"{type(module).__name__} does not run on made-up inputs ({', '.join(inputs)}): {brief(error)}",
-            "say --modality text or --modality image if it reads the other, or write its table by hand",
+            f"say {param('modality', 'text')} or {param('modality', 'image')} if it reads the other, or write "
+            "its table by hand",
         ) from error
     found, unfit = find_sites(module, flow, run)
     del flow
@@ -135,7 +138,7 @@ def trace(
     try:
         blocks = find_blocks(module, run, weights)
     except InputError as error:
-        raise InputError(error.what + first_reasons(unfit), error.hint) from error
+        raise InputError(error.template[0] + first_reasons(unfit), error.template[1]) from error
     held, left = _try_all(module, run, blocks, found, bool(arguments), on_progress)
     left += _never_called(module, run, blocks)
     inside = [gone for gone in unfit if _in_one_block(blocks, gone.layers)]

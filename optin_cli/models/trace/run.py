@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optin_cli.errors import InputError, UsageError, first_line
+from optin_cli.errors import InputError, UsageError, first_line, param
 from optin_cli.models.hidden import hidden_argument
 from optin_cli.models.positions import channels, image_size
 
@@ -173,7 +173,7 @@ def modality_of(module: Any, library: str, modality: str | None) -> str:
     """`text` or `image`: as asked, or what the model says it reads. Raises `InputError` for anything else."""
     if modality is not None:
         if modality not in _READS.values():
-            raise UsageError(f"unknown --modality {modality!r}", "choose text or image")
+            raise UsageError(f"unknown {param('modality')} {modality!r}", "choose text or image")
         return modality
     if library != "transformers":
         return "image"
@@ -196,7 +196,7 @@ def synthetic_inputs(module: Any, library: str, modality: str) -> dict[str, Tens
     if vocabulary is None:
         raise InputError(
             f"{type(module).__name__} has no config.vocab_size, so no text can be made up for it",
-            "if it reads images, say --modality image",
+            f"if it reads images, say {param('modality', 'image')}",
         )
     ids = torch.randint(min(_SPECIAL_IDS, vocabulary - 1), vocabulary, (BATCH, _TOKENS), generator=generator)
     mask = torch.ones_like(ids)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optin_cli.errors import InputError
+from optin_cli.errors import InputError, param
 from optin_cli.models.anatomy import Site
 from optin_cli.models.storages import LiveStorages, activation_peak
 from optin_cli.scoring.calibration import Calibration, Scores, gather_rows, measured_blocks
@@ -207,5 +207,5 @@ class Ablation:
     def _too_large(self, when: str) -> InputError:
         return InputError(
             f"calibration batch {self.index} does not fit in the memory of {self.model.device}{when}",
-            "use a smaller --batch-size or --max-length",
+            f"use a smaller {param('batch_size')} or {param('max_length')}",
         )

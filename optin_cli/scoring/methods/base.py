@@ -64,7 +64,7 @@ class Measured(Protocol):
 
 
 class ScoringMethod:
-    """One value of `--method`. A new one is a subclass with a `name` and `run`, handed to `register_method`.
+    """One value of the setting `method`. A new one is a subclass with a `name` and `run`, handed to `register_method`.
 
     The class attributes say what the method needs and can; an instance belongs to one run. `items` are done in any
     order and by any process, each is kept on disk when done, and `combine` turns the means over the batches into
@@ -93,11 +93,11 @@ class ScoringMethod:
     recombines: ClassVar[bool] = False
     """`select` may put trajectory and output together with other weights, as OPTIN does."""
     temperature: ClassVar[float] = 4.0
-    """Default of `--temperature`."""
+    """Default of `temperature`."""
     output_weight: ClassVar[float | None] = 0.0
-    """Default of `--lambda`; 0 where there is nothing to weigh, None where the budget decides."""
+    """Default of `output_weight`, OPTIN's lambda; 0 where there is nothing to weigh, None where the budget decides."""
     feature_weights: ClassVar[str] = OPTIN_SUM
-    """Default of `--feature-weights`."""
+    """Default of `feature_weights`."""
 
     def __init__(
         self, calibration: Calibration, settings: ScoreSettings, labels: list[Any] | None = None

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from importlib.metadata import entry_points
 
-from optin_cli.errors import InputError, UsageError, first_line
+from optin_cli.errors import InputError, UsageError, first_line, param
 from optin_cli.models.checkpoint import OpenModel
 from optin_cli.scoring.methods.ablation import AblationMethod
 from optin_cli.scoring.methods.base import ScoringMethod
@@ -40,6 +40,19 @@ def register_method(method: type[ScoringMethod]) -> type[ScoringMethod]:
     """Add a scoring method, or replace one of the same name; returns it, so that it serves as a decorator.
 
     Raises `UsageError` for a name that is a built-in method's, or that can't be part of a file name.
+
+    Example:
+        >>> @optin.register_method
+        ... class InOrder(optin.ScoringMethod):
+        ...     name, needs_data = "in_order", False
+        ...
+        ...     def items(self):
+        ...         return []
+        ...
+        ...     def combine(self, sites):
+        ...         return {site.name: torch.arange(1.0, site.units + 1).double().numpy() for site in sites}
+        >>> optin.score(model, batches, samples=8, method="in_order").sites[0].score
+        array([1., 2., 3., 4.])
     """
     name = getattr(method, "name", "")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
@@ -67,7 +80,7 @@ def method_named(name: str) -> type[ScoringMethod]:
         method = offered[name].load()
     except (ImportError, AttributeError) as error:
         raise InputError(
-            f"can't load {offered[name].value} for --method {name}: {first_line(error)}"
+            f"can't load {offered[name].value} for {param('method', name)}: {first_line(error)}"
         ) from error
     if not (isinstance(method, type) and issubclass(method, ScoringMethod) and method.name == name):
         raise InputError(f"{offered[name].value} is not a ScoringMethod with the name {name!r}")
@@ -82,14 +95,18 @@ def configured(settings: ScoreSettings) -> ScoreSettings:
     method, name = method_named(settings.method), settings.method
     if settings.per_batch and not method.takes_per_batch:
         owners = names_where(lambda other: other.takes_per_batch)
-        raise UsageError(f"--per-batch is about {owners}'s gradients; --method {name} has none")
+        raise UsageError(
+            f"{param('per_batch')} is about {owners}'s gradients; {param('method', name)} has none"
+        )
     if settings.tokens and not method.recombines:
         raise UsageError(
-            f"--tokens measures trajectories, and --method {name} scores units by something else",
+            f"{param('tokens')} measures trajectories, and {param('method', name)} scores units by something else",
             f"use {names_where(lambda other: other.recombines)}",
         )
     if settings.exact_band is not None and not method.takes_band:
-        raise UsageError(f"--exact-band re-scores what curvature scored; --method {name} has nothing of it")
+        raise UsageError(
+            f"{param('exact_band')} re-scores what curvature scored; {param('method', name)} has nothing of it"
+        )
     weight = settings.output_weight
     return dataclasses.replace(
         settings,
@@ -102,7 +119,7 @@ def check_scores(method: type[ScoringMethod], model: OpenModel) -> None:
     """Raise `UsageError` naming the methods that can, unless `method` can score `model`."""
     if reason := method.misfit(model):
         others = names_where(lambda other: not other.misfit(model))
-        raise UsageError(f"--method {method.name} {reason}", f"use {others}" if others else None)
+        raise UsageError(f"{param('method', method.name)} {reason}", f"use {others}" if others else None)
 
 
 def names_where(holds: Callable[[type[ScoringMethod]], bool]) -> str:

@@ -9,12 +9,13 @@ from helpers.pruning import data_for, rank
 
 from optin_cli.artefacts.pruned import read_pruned
 from optin_cli.errors import OptinError
+from optin_cli.export import writers
+from optin_cli.export.tolerance import TOLERANCES, tolerance
 from optin_cli.models.checkpoint import open_model
 from optin_cli.selection.select import select
 from optin_cli.surgery import apply as stage
 from optin_cli.surgery.plan import make_plan
 from optin_cli.surgery.settings import Compensation
-from optin_cli.surgery.tolerance import TOLERANCES, tolerance
 
 
 def test_a_tolerance_is_a_share_of_the_largest_output_or_of_one():
@@ -53,7 +54,7 @@ def test_compensation_in_bfloat16_gains_as_much_as_in_float32(tmp_path):
 
 
 def test_a_deviation_beyond_the_tolerance_names_the_dtype(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "tolerance", lambda *_: -1.0)
+    monkeypatch.setattr(writers, "tolerance", lambda *_: -1.0)
     with pytest.raises(OptinError, match="that bfloat16 explains"):
         applied(tmp_path, "bfloat16")
     assert not (tmp_path / "out").exists()
