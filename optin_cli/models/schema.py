@@ -1,4 +1,4 @@
-"""What the table of a family holds, in `--anatomy FILE.yaml`, in Python and in the record of a pruned model.
+"""What the table of a family holds, in a YAML file, in Python and in the record of a pruned model.
 
 Each field is described once, here or, of the records that sites share with it, in anatomy.py. Checks, reading, writing,
 paths and the tables of docs/anatomy.md follow from that (fields.py).

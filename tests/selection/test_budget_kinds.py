@@ -12,11 +12,11 @@ import pytest
 from helpers.artefacts import chain_ranking, latency_table
 from helpers.cli import run
 from helpers.selection import kept, macs_of, ranking
-from optin_cli.steps import check_steps
 
 from optin_cli.artefacts.mask import read_mask, write_mask
 from optin_cli.commands.budgets import with_budgets
 from optin_cli.errors import BudgetError, UsageError
+from optin_cli.pipeline import check_steps
 from optin_cli.selection import budgets
 from optin_cli.selection.budget import Budget
 from optin_cli.selection.budgets import MIB, Latency, Macs, Memory, Params, register_budget
