@@ -19,7 +19,7 @@ import numpy as np
 from optin_cli.artefacts.latency import LatencyTable
 from optin_cli.artefacts.ranking import RankedSite, Ranking
 from optin_cli.artefacts.shared import SharedLayer
-from optin_cli.errors import UsageError
+from optin_cli.errors import UsageError, param
 from optin_cli.selection.ladder import Floats, Ints
 from optin_cli.selection.shared_latency import SharedTimes
 
@@ -110,13 +110,18 @@ class Budget(ABC):
 
     @property
     def asked(self) -> str:
-        """As the command line writes it: `--flops 0.6`."""
-        return f"{self.option} {self.amount:g}"
+        """For messages of errors: `flops=0.6`, or `--flops 0.6`."""
+        return self.said(f"{self.amount:g}")
+
+    def said(self, amount: str) -> str:
+        """The same with another amount."""
+        return param(self.key, meta=amount)
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """From the option's text. Raises `UsageError` with the way to write it."""
-        return cls(parse_number(text, text, cls.option, f"write {cls.option} 0.6, or several as 0.9,0.8"))
+        way_out = f"write {param(cls.entries()[0], 0.6)}, or several as 0.9,0.8"
+        return cls(parse_number(text, text, param(cls.entries()[0]), way_out))
 
     @classmethod
     def recorded(cls, record: Mapping[str, Any]) -> list[Self]:
@@ -128,7 +133,9 @@ class Budget(ABC):
         if self.is_share and not 0 < self.amount <= 1:
             raise UsageError(f"{self.asked} is not a fraction", "give the share to keep, in (0, 1]")
         if not 0 < self.amount < math.inf:
-            raise UsageError(f"{self.option} {self.amount:g} is no amount", "give more than 0")
+            amount = f"{self.amount:g}"
+            said = param(self.entries()[0], meta=amount, python=f"{self.key}={amount}")
+            raise UsageError(f"{said} is no amount", "give more than 0")
 
     def eased(self, progress: float) -> Self | None:
         """The budget of a step on the way, `progress` in (0, 1): shares fall geometrically; None: nothing holds yet."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from optin_cli.artefacts.latency import LatencyTable
 from optin_cli.artefacts.ranking import RankedSite, Ranking
-from optin_cli.errors import ArtefactError, UsageError
+from optin_cli.errors import ArtefactError, UsageError, param
 from optin_cli.selection.budget import Budget, Case, parse_number
 from optin_cli.selection.ladder import Floats, Ints
 from optin_cli.selection.shared_latency import predicted_ms
@@ -80,7 +80,10 @@ class Memory(Budget):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        return cls(parse_size(text, cls.option, "MiB", "write --memory 60 for 60 MiB, or 1.5GiB") / MIB)
+        return cls(
+            parse_size(text, param("memory"), "MiB", f"write {param('memory', 60)} for 60 MiB, or 1.5GiB")
+            / MIB
+        )
 
     def words(self, relative_to: str) -> str:
         return f"{self.amount:g} MiB of weights"
@@ -127,14 +130,20 @@ class Latency(Budget):
     def is_share(self) -> bool:
         return not self.ms
 
-    @property
-    def asked(self) -> str:
-        return f"{super().asked}ms" if self.ms else super().asked
+    def said(self, amount: str) -> str:
+        number = amount.removesuffix("ms")
+        return (
+            param("latency", meta=f"{number}ms", python=f"latency_ms={number}")
+            if self.ms
+            else super().said(amount)
+        )
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        way_out = "write --latency 0.6 for a share, or 12.5ms for milliseconds"
-        return cls(parse_number(text.removesuffix("ms"), text, cls.option, way_out), ms=text.endswith("ms"))
+        way_out = f"write {param('latency', 0.6)} for a share, or 12.5ms for milliseconds"
+        return cls(
+            parse_number(text.removesuffix("ms"), text, param("latency"), way_out), ms=text.endswith("ms")
+        )
 
     @classmethod
     def recorded(cls, record: Mapping[str, Any]) -> list[Self]:
@@ -150,8 +159,9 @@ class Latency(Budget):
         super().check(table)
         if table is None:
             raise UsageError(
-                "--latency needs to know what units cost on the device",
-                "measure it once with `optin bench MODEL --table FILE.json`, then give --latency-table FILE.json",
+                f"{param('latency')} needs to know what units cost on the device",
+                "measure it once with `optin bench MODEL --table FILE.json`, then give "
+                f"{param('latency_table', meta='FILE.json')}",
             )
 
     def words(self, relative_to: str) -> str:
@@ -166,7 +176,7 @@ class Latency(Budget):
         if table.model["digest"] != table.model["dense_digest"]:
             raise ArtefactError(
                 f"the latency table is of the pruned {table.model['id']}: it can't tell shares of the dense model",
-                "make one of the dense model, or use --relative-to current",
+                f"make one of the dense model, or use {param('relative_to', 'current')}",
             )
         return table.total_ms
 

@@ -1,4 +1,4 @@
-"""`--tokens joint` and `only`: from a posed problem to the schedule of merges, and the sizes that go with it."""
+"""Merging tokens, `joint` and `only`: from a posed problem to the schedule of merges, and the sizes that go with it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from optin_cli.artefacts.ranking import Ranking
-from optin_cli.errors import UsageError
+from optin_cli.errors import UsageError, param
 from optin_cli.importance import OPTIN_SUM, FeatureWeights, column_weights, measured_depth, output_scale
 from optin_cli.selection.budgets import Macs
 from optin_cli.selection.ladder import Floats
@@ -39,7 +39,7 @@ def boundaries_of(problem: Problem) -> Boundaries:
     depth = len(problem.seen)
     if [one.block for one in ranking.token_sites] != list(range(depth - 1)) or depth < 2:
         raise UsageError(
-            f"--tokens {request.merge}: the ranking does not say what merging tokens costs",
+            f"{param('tokens', request.merge)}: the ranking does not say what merging tokens costs",
             "score again with `optin score --tokens`",
         )
     losses, (features, weight) = [], problem.weighting

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from optin_cli.artefacts.ranking import RankedSite, Ranking
-from optin_cli.errors import BudgetError, UsageError
+from optin_cli.errors import BudgetError, UsageError, param
 from optin_cli.importance import OPTIN_SUM, FeatureWeights, combine, own_output_weight, scored_with
 from optin_cli.selection.budget import Budget, Case
 from optin_cli.selection.ladder import Floats, Ints, Ladder
@@ -134,10 +134,10 @@ def _check_parts(ranking: Ranking, request: Request) -> bool:
     """Whether scores can be put together anew. Raises `UsageError` where they were asked to be and can't."""
     parts = ranking.settings.get("recombines", True) and all(s.columns for s in ranking.sites if s.units)
     if not parts and (request.output_weight is not None or request.feature_weights is not None):
-        option = "--lambda" if request.feature_weights is None else "--feature-weights"
+        option = param("output_weight" if request.feature_weights is None else "feature_weights")
         raise UsageError(
             f"a {ranking.method} ranking has no parts to recombine",
-            f"leave {option} out, or score with --method curvature",
+            f"leave {option} out, or score with {param('method', meta='curvature')}",
         )
     return bool(parts)
 
@@ -155,11 +155,14 @@ def out_of_reach(problem: Problem) -> BudgetError:
         if used > room
     ]
     asked = " ".join(f"{budget.asked} can't be met: what must stay takes {shown}." for budget, shown in over)
-    smallest = " ".join(f"{budget.option} {shown}" for budget, shown in over)
+    smallest = " ".join(budget.said(shown) for budget, shown in over)
     guarded = any(len(ladder.counts) == 1 or ladder.counts[0] > 0 for ladder in problem.ladders)
-    relax = "relax --min-heads, --min-neurons, --min-channels, --protect or other guards to go lower"
+    relax = (
+        f"relax {param('min_heads')}, {param('min_neurons')}, {param('min_channels')}, {param('protect')} or other "
+        "guards to go lower"
+    )
     if problem.request.merge == "only":
-        relax = "--tokens joint goes lower, since it prunes units, too"
+        relax = f"{param('tokens', 'joint')} goes lower, since it prunes units, too"
     return BudgetError(
         asked.removesuffix("."),
         f"the smallest budget that can be reached is {smallest}" + (f"; {relax}" if guarded else ""),

@@ -11,7 +11,7 @@ from typing import Any
 
 from optin_cli.artefacts.latency import LatencyTable, processor_name
 from optin_cli.artefacts.ranking import RankedSite, Ranking
-from optin_cli.errors import ArtefactError, UsageError
+from optin_cli.errors import ArtefactError, UsageError, param
 from optin_cli.importance import (
     AUTO,
     NAMED_WEIGHTS,
@@ -102,40 +102,49 @@ class Request:
         for budget in self.asked:
             budget.check(self.table)
         if not self.asked:
-            raise UsageError("no budget is given", "use --flops, --params, --latency or --memory")
+            raise UsageError(
+                "no budget is given",
+                f"use {param('flops')}, {param('params')}, {param('latency')} or {param('memory')}",
+            )
         keys = [budget.key for budget in self.asked]
         if twice := {key for key in keys if keys.count(key) > 1}:
             raise UsageError(f"two budgets are given for {', '.join(sorted(twice))}", "leave one out")
         if min(self.min_heads, self.min_neurons, self.min_channels) < 0:
-            raise UsageError("--min-heads, --min-neurons and --min-channels can't be negative")
+            raise UsageError(
+                f"{param('min_heads')}, {param('min_neurons')} and {param('min_channels')} can't be negative"
+            )
         if not 0 <= self.max_prune <= 1:
-            raise UsageError(f"--max-prune-per-layer {self.max_prune:g} is no share", "give one in [0, 1]")
+            raise UsageError(f"{param('max_prune', float(self.max_prune))} is no share", "give one in [0, 1]")
         if self.round_to != ROUND_AUTO and (isinstance(self.round_to, str) or self.round_to < 1):
-            raise UsageError(f"--round-to {self.round_to}", "give 8, 16, 32, 64 or auto")
+            raise UsageError(param("round_to", self.round_to), "give 8, 16, 32, 64 or auto")
         self._check_merging()
         if self.relative_to not in ("dense", "current"):
-            raise UsageError(f"--relative-to {self.relative_to}", "use dense or current")
+            raise UsageError(param("relative_to", self.relative_to), "use dense or current")
         if self.tokens is not None and not 0 < self.tokens < math.inf:
-            raise UsageError(f"--tokens {self.tokens:g}: a sequence has at least one token")
+            raise UsageError(f"{param('tokens', float(self.tokens))}: a sequence has at least one token")
         if self.output_weight is not None and not 0 <= self.output_weight < math.inf:
-            raise UsageError(f"--lambda {self.output_weight:g} is no weight", "give 0 or more")
+            raise UsageError(
+                f"{param('output_weight', float(self.output_weight))} is no weight", "give 0 or more"
+            )
         if self.interactions not in SCOPES:
-            raise UsageError(f"--interactions {self.interactions}", f"use {', '.join(SCOPES)}")
+            raise UsageError(param("interactions", self.interactions), f"use {', '.join(SCOPES)}")
         self._check_feature_weights()
 
     def _check_merging(self) -> None:
         if self.merge not in TOKEN_SEARCHES:
-            raise UsageError(f"--tokens {self.merge}", f"use {', '.join(TOKEN_SEARCHES)}")
+            raise UsageError(param("tokens", self.merge), f"use {', '.join(TOKEN_SEARCHES)}")
         if self.merge == "none":
             return
         if not any(isinstance(budget, Macs) for budget in self.asked):
             raise UsageError(
-                f"--tokens {self.merge} saves MACs, and no budget of MACs is given", "give --flops, too"
+                f"{param('tokens', self.merge)} saves MACs, and no budget of MACs is given",
+                f"give {param('flops')}, too",
             )
         for budget in self.asked:
             if budget.whole_sequences:
                 raise UsageError(
-                    f"{budget.option} can't be met with --tokens {self.merge}: {budget.whole_sequences}",
+                    f"{param(budget.entries()[0])} can't be met with {param('tokens', self.merge)}: "
+                    f"{budget.whole_sequences}",
                     "leave one out",
                 )
 
@@ -143,10 +152,10 @@ class Request:
         weights = self.feature_weights
         if isinstance(weights, str) and weights not in NAMED_WEIGHTS:
             way_out = f"use {', '.join(NAMED_WEIGHTS)}, or a weight for each block as 0,0.5,1"
-            raise UsageError(f"--feature-weights {weights}", way_out)
+            raise UsageError(param("feature_weights", weights), way_out)
         if isinstance(weights, tuple) and not (all(0 <= w < math.inf for w in weights) and sum(weights) > 0):
             raise UsageError(
-                f"--feature-weights {','.join(f'{w:g}' for w in weights)}",
+                param("feature_weights", meta=",".join(f"{w:g}" for w in weights)),
                 "give weights of 0 or more, not all 0",
             )
 
@@ -155,11 +164,13 @@ class Request:
         for glob in self.protect:
             if not any(fnmatchcase(site.name, glob) for site in sites):
                 names = ", ".join([site.name for site in sites][:3])
-                raise UsageError(f"--protect {glob!r} matches no site", f"sites are named like {names}")
+                raise UsageError(
+                    f"{param('protect', meta=repr(glob))} matches no site", f"sites are named like {names}"
+                )
         kinds = sorted({site.kind for site in sites})
         if self.only is not None and self.only not in kinds:
             raise UsageError(
-                f"--only {self.only}: the ranking has no such units", f"it has {', '.join(kinds)}"
+                f"{param('only', self.only)}: the ranking has no such units", f"it has {', '.join(kinds)}"
             )
 
     def minimum(self, site: RankedSite) -> int:
@@ -200,7 +211,7 @@ def weighting(request: Request, ranking: Ranking, share: float) -> tuple[Feature
     depth = measured_depth(ranking.sites)
     if not isinstance(weights, str) and len(weights) != depth:
         raise UsageError(
-            f"--feature-weights has {len(weights)} weights for {depth} blocks", "give one for each"
+            f"{param('feature_weights')} has {len(weights)} weights for {depth} blocks", "give one for each"
         )
     return weights, float(output_weight)
 
@@ -248,5 +259,5 @@ def check_table(
         if wanted != have and not force:
             raise ArtefactError(
                 f"the latency table is of another {what}: measured on {have}, and this is {wanted}",
-                f"{again}; or --force, if the pruned model is to run there",
+                f"{again}; or {param('force', True)}, if the pruned model is to run there",
             )

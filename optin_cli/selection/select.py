@@ -11,7 +11,7 @@ from optin_cli.artefacts.facts import Asked, Objective, Reached
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.ranking import Ranking
 from optin_cli.artefacts.sketch import Sketch
-from optin_cli.errors import UsageError
+from optin_cli.errors import UsageError, param
 from optin_cli.selection.budgets import BUILT_IN
 from optin_cli.selection.interactions import Rearranged, halves, rearrange, told
 from optin_cli.selection.ladder import Floats
@@ -45,7 +45,8 @@ def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = N
     if sketch is None or not len(sketch):
         raise UsageError(
             "the ranking holds no sketch: nothing tells how its units interact",
-            "leave --interactions out, or score again without --no-sketch",
+            f"leave {param('interactions')} out, or score again without "
+            f"{param('sketch', False, python='sketch_rows=0')}",
         )
     products, room = Products(problem), problem.capacities
     if products:  # what sums count too much may be used

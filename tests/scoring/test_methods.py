@@ -196,7 +196,7 @@ def constants(path: Path) -> list[str]:
 
 def test_nothing_outside_asks_for_a_method_by_its_name():
     """As a whole string, in code: messages and docstrings may speak of methods."""
-    allowed = {"scoring/settings.py": {DEFAULT_METHOD}}
+    allowed = {"scoring/settings.py": {DEFAULT_METHOD}, "selection/problem.py": {"curvature"}}  # of a message
     found = {}
     for path in PACKAGE.rglob("*.py"):
         place = path.relative_to(PACKAGE).as_posix()

@@ -148,16 +148,14 @@ def test_a_kind_without_pairs_works_beside_layers_between_two_sites():
 
 
 def test_what_can_t_be_met_is_said_in_its_terms():
-    with pytest.raises(
-        BudgetError, match=r"--heads 0.1 can't be met: what must stay takes 0\.2500"
-    ) as caught:
+    with pytest.raises(BudgetError, match=r"heads=0.1 can't be met: what must stay takes 0\.2500") as caught:
         select(ranking(), Request(budgets=(Heads(0.1),), min_heads=1))
-    assert "--heads 0.2500" in caught.value.hint
+    assert "heads=0.2500" in caught.value.hint
     assert select(ranking(), Request(budgets=(Heads(0.25),), min_heads=1)).reached["heads"] == 0.25
 
 
 def test_a_share_outside_0_and_1_and_two_budgets_of_one_kind_are_refused():
-    with pytest.raises(UsageError, match=r"--heads 1.5 is not a fraction"):
+    with pytest.raises(UsageError, match=r"heads=1.5 is not a fraction"):
         select(ranking(), Request(budgets=(Heads(1.5),)))
     with pytest.raises(UsageError, match=r"two budgets are given for flops"):
         select(ranking(), Request(flops=0.5, budgets=(Macs(0.4),)))
@@ -177,9 +175,9 @@ def test_options_are_read_by_their_kinds(registered):
         (Macs(0.9), registered(0.5)), (Macs(0.9), registered(0.25)),
     ]  # fmt: skip
     assert all(request.min_heads == 1 for request in found.values())
-    with pytest.raises(UsageError, match=r"--heads 'half' is no number") as caught:
+    with pytest.raises(UsageError, match=r"heads 'half' is no number") as caught:
         with_budgets(Request(), {"--heads": "half"})
-    assert "write --heads 0.6" in caught.value.hint
+    assert "write heads=0.6" in caught.value.hint
 
 
 def test_a_kind_can_t_take_a_built_in_one_s_place():

@@ -100,9 +100,9 @@ def test_rankings_without_parts_are_refused():
         site.columns, site.trajectory = [], np.zeros((site.units, 0))
     for made in (bare, ranking(recombines=False)):
         for weights in ("sum", (1.0, 1.0, 1.0, 1.0)):
-            with pytest.raises(UsageError, match="leave --feature-weights out"):
+            with pytest.raises(UsageError, match="leave feature_weights out"):
                 select(made, Request(flops=0.5, feature_weights=weights))
-        with pytest.raises(UsageError, match="leave --lambda out"):
+        with pytest.raises(UsageError, match="leave output_weight out"):
             select(made, Request(flops=0.5, output_weight=1.0))
 
 

@@ -207,5 +207,5 @@ def test_without_a_sketch_interactions_are_refused():
     for sketch in (None, Sketch(np.zeros(0, dtype=np.int64))):
         with pytest.raises(UsageError, match="no sketch"):
             select(ranking, Request(flops=0.5, interactions="layer"), sketch)
-    with pytest.raises(UsageError, match="--interactions pairs"):
+    with pytest.raises(UsageError, match="interactions='pairs'"):
         select(ranking, Request(flops=0.5, interactions="pairs"))

@@ -138,9 +138,9 @@ def test_a_budget_that_tokens_alone_can_not_reach_names_the_smallest_that_they_c
         sum(site.units * site.macs_per_unit(seen[site.block]) for site in found.sites)
         for _, seen in schedules()
     )
-    told = float(caught.value.hint.split("--flops ")[1].split(";")[0])
+    told = float(caught.value.hint.split("flops=")[1].split(";")[0])
     assert told == pytest.approx(least / found.dense_macs(TOKENS), abs=1e-4)
-    assert "--tokens joint" in caught.value.hint
+    assert "tokens='joint'" in caught.value.hint
     assert select(found, Request(flops=told, merge="only")).reached["flops"] <= told
 
 
@@ -208,7 +208,7 @@ def test_guards_hold_and_merging_reaches_budgets_that_they_forbid():
         select(found, guarded)
     mask = select(found, dataclasses.replace(guarded, merge="joint"))
     assert all(len(mask.keep[site.name]) == site.units for site in found.sites)
-    with pytest.raises(BudgetError, match="--flops"):
+    with pytest.raises(BudgetError, match="flops="):
         select(found, dataclasses.replace(guarded, merge="joint", flops=0.1))
 
 

@@ -82,9 +82,9 @@ def test_half_precision_weights_take_half_the_memory():
 
 
 def test_the_memory_of_what_is_not_pruned_counts():
-    with pytest.raises(BudgetError, match=r"--memory 0.01 can't be met") as caught:
+    with pytest.raises(BudgetError, match=r"memory=0.01 can't be met") as caught:
         select(ranking(), Request(memory=0.01))
-    smallest = float(re.search(r"--memory ([\d.]+)", caught.value.hint)[1])
+    smallest = float(re.search(r"memory=([\d.]+)", caught.value.hint)[1])
     assert smallest == pytest.approx(FIXED_PARAMS * 4 / MIB, abs=1e-4)
     assert sum(kept(select(ranking(), Request(memory=smallest))).values()) == 0
 
@@ -124,8 +124,8 @@ def test_budgets_out_of_reach_name_the_smallest_that_can_be_asked_for(request_):
     with pytest.raises(BudgetError) as caught:
         select(ranking(), request_)
     assert caught.value.exit_code == 4
-    told = re.findall(r"--(\w+) ([\d.]+)(ms)?", caught.value.hint.split(";")[0])
-    changes = {name + ("_ms" if unit else ""): float(number) for name, number, unit in told}
+    told = re.findall(r"(\w+?)(?:_(ms))?=([\d.]+)", caught.value.hint.split(";")[0])
+    changes = {name + ("_ms" if unit else ""): float(number) for name, unit, number in told}
     assert changes
     mask = select(ranking(), dataclasses.replace(request_, **changes))
     below = {name: number * 0.99 for name, number in changes.items()}
@@ -195,27 +195,27 @@ def test_the_mask_records_what_was_asked():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"flops": 0}, "--flops"),
-        ({"flops": -0.5}, "--flops"),
-        ({"flops": 1.01}, "--flops"),
-        ({"flops": float("nan")}, "--flops"),
-        ({"params": 2}, "--params"),
-        ({"latency": 0}, "--latency"),
-        ({"memory": 0}, "--memory"),
-        ({"memory": float("inf")}, "--memory"),
-        ({"latency_ms": float("nan")}, "--latency"),
+        ({"flops": 0}, "flops=0 is"),
+        ({"flops": -0.5}, "flops=-0.5"),
+        ({"flops": 1.01}, "flops=1.01"),
+        ({"flops": float("nan")}, "flops=nan"),
+        ({"params": 2}, "params=2"),
+        ({"latency": 0}, "latency=0"),
+        ({"memory": 0}, "memory=0"),
+        ({"memory": float("inf")}, "memory=inf"),
+        ({"latency_ms": float("nan")}, "latency_ms=nan"),
         ({}, "no budget"),
-        ({"latency": 0.5}, "--latency-table"),
-        ({"latency_ms": 5}, "--latency-table"),
-        ({"flops": 0.5, "relative_to": "moon"}, "relative-to"),
+        ({"latency": 0.5}, "latency_table=FILE"),
+        ({"latency_ms": 5}, "latency_table=FILE"),
+        ({"flops": 0.5, "relative_to": "moon"}, "relative_to"),
         ({"flops": 0.5, "tokens": 0}, "tokens"),
-        ({"flops": 0.5, "output_weight": -1}, "lambda"),
+        ({"flops": 0.5, "output_weight": -1}, "output_weight="),
         ({"flops": 0.5, "protect": ("nothing.*",)}, "matches no site"),
         ({"flops": 0.5, "min_heads": -1}, "negative"),
-        ({"flops": 0.5, "max_prune": 1.5}, "max-prune-per-layer"),
+        ({"flops": 0.5, "max_prune": 1.5}, "max_prune="),
         ({"flops": 0.5, "only": "wheels"}, "it has heads, neurons"),
-        ({"flops": 0.5, "round_to": 0}, "round-to"),
-        ({"flops": 0.5, "round_to": "many"}, "round-to"),
+        ({"flops": 0.5, "round_to": 0}, "round_to="),
+        ({"flops": 0.5, "round_to": "many"}, "round_to="),
     ],
 )
 def test_wrong_requests(arguments, words):

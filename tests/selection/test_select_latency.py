@@ -72,7 +72,7 @@ def test_a_table_of_another_device_is_refused_unless_forced(change, words):
     table = latency_table(made.sites, **change)
     with pytest.raises(ArtefactError, match=words) as caught:
         select(made, Request(latency=0.5, table=table))
-    assert "--force" in caught.value.hint
+    assert "force=True" in caught.value.hint
     assert select(made, Request(latency=0.5, table=table, force=True)).keep
 
 
@@ -87,6 +87,6 @@ def test_a_table_of_a_pruned_model_knows_nothing_of_the_dense_one():
     made = ranking()
     table = latency_table(made.sites)
     table.model["dense_digest"] = "another"
-    with pytest.raises(ArtefactError, match="relative-to current"):
+    with pytest.raises(ArtefactError, match="relative_to='current'"):
         select(made, Request(latency=0.5, table=table))
     assert select(made, Request(latency=0.5, table=table, relative_to="current")).keep
