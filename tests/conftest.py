@@ -23,6 +23,46 @@ settings.register_profile(
 )
 settings.load_profile("optin")
 
+# one family of each kind: what the engines, the stages and the tracer meet in all others, they meet in these
+REPRESENTATIVE = {
+    "bert", "distilbert", "mpnet", "deberta-v2", "gpt2", "llama", "t5", "vit", "timm-vit", "swin", "beit",
+    "dinov2-swiglu", "timm-registers", "timm-vgg-bn", "timm-resnet", "timm-efficientnet", "convnext", "segformer",
+}  # fmt: skip
+EVERY_FAMILY = "tests/models/test_all_families.py"
+"""Checks every family at every run: the others only where `pytest -m slow` does."""
+MANY = 8
+"""Families from which on a test is about families, not about some that its author chose."""
+NOT_FAST = ("commands", "models", "scoring", "surgery", "measure", "api", "export", "cuda")
+"""Folders whose tests open models or start processes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `slow` what another family stands for, and as `fast` what opens no model and starts no process."""
+    from helpers.families import ALL, MORE_FAMILIES
+
+    families: dict[str, set[str]] = {}
+    for item in items:
+        if (name := _family(item)) in (*ALL, *MORE_FAMILIES):
+            families.setdefault(_function(item), set()).add(name)
+    for item in items:
+        many = len(families.get(_function(item), ())) >= MANY and EVERY_FAMILY not in item.nodeid
+        if many and _family(item) not in REPRESENTATIVE:
+            item.add_marker(pytest.mark.slow)
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if not item.get_closest_marker("slow") and folder not in NOT_FAST:
+            item.add_marker(pytest.mark.fast)
+
+
+def _family(item: pytest.Item) -> str:
+    callspec = getattr(item, "callspec", None)
+    name = callspec.params.get("name") if callspec else None
+    return name if isinstance(name, str) else ""
+
+
+def _function(item: pytest.Item) -> str:
+    return item.nodeid.partition("[")[0]
+
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

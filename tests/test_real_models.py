@@ -25,6 +25,7 @@ def batches_of(model, data: DataSpec) -> Batches:
     return Batches(examples, model.processor, 64, reader=model.task.reader)
 
 
+@pytest.mark.slow
 def test_sst2_pruned_to_06_stays_close_to_dense(shared, tmp_path):
     spec = str(shared / "models/minilm-l6-sst2")
     model = open_model(spec)

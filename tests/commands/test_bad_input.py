@@ -164,6 +164,7 @@ def test_data_that_can_not_be_used(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_damaged_json_file_is_one_message(tmp_path):
     """In a process of its own, for `datasets` logs to the stderr that it found when it was imported."""
     model = tiny_model("bert", tmp_path / "model")
@@ -292,6 +293,7 @@ def test_a_gate_without_a_dense_model_fails_before_anything_is_opened(tmp_path):
     bad(tmp_path, *args, code=2, says="--max-drop needs a dense model to compare with")
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing(scored, tmp_path):
     """A real failing write: the process may not write files beyond 8 KiB."""
     model, data, ranking = scored

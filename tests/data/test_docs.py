@@ -23,6 +23,7 @@ def test_the_splits_share_no_sentence_and_leave_none_out():
     assert sorted([*train, *validation]) == list(docs.sentences())
 
 
+@pytest.mark.slow
 def test_the_sentences_are_the_same_when_read_again():
     first = docs.sentences()
     docs.sentences.cache_clear()

@@ -84,10 +84,12 @@ def window_rows(name: str, block: int) -> Tensor:
 def outputs(model: OpenModel, module: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """Output rows that count, [rows, classes]: what `model`'s task reads from `module`.
 
-    Of maps in float64: tiny random ones have norms that blow rounding up, and thresholds that it may cross.
+    Of maps in float64: tiny random ones have norms that blow rounding up, and thresholds that it may cross. Of T5,
+    too: its scores have no scale, and random ones saturate.
     """
-    if model.task.name == SEGMENTATION:
-        module, inputs = copy.deepcopy(module).double(), {k: v.double() for k, v in inputs.items()}
+    if model.task.name == SEGMENTATION or model.family.name == "t5":
+        module = copy.deepcopy(module).double()
+        inputs = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
     found = model.task.output(module, inputs)
     return found[model.row_weights(inputs, found).bool()]
 

@@ -26,7 +26,9 @@ from optin_cli.surgery.plan import make_plan
 from optin_cli.surgery.settings import Compensation
 
 # norms over four positions blow rounding up: in float64, as elsewhere here, nothing is left of it
-DEVIATION = {"maskformer-resnet": 1e-4, "maskformer-swin": 1e-4}
+DEVIATION = {"maskformer-resnet": 1e-4, "maskformer-swin": 1e-4, "t5-gated": 3e-4}
+USUAL = 2e-5
+"""Of outputs up to about 6, as those of the random decoders are."""
 
 POST_NORM = {"timm-post-norm", "swinv2", "timm-swinv2", "gemma2", "gemma3"}
 
@@ -41,7 +43,7 @@ def test_written_models_load_and_are_pruned_again(name, tmp_path):
     mask.keep[inner[0].name] = []  # of a transformer its heads, if it has any
     assert stage.apply(
         open_model(str(saved_model(name))), mask, tmp_path / "once"
-    ).deviation <= DEVIATION.get(name, 1e-5)
+    ).deviation <= DEVIATION.get(name, USUAL)
     once = open_model(str(tmp_path / "once"))
     assert type(once.module) is type(dense.module)
     assert {s.name: s.units for s in once.anatomy} == {n: len(k) for n, k in mask.keep.items()}
@@ -49,7 +51,7 @@ def test_written_models_load_and_are_pruned_again(name, tmp_path):
 
     (tmp_path / "second").mkdir()
     again = select(rank(once, tmp_path / "second"), 0.3)
-    assert stage.apply(once, again, tmp_path / "twice").deviation <= DEVIATION.get(name, 1e-5)
+    assert stage.apply(once, again, tmp_path / "twice").deviation <= DEVIATION.get(name, USUAL)
     record = read_pruned(tmp_path / "twice")
     assert record.kept == {site: [mask.keep[site][i] for i in kept] for site, kept in again.keep.items()}
     assert record.dense["digest"] == dense.digest
@@ -67,7 +69,7 @@ def test_all_stages_run_and_compensation_helps(name, tmp_path):
     mask = select(rank(model, tmp_path, "mixed"), 0.5)
     plan = make_plan(model, mask, Compensation(batch_size=16), at_most=True)
     applied = stage.apply(model, mask, tmp_path / "out", plan=plan)
-    assert applied.deviation <= DEVIATION.get(name, 1e-5)
+    assert applied.deviation <= DEVIATION.get(name, USUAL)
     assert all(fit.after <= fit.before for fit in applied.fits)
     assert any(fit.after < 0.95 * fit.before for fit in applied.fits)
     lost = {fit.site for fit in applied.fits if "no residual" in fit.note}

@@ -89,7 +89,15 @@ def test_compensation_is_that_of_a_chain(name, tmp_path):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["t5", "segformer", "mask2former-swin", "maskformer-resnet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "t5",
+        "segformer",
+        pytest.param("mask2former-swin", marks=pytest.mark.slow),
+        pytest.param("maskformer-resnet", marks=pytest.mark.slow),
+    ],
+)
 def test_blocks_that_were_passed_give_what_they_gave(name, tmp_path, monkeypatch):
     """Oracle: every run begins at the inputs and runs every block."""
     calls, fits, weights = [], [], []

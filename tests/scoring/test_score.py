@@ -218,6 +218,7 @@ def test_other_settings_start_over(tmp_path, caplog):
     assert same_scores(found, stage.score(plan_for(tmp_path, settings=changed), tmp_path / "other.h5"))
 
 
+@pytest.mark.slow
 def test_kill_9_leaves_no_half_file_and_the_next_run_finishes(tmp_path):
     """The real command, killed for good at several moments, then left to end."""
     csv = tiny_text_csv(tmp_path)

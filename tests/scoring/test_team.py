@@ -136,8 +136,13 @@ BODIES = {
     ("body", "codes", "message"),
     [
         ("disagree", [3, 3], "process 1 has another model than process 0"),
-        ("one fails", [1, 1], "no such data"),
-        ("one is killed", [1, -signal.SIGKILL], "another process of the team is gone"),
+        pytest.param("one fails", [1, 1], "no such data", marks=pytest.mark.slow),
+        pytest.param(
+            "one is killed",
+            [1, -signal.SIGKILL],
+            "another process of the team is gone",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_one_process_tells_why_and_all_end(body, codes, message):

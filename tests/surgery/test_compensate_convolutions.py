@@ -33,8 +33,8 @@ def with_a_double(model: OpenModel, name: str) -> OpenModel:
     ("family", "name"),
     [
         ("timm-resnet", "blocks.0.channels"),
-        ("timm-resnet", "blocks.2.channels2"),
-        ("timm-efficientnet", "blocks.1.channels"),
+        pytest.param("timm-resnet", "blocks.2.channels2", marks=pytest.mark.slow),
+        pytest.param("timm-efficientnet", "blocks.1.channels", marks=pytest.mark.slow),
         ("timm-efficientnet", "blocks.3.channels"),
     ],
 )
