@@ -12,11 +12,13 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.flex_attention import flex_attention
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -50,7 +52,6 @@ class MacCounter(TorchDispatchMode):
         """MACs by the operation's name, for example `aten.mm`."""
         self.uncounted: Counter[str] = Counter()
         """Calls of operations that may multiply and have no formula."""
-        self._stances: list[Any] = []  # entered again within itself, each time puts back what it found
 
     @property
     def total(self) -> int:
@@ -64,29 +65,37 @@ class MacCounter(TorchDispatchMode):
 
     def __enter__(self) -> MacCounter:
         # compiled code, flex attention above all, runs as it was written: inside fused kernels nothing is seen
-        stance = torch.compiler.set_stance("force_eager")
-        stance.__enter__()
-        self._stances.append(stance)
+        self._stance = torch.compiler.set_stance("force_eager")
+        self._stance.__enter__()
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._stances.pop().__exit__(*error)
+        self._stance.__exit__(*error)
+
+    @contextmanager
+    def _again(self) -> Iterator[None]:
+        """Count inside an operation, too. torch leaves this mode while `__torch_dispatch__` runs."""
+        super().__enter__()
+        try:
+            yield
+        finally:
+            super().__exit__(None, None, None)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if isinstance(func, HigherOrderOperator):
             formula = FORMULAS.get(func.name())
             if formula is None:  # its body's operations come here one by one
-                with self:
+                with self._again():
                     return func(*args, **kwargs)
             self.by_operation[func.name()] += formula(args, None)
             return func(*args, **kwargs)
         name = str(func.overloadpacket).removesuffix("_")  # in place is the same work
         formula = FORMULAS.get(name)
         if formula is None:
-            with self:
+            with self._again():
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
@@ -200,6 +209,13 @@ FORMULAS: dict[str, Formula] = {
     "flex_attention": _attention,
 }
 """The MACs of every operation that multiplies matrices, by its name in torch."""
+
+if not hasattr(TorchDispatchMode, "supports_higher_order_operators"):  # torch before 2.7
+
+    @flex_attention.py_impl(MacCounter)
+    def _count_flex(counter: MacCounter, *args: Any, **kwargs: Any) -> Any:
+        return counter.__torch_dispatch__(flex_attention, (), args, kwargs)
+
 
 _MULTIPLIES = re.compile(
     r"(?:^|[._])(?:\w*mm|\w*mv|\w*matmul|\w*conv\w*|\w*attention\w*|\w*linear|\w*rnn\w*|\w*lstm\w*|\w*gru\w*|"
