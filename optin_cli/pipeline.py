@@ -17,20 +17,20 @@ from tempfile import TemporaryDirectory
 from optin_cli.artefacts.files import check_no_folder, digest_json
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.ranking import Ranking, read_ranking, read_sketch
+from optin_cli.compensation.plan import make_plan
+from optin_cli.compensation.settings import Compensation
 from optin_cli.errors import ArtefactError, UsageError, param
+from optin_cli.export import apply as surgery
 from optin_cli.importance import AUTO
+from optin_cli.loading.checkpoint import OpenModel, open_model
+from optin_cli.loading.from_module import copy_of
 from optin_cli.measure.latency import device_name
-from optin_cli.models.checkpoint import OpenModel, open_model
-from optin_cli.models.held import copy_of
 from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import Plan, Progress
 from optin_cli.scoring.plan import make_plan as make_scoring_plan
 from optin_cli.scoring.settings import DEFAULT_METHOD
-from optin_cli.selection.request import Request, check_table
 from optin_cli.selection.select import select
-from optin_cli.surgery import apply as surgery
-from optin_cli.surgery.plan import make_plan
-from optin_cli.surgery.settings import Compensation
+from optin_cli.selection.settings import Request, check_table
 
 NO_COMPENSATION = Compensation(method="none")
 

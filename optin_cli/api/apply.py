@@ -7,16 +7,16 @@ from pathlib import Path
 
 from optin_cli.api.models import Data, Model, Progress, as_path, open_model, silent
 from optin_cli.artefacts.mask import Mask, read_mask
+from optin_cli.compensation.plan import make_plan
+from optin_cli.compensation.settings import Compensation
 from optin_cli.data.opening import as_data
 from optin_cli.errors import UsageError
+from optin_cli.export import apply as surgery
+from optin_cli.export.apply import PrunedModel
+from optin_cli.export.check import open_check
 from optin_cli.export.writers import DIRECTORY, writer_of
-from optin_cli.models.held import copy_of, into_original
+from optin_cli.loading.from_module import copy_of, into_original
 from optin_cli.sizes import byte_count
-from optin_cli.surgery import apply as surgery
-from optin_cli.surgery.apply import PrunedModel
-from optin_cli.surgery.check import open_check
-from optin_cli.surgery.plan import make_plan
-from optin_cli.surgery.settings import Compensation
 
 
 def apply(

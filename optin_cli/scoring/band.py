@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from optin_cli.models.anatomy import Site
+from optin_cli.structure.anatomy import Site
 
 
 def near_the_cut(

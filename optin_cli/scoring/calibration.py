@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError, param
-from optin_cli.models.anatomy import ATTENTION_MASK, Site
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.hidden import as_rows, hidden_of
-from optin_cli.models.macs import observed_tokens
-from optin_cli.models.storages import activation_peak
-from optin_cli.models.uses import on_blocks
+from optin_cli.execution.hooks import on_blocks
+from optin_cli.execution.macs import observed_tokens
+from optin_cli.execution.memory import free_bytes, ran_out, whole_steps
+from optin_cli.execution.peak_memory import activation_peak
+from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.scoring.losses import unit_rows
-from optin_cli.scoring.room import free_bytes, ran_out, whole_steps
+from optin_cli.structure.anatomy import ATTENTION_MASK, Site
+from optin_cli.structure.hidden_states import as_rows, hidden_of
 
 log = logging.getLogger("optin")
 

@@ -18,15 +18,15 @@ from optin_cli.artefacts.partial import Partial, clear_parts
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.artefacts.ranking import Ranking, read_ranking, write_ranking
 from optin_cli.errors import ArtefactError, UsageError, param
+from optin_cli.execution.macs import count_macs
+from optin_cli.execution.precision import exact_convolutions
 from optin_cli.importance import own_output_weight
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.macs import count_macs
-from optin_cli.models.precision import exact_convolutions
+from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.scoring.calibration import mean_tokens
+from optin_cli.scoring.distributed import Team
 from optin_cli.scoring.methods.base import Arrays, Item, ScoringMethod
 from optin_cli.scoring.plan import Plan, Progress
-from optin_cli.scoring.team import Team
-from optin_cli.scoring.work import Worker
+from optin_cli.scoring.runner import Worker
 
 log = logging.getLogger("optin")
 

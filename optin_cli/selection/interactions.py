@@ -16,8 +16,8 @@ from optin_cli.artefacts.facts import Change, Exchanged
 from optin_cli.artefacts.ranking import RankedSite
 from optin_cli.artefacts.sketch import Sketch
 from optin_cli.importance import OPTIN_SUM, FeatureWeights, trajectories
-from optin_cli.selection.exchange import Exchange, Flags, Pool, Rows
-from optin_cli.selection.ladder import Floats, Ints, Ladder
+from optin_cli.selection.choices import Floats, Ints, Ladder
+from optin_cli.selection.swap_search import Exchange, Flags, Pool, Rows
 
 RIDGE = 2.0
 """In scores: with hundreds of rows for thousands of units, half of it to four times as much found the least held-out

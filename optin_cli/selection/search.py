@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optin_cli.selection.ladder import Class, Floats, Ints
+from optin_cli.selection.choices import Class, Floats, Ints
 
 _MOST_STATES = 1 << 16
 """Partial choices kept at a time: beyond it, the search keeps the least losing ones and proves nothing."""

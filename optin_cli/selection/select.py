@@ -13,13 +13,13 @@ from optin_cli.artefacts.ranking import Ranking
 from optin_cli.artefacts.sketch import Sketch
 from optin_cli.errors import UsageError, param
 from optin_cli.selection.budgets import BUILT_IN
+from optin_cli.selection.choices import Floats
+from optin_cli.selection.coupled_layers import Products, solve_products
 from optin_cli.selection.interactions import Rearranged, halves, rearrange, told
-from optin_cli.selection.ladder import Floats
-from optin_cli.selection.merging import Merged, merge_tokens
 from optin_cli.selection.problem import Problem, out_of_reach, pose
-from optin_cli.selection.request import Request
-from optin_cli.selection.shared import Products, solve_products
+from optin_cli.selection.settings import Request
 from optin_cli.selection.solver import Solution
+from optin_cli.selection.token_merging import Merged, merge_tokens
 
 
 def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = None) -> Mask:

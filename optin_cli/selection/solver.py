@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optin_cli.selection.ladder import Class, Floats, Ladder, classes_of
+from optin_cli.selection.choices import Class, Floats, Ladder, classes_of
 from optin_cli.selection.relaxation import relax, value
 from optin_cli.selection.search import Found, search
 

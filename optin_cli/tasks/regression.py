@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from optin_cli.data.batches import Batches
+from optin_cli.data.label_ids import numbering
 from optin_cli.data.labels import number_labels
-from optin_cli.data.numbering import numbering
 from optin_cli.errors import InputError, param
 from optin_cli.tasks import metrics
 from optin_cli.tasks.divergence import SQUARES
-from optin_cli.tasks.several import OfImages, Several
+from optin_cli.tasks.multi_output import OfImages, Several
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,20 @@ from helpers.models import in_dtype, saved_model
 from helpers.runs import random_inputs
 
 from optin_cli.artefacts.pruned import read_pruned
-from optin_cli.models.checkpoint import open_model
-from optin_cli.models.masking import masked, masks_from_keep
-from optin_cli.models.precision import exact_convolutions
-from optin_cli.models.slicing import slice_model
+from optin_cli.compensation.batch_norm import batch_norms, reestimate
+from optin_cli.compensation.compensate import compensate
+from optin_cli.compensation.plan import make_plan
+from optin_cli.compensation.settings import Compensation
+from optin_cli.execution.activation_cache import Store
+from optin_cli.execution.precision import exact_convolutions
+from optin_cli.export.apply import apply
+from optin_cli.loading.checkpoint import open_model
 from optin_cli.scoring.plan import ScoreSettings
 from optin_cli.scoring.plan import make_plan as make_scoring
 from optin_cli.scoring.score import score
 from optin_cli.selection.select import select
-from optin_cli.surgery.apply import apply
-from optin_cli.surgery.compensate import compensate
-from optin_cli.surgery.norms import batch_norms, reestimate
-from optin_cli.surgery.plan import make_plan
-from optin_cli.surgery.settings import Compensation
-from optin_cli.surgery.store import Store
+from optin_cli.transforms.masking import masked, masks_from_keep
+from optin_cli.transforms.slicing import slice_model
 
 pytestmark = pytest.mark.cuda
 

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from optin_cli.data import intact
+from optin_cli.data import broken_files as intact
+from optin_cli.data.broken_files import leave_out_broken
 from optin_cli.data.columns import Columns
 from optin_cli.data.examples import Examples, sample
 from optin_cli.data.images import decode
-from optin_cli.data.intact import leave_out_broken
 from optin_cli.data.kinds import Kind
 from optin_cli.data.rows import draw
 from optin_cli.data.sources import DataSpec

@@ -14,7 +14,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from optin_cli.data.examples import Examples, sample
-from optin_cli.data.masks import VOID, Masks, decode_mask
+from optin_cli.data.label_maps import VOID, Masks, decode_mask
 from optin_cli.data.readers import MASKS, ROWS
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError

@@ -12,9 +12,9 @@ from helpers.models import saved_model, shared_model
 
 from optin_cli.errors import UsageError
 from optin_cli.measure import latency
-from optin_cli.measure.execution import EAGER, Execution, prepared
 from optin_cli.measure.inputs import dummy_inputs
 from optin_cli.measure.latency import bench, call_ms
+from optin_cli.measure.runners import EAGER, Execution, prepared
 
 FAST = {"repeats": 2, "seconds": 0.0, "warmup": 1}
 

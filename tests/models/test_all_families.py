@@ -25,9 +25,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from optin_cli.models.checkpoint import open_model
-from optin_cli.models.dissect import dissect
-from optin_cli.models.slicing import slice_model
+from optin_cli.architectures.resolve import dissect
+from optin_cli.loading.checkpoint import open_model
+from optin_cli.transforms.slicing import slice_model
 
 NEURONS_ALONE = {"timm-eva02", "timm-dinov3", "timm-beit", "timm-swinv2"}
 POSITION_BIAS = ("continuous_position_bias_mlp", "cpb_mlp")  # made once a batch: not counted as a unit's

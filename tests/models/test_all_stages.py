@@ -12,18 +12,18 @@ from helpers.promises import SHARED, every_family, is_shared, masked_outputs, sl
 from helpers.pruning import data_for, rank
 from helpers.runs import outputs, random_inputs
 
+from optin_cli.architectures.resolve import dissect
 from optin_cli.artefacts.pruned import read_pruned
+from optin_cli.compensation.plan import make_plan
+from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
+from optin_cli.export import apply as stage
+from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.measure import latency_table
 from optin_cli.measure.evaluate import evaluate
 from optin_cli.measure.inputs import default_size, dummy_inputs
-from optin_cli.models.checkpoint import OpenModel, open_model
-from optin_cli.models.dissect import dissect
 from optin_cli.selection.select import select
-from optin_cli.surgery import apply as stage
-from optin_cli.surgery.plan import make_plan
-from optin_cli.surgery.settings import Compensation
 
 # norms over four positions blow rounding up: in float64, as elsewhere here, nothing is left of it
 DEVIATION = {"maskformer-resnet": 1e-4, "maskformer-swin": 1e-4, "t5-gated": 3e-4}

@@ -20,10 +20,10 @@ from helpers.models import (
 from helpers.runs import outputs, random_inputs
 from safetensors.torch import load_file, save_file
 
+from optin_cli.architectures.families import Family, SiteTable
 from optin_cli.errors import InputError, UnknownArchitecture, UsageError
-from optin_cli.models.checkpoint import OpenModel, open_model
-from optin_cli.models.families import Family, SiteTable
-from optin_cli.models.processors import ImageProcessor, TextProcessor
+from optin_cli.loading.checkpoint import OpenModel, open_model
+from optin_cli.loading.processors import ImageProcessor, TextProcessor
 
 # opening a directory
 

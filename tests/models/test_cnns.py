@@ -11,15 +11,15 @@ from helpers.lazy import Lazy
 from helpers.models import calm, randomise, saved_model
 from helpers.runs import macs_of
 
+from optin_cli.architectures.positions import count_positions, image_size
+from optin_cli.architectures.resolve import dissect, family_of
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
-from optin_cli.models.checkpoint import open_model
-from optin_cli.models.dissect import dissect, family_of
-from optin_cli.models.layers import EmptyConv2d
-from optin_cli.models.masking import masked, masks_from_keep
-from optin_cli.models.positions import count_positions, image_size
-from optin_cli.models.slicing import slice_model
+from optin_cli.loading.checkpoint import open_model
 from optin_cli.scoring.plan import ScoreSettings, make_plan
+from optin_cli.structure.layers import EmptyConv2d
+from optin_cli.transforms.masking import masked, masks_from_keep
+from optin_cli.transforms.slicing import slice_model
 
 timm = Lazy("timm")
 

@@ -17,24 +17,24 @@ from helpers.models import in_dtype, opened, randomise, saved_model, shared_mode
 from helpers.runs import random_inputs
 from torch import nn
 
+from optin_cli.architectures.resolve import dissect, family_of
 from optin_cli.artefacts.mask import Mask
+from optin_cli.compensation.compensate import compensate
+from optin_cli.compensation.read_positions import read_positions
+from optin_cli.compensation.row_sampling import RowChoice
+from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batches
 from optin_cli.data.columns import Columns
 from optin_cli.data.examples import Examples
 from optin_cli.data.sources import DataSpec
-from optin_cli.models.checkpoint import OpenModel, load
-from optin_cli.models.dissect import dissect, family_of
-from optin_cli.models.masking import masked, masks_from_keep
-from optin_cli.models.slicing import slice_model
+from optin_cli.export.apply import apply
+from optin_cli.loading.checkpoint import OpenModel, load
 from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.selection.select import select
-from optin_cli.surgery.apply import apply
-from optin_cli.surgery.compensate import compensate
-from optin_cli.surgery.readout import read_positions
-from optin_cli.surgery.rows import RowChoice
-from optin_cli.surgery.settings import Compensation
 from optin_cli.tasks.sequences import SequenceClassification
+from optin_cli.transforms.masking import masked, masks_from_keep
+from optin_cli.transforms.slicing import slice_model
 
 every_decoder = pytest.mark.parametrize("name", DECODERS)
 UNEVEN = {

@@ -14,7 +14,7 @@ from helpers.models import saved_model, shared_model
 from optin_cli.artefacts.ranking import read_ranking
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import UsageError
-from optin_cli.models.checkpoint import open_model
+from optin_cli.loading.checkpoint import open_model
 from optin_cli.scoring import score as stage
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 

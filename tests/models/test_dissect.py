@@ -10,10 +10,10 @@ from helpers.families import ALL, BLOCKS, HEADS
 from helpers.models import new_timm, new_timm_vit, shared_model
 from torch import nn
 
+from optin_cli.architectures.families import DOCS
+from optin_cli.architectures.resolve import dissect, family_of
 from optin_cli.errors import InputError
-from optin_cli.models.anatomy import Anatomy, Site
-from optin_cli.models.dissect import dissect, family_of
-from optin_cli.models.families import DOCS
+from optin_cli.structure.anatomy import Anatomy, Site
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -9,10 +9,10 @@ from helpers.families import BLOCKS
 from helpers.models import new_model
 from torch import nn
 
+from optin_cli.architectures.families import Family, SiteTable, find_family
+from optin_cli.architectures.resolve import dissect
 from optin_cli.errors import InputError
-from optin_cli.models.anatomy import Bypass, Producer, UnitInput
-from optin_cli.models.dissect import dissect
-from optin_cli.models.families import Family, SiteTable, find_family
+from optin_cli.structure.anatomy import Bypass, Producer, UnitInput
 
 # several tables of one kind
 

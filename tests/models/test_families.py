@@ -16,12 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from optin_cli.errors import UnknownArchitecture, UsageError
-from optin_cli.models import families
-from optin_cli.models.anatomy import HEADS, NEURONS, Producer, UnitInput
-from optin_cli.models.checkpoint import open_model
-from optin_cli.models.dissect import dissect, family_of
-from optin_cli.models.families import (
+from optin_cli.architectures import families
+from optin_cli.architectures.families import (
     DOCS,
     Family,
     SiteTable,
@@ -33,6 +29,10 @@ from optin_cli.models.families import (
     read_family,
     register_family,
 )
+from optin_cli.architectures.resolve import dissect, family_of
+from optin_cli.errors import UnknownArchitecture, UsageError
+from optin_cli.loading.checkpoint import open_model
+from optin_cli.structure.anatomy import HEADS, NEURONS, Producer, UnitInput
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ from helpers.models import opened, shared_model
 from helpers.pruning import pruned
 from timm.models._features import FeatureListNet
 
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.feature_info import update_feature_info
-from optin_cli.models.slicing import slice_model
+from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.transforms.feature_info import update_feature_info
+from optin_cli.transforms.slicing import slice_model
 
 CNNS = ["timm-vgg", "timm-vgg-bn", "timm-resnet", "timm-efficientnet"]
 

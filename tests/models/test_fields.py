@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from optin_cli.architectures.families import family_from_dict, known_families
+from optin_cli.architectures.paths import joined, within
+from optin_cli.architectures.schema import SiteTable, TokenTable
 from optin_cli.errors import UsageError
-from optin_cli.models.anatomy import Bypass, Producer, RelativePositions, Site, UnitInput
-from optin_cli.models.families import family_from_dict, known_families
-from optin_cli.models.fields import (
+from optin_cli.structure.anatomy import Bypass, Producer, RelativePositions, Site, UnitInput
+from optin_cli.structure.fields import (
     COUNT,
     PATH,
     PATHS,
@@ -26,8 +28,6 @@ from optin_cli.models.fields import (
     problems,
     shortened,
 )
-from optin_cli.models.placing import joined, within
-from optin_cli.models.schema import SiteTable, TokenTable
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,7 +14,7 @@ from helpers.runs import same_outputs
 from safetensors.torch import load_file
 
 from optin_cli.errors import InputError, UsageError
-from optin_cli.models.checkpoint import open_module
+from optin_cli.loading.checkpoint import open_module
 
 timm = Lazy("timm")
 

@@ -22,7 +22,7 @@ from transformers import (
     ViTModel,
 )
 
-from optin_cli.models.macs import FORMULAS, MacCounter
+from optin_cli.execution.macs import FORMULAS, MacCounter
 
 LENGTH, WIDTH, NEURONS, LAYERS, HEADS = 12, 32, 48, 2, 4
 IMPLEMENTATIONS = ["eager", "sdpa", "flex_attention"]

@@ -8,7 +8,7 @@ from helpers.families import ALL
 from helpers.models import shared_model
 from helpers.runs import outputs, random_inputs
 
-from optin_cli.models.masking import masked, masks_from_keep
+from optin_cli.transforms.masking import masked, masks_from_keep
 
 
 def test_kept_indices_become_ones():

@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from optin_cli.artefacts.schedule import most_merged
+from optin_cli.architectures.resolve import dissect
 from optin_cli.errors import ArtefactError
-from optin_cli.models.dissect import dissect
-from optin_cli.models.hidden import hidden_argument, with_hidden
-from optin_cli.models.macs import observed_tokens
-from optin_cli.models.masking import masked, masks_from_keep
-from optin_cli.models.merged import install_merges
-from optin_cli.models.merging import match, merge, spread
-from optin_cli.models.slicing import slice_model
+from optin_cli.execution.macs import observed_tokens
+from optin_cli.structure.hidden_states import hidden_argument, with_hidden
+from optin_cli.structure.merge_schedule import most_merged
+from optin_cli.transforms.bipartite_matching import match, merge, spread
+from optin_cli.transforms.masking import masked, masks_from_keep
+from optin_cli.transforms.slicing import slice_model
+from optin_cli.transforms.token_merging import install_merges
 
 WITH_TOKENS = [
     "vit", "deit", "timm-vit", "timm-deit-distilled", "timm-deit3", "timm-clip", "timm-post-norm", "timm-registers",

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from optin_cli.architectures.families import family_from_dict, family_to_dict
+from optin_cli.architectures.paths import joined, within
+from optin_cli.architectures.resolve import dissect
 from optin_cli.errors import InputError
-from optin_cli.models.dissect import dissect
-from optin_cli.models.families import family_from_dict, family_to_dict
-from optin_cli.models.masking import masked, masks_from_keep
-from optin_cli.models.placing import joined, within
-from optin_cli.models.slicing import slice_model
+from optin_cli.transforms.masking import masked, masks_from_keep
+from optin_cli.transforms.slicing import slice_model
 
 CHAIN = {
     "name": "chain",

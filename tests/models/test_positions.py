@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from optin_cli.architectures.families import Family, SiteTable, family_from_dict, family_to_dict
+from optin_cli.architectures.positions import count_positions
+from optin_cli.architectures.resolve import dissect
 from optin_cli.errors import InputError
-from optin_cli.models.anatomy import Producer
-from optin_cli.models.dissect import dissect
-from optin_cli.models.families import Family, SiteTable, family_from_dict, family_to_dict
-from optin_cli.models.hidden import as_rows, hidden_argument, with_hidden
-from optin_cli.models.positions import count_positions
+from optin_cli.structure.anatomy import Producer
+from optin_cli.structure.hidden_states import as_rows, hidden_argument, with_hidden
 
 
 class _Block(nn.Module):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from optin_cli.models.precision import exact_convolutions
+from optin_cli.execution.precision import exact_convolutions
 
 
 def test_convolutions_keep_their_digits_within_and_are_as_before_afterwards():

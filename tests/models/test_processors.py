@@ -11,7 +11,7 @@ from helpers.families import IMAGE_FAMILIES, MAX_LENGTH, TEXT_FAMILIES
 from helpers.models import shared_model, tiny_model
 from PIL import Image
 
-from optin_cli.models.checkpoint import OpenModel, open_model
+from optin_cli.loading.checkpoint import OpenModel, open_model
 
 
 def without_tokenizer_limit(folder: Path) -> Path:

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
+from optin_cli.architectures.families import family_to_dict
+from optin_cli.architectures.resolve import dissect
 from optin_cli.artefacts.pruned import PrunedRecord
 from optin_cli.errors import ArtefactError, InputError
-from optin_cli.models.checkpoint import OpenModel, load, save_pruned
-from optin_cli.models.dissect import dissect
-from optin_cli.models.families import family_to_dict
-from optin_cli.models.slicing import slice_model
+from optin_cli.loading.checkpoint import OpenModel, load, save_pruned
+from optin_cli.transforms.slicing import slice_model
 
 
 def record_of(model: OpenModel, kept: dict[str, list[int]]) -> PrunedRecord:
@@ -153,7 +153,7 @@ def test_saving_leaves_the_model_in_the_dtype_it_computes_in(name, tmp_path):
 
 
 def test_a_pruned_directory_needs_no_registered_family(tmp_path, monkeypatch):
-    from optin_cli.models import families
+    from optin_cli.architectures import families
 
     pruned = prune(saved_model("bert"), tmp_path / "m", {"blocks.0.heads": [2]})
     monkeypatch.setattr(families, "_REGISTRY", {})

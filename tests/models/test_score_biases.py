@@ -12,15 +12,15 @@ from helpers.promises import counted_macs, masked_outputs, sliced
 from helpers.pruning import rank
 from helpers.runs import outputs, random_inputs
 
+from optin_cli.architectures.resolve import dissect
+from optin_cli.compensation.plan import make_plan
+from optin_cli.compensation.settings import Compensation
 from optin_cli.errors import InputError
-from optin_cli.models.checkpoint import open_model
-from optin_cli.models.dissect import dissect
-from optin_cli.models.slicing import slice_model
+from optin_cli.export import apply as stage
+from optin_cli.loading.checkpoint import open_model
 from optin_cli.scoring.methods.ablation import Ablation
 from optin_cli.selection.select import select
-from optin_cli.surgery import apply as stage
-from optin_cli.surgery.plan import make_plan
-from optin_cli.surgery.settings import Compensation
+from optin_cli.transforms.slicing import slice_model
 
 
 @pytest.mark.parametrize(

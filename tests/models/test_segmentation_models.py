@@ -20,18 +20,18 @@ from transformers import (
     SegformerImageProcessor,
 )
 
+from optin_cli.architectures.families import family_from_dict, family_to_dict
+from optin_cli.architectures.positions import image_size
+from optin_cli.architectures.resolve import dissect
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError
-from optin_cli.models.dissect import dissect
-from optin_cli.models.families import family_from_dict, family_to_dict
-from optin_cli.models.masking import masked, masks_from_keep
-from optin_cli.models.positions import image_size
-from optin_cli.models.slicing import slice_model
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.losses import output_change
 from optin_cli.scoring.methods.ablation import Ablation
+from optin_cli.transforms.masking import masked, masks_from_keep
+from optin_cli.transforms.slicing import slice_model
 
 
 def kinds(name: str) -> dict[int, list[str]]:

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from optin_cli.models.anatomy import Anatomy, Producer, UnitInput
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.dissect import dissect, family_of
-from optin_cli.models.families import Family, SiteTable
-from optin_cli.models.masking import masked, masks_from_keep
-from optin_cli.models.slicing import slice_model
-from optin_cli.models.unit_inputs import select_unit_input
+from optin_cli.architectures.families import Family, SiteTable
+from optin_cli.architectures.resolve import dissect, family_of
+from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.structure.anatomy import Anatomy, Producer, UnitInput
+from optin_cli.transforms.masking import masked, masks_from_keep
+from optin_cli.transforms.slicing import slice_model
+from optin_cli.transforms.unit_inputs import select_unit_input
 
 
 def sliced(model: OpenModel, keep: dict[str, list[int]]) -> nn.Module:

@@ -14,7 +14,7 @@ from helpers.models import saved_model, tiny_model
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 
 from optin_cli.errors import ArtefactError, InputError, UsageError
-from optin_cli.models.sources import resolve
+from optin_cli.loading.sources import resolve
 
 
 def names(paths: list[Path]) -> list[str]:

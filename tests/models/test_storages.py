@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from optin_cli.models.storages import free_gpu_bytes
+from optin_cli.execution.peak_memory import free_gpu_bytes
 
 
 def test_free_memory_of_every_gpu_once_with_what_torch_holds_unused(monkeypatch):

@@ -12,17 +12,17 @@ from helpers.models import opened, saved_model, shared_model
 from helpers.runs import outputs, random_inputs
 from torch import nn
 
+from optin_cli.architectures.resolve import dissect
+from optin_cli.compensation.plan import make_plan as plan_compensation
+from optin_cli.compensation.settings import Compensation
 from optin_cli.data.sources import DataSpec
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.dissect import dissect
-from optin_cli.models.masking import masked, masks_from_keep
-from optin_cli.models.slicing import slice_model
+from optin_cli.export.apply import apply
+from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.selection.select import select
-from optin_cli.surgery.apply import apply
-from optin_cli.surgery.plan import make_plan as plan_compensation
-from optin_cli.surgery.settings import Compensation
+from optin_cli.transforms.masking import masked, masks_from_keep
+from optin_cli.transforms.slicing import slice_model
 
 every_one = pytest.mark.parametrize("name", ENCODER_DECODERS)
 

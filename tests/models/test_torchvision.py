@@ -15,13 +15,13 @@ from helpers.models import calm, new_torchvision
 from helpers.runs import macs_of
 from safetensors.torch import save_file
 
+from optin_cli.architectures.resolve import dissect, family_of
 from optin_cli.errors import InputError, UnknownArchitecture, UsageError
-from optin_cli.models.checkpoint import open_model, open_module
-from optin_cli.models.dissect import dissect, family_of
-from optin_cli.models.macs import observed_tokens
-from optin_cli.models.masking import masked, masks_from_keep
-from optin_cli.models.slicing import slice_model
-from optin_cli.models.sources import resolve
+from optin_cli.execution.macs import observed_tokens
+from optin_cli.loading.checkpoint import open_model, open_module
+from optin_cli.loading.sources import resolve
+from optin_cli.transforms.masking import masked, masks_from_keep
+from optin_cli.transforms.slicing import slice_model
 
 models = Lazy("torchvision.models")
 

@@ -15,15 +15,15 @@ from helpers.models import saved_model, shared_model
 from helpers.traced import UNLISTED, UNLISTED_TIMM, library_of, new_unlisted, trace_module, traced
 from torch import Tensor, nn
 
+from optin_cli.architectures.families import family_from_dict, family_to_yaml, find_family
+from optin_cli.architectures.resolve import dissect, family_of
 from optin_cli.errors import InputError, UnknownArchitecture
-from optin_cli.models.anatomy import Site
-from optin_cli.models.dissect import dissect, family_of
-from optin_cli.models.families import family_from_dict, family_to_yaml, find_family
-from optin_cli.models.hidden import as_rows, hidden_of
-from optin_cli.models.masking import masked, masks_from_keep
-from optin_cli.models.slicing import slice_model
-from optin_cli.models.trace.propose import propose
-from optin_cli.models.trace.run import BATCH, forward, synthetic_inputs, tensors_of
+from optin_cli.structure.anatomy import Site
+from optin_cli.structure.hidden_states import as_rows, hidden_of
+from optin_cli.tracing.propose import propose
+from optin_cli.tracing.record import BATCH, forward, synthetic_inputs, tensors_of
+from optin_cli.transforms.masking import masked, masks_from_keep
+from optin_cli.transforms.slicing import slice_model
 
 # what a tracer without any table must find: kind -> (units, width) of the sites of one block
 FOUND = {

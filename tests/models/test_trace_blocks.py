@@ -8,19 +8,19 @@ from helpers.models import randomise
 from helpers.traced import UNLISTED, reasons, traced
 from torch import Tensor, nn
 
+from optin_cli.architectures.resolve import dissect
 from optin_cli.errors import InputError
-from optin_cli.models.anatomy import Producer
-from optin_cli.models.dissect import dissect
-from optin_cli.models.slicing import slice_model
-from optin_cli.models.trace.propose import trace
-from optin_cli.models.trace.run import BATCH
+from optin_cli.structure.anatomy import Producer
+from optin_cli.tracing.propose import trace
+from optin_cli.tracing.record import BATCH
+from optin_cli.transforms.slicing import slice_model
 
 
 def test_heads_whose_sharing_no_attribute_tells_are_left_out():
-    from optin_cli.models.schema import SiteTable
-    from optin_cli.models.trace.describe import name_group
-    from optin_cli.models.trace.run import Call
-    from optin_cli.models.trace.verify import Failed, Trial
+    from optin_cli.architectures.schema import SiteTable
+    from optin_cli.tracing.describe import name_group
+    from optin_cli.tracing.record import Call
+    from optin_cli.tracing.verify import Failed, Trial
 
     trial = Trial(Block(nn.Identity()), Call((), {}, None, (), ()), "")
     with pytest.raises(Failed, match="2 heads share what k gives, and no attribute holds that number"):

@@ -7,7 +7,7 @@ from helpers.models import new_timm, new_timm_vit, saved_model
 from helpers.traced import new_unlisted, reasons, trace_module, traced
 
 from optin_cli.errors import InputError, UsageError
-from optin_cli.models.trace.propose import propose
+from optin_cli.tracing.propose import propose
 
 
 def test_heads_of_a_fixed_width_are_left_out():

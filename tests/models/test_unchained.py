@@ -12,21 +12,21 @@ from helpers.data import tiny_image_folder, tiny_masks, tiny_text_csv
 from helpers.models import saved_model
 from torch import nn
 
+from optin_cli.architectures.families import Family, SiteTable, StreamTable, family_from_dict, family_to_dict
+from optin_cli.architectures.resolve import dissect
+from optin_cli.compensation.compensate import compensate
+from optin_cli.compensation.residual import OUTPUT, find_sum_point
+from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
-from optin_cli.models.anatomy import NEURONS, Producer, Stream
-from optin_cli.models.checkpoint import OpenModel, open_model
-from optin_cli.models.dissect import dissect
-from optin_cli.models.families import Family, SiteTable, StreamTable, family_from_dict, family_to_dict
-from optin_cli.models.hidden import as_rows
+from optin_cli.execution.block_streams import Unchained
+from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.methods.ablation import Ablation
 from optin_cli.scoring.methods.curvature import curvature
-from optin_cli.surgery.compensate import compensate
-from optin_cli.surgery.settings import Compensation
-from optin_cli.surgery.streams import Unchained
-from optin_cli.surgery.sumpoint import OUTPUT, find_sum_point
+from optin_cli.structure.anatomy import NEURONS, Producer, Stream
+from optin_cli.structure.hidden_states import as_rows
 
 NAMES = ["bert", "vit"]
 

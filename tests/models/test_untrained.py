@@ -15,11 +15,11 @@ from helpers.models import new_folder, saved_model
 from helpers.traced import save_unlisted
 from huggingface_hub.utils import filter_repo_objects
 
+from optin_cli.architectures.families import family_to_dict
 from optin_cli.errors import InputError
-from optin_cli.models.checkpoint import open_module
-from optin_cli.models.families import family_to_dict
-from optin_cli.models.sources import resolve
-from optin_cli.models.trace.propose import propose
+from optin_cli.loading.checkpoint import open_module
+from optin_cli.loading.sources import resolve
+from optin_cli.tracing.propose import propose
 
 SMALL = "?img_size=32&patch_size=8&embed_dim=48&depth=2&num_heads=4&mlp_ratio=2"
 """A query that makes `TIMM_NAME` tiny."""

@@ -12,8 +12,8 @@ from helpers.runs import random_inputs
 from torch import nn
 
 from optin_cli.errors import InputError
-from optin_cli.models.masking import masked, masks_from_keep
-from optin_cli.models.slicing import slice_model
+from optin_cli.transforms.masking import masked, masks_from_keep
+from optin_cli.transforms.slicing import slice_model
 
 CASES = {
     "uneven": (),

@@ -21,12 +21,12 @@ from typer.testing import CliRunner
 from optin_cli.artefacts.ranking import read_ranking
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import UsageError
+from optin_cli.loading.checkpoint import open_model
 from optin_cli.main import app
-from optin_cli.models.checkpoint import open_model
+from optin_cli.scoring import distributed as teams
 from optin_cli.scoring import score as stage
-from optin_cli.scoring import team as teams
+from optin_cli.scoring.distributed import Team, joined
 from optin_cli.scoring.plan import ScoreSettings, make_plan
-from optin_cli.scoring.team import Team, joined
 
 SETTINGS = ScoreSettings(samples=40, batch_size=2)
 OPTIONS = ["--samples", "40", "--batch-size", "2"]
@@ -114,7 +114,7 @@ SCRIPT = """
 import os, signal, sys, typer
 from optin_cli.errors import InputError
 from optin_cli.main import guarded
-from optin_cli.scoring.team import joined
+from optin_cli.scoring.distributed import joined
 
 def command():
     with joined() as team:

@@ -12,16 +12,16 @@ from helpers.data import tiny_image_folder, tiny_text_csv
 from helpers.models import opened, saved_model
 
 from optin_cli.artefacts.ranking import read_ranking, write_ranking
-from optin_cli.artefacts.tokens import RankedTokens
+from optin_cli.artefacts.token_ranking import RankedTokens
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import ArtefactError, InputError, UsageError
-from optin_cli.models.hidden import hidden_of
-from optin_cli.models.merged import install_merges
 from optin_cli.scoring import score as scoring
 from optin_cli.scoring.estimate import estimate_seconds
 from optin_cli.scoring.methods.registry import configured
 from optin_cli.scoring.plan import ScoreSettings, make_plan
-from optin_cli.scoring.tokens import TokenLosses, TokenMerging, levels
+from optin_cli.scoring.token_merging import TokenLosses, TokenMerging, levels
+from optin_cli.structure.hidden_states import hidden_of
+from optin_cli.transforms.token_merging import install_merges
 
 
 def plan_of(name, folder, **settings):

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optin_cli.artefacts.sketch import Sketch
-from optin_cli.selection.exchange import Exchange, Pool
 from optin_cli.selection.interactions import halves
 from optin_cli.selection.problem import pose
-from optin_cli.selection.request import Request
+from optin_cli.selection.settings import Request
+from optin_cli.selection.swap_search import Exchange, Pool
 
 
 def test_each_half_adds_up_to_the_scores():

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optin_cli.artefacts.ranking import Ranking
-from optin_cli.artefacts.schedule import tokens_by_block
-from optin_cli.artefacts.tokens import RankedTokens
+from optin_cli.artefacts.token_ranking import RankedTokens
 from optin_cli.errors import BudgetError, UsageError
 from optin_cli.importance import combine
-from optin_cli.selection.merging import boundaries_of, merge_losses
 from optin_cli.selection.problem import pose
-from optin_cli.selection.request import Request
 from optin_cli.selection.select import select
+from optin_cli.selection.settings import Request
+from optin_cli.selection.token_merging import boundaries_of, merge_losses
+from optin_cli.structure.merge_schedule import tokens_by_block
 
 TOKENS, PREFIX = 9, 1
 

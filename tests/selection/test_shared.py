@@ -13,14 +13,14 @@ from helpers.artefacts import chain_ranking as chain
 from helpers.data import tiny_image_folder
 from helpers.models import saved_model
 
+from optin_cli.architectures.resolve import dissect
 from optin_cli.data.sources import DataSpec
-from optin_cli.models.checkpoint import open_model
-from optin_cli.models.dissect import dissect
-from optin_cli.models.slicing import slice_model
+from optin_cli.loading.checkpoint import open_model
 from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import ScoreSettings, make_plan
-from optin_cli.selection.request import Request
 from optin_cli.selection.select import select
+from optin_cli.selection.settings import Request
+from optin_cli.transforms.slicing import slice_model
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -14,13 +14,13 @@ from helpers.models import saved_model
 
 from optin_cli.artefacts.latency import LatencyTable
 from optin_cli.artefacts.ranking import Ranking
+from optin_cli.loading.checkpoint import open_model
 from optin_cli.measure import latency_table
 from optin_cli.measure.inputs import dummy_inputs
-from optin_cli.models.checkpoint import open_model
-from optin_cli.models.slicing import slice_model
-from optin_cli.selection.request import Request
+from optin_cli.selection.coupled_latency import predicted_ms
 from optin_cli.selection.select import select
-from optin_cli.selection.shared_latency import predicted_ms
+from optin_cli.selection.settings import Request
+from optin_cli.transforms.slicing import slice_model
 
 FIXED = 7.0
 

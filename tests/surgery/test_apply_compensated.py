@@ -13,14 +13,14 @@ from helpers.pruning import pruned, rank
 from helpers.runs import random_inputs
 
 from optin_cli.artefacts.pruned import read_pruned
+from optin_cli.compensation.plan import make_plan
+from optin_cli.compensation.settings import Compensation
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
-from optin_cli.models.checkpoint import open_model
-from optin_cli.models.masking import masked, masks_from_keep
+from optin_cli.export import apply as stage
+from optin_cli.loading.checkpoint import open_model
 from optin_cli.selection.select import select
-from optin_cli.surgery import apply as stage
-from optin_cli.surgery.plan import make_plan
-from optin_cli.surgery.settings import Compensation
+from optin_cli.transforms.masking import masked, masks_from_keep
 
 
 def compensated(name, folder, out="out", flops=0.5, data=None, source=None, **settings):

@@ -13,18 +13,18 @@ from helpers.runs import random_inputs
 
 import optin_cli
 from optin_cli.artefacts.pruned import FILE_NAME, read_pruned
+from optin_cli.compensation.plan import make_plan as make_compensation
+from optin_cli.compensation.settings import Compensation
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import ArtefactError
+from optin_cli.execution.macs import count_macs
+from optin_cli.export import apply as stage
 from optin_cli.measure.latency import ideal_speedup
-from optin_cli.models.macs import count_macs
-from optin_cli.models.masking import masked, masks_from_keep
-from optin_cli.models.merged import install_merges
 from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.selection.select import select
-from optin_cli.surgery import apply as stage
-from optin_cli.surgery.plan import make_plan as make_compensation
-from optin_cli.surgery.settings import Compensation
+from optin_cli.transforms.masking import masked, masks_from_keep
+from optin_cli.transforms.token_merging import install_merges
 
 FAMILIES = ["vit", "deit", "timm-vit", "dinov2-registers", "timm-post-norm", "clip-image-classifier"]
 

@@ -10,11 +10,11 @@ from helpers.compensation import AUTO, FULL, batches_for, copied, half, outputs
 from helpers.families import ALL
 from helpers.models import shared_model, tiny_model
 
-from optin_cli.models.checkpoint import open_model
-from optin_cli.models.dissect import dissect
-from optin_cli.models.slicing import slice_model
-from optin_cli.surgery.compensate import compensate
-from optin_cli.surgery.settings import Compensation
+from optin_cli.architectures.resolve import dissect
+from optin_cli.compensation.compensate import compensate
+from optin_cli.compensation.settings import Compensation
+from optin_cli.loading.checkpoint import open_model
+from optin_cli.transforms.slicing import slice_model
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -9,10 +9,10 @@ import torch
 from helpers.compensation import FULL, batches_for, copied, outputs
 from helpers.models import shared_model
 
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.layers import matrix, output_size, patches
-from optin_cli.surgery.compensate import compensate
-from optin_cli.surgery.settings import Compensation
+from optin_cli.compensation.compensate import compensate
+from optin_cli.compensation.settings import Compensation
+from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.structure.layers import matrix, output_size, patches
 
 
 def with_a_double(model: OpenModel, name: str) -> OpenModel:

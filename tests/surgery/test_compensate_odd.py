@@ -7,15 +7,15 @@ import torch
 from helpers.compensation import AUTO, FULL, batches_for, copied, half, outputs
 from helpers.models import in_dtype, saved_model, shared_model, tiny_model
 
+from optin_cli.architectures.resolve import dissect
+from optin_cli.compensation.compensate import compensate
+from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
-from optin_cli.models.checkpoint import open_model
-from optin_cli.models.dissect import dissect
-from optin_cli.models.slicing import slice_model
-from optin_cli.surgery.compensate import compensate
-from optin_cli.surgery.settings import Compensation
+from optin_cli.loading.checkpoint import open_model
+from optin_cli.transforms.slicing import slice_model
 
 
 def test_sites_without_units_and_with_one(folder):
@@ -69,7 +69,7 @@ def test_fewer_rows_than_units_are_told(folder):
 
 def test_both_sides_of_a_pair_are_fitted_or_held_out_together(folder, monkeypatch):
     """An embedding model gets two sentences a row; hardly different ones must not be on both sides of the choice."""
-    from optin_cli.surgery.rows import RowChoice
+    from optin_cli.compensation.row_sampling import RowChoice
 
     model = copied(shared_model("bert", "encoder"))
     batches = batches_for(model, folder, pairs=True, rows=20)

@@ -14,14 +14,14 @@ from helpers.families import BLOCKS, IMAGE_SIZE, PATCH_SIZE
 from helpers.models import saved_model, shared_model
 from helpers.runs import SWIN_WINDOWS, window_rows
 
+from optin_cli.compensation.compensate import compensate
+from optin_cli.compensation.residual import OUTPUT, find_sum_point, run_block
+from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batches
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.masking import masked, masks_from_keep
-from optin_cli.surgery.compensate import compensate
-from optin_cli.surgery.settings import Compensation
-from optin_cli.surgery.store import Store
-from optin_cli.surgery.streams import BlockCalls
-from optin_cli.surgery.sumpoint import OUTPUT, find_sum_point, run_block
+from optin_cli.execution.activation_cache import Store
+from optin_cli.execution.block_streams import BlockCalls
+from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.transforms.masking import masked, masks_from_keep
 
 
 @torch.no_grad()

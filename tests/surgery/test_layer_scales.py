@@ -7,10 +7,10 @@ import torch
 from helpers.models import shared_model
 from helpers.runs import random_inputs
 
+from optin_cli.compensation.residual import find_sum_point
 from optin_cli.data.batches import Batch
-from optin_cli.surgery.store import Store
-from optin_cli.surgery.streams import BlockCalls
-from optin_cli.surgery.sumpoint import find_sum_point
+from optin_cli.execution.activation_cache import Store
+from optin_cli.execution.block_streams import BlockCalls
 
 LAYER_SCALES = {
     "beit": ("lambda_1", "lambda_2"),

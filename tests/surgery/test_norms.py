@@ -13,18 +13,18 @@ from helpers.models import saved_model
 
 from optin_cli.artefacts.mask import write_mask
 from optin_cli.artefacts.pruned import read_pruned
+from optin_cli.compensation.batch_norm import reestimate
+from optin_cli.compensation.plan import make_plan
+from optin_cli.compensation.settings import Compensation
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import UsageError
-from optin_cli.models.checkpoint import open_model
-from optin_cli.models.slicing import slice_model
+from optin_cli.export import apply as stage
+from optin_cli.loading.checkpoint import open_model
 from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import ScoreSettings
 from optin_cli.scoring.plan import make_plan as make_scoring_plan
 from optin_cli.selection.select import select
-from optin_cli.surgery import apply as stage
-from optin_cli.surgery.norms import reestimate
-from optin_cli.surgery.plan import make_plan
-from optin_cli.surgery.settings import Compensation
+from optin_cli.transforms.slicing import slice_model
 
 
 def ranked(name, folder):

@@ -12,11 +12,11 @@ from helpers.compensation import AUTO, FULL, batches_for, copied, half, outputs
 from helpers.families import ALL
 from helpers.models import shared_model
 
+from optin_cli.architectures.resolve import dissect
 from optin_cli.artefacts.pruned import PrunedRecord
-from optin_cli.models.dissect import dissect
-from optin_cli.models.masking import masked, masks_from_keep
-from optin_cli.models.slicing import rows_of, slice_model
-from optin_cli.surgery.compensate import compensate
+from optin_cli.compensation.compensate import compensate
+from optin_cli.transforms.masking import masked, masks_from_keep
+from optin_cli.transforms.slicing import rows_of, slice_model
 
 BOTH = dataclasses.replace(FULL, producers=True, read_share=0.0)
 

@@ -9,7 +9,7 @@ from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optin_cli.surgery.refit import BIAS, FULL, NONE, SCALE, Layer, Moments, refit
+from optin_cli.compensation.least_squares import BIAS, FULL, NONE, SCALE, Layer, Moments, refit
 
 TINY = (1e-10,)
 

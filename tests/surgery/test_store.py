@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from optin_cli.errors import InputError
-from optin_cli.surgery import store as stores
-from optin_cli.surgery.store import Store
+from optin_cli.execution import activation_cache as stores
+from optin_cli.execution.activation_cache import Store
 
 
 def test_a_store_spills_what_does_not_fit_and_cleans_up():

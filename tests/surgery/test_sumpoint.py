@@ -9,13 +9,13 @@ from helpers.models import new_timm_vit, shared_model
 from helpers.runs import random_inputs, window_rows
 from torch import nn
 
+from optin_cli.architectures.resolve import dissect, family_of
+from optin_cli.compensation.read_positions import read_positions
+from optin_cli.compensation.residual import OUTPUT, Place, find_sum_point, order_of, run_block
 from optin_cli.data.batches import Batch
-from optin_cli.models.anatomy import HEADS, NEURONS
-from optin_cli.models.dissect import dissect, family_of
-from optin_cli.surgery.readout import read_positions
-from optin_cli.surgery.store import Store
-from optin_cli.surgery.streams import BlockCalls
-from optin_cli.surgery.sumpoint import OUTPUT, Place, find_sum_point, order_of, run_block
+from optin_cli.execution.activation_cache import Store
+from optin_cli.execution.block_streams import BlockCalls
+from optin_cli.structure.anatomy import HEADS, NEURONS
 
 POST_NORM = {
     "bert": ("attention.output.LayerNorm", "output.LayerNorm"),

@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from optin_cli.data.batches import Batch
-from optin_cli.models.anatomy import Site
 from optin_cli.scoring.band import near_the_cut
 from optin_cli.scoring.calibration import (
     Calibration,
@@ -38,6 +37,7 @@ from optin_cli.scoring.methods.ablation import AblationMethod
 from optin_cli.scoring.methods.base import MOST_PROBES, Arrays, Item, Measured, OnWork, item_scores
 from optin_cli.scoring.methods.trajectory import TrajectoryMethod
 from optin_cli.scoring.settings import ScoreSettings
+from optin_cli.structure.anatomy import Site
 
 log = logging.getLogger("optin")
 
