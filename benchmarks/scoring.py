@@ -26,8 +26,9 @@ from scipy.stats import spearmanr
 
 from optin_cli.artefacts.ranking import Ranking, read_ranking
 from optin_cli.data.sources import DataSpec
+from optin_cli.execution.hooks import block_outputs
 from optin_cli.loading.checkpoint import OpenModel, open_model
-from optin_cli.scoring.calibration import block_outputs, gather_rows, measured_blocks
+from optin_cli.scoring.calibration import gather_rows, measured_blocks
 from optin_cli.scoring.losses import output_change, relational_change
 from optin_cli.scoring.methods.ablation import Ablation
 from optin_cli.scoring.methods.curvature import curvature

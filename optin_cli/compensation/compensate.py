@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from optin_cli.compensation.equations import Equations, left_alone, reason_against
 from optin_cli.compensation.least_squares import NONE, Change
 from optin_cli.compensation.read_positions import read_positions
-from optin_cli.compensation.residual import OUTPUT, Place, by_example
+from optin_cli.compensation.residual import by_example
 from optin_cli.compensation.row_sampling import RowChoice
 from optin_cli.compensation.settings import Compensation, Progress, SiteFit
 from optin_cli.compensation.targets import BlockTargets, Target
@@ -27,6 +27,7 @@ from optin_cli.compensation.write_back import layer_of, write_back, write_back_p
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError, param
 from optin_cli.execution.activation_cache import Store
+from optin_cli.execution.block_runs import OUTPUT, Place
 from optin_cli.execution.block_streams import read_streams
 from optin_cli.execution.hooks import by_module
 from optin_cli.execution.peak_memory import free_gpu_bytes

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from optin_cli.architectures.paths import joined, within
-from optin_cli.compensation.residual import Place, find_sum_point, order_of, run_block
+from optin_cli.compensation.residual import find_sum_point
 from optin_cli.compensation.write_back import kept_features, kept_outputs, layer_of
+from optin_cli.execution.block_runs import Place, order_of, run_block
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.structure.anatomy import Producer, Site
 from optin_cli.structure.hidden_states import Arguments, hidden_argument, with_hidden

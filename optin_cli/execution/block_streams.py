@@ -15,10 +15,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from optin_cli.compensation.residual import OUTPUT, Place, arguments_of, run_block, run_to
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError, param
 from optin_cli.execution.activation_cache import Store, Stored
+from optin_cli.execution.block_runs import OUTPUT, Place, arguments_of, run_block, run_to
 from optin_cli.execution.hooks import by_module
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.structure.hidden_states import Arguments, hidden_argument, hidden_of, with_hidden

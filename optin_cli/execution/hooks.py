@@ -7,7 +7,10 @@ from contextlib import ExitStack, contextmanager
 from itertools import cycle
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.structure.hidden_states import as_rows, hidden_of
 
 
 def by_module(model: nn.Module, blocks: Sequence[str]) -> dict[nn.Module, list[int]]:
@@ -35,4 +38,16 @@ def on_blocks(
 
             register = module.register_forward_pre_hook if before else module.register_forward_hook
             stack.callback(register(heard, with_kwargs=True).remove)
+        yield
+
+
+@contextmanager
+def block_outputs(model: OpenModel, outputs: dict[int, Tensor], first: int = 0) -> Iterator[None]:
+    """Within the context, collect what blocks `first`.. give, by block index: (batch, positions, d)."""
+
+    def keep(index: int, _: nn.Module, __: Any, ___: Any, output: Any) -> None:
+        if index >= first:
+            outputs[index] = as_rows(hidden_of(output), model.anatomy.stream_of(index).layout)
+
+    with on_blocks(model.module, model.anatomy.blocks, keep):
         yield

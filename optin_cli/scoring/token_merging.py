@@ -12,8 +12,9 @@ from torch import Tensor
 
 from optin_cli.artefacts.token_ranking import RankedTokens
 from optin_cli.errors import InputError, param
+from optin_cli.execution.hooks import block_outputs
 from optin_cli.execution.macs import observed_tokens
-from optin_cli.scoring.calibration import Calibration, Scores, block_outputs, gather_rows, mean_tokens
+from optin_cli.scoring.calibration import Calibration, Scores, gather_rows, mean_tokens
 from optin_cli.scoring.losses import output_change, relational_change
 from optin_cli.scoring.methods.base import Arrays, Item, item_scores
 from optin_cli.structure.anatomy import Anatomy

@@ -15,11 +15,12 @@ from torch import nn
 from optin_cli.architectures.families import Family, SiteTable, StreamTable, family_from_dict, family_to_dict
 from optin_cli.architectures.resolve import dissect
 from optin_cli.compensation.compensate import compensate
-from optin_cli.compensation.residual import OUTPUT, find_sum_point
+from optin_cli.compensation.residual import find_sum_point
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
+from optin_cli.execution.block_runs import OUTPUT
 from optin_cli.execution.block_streams import Unchained
 from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.scoring.calibration import Calibration

@@ -16,9 +16,10 @@ from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError
+from optin_cli.execution.hooks import block_outputs
 from optin_cli.execution.replay import Replay
 from optin_cli.loading.checkpoint import OpenModel
-from optin_cli.scoring.calibration import Calibration, block_outputs, mean_tokens, measured_blocks
+from optin_cli.scoring.calibration import Calibration, mean_tokens, measured_blocks
 from optin_cli.scoring.losses import output_change, relational_change, unit_rows
 from optin_cli.scoring.methods.ablation import Ablation
 from optin_cli.scoring.methods.curvature import Probed, curvature

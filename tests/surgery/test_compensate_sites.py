@@ -15,10 +15,11 @@ from helpers.models import saved_model, shared_model
 from helpers.runs import SWIN_WINDOWS, window_rows
 
 from optin_cli.compensation.compensate import compensate
-from optin_cli.compensation.residual import OUTPUT, find_sum_point, run_block
+from optin_cli.compensation.residual import find_sum_point
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batches
 from optin_cli.execution.activation_cache import Store
+from optin_cli.execution.block_runs import OUTPUT, run_block
 from optin_cli.execution.block_streams import BlockCalls
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.transforms.masking import masked, masks_from_keep

@@ -11,9 +11,9 @@ from helpers.models import shared_model
 from helpers.runs import random_inputs
 from torch import nn
 
-from optin_cli.compensation.residual import OUTPUT, run_block
 from optin_cli.data.batches import Batch
 from optin_cli.execution.activation_cache import Store
+from optin_cli.execution.block_runs import OUTPUT, run_block
 from optin_cli.execution.block_streams import BlockCalls
 from optin_cli.structure.hidden_states import hidden_of
 

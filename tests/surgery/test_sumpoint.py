@@ -11,9 +11,10 @@ from torch import nn
 
 from optin_cli.architectures.resolve import dissect, family_of
 from optin_cli.compensation.read_positions import read_positions
-from optin_cli.compensation.residual import OUTPUT, Place, find_sum_point, order_of, run_block
+from optin_cli.compensation.residual import find_sum_point
 from optin_cli.data.batches import Batch
 from optin_cli.execution.activation_cache import Store
+from optin_cli.execution.block_runs import OUTPUT, Place, order_of, run_block
 from optin_cli.execution.block_streams import BlockCalls
 from optin_cli.structure.anatomy import HEADS, NEURONS
 

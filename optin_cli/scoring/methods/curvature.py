@@ -23,14 +23,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from optin_cli.data.batches import Batch
+from optin_cli.execution.hooks import block_outputs
 from optin_cli.scoring.band import near_the_cut
-from optin_cli.scoring.calibration import (
-    Calibration,
-    block_outputs,
-    gather_rows,
-    mean_tokens,
-    measured_blocks,
-)
+from optin_cli.scoring.calibration import Calibration, gather_rows, mean_tokens, measured_blocks
 from optin_cli.scoring.graphs import in_pieces, record_graph
 from optin_cli.scoring.losses import output_probe, relation_probe
 from optin_cli.scoring.methods.ablation import AblationMethod
