@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from optin_cli.architectures.schema import Family, SiteTable, StreamTable
-from optin_cli.architectures.tables import linears
+from optin_cli.architectures.schema import Family, SiteTable, StreamTable, linears
 from optin_cli.structure.anatomy import AUDIO, HEADS, NEURONS, Bypass
 
 # the keys have no bias; a decoder's block attends to itself and to the encoder's output

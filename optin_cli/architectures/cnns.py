@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from optin_cli.architectures.schema import Family, SiteTable
-from optin_cli.architectures.tables import TIMM_NEURONS, linears
+from optin_cli.architectures.schema import Family, SiteTable, linears
+from optin_cli.architectures.vit import TIMM_NEURONS
 from optin_cli.structure.anatomy import CHANNELS, NCHW, NEURONS, Producer
 
 _BASIC_BLOCK = SiteTable(

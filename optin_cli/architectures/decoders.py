@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from optin_cli.architectures.schema import Family, SiteTable, StreamTable
-from optin_cli.architectures.tables import MLP, linears
+from optin_cli.architectures.schema import Family, SiteTable, StreamTable, linears
+from optin_cli.architectures.vit import MLP
 from optin_cli.structure.anatomy import HEADS, NEURONS, Bypass, Producer, UnitInput
 
 _NO_CACHE = {"use_cache": False}

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from optin_cli.architectures.audio import AUDIOS
+from optin_cli.architectures.bert import ENCODERS
 from optin_cli.architectures.cnns import CNNS
 from optin_cli.architectures.decoders import DECODERS
 from optin_cli.architectures.schema import Family, SiteTable, StreamTable, TokenTable
 from optin_cli.architectures.segmentation import SEGMENTATION
 from optin_cli.architectures.swin import SWIN
-from optin_cli.architectures.tables import SHIPPED, TOWERS
-from optin_cli.architectures.text_encoders import ENCODERS
 from optin_cli.architectures.torchvision import TORCHVISION
+from optin_cli.architectures.vit import TOWERS, VITS
 from optin_cli.errors import UsageError
 from optin_cli.structure.fields import from_plain, problems, shortened
 
@@ -127,5 +127,5 @@ def read_family(path: str | Path) -> Family:
     return family_from_dict(data, str(path))
 
 
-for _family in (*SHIPPED, *ENCODERS, *DECODERS, *SWIN, *CNNS, *TORCHVISION, *SEGMENTATION, *AUDIOS):
+for _family in (*VITS, *ENCODERS, *DECODERS, *SWIN, *CNNS, *TORCHVISION, *SEGMENTATION, *AUDIOS):
     register_family(_family)

@@ -201,3 +201,7 @@ class Family:
     def all_streams(self) -> tuple[StreamTable, ...]:
         """Its lists of blocks: one, unless `streams` has more."""
         return self.streams or (StreamTable(self.blocks, self.layout),)
+
+
+def linears(*paths: str) -> tuple[Producer, ...]:
+    return tuple(Producer(path) for path in paths)

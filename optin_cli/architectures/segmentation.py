@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from optin_cli.architectures.bert import BERT_SITES
 from optin_cli.architectures.cnns import TRANSFORMERS_RESNET_SITES
-from optin_cli.architectures.schema import Family, SiteTable, StreamTable
+from optin_cli.architectures.schema import Family, SiteTable, StreamTable, linears
 from optin_cli.architectures.swin import SWIN_SITES, SWINV2_SITES
-from optin_cli.architectures.tables import BERT_SITES, MLP, VIT_HEADS, linears
+from optin_cli.architectures.vit import MLP, VIT_HEADS
 from optin_cli.structure.anatomy import HEADS, NCHW, NEURONS, SEQUENCE, Bypass, Producer
 
 # keys and values see fewer positions than queries do: the last producer tells how many

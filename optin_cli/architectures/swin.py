@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from optin_cli.architectures.bert import BERT_SITES
 from optin_cli.architectures.schema import Family, SiteTable
-from optin_cli.architectures.tables import BERT_SITES, MLP, TIMM_NEURONS, VIT_HEADS
+from optin_cli.architectures.vit import MLP, TIMM_NEURONS, VIT_HEADS
 from optin_cli.structure.anatomy import HEADS, NHWC, Bypass, Producer
 
 # what merges patches is a block as well, so that tables must say what they require

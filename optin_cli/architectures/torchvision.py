@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from optin_cli.architectures.schema import Family, SiteTable
-from optin_cli.architectures.tables import linears
+from optin_cli.architectures.schema import Family, SiteTable, linears
 from optin_cli.structure.anatomy import CHANNELS, NCHW, NEURONS, NHWC, Producer
 
 _MLP = SiteTable(NEURONS, producers=linears("mlp.0"), consumer="mlp.3", requires=("mlp",))

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from optin_cli.data.batches import Batch
 from optin_cli.execution.hooks import block_outputs, on_blocks
 from optin_cli.execution.memory import ran_out
-from optin_cli.execution.reduced_precision import reduced_products
+from optin_cli.execution.precision import reduced_products
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.structure.anatomy import Site
 from optin_cli.structure.hidden_states import as_rows, hidden_argument, hidden_of, output_with, with_hidden

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from optin_cli.data.batches import Batch
 from optin_cli.execution.hooks import block_outputs, on_blocks
 from optin_cli.execution.memory import ran_out
-from optin_cli.execution.reduced_precision import reduced_products
+from optin_cli.execution.precision import reduced_products
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.structure.anatomy import Site

@@ -16,7 +16,7 @@ from optin_cli.data.label_ids import class_names
 from optin_cli.data.labels import token_labels
 from optin_cli.tasks import metrics
 from optin_cli.tasks.base import Forward, Inputs, Task, logits_of, ones
-from optin_cli.tasks.entities import are_tags, entity_f1
+from optin_cli.tasks.metrics import are_tags, entity_f1
 
 TOKEN = "token-classification"
 

@@ -9,8 +9,8 @@ from itertools import pairwise
 
 from torch import nn
 
-from optin_cli.architectures.block_paths import base_prefix, find_streams
 from optin_cli.architectures.families import DOCS
+from optin_cli.architectures.resolve import base_prefix, find_streams
 from optin_cli.architectures.schema import Family, SiteTable
 from optin_cli.errors import InputError, param
 from optin_cli.structure.anatomy import NCHW, NHWC, TOKENS

@@ -18,10 +18,9 @@ from optin_cli.errors import ArtefactError
 from optin_cli.execution.macs import observed_tokens
 from optin_cli.structure.hidden_states import hidden_argument, with_hidden
 from optin_cli.structure.merge_schedule import most_merged
-from optin_cli.transforms.bipartite_matching import match, merge, spread
 from optin_cli.transforms.masking import masked, masks_from_keep
 from optin_cli.transforms.slicing import slice_model
-from optin_cli.transforms.token_merging import install_merges
+from optin_cli.transforms.token_merging import install_merges, match, merge, spread
 
 WITH_TOKENS = [
     "vit", "deit", "timm-vit", "timm-deit-distilled", "timm-deit3", "timm-clip", "timm-post-norm", "timm-registers",

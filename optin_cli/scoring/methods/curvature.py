@@ -13,7 +13,7 @@ two examples share, but also the products of their unrelated signs, which are mo
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,7 +24,6 @@ from torch.nn.functional import pad
 
 from optin_cli.data.batches import Batch
 from optin_cli.execution.hooks import block_outputs
-from optin_cli.scoring.band import near_the_cut
 from optin_cli.scoring.calibration import Calibration, gather_rows, mean_tokens, measured_blocks
 from optin_cli.scoring.graphs import in_pieces, record_graph
 from optin_cli.scoring.losses import output_probe, relation_probe
@@ -326,3 +325,20 @@ class _Sums:
         self.squares[:, column] += gradient.double().square().sum(0)
         if row < len(self.rows):
             self.rows[row : row + len(gradient)] += gradient
+
+
+def near_the_cut(
+    sites: Sequence[Site], scores: Mapping[str, np.ndarray], flops: float, band: float, tokens: float
+) -> dict[str, np.ndarray]:
+    """Units of each site whose rank in score per MAC is within `band` (a share of all units) of the last one kept.
+
+    `flops` is the share of the MACs that is kept; returns site name -> unit indices.
+    """
+    owners = np.concatenate([np.full(s.units, i) for i, s in enumerate(sites)])
+    units = np.concatenate([np.arange(s.units) for s in sites])
+    costs = np.concatenate([np.full(s.units, s.macs_per_unit(tokens)) for s in sites])
+    order = np.argsort(-np.concatenate([scores[s.name] for s in sites]) / costs, kind="stable")
+    cut = int(np.searchsorted(np.cumsum(costs[order]), flops * costs.sum(), side="right"))
+    reach = int(np.ceil(band * len(order)))
+    near = order[max(0, cut - reach) : cut + reach]
+    return {site.name: np.sort(units[near][owners[near] == i]) for i, site in enumerate(sites)}

@@ -1,38 +1,11 @@
-"""The families that ship with optin: one table of module paths each, and nothing else. schema.py has the fields."""
+"""Vision transformers of transformers and timm, and the towers of CLIP."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from optin_cli.architectures.schema import Family, SiteTable, TokenTable
+from optin_cli.architectures.schema import Family, SiteTable, TokenTable, linears
 from optin_cli.structure.anatomy import HEADS, NEURONS, Producer, UnitInput
-
-
-def linears(*paths: str) -> tuple[Producer, ...]:
-    return tuple(Producer(path) for path in paths)
-
-
-BERT_SITES = (
-    SiteTable(
-        HEADS,
-        producers=linears("attention.self.query", "attention.self.key", "attention.self.value"),
-        consumer="attention.output.dense",
-        unit_width="attention.self.attention_head_size",
-        counts={"attention.self.num_attention_heads": "units", "attention.self.all_head_size": "features"},
-    ),
-    SiteTable(NEURONS, producers=linears("intermediate.dense"), consumer="output.dense"),
-)
-
-_DISTILBERT_SITES = (
-    SiteTable(
-        HEADS,
-        producers=linears("attention.q_lin", "attention.k_lin", "attention.v_lin"),
-        consumer="attention.out_lin",
-        unit_width="attention.attention_head_size",
-        counts={"attention.n_heads": "units", "attention.dim": "features"},
-    ),
-    SiteTable(NEURONS, producers=linears("ffn.lin1"), consumer="ffn.lin2"),
-)
 
 VIT_HEADS = SiteTable(
     HEADS,
@@ -142,11 +115,7 @@ _VIT_TOKENS = TokenTable(
 _CLIP_TOKENS = TokenTable("self_attn.k_proj", "self_attn", "attention_mask", ("embeddings.class_embedding",))
 _TIMM_VIT_TOKENS = TokenTable("attn.qkv", "attn", "attn_mask", ("num_prefix_tokens",), part=1)
 
-SHIPPED = (
-    Family("bert", ("bert",), "encoder.layer", BERT_SITES),
-    Family("roberta", ("roberta", "xlm-roberta", "camembert"), "encoder.layer", BERT_SITES),
-    Family("electra", ("electra",), "encoder.layer", BERT_SITES),
-    Family("distilbert", ("distilbert",), "transformer.layer", _DISTILBERT_SITES),
+VITS = (
     Family("clip-text", ("clip_text_model",), "encoder.layers", _CLIP_SITES, note="a tower of CLIP"),
     Family("vit", ("vit", "deit"), "layers", (VIT_HEADS, MLP), "image", tokens=_VIT_TOKENS),
     Family("beit", ("beit",), "layers", _BEIT_SITES, "image", note="position bias sliced with the heads"),

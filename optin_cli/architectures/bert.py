@@ -1,11 +1,32 @@
-"""Text encoders unlike BERT: MPNet and DeBERTa with relative positions, ModernBERT with fused projections, ALBERT with
-layers that share their weights."""
+"""Text encoders: BERT and those built like it, DistilBERT, MPNet and DeBERTa with relative positions, ModernBERT
+with fused projections, ALBERT with layers that share their weights."""
 
 from __future__ import annotations
 
-from optin_cli.architectures.schema import Family, SiteTable
-from optin_cli.architectures.tables import BERT_SITES, linears
+from optin_cli.architectures.schema import Family, SiteTable, linears
 from optin_cli.structure.anatomy import HEADS, NEURONS, Bypass, Producer, RelativePositions, UnitInput
+
+BERT_SITES = (
+    SiteTable(
+        HEADS,
+        producers=linears("attention.self.query", "attention.self.key", "attention.self.value"),
+        consumer="attention.output.dense",
+        unit_width="attention.self.attention_head_size",
+        counts={"attention.self.num_attention_heads": "units", "attention.self.all_head_size": "features"},
+    ),
+    SiteTable(NEURONS, producers=linears("intermediate.dense"), consumer="output.dense"),
+)
+
+_DISTILBERT_SITES = (
+    SiteTable(
+        HEADS,
+        producers=linears("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+        consumer="attention.out_lin",
+        unit_width="attention.attention_head_size",
+        counts={"attention.n_heads": "units", "attention.dim": "features"},
+    ),
+    SiteTable(NEURONS, producers=linears("ffn.lin1"), consumer="ffn.lin2"),
+)
 
 _COUNTS = {"attention.self.num_attention_heads": "units", "attention.self.all_head_size": "features"}
 _RELATIVE = ("attention.self.pos_dropout",)  # there are relative positions
@@ -101,6 +122,10 @@ _ALBERT_SITES = (
 )
 
 ENCODERS = (
+    Family("bert", ("bert",), "encoder.layer", BERT_SITES),
+    Family("roberta", ("roberta", "xlm-roberta", "camembert"), "encoder.layer", BERT_SITES),
+    Family("electra", ("electra",), "encoder.layer", BERT_SITES),
+    Family("distilbert", ("distilbert",), "transformer.layer", _DISTILBERT_SITES),
     Family(
         "albert",
         ("albert",),
