@@ -1,6 +1,6 @@
 """Write the tables of fields in anatomy.md from the classes: `python docs/field_tables.py`.
 
-A row has a field's name, what it holds and its docstring. tests/models/test_fields.py fails where page and classes
+A row has a field's name, what it holds and its docstring. tests/structure/test_fields.py fails where page and classes
 differ.
 """
 

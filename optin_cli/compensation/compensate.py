@@ -26,7 +26,7 @@ from optin_cli.compensation.targets import BlockTargets, Target
 from optin_cli.compensation.write_back import layer_of, write_back, write_back_producers
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError, param
-from optin_cli.execution.activation_cache import Store
+from optin_cli.execution.activation_cache import ActivationCache
 from optin_cli.execution.block_runs import OUTPUT, Place
 from optin_cli.execution.block_streams import read_streams
 from optin_cli.execution.hooks import by_module
@@ -63,7 +63,7 @@ def compensate(
         )
     pruned = _sliced_twin(model, keep)
     on_gpu = free_gpu_bytes(model.devices) // 2  # the other half is for what the blocks compute
-    with torch.no_grad(), exact_convolutions(), Store(settings.memory, on_gpu) as store:
+    with torch.no_grad(), exact_convolutions(), ActivationCache(settings.memory, on_gpu) as store:
         fits = _Streams(model, pruned, keep, teacher or model, batches, settings, store, on_progress).run()
     for site in model.anatomy:
         write_back(model, site, keep, pruned)
@@ -90,7 +90,7 @@ class _Streams:
         teacher: OpenModel,
         batches: Batches,
         settings: Compensation,
-        store: Store,
+        store: ActivationCache,
         on_progress: Progress,
     ) -> None:
         self.model = model

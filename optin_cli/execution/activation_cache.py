@@ -14,7 +14,7 @@ from optin_cli.artefacts.files import disk_is_full
 from optin_cli.errors import InputError, param
 
 
-class Store:
+class ActivationCache:
     """Tensors by key: those of a GPU stay there up to `on_gpu` bytes, others go to main memory up to `memory` bytes,
     the rest to disk. A context: the disk part is removed."""
 
@@ -29,7 +29,7 @@ class Store:
         self.folder: Path | None = None
         self.written = 0
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> ActivationCache:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,7 +85,7 @@ class Store:
         return tensor
 
 
-class Stored:
+class StoredTensor:
     """Stands for a tensor argument that the store holds."""
 
     def __init__(self, key: Hashable) -> None:

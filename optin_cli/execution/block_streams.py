@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError, param
-from optin_cli.execution.activation_cache import Store, Stored
+from optin_cli.execution.activation_cache import ActivationCache, StoredTensor
 from optin_cli.execution.block_runs import OUTPUT, Place, arguments_of, run_block, run_to
 from optin_cli.execution.hooks import by_module
 from optin_cli.loading.checkpoint import OpenModel
@@ -29,7 +29,7 @@ Found = TypeVar("Found")
 class BlockCalls:
     """How the model calls each of its blocks on each batch, apart from the hidden states."""
 
-    def __init__(self, model: OpenModel, store: Store) -> None:
+    def __init__(self, model: OpenModel, store: ActivationCache) -> None:
         self.model = model
         self.store = store
         self.calls: dict[tuple[int, int], Arguments] = {}
@@ -58,7 +58,7 @@ class BlockCalls:
             if id(value) not in held:
                 held[id(value)] = value
                 self.store[key] = value
-            return Stored(key)
+            return StoredTensor(key)
 
         def passing(blocks: list[int], run: Callable[..., Any]) -> Any:
             turns = cycle(blocks)
@@ -123,7 +123,7 @@ class BlockCalls:
             hidden = hidden.flatten(self.dims[block] - 1)
 
         def fetch(value: Any) -> Any:
-            return self.store[value.key].to(device) if isinstance(value, Stored) else value
+            return self.store[value.key].to(device) if isinstance(value, StoredTensor) else value
 
         args, kwargs = self.calls[block, index]
         found = tuple(fetch(value) for value in args), {name: fetch(v) for name, v in kwargs.items()}
@@ -151,7 +151,7 @@ class BlockRunner(Protocol):
         """Go back to a place."""
 
 
-class Chained:
+class ChainedStream:
     """Blocks of which each is run on what the one before gave. `calls` says how they are called."""
 
     def __init__(self, module: nn.Module, calls: BlockCalls, name: str) -> None:
@@ -180,11 +180,11 @@ class Chained:
         self.begin(index, self.run(block, index, (OUTPUT,))[OUTPUT] if output is None else output)
 
 
-class Unchained:
+class UnchainedStream:
     """Blocks that are run within the whole model. Those behind it do not run again: they give what they gave."""
 
     def __init__(
-        self, model: OpenModel, module: nn.Module, batches: Batches, store: Store, name: str
+        self, model: OpenModel, module: nn.Module, batches: Batches, store: ActivationCache, name: str
     ) -> None:
         self.model = model
         self.module = module
@@ -192,7 +192,7 @@ class Unchained:
         self.store = store
         self.name = name
         self.gave: dict[int, dict[int, Any]] = {}
-        """Batch -> block -> its output, tensors `Stored`."""
+        """Batch -> block -> its output, tensors `StoredTensor`."""
         self.last: Any = None
         """The output of the block that ran last, where it ran to its end."""
 
@@ -205,7 +205,7 @@ class Unchained:
             return see(lambda: self.model.output(inputs, self.module), self._block(block))
 
     def _again(self, output: Any, *_: object, **__: object) -> Any:
-        return _mapped(output, Stored, lambda kept: self.store[kept.key].to(self.model.device, copy=True))
+        return _mapped(output, StoredTensor, lambda kept: self.store[kept.key].to(self.model.device, copy=True))
 
     def _block(self, block: int) -> nn.Module:
         return self.module.get_submodule(self.model.anatomy.blocks[block])
@@ -234,11 +234,11 @@ class Unchained:
             self.run(block, index, (OUTPUT,))
         count = 0
 
-        def keep(tensor: Tensor) -> Stored:
+        def keep(tensor: Tensor) -> StoredTensor:
             nonlocal count
             key, count = (self.name, block, index, count), count + 1
             self.store[key] = tensor
-            return Stored(key)
+            return StoredTensor(key)
 
         self.gave.setdefault(index, {})[block] = _mapped(self.last, Tensor, keep)
         self.last = None
@@ -264,7 +264,7 @@ def read_streams(
     pruned: nn.Module,
     teacher: OpenModel,
     batches: Batches,
-    store: Store,
+    store: ActivationCache,
     on_batch: Callable[[int, Batch], None],
 ) -> tuple[BlockRunner, BlockRunner]:
     """Go through the data once; returns what runs the blocks of `teacher`, and of `pruned`, a sliced `model`."""
@@ -272,7 +272,7 @@ def read_streams(
     calls = BlockCalls(model, store)
     # a pruned model calls its blocks as the dense one does, but for what it computes outside them
     dense_calls = calls if teacher is model else BlockCalls(teacher, store)
-    ours, theirs = Chained(pruned, calls, "pruned"), Chained(teacher.module, dense_calls, "dense")
+    ours, theirs = ChainedStream(pruned, calls, "pruned"), ChainedStream(teacher.module, dense_calls, "dense")
     for index, batch in enumerate(batches):
         batch = batch.to(model.device, model.dtype)
         if chained:
@@ -283,8 +283,8 @@ def read_streams(
     if chained:
         return theirs, ours
     return (
-        Unchained(teacher, teacher.module, batches, store, "dense"),
-        Unchained(model, pruned, batches, store, "pruned"),
+        UnchainedStream(teacher, teacher.module, batches, store, "dense"),
+        UnchainedStream(model, pruned, batches, store, "pruned"),
     )
 
 

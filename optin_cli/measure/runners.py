@@ -71,7 +71,7 @@ def prepared(
         torch.compiler.reset()  # what was compiled for other settings counts toward torch's limit of shapes
         dynamo: Any = torch._dynamo.config
         with dynamo.patch(recompile_limit=max(dynamo.recompile_limit, _SHAPES * len(models))):
-            runners = [Compiled(model) for model in models]
+            runners = [CompiledRunner(model) for model in models]
             yield _recorded(runners, inputs, execution)
         return
     yield _recorded(runners, inputs, execution)
@@ -80,10 +80,10 @@ def prepared(
 def _recorded(runners: list[Runner], inputs: Sequence[Inputs], execution: Execution) -> list[Runner]:
     if not execution.cuda_graph:
         return runners
-    return [Graphed(runner, given) for runner, given in zip(runners, inputs, strict=True)]
+    return [GraphRunner(runner, given) for runner, given in zip(runners, inputs, strict=True)]
 
 
-class Compiled:
+class CompiledRunner:
     """A model compiled by torch at its first forward."""
 
     def __init__(self, model: OpenModel) -> None:
@@ -102,7 +102,7 @@ class Compiled:
         return self.module(**inputs, **self.model.family.arguments)
 
 
-class Graphed:
+class GraphRunner:
     """The kernels of one forward of `runner` on `inputs`, recorded. `run` replays them on those same inputs."""
 
     def __init__(self, runner: Runner, inputs: Inputs) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from optin_cli.errors import ArtefactError, Followed, InputError, UsageError, first_line
+from optin_cli.errors import ArtefactError, PeerFailure, InputError, UsageError, first_line
 
 T = TypeVar("T")
 
@@ -56,8 +56,8 @@ class Team:
             dist.gather_object(mine, found, dst=0)
         return found or []
 
-    def told(self, leaders: T | None) -> T:
-        """The leader's value, for everyone."""
+    def broadcast(self, leaders: T | None) -> T:
+        """Send the leader's value to every process and return it there."""
         if self.size == 1:
             return leaders  # type: ignore[return-value]
         import torch.distributed as dist
@@ -67,9 +67,13 @@ class Team:
             dist.broadcast_object_list(box, src=0)
         return box[0]  # type: ignore[return-value]
 
+    def barrier(self) -> None:
+        """Wait until every process is here, so that an error of the leader ends all of them."""
+        self.broadcast(None)
+
     def first(self, function: Callable[[], T]) -> T:
         """What `function` gives the leader, for everyone; the others don't call it."""
-        return self.told(function() if self.leads else None)
+        return self.broadcast(function() if self.leads else None)
 
     def check_same(self, identity: dict[str, Any]) -> None:
         """Raise `ArtefactError` in every process unless all would do the same work."""
@@ -89,15 +93,15 @@ class Team:
                 )
 
     def check_others(self) -> None:
-        """Raise `Followed` if another process has failed: to be called now and then while working."""
+        """Raise `PeerFailure` if another process has failed: to be called now and then while working."""
         if self.store is not None and self.store.check(["failed"]):
-            raise Followed(self._exit_code())
+            raise PeerFailure(self._exit_code())
 
     def _exit_code(self) -> int:
         return int(self.store.get("exit code"))
 
     def fail(self, error: BaseException) -> None:
-        """Tell the others that this process ends; raise `Followed` if another was the first to."""
+        """Tell the others that this process ends; raise `PeerFailure` if another was the first to."""
         code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
         try:
             if self.store.add("failed", 1) == 1:
@@ -107,7 +111,7 @@ class Team:
         except RuntimeError:  # the process that kept the store is gone: nobody knows who was first
             return
         time.sleep(_TELLING)
-        raise Followed(code) from error
+        raise PeerFailure(code) from error
 
 
 @contextmanager
@@ -115,7 +119,7 @@ def joined() -> Iterator[Team]:
     """The team this process was started in: found from the environment that torchrun sets.
 
     Raises `UsageError` when the environment names a team but not this process's place in it, `InputError` when the
-    others don't appear, and `Followed` for whatever another process raised first.
+    others don't appear, and `PeerFailure` for whatever another process raised first.
     """
     size = os.environ.get("WORLD_SIZE", "1")
     if size == "1":
@@ -147,7 +151,7 @@ def joined() -> Iterator[Team]:
     _mention_threads(team)
     try:
         yield team
-    except Followed:
+    except PeerFailure:
         time.sleep(_TELLING)
         raise
     except BaseException as error:

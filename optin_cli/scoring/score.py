@@ -116,7 +116,7 @@ def _scored(plan: Plan, output: Path, on_progress: Progress, team: Team) -> Rank
         if sketch is not None:
             check_space(output, sketch.nbytes)
         write_ranking(output, ranking, sketch)
-    ranking = team.told(ranking)
+    ranking = team.broadcast(ranking)
     run.partial.discard()  # only now: whoever failed before this finds the finished items again
     return ranking
 
@@ -154,7 +154,7 @@ class _Run:
             self.partial = Partial(output, identity)
             # once in the parts, once in the ranking: better told now than after hours of work
             check_space(output, 2 * _sketch_bytes(self.worker.method) - self.partial.nbytes())
-        team.told(None)
+        team.barrier()
         if not team.leads:
             self.partial = Partial(output, identity, announce=False)
         self.done = self.total = 0.0
@@ -163,7 +163,7 @@ class _Run:
         """Do all work; the leader's worker has what everyone found."""
         items = self.worker.items()
         self._do(items)
-        while items := self.team.told(self.worker.more_items() if self.team.leads else None):
+        while items := self.team.broadcast(self.worker.more_items() if self.team.leads else None):
             self._do(items)
         return self.worker
 
@@ -179,7 +179,7 @@ class _Run:
                     found[item.key] = stored
                     self._advance(item.work, "parts of an earlier run")
         # what is left is shared, not all: one process may have done the whole first half
-        left = self.team.told([item for item in items if item.key not in found])
+        left = self.team.broadcast([item for item in items if item.key not in found])
         for item in self.team.share(left):
             self.team.check_others()
             found[item.key] = self._one(item)

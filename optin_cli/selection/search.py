@@ -22,7 +22,7 @@ _FEW = 512
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The best choice met, and whether it is proved to be the best there is."""
 
     picks: list[int]
@@ -32,8 +32,8 @@ class Found:
 
 
 def search(
-    classes: Sequence[Class], prices: Floats, budgets: Floats, start: Found, most_states: int = _MOST_STATES
-) -> Found:
+    classes: Sequence[Class], prices: Floats, budgets: Floats, start: SearchResult, most_states: int = _MOST_STATES
+) -> SearchResult:
     """Look for a choice that falls short of the bound by less than `start` does.
 
     `prices` and `budgets` have shape (budgets,). Deterministic: the effort is bounded by states, not by time.
@@ -48,12 +48,12 @@ def search(
         picks, short, complete = _listed([tables[i] for i in order], prices, budgets, depth, most_states)
         if picks is not None and short < best.short:
             back = dict(zip(order, picks, strict=True))
-            best = Found([back[i] for i in range(len(classes))], short, False)
+            best = SearchResult([back[i] for i in range(len(classes))], short, False)
         if not complete:
             return best
         if best.short <= depth:
-            return Found(best.picks, best.short, True)
-    return Found(best.picks, best.short, True)
+            return SearchResult(best.picks, best.short, True)
+    return SearchResult(best.picks, best.short, True)
 
 
 class _Table:

@@ -13,14 +13,14 @@ from optin_cli.selection.budgets import Macs
 from optin_cli.selection.choices import Floats
 from optin_cli.selection.problem import Problem, out_of_reach
 from optin_cli.selection.solver import Solution, solve
-from optin_cli.selection.token_schedules import Boundaries, Pricing, Schedule, Searched, search_schedules
+from optin_cli.selection.token_schedules import Boundaries, Pricing, Schedule, ScheduleCandidates, search_schedules
 
 _SOLVED = 4
 """Candidates whose sizes are solved for exactly, beside those that every search must not fall behind."""
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergeSolution:
     """What was found: the problem with its schedule, its sizes, what merging loses, and the bound on the net score."""
 
     problem: Problem
@@ -62,7 +62,7 @@ def merge_losses(
     ]
 
 
-def merge_tokens(problem: Problem) -> Merged:
+def merge_tokens(problem: Problem) -> MergeSolution:
     """The best schedule found for the request's `merge`, never worse than none and, if joint, than tokens alone.
 
     Raises `BudgetError` when no schedule meets the budgets.
@@ -83,19 +83,19 @@ def _padded(merges: Schedule, none: Schedule) -> Schedule:
     return (*merges, *none)[: len(none)]
 
 
-def _searched(problem: Problem, boundaries: Boundaries, starts: list[Schedule]) -> Searched:
+def _searched(problem: Problem, boundaries: Boundaries, starts: list[Schedule]) -> ScheduleCandidates:
     room = float(problem.capacities[_macs_row(problem)])
     return search_schedules(Pricing(problem.sites, problem.ladders, boundaries, room), starts)
 
 
-def _best(problem: Problem, boundaries: Boundaries, searched: Searched, starts: list[Schedule]) -> Merged:
+def _best(problem: Problem, boundaries: Boundaries, searched: ScheduleCandidates, starts: list[Schedule]) -> MergeSolution:
     """The candidate that is best once its sizes are solved for."""
-    found: list[Merged] = []
+    found: list[MergeSolution] = []
     for schedule in dict.fromkeys([*searched.schedules[:_SOLVED], *starts]):
         merged = problem.with_merges(schedule)
         if (solution := solve(merged.ladders, merged.capacities)) is not None:
             loss = boundaries.loss(schedule)
-            found.append(Merged(merged, solution, loss, max(searched.bound, solution.score - loss)))
+            found.append(MergeSolution(merged, solution, loss, max(searched.bound, solution.score - loss)))
     if not found:  # the search has raised the price of MACs until nothing else counted
         tried = [problem.with_merges(schedule) for schedule in searched.schedules]
         raise out_of_reach(min(tried, key=lambda one: float(one.least[_macs_row(one)])))

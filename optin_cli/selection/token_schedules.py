@@ -157,7 +157,7 @@ def _bends(counts: Ints, gains: Floats, one: int, two: int, three: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Searched:
+class ScheduleCandidates:
     """The candidates, the most promising first, and what no schedule with any sizes can exceed."""
 
     schedules: list[Schedule]
@@ -165,12 +165,12 @@ class Searched:
     """Score kept less losses."""
 
 
-def search_schedules(pricing: Pricing, starts: Sequence[Schedule] = ()) -> Searched:
+def search_schedules(pricing: Pricing, starts: Sequence[Schedule] = ()) -> ScheduleCandidates:
     """Candidates from the dynamic program at many prices and from `starts`, the best of them improved."""
     found, bound = _priced(pricing)
     ranked = sorted(dict.fromkeys([*starts, *found]), key=lambda schedule: -pricing.net(schedule))
     improved = _improved(ranked[0], pricing.net)
-    return Searched(list(dict.fromkeys([improved, *ranked])), bound)
+    return ScheduleCandidates(list(dict.fromkeys([improved, *ranked])), bound)
 
 
 def _priced(pricing: Pricing) -> tuple[list[Schedule], float]:

@@ -18,7 +18,7 @@ from optin_cli.tasks.base import Task
 
 
 @dataclass(frozen=True)
-class Several(Task, ABC):
+class MultiOutputTask(Task, ABC):
     """Labels of texts; data has a list of them for each row, or a column for each label."""
 
     problem: ClassVar[str]

@@ -17,11 +17,11 @@ from optin_cli.data.labels import check_range, class_labels
 from optin_cli.errors import InputError, param
 from optin_cli.tasks import metrics
 from optin_cli.tasks.divergence import BINARY_KL, binary_kl
-from optin_cli.tasks.multi_output import OfImages, Several
+from optin_cli.tasks.multi_output import OfImages, MultiOutputTask
 
 
 @dataclass(frozen=True)
-class MultiLabel(Several):
+class MultiLabel(MultiOutputTask):
     """Labels of texts, 0 or 1; a list names those that are on, or has a number for each."""
 
     problem = "multi_label_classification"

@@ -16,11 +16,11 @@ from optin_cli.data.labels import number_labels
 from optin_cli.errors import InputError, param
 from optin_cli.tasks import metrics
 from optin_cli.tasks.divergence import SQUARES
-from optin_cli.tasks.multi_output import OfImages, Several
+from optin_cli.tasks.multi_output import OfImages, MultiOutputTask
 
 
 @dataclass(frozen=True)
-class Regression(Several):
+class Regression(MultiOutputTask):
     """Values of texts; a single one may stand as a number in each row."""
 
     problem = "regression"

@@ -9,11 +9,11 @@ from torch import nn
 from optin_cli.architectures.schema import SiteTable
 from optin_cli.structure.layers import is_depthwise
 from optin_cli.tracing.blocks import within
-from optin_cli.tracing.sites import Found
-from optin_cli.tracing.verify import Failed, Trial
+from optin_cli.tracing.sites import TracedSite
+from optin_cli.tracing.verify import TrialFailure, Trial
 
 
-def describe(module: nn.Module, site: Found, block: str) -> SiteTable:
+def describe(module: nn.Module, site: TracedSite, block: str) -> SiteTable:
     """A site as a table with paths from its block, but for what only trying shows; the size of a unit is a number."""
 
     def rel(path: str) -> str:
@@ -50,7 +50,7 @@ def _sizes(layer: nn.Module) -> tuple[str, ...]:
     return ("embedding_dim",) if isinstance(layer, nn.Embedding) else ("out_features",)
 
 
-def _entry(site: Found, block: str) -> str:
+def _entry(site: TracedSite, block: str) -> str:
     """The module around all readers beside the consumer, and around nothing that comes before; '' without readers."""
     if not site.readers:
         return ""
@@ -63,19 +63,19 @@ def _entry(site: Found, block: str) -> str:
     return best.removeprefix(f"{block}.")
 
 
-def _reads(site: Found, producer: str) -> bool:
+def _reads(site: TracedSite, producer: str) -> bool:
     """Whether a producer stands beside a reader: the expansion of a squeeze-and-excite."""
     return any(producer.rpartition(".")[0] == reader.rpartition(".")[0] != "" for reader in site.readers)
 
 
 def name_group(trial: Trial, table: SiteTable, group: int) -> SiteTable:
-    """With the attribute that holds how many heads share keys and values. Raises `Failed` where there is none."""
+    """With the attribute that holds how many heads share keys and values. Raises `TrialFailure` where there is none."""
     for below, owner in trial.block.get_submodule(trial.root).named_modules():
         for attribute, value in vars(owner).items():
             if type(value) is int and value == group and "group" in attribute:
                 return replace(table, group=".".join(filter(None, (trial.root, below, attribute))))
     shared = next(p.path for p in table.producers if p.shared)
-    raise Failed(f"{group} heads share what {shared} gives, and no attribute holds that number")
+    raise TrialFailure(f"{group} heads share what {shared} gives, and no attribute holds that number")
 
 
 def name_width(trial: Trial, table: SiteTable, width: int) -> SiteTable:

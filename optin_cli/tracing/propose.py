@@ -32,10 +32,10 @@ from optin_cli.tracing.record import (
     unsettle,
 )
 from optin_cli.tracing.report import TOLD, alike, first_reasons, merged
-from optin_cli.tracing.sites import Found, Left, find_sites
-from optin_cli.tracing.tables import Fitted, as_tables
-from optin_cli.tracing.verify import Failed, Trial, complete, empties, mismatch
-from optin_cli.tracing.whole_model import Checked, Whole
+from optin_cli.tracing.sites import TracedSite, LeftOut, find_sites
+from optin_cli.tracing.tables import TableMatch, as_tables
+from optin_cli.tracing.verify import TrialFailure, Trial, complete, empties, mismatch
+from optin_cli.tracing.whole_model import TraceResult, WholeModel
 
 _EXTRAS = ("use_cache", "output_attentions")  # one grows from trial to trial, the other has an axis of heads
 EMPTY = (
@@ -72,7 +72,7 @@ class Proposal:
     family: Family
     anatomy: Anatomy
     rows: list[Row]
-    left: list[Left]
+    left: list[LeftOut]
     listed: str
     """The family that describes this model already; '' if none does."""
     positions: int
@@ -146,7 +146,7 @@ def trace(
     left = merged([*left, *inside, *mixed], blocks)
     if not tables:
         raise _nothing(module, "".join(f"; {gone.where}: {gone.why}" for gone in left[:TOLD]))
-    whole = Whole(module, inputs, run, blocks)
+    whole = WholeModel(module, inputs, run, blocks)
     family = _family(module, blocks, library, modality)
     checked = whole.check(replace(family, arguments=arguments, chained=whole.is_chained()), tables)
     rows = [_row(module, run, blocks, checked, fitted) for fitted in checked.fitted]
@@ -170,7 +170,7 @@ def _listed(module: nn.Module) -> str:
         return ""
 
 
-def _row(module: nn.Module, run: Run, blocks: Blocks, checked: Checked, fitted: Fitted) -> Row:
+def _row(module: nn.Module, run: Run, blocks: Blocks, checked: TraceResult, fitted: TableMatch) -> Row:
     table = fitted.table
     sites = [s for s in checked.anatomy if s.label == table.label and s.block in fitted.blocks]
     notes = [note] if (note := checked.notes.get(table.consumer)) else []
@@ -186,7 +186,7 @@ def _row(module: nn.Module, run: Run, blocks: Blocks, checked: Checked, fitted: 
     return Row(table, fitted.blocks, units, macs, params, notes)
 
 
-def _pooled(module: nn.Module, run: Run, site: Found) -> bool:
+def _pooled(module: nn.Module, run: Run, site: TracedSite) -> bool:
     """Whether all layers of a site see one position of an example: a squeeze-and-excite, a head. They cost nothing."""
     for path in (site.consumer, *(producer.path for producer in site.producers)):
         call = run.once(path)
@@ -196,10 +196,10 @@ def _pooled(module: nn.Module, run: Run, site: Found) -> bool:
     return True
 
 
-def _costly(module: nn.Module, run: Run, other: Run, found: Sequence[Found]) -> list[Found]:
+def _costly(module: nn.Module, run: Run, other: Run, found: Sequence[TracedSite]) -> list[TracedSite]:
     """Sites that compute something for every position of every example, or are alike to some that do."""
     idle = constants(run, other)
-    kinds: dict[str, list[Found]] = {}
+    kinds: dict[str, list[TracedSite]] = {}
     for site in found:
         if site.consumer not in idle:
             kinds.setdefault(alike(site.consumer), []).append(site)
@@ -211,7 +211,7 @@ def _costly(module: nn.Module, run: Run, other: Run, found: Sequence[Found]) -> 
     ]
 
 
-def _weight(module: nn.Module, site: Found) -> float:
+def _weight(module: nn.Module, site: TracedSite) -> float:
     return matrix(module.get_submodule(site.consumer)).numel()
 
 
@@ -220,11 +220,11 @@ def _in_one_block(blocks: Blocks, layers: Sequence[str]) -> bool:
     return len(homes) == 1 and None not in homes
 
 
-def _never_called(module: nn.Module, run: Run, blocks: Blocks) -> list[Left]:
+def _never_called(module: nn.Module, run: Run, blocks: Blocks) -> list[LeftOut]:
     """Layers in the blocks whose weights are used, if at all, without calling them."""
     why = "it is never called, so what becomes of its units can't be seen"
     return [
-        Left(path, why)
+        LeftOut(path, why)
         for path, layer in module.named_modules()
         if is_layer(layer) and path not in run.calls and blocks.of(path)
     ]
@@ -239,13 +239,13 @@ def _nothing(module: nn.Module, reasons: str) -> InputError:
 
 
 def _try_all(
-    module: nn.Module, run: Run, blocks: Blocks, found: Sequence[Found], cached: bool, on_progress: OnProgress
-) -> tuple[list[tuple[SiteTable, int]], list[Left]]:
+    module: nn.Module, run: Run, blocks: Blocks, found: Sequence[TracedSite], cached: bool, on_progress: OnProgress
+) -> tuple[list[tuple[SiteTable, int]], list[LeftOut]]:
     """(tables that hold, each in one block), and those that don't."""
     held: list[tuple[SiteTable, int]] = []
-    left: list[Left] = []
+    left: list[LeftOut] = []
     solved: list[tuple[SiteTable, SiteTable]] = []  # as found -> completed
-    outside: dict[str, list[Found]] = {}
+    outside: dict[str, list[TracedSite]] = {}
     for done, site in enumerate(found):
         on_progress(done, len(found), f"trying {site.consumer}")
         block = blocks.of(site.root)
@@ -259,15 +259,15 @@ def _try_all(
         table = describe(module, site, block)
         try:
             held.append((_solve(trial, table, site, solved), blocks.paths.index(block)))
-        except Failed as reason:
-            left.append(Left(site.consumer, str(reason)))
+        except TrialFailure as reason:
+            left.append(LeftOut(site.consumer, str(reason)))
     why = "these stand outside of the chain of blocks: what each gives is not what the next one is given"
-    left += [Left(pattern, why) for pattern, sites in outside.items() if len(sites) > 1]
+    left += [LeftOut(pattern, why) for pattern, sites in outside.items() if len(sites) > 1]
     return held, left
 
 
 def _solve(
-    trial: Trial, table: SiteTable, site: Found, solved: list[tuple[SiteTable, SiteTable]]
+    trial: Trial, table: SiteTable, site: TracedSite, solved: list[tuple[SiteTable, SiteTable]]
 ) -> SiteTable:
     """The completed table; first as it was completed in another block."""
     for before, after in solved:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from optin_cli.tracing.blocks import Blocks
-from optin_cli.tracing.sites import Left, common_parent
+from optin_cli.tracing.sites import LeftOut, common_parent
 
 TOLD = 4  # reasons in an error
 
@@ -16,7 +16,7 @@ def alike(path: str) -> str:
     return re.sub(r"\d+", "*", path)
 
 
-def first_reasons(left: Sequence[Left]) -> str:
+def first_reasons(left: Sequence[LeftOut]) -> str:
     """The first few reasons, of what stands within one of several alike modules."""
     told: dict[tuple[str, str], str] = {}
     for gone in left:
@@ -26,7 +26,7 @@ def first_reasons(left: Sequence[Left]) -> str:
     return "".join(f"; {where}: {why}" for (where, _), why in list(told.items())[:TOLD])
 
 
-def merged(left: Sequence[Left], blocks: Blocks) -> list[Left]:
+def merged(left: Sequence[LeftOut], blocks: Blocks) -> list[LeftOut]:
     """One line for what is alike in many blocks, named from the block."""
     lines: dict[tuple[str, str], list[int]] = {}
     for gone in left:
@@ -38,7 +38,7 @@ def merged(left: Sequence[Left], blocks: Blocks) -> list[Left]:
     for (where, why), indices in lines.items():
         numbers = sorted({i for i in indices if i >= 0})
         several = "all blocks" if len(numbers) == len(blocks.paths) else f"blocks {_spans(numbers)}"
-        told.append(Left(f"{where} ({several})" if numbers else where, why))
+        told.append(LeftOut(f"{where} ({several})" if numbers else where, why))
     return told
 
 

@@ -18,7 +18,7 @@ _LOOKED_AT, _MOST_LOOKED_AT = 4, 24  # input features of a layer
 
 
 @dataclass(frozen=True)
-class Left:
+class LeftOut:
     """A place where units could stand, and why it is left out."""
 
     where: str
@@ -28,7 +28,7 @@ class Left:
 
 
 @dataclass(frozen=True)
-class Found:
+class TracedSite:
     """A site as the flow shows it. All paths are from the model."""
 
     kind: str
@@ -75,15 +75,15 @@ class Unfit(Exception):
     """What keeps a layer from being a consumer."""
 
 
-class Mixed(Unfit):
+class MixedInputs(Unfit):
     """It reads mixtures of what layers before it give."""
 
 
-def find_sites(module: nn.Module, flow: Flow, run: Run) -> tuple[list[Found], list[Left]]:
+def find_sites(module: nn.Module, flow: Flow, run: Run) -> tuple[list[TracedSite], list[LeftOut]]:
     """(sites, what looks like one and is none), in the order their consumers run."""
     read = {path: flow.sources(path)[0] for path in flow.inputs}  # reader -> layer -> features it reads
-    found: list[Found] = []
-    left: list[Left] = []
+    found: list[TracedSite] = []
+    left: list[LeftOut] = []
     for path, sources in read.items():
         own = {p for p in sources if is_layer(module.get_submodule(p))}  # not embeddings, which all may share
         if not own or len(own) > _MOST_PRODUCERS:
@@ -97,12 +97,12 @@ def find_sites(module: nn.Module, flow: Flow, run: Run) -> tuple[list[Found], li
             site = _site(module, flow, path, sources)
         except Unfit as reason:
             if shared is None:
-                left.append(Left(path, str(reason), layers))
-            elif not isinstance(reason, Mixed):  # layers that read one residual stream are nothing to tell
-                left.append(Left(path, f"what it reads, {shared} reads too", layers))
+                left.append(LeftOut(path, str(reason), layers))
+            elif not isinstance(reason, MixedInputs):  # layers that read one residual stream are nothing to tell
+                left.append(LeftOut(path, f"what it reads, {shared} reads too", layers))
             continue
         if shared is not None:
-            left.append(Left(path, f"what it reads, {shared} reads too", layers))
+            left.append(LeftOut(path, f"what it reads, {shared} reads too", layers))
         else:
             shared_by_all = {p for p in site.per_unit if sum(p in theirs for theirs in read.values()) > 1}
             found.append(
@@ -117,7 +117,7 @@ def find_sites(module: nn.Module, flow: Flow, run: Run) -> tuple[list[Found], li
     return found, [gone for gone in left if gone.where not in taken]
 
 
-def _site(module: nn.Module, flow: Flow, path: str, sources: Sources) -> Found:
+def _site(module: nn.Module, flow: Flow, path: str, sources: Sources) -> TracedSite:
     layer = module.get_submodule(path)
     features = shape_of(layer, path).inputs
     seen: dict[int, Sources] = {}
@@ -177,7 +177,7 @@ def _units(
     outputs: Mapping[str, int],
     carried: Mapping[str, None],
     features: int,
-) -> Found:
+) -> TracedSite:
     """The site of a consumer whose input features are made of what was `seen`. `outputs`: of each layer among that."""
     seen, sources, layer = dict(seen), list(outputs), module.get_submodule(path)
     whole = [p for p in sources if outputs[p] % features == 0 and is_layer(module.get_submodule(p))]
@@ -189,7 +189,7 @@ def _units(
     by_unit = _rearranged(seen, {p: outputs[p] // features for p in whole}, features)
     try:
         width = _width(seen, {p: outputs[p] for p in whole}, features)
-    except Mixed as reason:
+    except MixedInputs as reason:
         raise Unfit(why) if misfit else reason from reason
     units = features // width
     small = [p for p in sources if p not in whole and outputs[p] == units]
@@ -197,7 +197,7 @@ def _units(
     if (misfit and misfit not in small) or not of_units:
         raise Unfit(why)
     if width == features:
-        raise Mixed(
+        raise MixedInputs(
             f"all its {features} inputs depend on each other: a norm or a gate over all of them, or one head alone"
         )
     sizes = {p: outputs_of(module.get_submodule(p)) for p in carried}
@@ -210,7 +210,7 @@ def _units(
     producers = tuple(
         Producer(p, outputs[p] // features, p in by_unit) for p in sorted(whole, key=order.index)
     )
-    return Found(
+    return TracedSite(
         kind,
         width,
         units,
@@ -265,9 +265,9 @@ def _width(seen: Mapping[int, Sources], outputs: Mapping[str, int], features: in
                     spans.append((feature, min(own), max(own)))
                     width = max(width, max(own) - min(own) + 1)
     if not spans:
-        raise Mixed("its inputs are made of other layers than those it could lose units with")
+        raise MixedInputs("its inputs are made of other layers than those it could lose units with")
     if width > 1 and not alone:
-        raise Mixed("its inputs are mixtures: no layer before gives each of them alone")
+        raise MixedInputs("its inputs are mixtures: no layer before gives each of them alone")
     if features % width or any(
         low // width != f // width or high // width != f // width for f, low, high in spans
     ):

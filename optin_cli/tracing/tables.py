@@ -10,12 +10,12 @@ from torch import nn
 from optin_cli.architectures.resolve import dissect, has_path
 from optin_cli.architectures.schema import Family, SiteTable
 from optin_cli.errors import OptinError
-from optin_cli.tracing.sites import Left
+from optin_cli.tracing.sites import LeftOut
 from optin_cli.tracing.verify import Holder
 
 
 @dataclass(frozen=True)
-class Fitted:
+class TableMatch:
     """A table, and the blocks (by index) whose site it describes."""
 
     table: SiteTable
@@ -24,7 +24,7 @@ class Fitted:
 
 def as_tables(
     blocks: Sequence[nn.Module], held: Iterable[tuple[SiteTable, int]]
-) -> tuple[list[Fitted], list[Left]]:
+) -> tuple[list[TableMatch], list[LeftOut]]:
     """Named tables of the sites that `held` in a block each, and what no table can tell apart from the rest.
 
     Tables of one name are alternatives, the most demanding first.
@@ -36,22 +36,22 @@ def as_tables(
             raw.append((table, [index]))
         else:
             same.append(index)
-    wanted = named([Fitted(table, tuple(indices)) for table, indices in raw])
-    done: list[Fitted] = []
-    left: list[Left] = []
+    wanted = named([TableMatch(table, tuple(indices)) for table, indices in raw])
+    done: list[TableMatch] = []
+    left: list[LeftOut] = []
     for fitted in sorted(wanted, key=lambda f: (-len(_paths(f.table)), -len(f.blocks))):
         earlier = {i for other in done if other.table.label == fitted.table.label for i in other.blocks}
         told = _told_apart(blocks, fitted, earlier)
         if told is None:
             why = "other blocks have modules of the same names that can't be sliced this way"
-            left.append(Left(f"blocks.{fitted.blocks[0]}.{fitted.table.consumer}", why))
+            left.append(LeftOut(f"blocks.{fitted.blocks[0]}.{fitted.table.consumer}", why))
         else:
             done.append(told)
     labels = [fitted.table.label for fitted in wanted]
     return named(sorted(done, key=lambda fitted: labels.index(fitted.table.label))), left
 
 
-def named(fitted: Sequence[Fitted]) -> list[Fitted]:
+def named(fitted: Sequence[TableMatch]) -> list[TableMatch]:
     """Tables of one consumer have one name, those of different ones different names."""
     names = _names([one.table for one in fitted])
     return [
@@ -79,7 +79,7 @@ def _paths(table: SiteTable) -> list[str]:
     return [*(producer.path for producer in table.producers), *table.readers, table.consumer]
 
 
-def _told_apart(blocks: Sequence[nn.Module], fitted: Fitted, earlier: set[int]) -> Fitted | None:
+def _told_apart(blocks: Sequence[nn.Module], fitted: TableMatch, earlier: set[int]) -> TableMatch | None:
     """The table with what it requires, so that it fits its own blocks and none but those `earlier` ones have taken."""
     table, own = fitted.table, [blocks[i] for i in fitted.blocks]
     lacking = tuple(path for path in _paths(table) if not all(has_path(block, path) for block in blocks))

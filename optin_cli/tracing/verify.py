@@ -29,7 +29,7 @@ _STOPS = "it does not run without"
 Change = Callable[[SiteTable], SiteTable]
 
 
-class Failed(Exception):
+class TrialFailure(Exception):
     """A site does not hold, and why."""
 
 
@@ -68,7 +68,7 @@ def _copied(value: Any) -> Any:
 def complete(trial: Trial, table: SiteTable, units: int, width: int) -> SiteTable:
     """`table` with what else must change when units go: counts, tensors, arguments.
 
-    Raises `Failed` with the reason when nothing makes the sliced block equal to the masked one.
+    Raises `TrialFailure` with the reason when nothing makes the sliced block equal to the masked one.
     """
     why = ""
     named, others = _changes(trial, table, units, width)
@@ -80,7 +80,7 @@ def complete(trial: Trial, table: SiteTable, units: int, width: int) -> SiteTabl
             return _without_needless(trial, table, chosen, keep=named)
         if not why or why.startswith(_STOPS):  # how it computes something else says more than where it stops
             why = reason if not why or not reason.startswith(_STOPS) else why
-    raise Failed(why)
+    raise TrialFailure(why)
 
 
 def mismatch(trial: Trial, table: SiteTable) -> str | None:

@@ -21,8 +21,8 @@ from optin_cli.structure.anatomy import TOKENS, Anatomy, Site
 from optin_cli.structure.hidden_states import as_rows
 from optin_cli.tracing.blocks import Blocks
 from optin_cli.tracing.record import RUN_ERRORS, Run, brief, forward, tensors_of
-from optin_cli.tracing.sites import Left
-from optin_cli.tracing.tables import Fitted, named
+from optin_cli.tracing.sites import LeftOut
+from optin_cli.tracing.tables import TableMatch, named
 from optin_cli.tracing.verify import same
 from optin_cli.transforms.masking import masked, masks_from_keep
 from optin_cli.transforms.slicing import slice_model
@@ -32,20 +32,20 @@ _FAR = 2  # times as many is another operation than the table knows
 
 
 @dataclass(frozen=True)
-class Checked:
+class TraceResult:
     """A family that holds on the whole model."""
 
     family: Family
     anatomy: Anatomy
-    fitted: tuple[Fitted, ...]
-    left: tuple[Left, ...]
+    fitted: tuple[TableMatch, ...]
+    left: tuple[LeftOut, ...]
     notes: Mapping[str, str]
     """Consumer of a table -> what to know of it."""
     positions: int
     """Tokens (or positions) that the first block gives."""
 
 
-class Whole:
+class WholeModel:
     """The model that is traced, and its inputs."""
 
     def __init__(self, module: nn.Module, inputs: Mapping[str, Tensor], run: Run, blocks: Blocks) -> None:
@@ -82,7 +82,7 @@ class Whole:
             for before, after in pairwise(self.blocks.paths)
         )
 
-    def check(self, family: Family, fitted: Sequence[Fitted]) -> Checked:
+    def check(self, family: Family, fitted: Sequence[TableMatch]) -> TraceResult:
         """The family with those of the tables that hold, its costs counted in the way that holds for most.
 
         Raises `InputError` when none does.
@@ -97,11 +97,11 @@ class Whole:
             )
         return best
 
-    def _check(self, family: Family, fitted: Sequence[Fitted]) -> Checked:
-        kept: list[Fitted] = []
-        left: list[Left] = []
+    def _check(self, family: Family, fitted: Sequence[TableMatch]) -> TraceResult:
+        kept: list[TableMatch] = []
+        left: list[LeftOut] = []
         notes: dict[str, str] = {}
-        groups: dict[str, list[Fitted]] = {}
+        groups: dict[str, list[TableMatch]] = {}
         for one in fitted:
             groups.setdefault(one.table.label, []).append(one)
         for group in groups.values():
@@ -111,20 +111,20 @@ class Whole:
                 notes[consumer] = self._try(anatomy)
                 kept += group
             except (OptinError, ValueError) as error:
-                left.append(Left(consumer, getattr(error, "what", str(error))))
+                left.append(LeftOut(consumer, getattr(error, "what", str(error))))
         kept = named(kept)
         while kept:
             whole = replace(family, sites=tuple(one.table for one in kept))
             try:
                 anatomy = dissect(self.module, whole)
                 self._compare(anatomy)
-                return Checked(whole, anatomy, tuple(kept), tuple(left), notes, self.positions)
+                return TraceResult(whole, anatomy, tuple(kept), tuple(left), notes, self.positions)
             except (OptinError, ValueError) as error:
                 gone = kept.pop()
                 left.append(
-                    Left(gone.table.consumer, f"with the other sites: {getattr(error, 'what', error)}")
+                    LeftOut(gone.table.consumer, f"with the other sites: {getattr(error, 'what', error)}")
                 )
-        return Checked(family, Anatomy(family.name, (), ()), (), tuple(left), {}, self.positions)
+        return TraceResult(family, Anatomy(family.name, (), ()), (), tuple(left), {}, self.positions)
 
     def _try(self, anatomy: Anatomy) -> str:
         """Slice units out of the whole model; returns what to know of their cost. Raises ValueError if it differs."""

@@ -22,7 +22,7 @@ from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.scoring.calibration import Calibration, mean_tokens, measured_blocks
 from optin_cli.scoring.losses import output_change, relational_change, unit_rows
 from optin_cli.scoring.methods.ablation import Ablation
-from optin_cli.scoring.methods.curvature import Probed, curvature
+from optin_cli.scoring.methods.curvature import ProbeSums, curvature
 from optin_cli.transforms.masking import masked
 
 stats = Lazy("scipy.stats")
@@ -158,7 +158,7 @@ def test_out_of_memory_halves_the_variants_and_goes_on(tmp_path, monkeypatch):
         ablation.score(site, every(site))
 
 
-def probed(calibration: Calibration, index: int, probes: int, sites=None) -> Probed:
+def probed(calibration: Calibration, index: int, probes: int, sites=None) -> ProbeSums:
     return curvature(calibration, index, sites or list(calibration.model.anatomy), range(probes))
 
 

@@ -137,7 +137,7 @@ class CurvatureMethod(TrajectoryMethod):
 
 
 @dataclass
-class Probed:
+class ProbeSums:
     """Sums over the probes of one batch, site name -> array."""
 
     trajectory: dict[str, np.ndarray]
@@ -157,7 +157,7 @@ def curvature(
     probes: range,
     sketched: int = 0,
     on_probe: Callable[[int], None] = lambda _: None,
-) -> Probed:
+) -> ProbeSums:
     """Probe batch `index` with every number of `probes`, which also seeds its signs.
 
     Gradients of the probes with a number below `sketched` are kept as rows.
@@ -188,7 +188,7 @@ def _probed(
     probes: range,
     sketched: int,
     tell: Callable[[int], None],
-) -> Probed:
+) -> ProbeSums:
     model = calibration.model
     depth = len(model.anatomy.blocks)
     tally = _Tally(
@@ -300,12 +300,12 @@ class _Tally:
             self.output[site.name].add(0, gradient, row)
 
     @property
-    def result(self) -> Probed:
+    def result(self) -> ProbeSums:
         for site in self.sites:  # a site may have no columns
             self.trajectory.setdefault(site.name, _Sums(site.units, 0, self.rows, torch.device("cpu")))
         trajectory = {site.name: self.trajectory[site.name] for site in self.sites}
         output = {site.name: self.output[site.name] for site in self.sites}
-        return Probed(
+        return ProbeSums(
             trajectory={name: sums.squares.cpu().numpy() for name, sums in trajectory.items()},
             output={name: sums.squares[:, 0].cpu().numpy() for name, sums in output.items()},
             trajectory_rows={name: sums.rows.cpu().numpy() for name, sums in trajectory.items()},

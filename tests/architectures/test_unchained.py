@@ -21,7 +21,7 @@ from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.execution.block_runs import OUTPUT
-from optin_cli.execution.block_streams import Unchained
+from optin_cli.execution.block_streams import UnchainedStream
 from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.methods.ablation import Ablation
@@ -110,7 +110,7 @@ def test_blocks_that_were_passed_give_what_they_gave(name, tmp_path, monkeypatch
         counted = mock.Mock(side_effect=class_.forward)
         with monkeypatch.context() as patched:
             if not remembers:
-                patched.setattr(Unchained, "advance", lambda *_: None)
+                patched.setattr(UnchainedStream, "advance", lambda *_: None)
             patched.setattr(class_, "forward", lambda *args, _run=counted, **named: _run(*args, **named))
             fits.append(compensate(model, keep, batches, Compensation(method="full", memory=10_000)))
         calls.append(counted.call_count)

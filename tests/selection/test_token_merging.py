@@ -219,8 +219,8 @@ def test_guards_hold_and_merging_reaches_budgets_that_they_forbid():
         (Request(params=0.9, merge="joint"), "no budget of MACs"),
     ],
 )
-def test_requests_that_make_no_sense_are_refused(request_, told):
-    with pytest.raises(UsageError, match=told):
+def test_requests_that_make_no_sense_are_refused(request_, as_facts):
+    with pytest.raises(UsageError, match=as_facts):
         select(ranking(), request_)
 
 

@@ -17,7 +17,7 @@ from optin_cli.compensation.batch_norm import batch_norms, reestimate
 from optin_cli.compensation.compensate import compensate
 from optin_cli.compensation.plan import make_plan
 from optin_cli.compensation.settings import Compensation
-from optin_cli.execution.activation_cache import Store
+from optin_cli.execution.activation_cache import ActivationCache
 from optin_cli.execution.precision import exact_convolutions
 from optin_cli.export.apply import apply
 from optin_cli.loading.checkpoint import open_model
@@ -109,7 +109,7 @@ def test_a_cnn_is_compensated_like_on_the_cpu(device):
 
 def test_activations_stay_on_the_gpu_while_there_is_room(gpu):
     tensor = torch.arange(1000.0, device=gpu)
-    with Store(memory=4000, on_gpu=8000) as store:
+    with ActivationCache(memory=4000, on_gpu=8000) as store:
         for key in range(4):
             store[key] = tensor + key
         assert [store[key].device.type for key in range(4)] == ["cuda", "cuda", "cpu", "cpu"]

@@ -127,8 +127,8 @@ except typer.Exit as error:
 """
 BODIES = {
     "disagree": "team.check_same({'model': f'digest {team.rank}', 'rows': 1})",
-    "one fails": "team.told(None if team.leads else (_ for _ in ()).throw(InputError('no such data')))",
-    "one is killed": "team.told(None) if team.leads else os.kill(os.getpid(), signal.SIGKILL)",
+    "one fails": "team.broadcast(None if team.leads else (_ for _ in ()).throw(InputError('no such data')))",
+    "one is killed": "team.broadcast(None) if team.leads else os.kill(os.getpid(), signal.SIGKILL)",
 }
 
 
@@ -171,7 +171,7 @@ def test_alone_there_is_nothing_to_send():
         assert (team.rank, team.size, team.leads) == (0, 1, True)
         assert team.share([1, 2, 3]) == [1, 2, 3]
         assert team.gather("mine") == ["mine"]
-        assert team.told("leader's") == team.first(lambda: "leader's") == "leader's"
+        assert team.broadcast("leader's") == team.first(lambda: "leader's") == "leader's"
         team.check_same({"model": "a"})
         team.check_others()
 

@@ -12,7 +12,7 @@ from helpers.runs import random_inputs
 from torch import nn
 
 from optin_cli.data.batches import Batch
-from optin_cli.execution.activation_cache import Store
+from optin_cli.execution.activation_cache import ActivationCache
 from optin_cli.execution.block_runs import OUTPUT, run_block
 from optin_cli.execution.block_streams import BlockCalls
 from optin_cli.structure.hidden_states import hidden_of
@@ -28,7 +28,7 @@ def test_blocks_called_one_by_one_give_what_the_model_gives(name, memory):
         model.module.get_submodule(path).register_forward_hook(lambda _, __, o: expected.append(hidden_of(o)))
         for path in model.anatomy.blocks
     ]
-    with torch.no_grad(), Store(memory) as store:
+    with torch.no_grad(), ActivationCache(memory) as store:
         model.output(batch.inputs)
         for hook in hooks:
             hook.remove()
@@ -49,7 +49,7 @@ def test_blocks_run_while_their_calls_are_recorded_only_if_some_change_the_shape
     norms = [
         next(m for m in _block(model, i).modules() if isinstance(m, nn.LayerNorm)) for i in _blocks(model)
     ]
-    with torch.no_grad(), Store(1 << 30) as store, ExitStack() as stack:
+    with torch.no_grad(), ActivationCache(1 << 30) as store, ExitStack() as stack:
         calls = BlockCalls(model, store)
         calls.record(0, batch)  # the first time they run once, to see what they give
         for norm in norms:

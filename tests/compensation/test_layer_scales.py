@@ -9,7 +9,7 @@ from helpers.runs import random_inputs
 
 from optin_cli.compensation.residual import find_sum_point
 from optin_cli.data.batches import Batch
-from optin_cli.execution.activation_cache import Store
+from optin_cli.execution.activation_cache import ActivationCache
 from optin_cli.execution.block_streams import BlockCalls
 
 LAYER_SCALES = {
@@ -33,7 +33,7 @@ def test_a_layer_scale_is_the_gain_of_the_sum_point(name):
     path = model.anatomy.blocks[1]
     block = model.module.get_submodule(path)
     inputs = random_inputs(model)
-    with Store(1 << 30) as store:
+    with ActivationCache(1 << 30) as store:
         calls = BlockCalls(model, store)
         arguments = calls.arguments(1, 0, calls.record(0, Batch(inputs, None, [0, 1, 2])))
     for site in model.anatomy.in_block(1):

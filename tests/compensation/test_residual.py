@@ -13,7 +13,7 @@ from optin_cli.architectures.resolve import dissect, family_of
 from optin_cli.compensation.read_positions import read_positions
 from optin_cli.compensation.residual import find_sum_point
 from optin_cli.data.batches import Batch
-from optin_cli.execution.activation_cache import Store
+from optin_cli.execution.activation_cache import ActivationCache
 from optin_cli.execution.block_runs import OUTPUT, Place, order_of, run_block
 from optin_cli.execution.block_streams import BlockCalls
 from optin_cli.structure.anatomy import HEADS, NEURONS
@@ -36,7 +36,7 @@ def batch_of(model):
 def opened_block(model, block):
     """(the block, its own arguments on a real batch, site kind -> path of its consumer in it)."""
     path = model.anatomy.blocks[block]
-    with Store(1 << 30) as store:
+    with ActivationCache(1 << 30) as store:
         calls = BlockCalls(model, store)
         hidden = calls.record(0, batch_of(model))
         for earlier in range(block):

@@ -18,7 +18,7 @@ from optin_cli.compensation.compensate import compensate
 from optin_cli.compensation.residual import find_sum_point
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batches
-from optin_cli.execution.activation_cache import Store
+from optin_cli.execution.activation_cache import ActivationCache
 from optin_cli.execution.block_runs import OUTPUT, run_block
 from optin_cli.execution.block_streams import BlockCalls
 from optin_cli.loading.checkpoint import OpenModel
@@ -143,7 +143,7 @@ def test_every_site_gets_the_least_squares_of_full_passes(name, head, folder):
 
 def sum_place(model, site, batches):
     path = model.anatomy.blocks[site.block]
-    with Store(1 << 30) as store:
+    with ActivationCache(1 << 30) as store:
         calls = BlockCalls(model, store)
         hidden = calls.record(0, batches[0])
         for block in range(site.block):

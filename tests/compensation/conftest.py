@@ -1,4 +1,4 @@
-"""Fixtures of the tests of surgery."""
+"""Fixtures of the tests of compensation."""
 
 from __future__ import annotations
 

@@ -7,14 +7,14 @@ import torch
 
 from optin_cli.errors import InputError
 from optin_cli.execution import activation_cache as stores
-from optin_cli.execution.activation_cache import Store
+from optin_cli.execution.activation_cache import ActivationCache
 
 
 def test_a_store_spills_what_does_not_fit_and_cleans_up():
     tensors = {i: torch.randn(10, 10, dtype=torch.float32) for i in range(5)}
     tensors[5] = torch.ones(3, dtype=torch.bool)
     tensors[6] = torch.randn(4).bfloat16()
-    with Store(memory=1000) as store:
+    with ActivationCache(memory=1000) as store:
         for key, tensor in tensors.items():
             store[key] = tensor
         assert store.used <= 1000
@@ -37,7 +37,7 @@ def test_a_store_spills_what_does_not_fit_and_cleans_up():
 
 def test_nothing_is_written_while_it_fits(monkeypatch):
     monkeypatch.setattr(stores.tempfile, "mkdtemp", None)
-    with Store(memory=400) as store:
+    with ActivationCache(memory=400) as store:
         store["a"] = torch.zeros(100)
         store["a"] = torch.ones(100)
         assert store["a"].sum() == 100
@@ -48,7 +48,7 @@ def test_a_full_disk_is_one_message(monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(stores, "save_file", full)
-    with Store(memory=0) as store:
+    with ActivationCache(memory=0) as store:
         with pytest.raises(InputError, match="disk is full"):
             store["a"] = torch.zeros(1)
         folder = Path(store.folder)
@@ -75,7 +75,7 @@ class OnGpu:
 
 def test_a_gpus_tensors_stay_there_until_their_share_is_used():
     tensors = [OnGpu(torch.full((10,), float(i))) for i in range(4)]
-    with Store(memory=40, on_gpu=80) as store:
+    with ActivationCache(memory=40, on_gpu=80) as store:
         for key, tensor in enumerate(tensors):
             store[key] = tensor
         assert [store.held.get(key) is tensor for key, tensor in enumerate(tensors)] == [
@@ -91,6 +91,6 @@ def test_a_gpus_tensors_stay_there_until_their_share_is_used():
         store[3] = tensors[3]  # there is room for it now
         assert store[3] is tensors[3]
         assert (store.used_on_gpu, store.used) == (80, 40)
-    with Store(memory=400) as store:
+    with ActivationCache(memory=400) as store:
         store["key"] = tensors[0]
         assert store["key"] is tensors[0].tensor
