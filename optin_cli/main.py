@@ -21,7 +21,7 @@ from optin_cli.commands.inspect import inspect
 from optin_cli.commands.prune import prune
 from optin_cli.commands.score import score
 from optin_cli.commands.select import select
-from optin_cli.errors import PeerFailure, OptinError
+from optin_cli.errors import OptinError, PeerFailure
 
 app = typer.Typer(
     name="optin",

@@ -205,7 +205,9 @@ class UnchainedStream:
             return see(lambda: self.model.output(inputs, self.module), self._block(block))
 
     def _again(self, output: Any, *_: object, **__: object) -> Any:
-        return _mapped(output, StoredTensor, lambda kept: self.store[kept.key].to(self.model.device, copy=True))
+        return _mapped(
+            output, StoredTensor, lambda kept: self.store[kept.key].to(self.model.device, copy=True)
+        )
 
     def _block(self, block: int) -> nn.Module:
         return self.module.get_submodule(self.model.anatomy.blocks[block])

@@ -27,10 +27,10 @@ from optin_cli.artefacts.pruned import PrunedRecord, write_pruned
 from optin_cli.errors import ArtefactError, InputError, UsageError, param
 from optin_cli.loading.audio_processors import AudioProcessor, audio_processor
 from optin_cli.loading.from_transformers import open_transformers, save_transformers
+from optin_cli.loading.given_processors import given_processor
 from optin_cli.loading.processors import (
     ImageProcessor,
     TextProcessor,
-    given_processor,
     text_processor,
     timm_image_processor,
     transformers_image_processor,

@@ -5,8 +5,6 @@ A text processor tokenizes; an image processor maps a PIL image to a (3, h, w) t
 
 from __future__ import annotations
 
-import copy
-import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor
 
 from optin_cli.data.readers import Window
-from optin_cli.errors import InputError, UsageError, first_line
+from optin_cli.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -226,31 +224,6 @@ def processing(processor: Any, config: Any, where: str) -> ImageProcessor:
             )
             transform.options = _resizing(processor, _pair(fixed))
     return ImageProcessor(transform, "pixel_values")
-
-
-def given_processor(given: Any, module: torch.nn.Module, modality: str) -> Any:
-    """What the caller gave beside a module, as batches are made with: a tokenizer, an image processor or a feature
-    extractor of transformers, a `ProcessorMixin` of them, or a transform PIL image -> (3, h, w) tensor.
-
-    Raises `UsageError` for what does not go with the modality.
-    """
-    config = getattr(module, "config", None)
-    first = next(iter(inspect.signature(module.forward).parameters))
-    if modality == "text":
-        tokenizer = copy.deepcopy(getattr(given, "tokenizer", given))  # the caller's keeps its padding side
-        if not hasattr(tokenizer, "pad"):
-            raise UsageError(f"a {type(given).__name__} is no tokenizer", "this model reads text")
-        return tokenizing(tokenizer, config)
-    if modality == "audio":
-        from optin_cli.loading.audio_processors import given_audio_processor
-
-        return given_audio_processor(given, config)
-    processor = getattr(given, "image_processor", given)
-    if hasattr(processor, "image_mean") or hasattr(processor, "post_process_semantic_segmentation"):
-        return processing(processor, config, type(processor).__name__)
-    if not callable(processor):
-        raise UsageError(f"a {type(given).__name__} is no transform of images", "this model reads images")
-    return ImageProcessor(processor, first)
 
 
 @dataclass

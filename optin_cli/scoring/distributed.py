@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from optin_cli.errors import ArtefactError, PeerFailure, InputError, UsageError, first_line
+from optin_cli.errors import ArtefactError, InputError, PeerFailure, UsageError, first_line
 
 T = TypeVar("T")
 

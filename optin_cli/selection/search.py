@@ -32,7 +32,11 @@ class SearchResult:
 
 
 def search(
-    classes: Sequence[Class], prices: Floats, budgets: Floats, start: SearchResult, most_states: int = _MOST_STATES
+    classes: Sequence[Class],
+    prices: Floats,
+    budgets: Floats,
+    start: SearchResult,
+    most_states: int = _MOST_STATES,
 ) -> SearchResult:
     """Look for a choice that falls short of the bound by less than `start` does.
 

@@ -15,7 +15,7 @@ from optin_cli.errors import UsageError, param
 from optin_cli.selection.budgets import BUILT_IN
 from optin_cli.selection.choices import Floats
 from optin_cli.selection.coupled_layers import Products, solve_products
-from optin_cli.selection.interactions import Rearrangement, halves, rearrange, as_facts
+from optin_cli.selection.interactions import Rearrangement, as_facts, halves, rearrange
 from optin_cli.selection.problem import Problem, out_of_reach, pose
 from optin_cli.selection.settings import Request
 from optin_cli.selection.solver import Solution

@@ -13,7 +13,13 @@ from optin_cli.selection.budgets import Macs
 from optin_cli.selection.choices import Floats
 from optin_cli.selection.problem import Problem, out_of_reach
 from optin_cli.selection.solver import Solution, solve
-from optin_cli.selection.token_schedules import Boundaries, Pricing, Schedule, ScheduleCandidates, search_schedules
+from optin_cli.selection.token_schedules import (
+    Boundaries,
+    Pricing,
+    Schedule,
+    ScheduleCandidates,
+    search_schedules,
+)
 
 _SOLVED = 4
 """Candidates whose sizes are solved for exactly, beside those that every search must not fall behind."""
@@ -88,7 +94,9 @@ def _searched(problem: Problem, boundaries: Boundaries, starts: list[Schedule]) 
     return search_schedules(Pricing(problem.sites, problem.ladders, boundaries, room), starts)
 
 
-def _best(problem: Problem, boundaries: Boundaries, searched: ScheduleCandidates, starts: list[Schedule]) -> MergeSolution:
+def _best(
+    problem: Problem, boundaries: Boundaries, searched: ScheduleCandidates, starts: list[Schedule]
+) -> MergeSolution:
     """The candidate that is best once its sizes are solved for."""
     found: list[MergeSolution] = []
     for schedule in dict.fromkeys([*searched.schedules[:_SOLVED], *starts]):

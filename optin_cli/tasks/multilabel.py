@@ -17,7 +17,7 @@ from optin_cli.data.labels import check_range, class_labels
 from optin_cli.errors import InputError, param
 from optin_cli.tasks import metrics
 from optin_cli.tasks.divergence import BINARY_KL, binary_kl
-from optin_cli.tasks.multi_output import OfImages, MultiOutputTask
+from optin_cli.tasks.multi_output import MultiOutputTask, OfImages
 
 
 @dataclass(frozen=True)

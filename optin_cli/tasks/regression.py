@@ -16,7 +16,7 @@ from optin_cli.data.labels import number_labels
 from optin_cli.errors import InputError, param
 from optin_cli.tasks import metrics
 from optin_cli.tasks.divergence import SQUARES
-from optin_cli.tasks.multi_output import OfImages, MultiOutputTask
+from optin_cli.tasks.multi_output import MultiOutputTask, OfImages
 
 
 @dataclass(frozen=True)

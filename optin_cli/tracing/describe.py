@@ -10,7 +10,7 @@ from optin_cli.architectures.schema import SiteTable
 from optin_cli.structure.layers import is_depthwise
 from optin_cli.tracing.blocks import within
 from optin_cli.tracing.sites import TracedSite
-from optin_cli.tracing.verify import TrialFailure, Trial
+from optin_cli.tracing.verify import Trial, TrialFailure
 
 
 def describe(module: nn.Module, site: TracedSite, block: str) -> SiteTable:

@@ -32,9 +32,9 @@ from optin_cli.tracing.record import (
     unsettle,
 )
 from optin_cli.tracing.report import TOLD, alike, first_reasons, merged
-from optin_cli.tracing.sites import TracedSite, LeftOut, find_sites
+from optin_cli.tracing.sites import LeftOut, TracedSite, find_sites
 from optin_cli.tracing.tables import TableMatch, as_tables
-from optin_cli.tracing.verify import TrialFailure, Trial, complete, empties, mismatch
+from optin_cli.tracing.verify import Trial, TrialFailure, complete, empties, mismatch
 from optin_cli.tracing.whole_model import TraceResult, WholeModel
 
 _EXTRAS = ("use_cache", "output_attentions")  # one grows from trial to trial, the other has an axis of heads
@@ -239,7 +239,12 @@ def _nothing(module: nn.Module, reasons: str) -> InputError:
 
 
 def _try_all(
-    module: nn.Module, run: Run, blocks: Blocks, found: Sequence[TracedSite], cached: bool, on_progress: OnProgress
+    module: nn.Module,
+    run: Run,
+    blocks: Blocks,
+    found: Sequence[TracedSite],
+    cached: bool,
+    on_progress: OnProgress,
 ) -> tuple[list[tuple[SiteTable, int]], list[LeftOut]]:
     """(tables that hold, each in one block), and those that don't."""
     held: list[tuple[SiteTable, int]] = []

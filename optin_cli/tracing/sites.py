@@ -98,7 +98,9 @@ def find_sites(module: nn.Module, flow: Flow, run: Run) -> tuple[list[TracedSite
         except Unfit as reason:
             if shared is None:
                 left.append(LeftOut(path, str(reason), layers))
-            elif not isinstance(reason, MixedInputs):  # layers that read one residual stream are nothing to tell
+            elif not isinstance(
+                reason, MixedInputs
+            ):  # layers that read one residual stream are nothing to tell
                 left.append(LeftOut(path, f"what it reads, {shared} reads too", layers))
             continue
         if shared is not None:

@@ -20,7 +20,7 @@ def test_heads_whose_sharing_no_attribute_tells_are_left_out():
     from optin_cli.architectures.schema import SiteTable
     from optin_cli.tracing.describe import name_group
     from optin_cli.tracing.record import Call
-    from optin_cli.tracing.verify import TrialFailure, Trial
+    from optin_cli.tracing.verify import Trial, TrialFailure
 
     trial = Trial(Block(nn.Identity()), Call((), {}, None, (), ()), "")
     with pytest.raises(TrialFailure, match="2 heads share what k gives, and no attribute holds that number"):
