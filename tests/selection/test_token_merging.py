@@ -213,14 +213,14 @@ def test_guards_hold_and_merging_reaches_budgets_that_they_forbid():
 
 
 @pytest.mark.parametrize(
-    ("request_", "told"),
+    ("request_", "message"),
     [
         (Request(flops=0.5, merge="both"), "joint"),
         (Request(params=0.9, merge="joint"), "no budget of MACs"),
     ],
 )
-def test_requests_that_make_no_sense_are_refused(request_, as_facts):
-    with pytest.raises(UsageError, match=as_facts):
+def test_requests_that_make_no_sense_are_refused(request_, message):
+    with pytest.raises(UsageError, match=message):
         select(ranking(), request_)
 
 
