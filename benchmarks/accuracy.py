@@ -27,19 +27,19 @@ from cells import SEEDS, Case, Cells, Method, report
 from torch import Tensor
 
 from optin_cli.artefacts.ranking import read_sketch
+from optin_cli.compensation.plan import make_plan as plan_compensation
+from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
+from optin_cli.export.apply import apply
+from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.measure.evaluate import evaluate
-from optin_cli.models.checkpoint import OpenModel, open_model
 from optin_cli.pipeline import prune_in_steps
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import existing, score
-from optin_cli.selection.request import Request
 from optin_cli.selection.select import select
-from optin_cli.surgery.apply import apply
-from optin_cli.surgery.plan import make_plan as plan_compensation
-from optin_cli.surgery.settings import Compensation
+from optin_cli.selection.settings import Request
 
 _CIFAR = "data/cifar10", "test", "top1"
 _IMAGE_BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)

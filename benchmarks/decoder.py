@@ -18,19 +18,19 @@ from pathlib import Path
 
 import torch
 
+from optin_cli.compensation.plan import make_plan
+from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
+from optin_cli.export import apply as surgery
+from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.measure.evaluate import evaluate
-from optin_cli.models.checkpoint import OpenModel, open_model
 from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import ScoreSettings
 from optin_cli.scoring.plan import make_plan as scoring_plan
-from optin_cli.selection.request import Request
 from optin_cli.selection.select import select
-from optin_cli.surgery import apply as surgery
-from optin_cli.surgery.plan import make_plan
-from optin_cli.surgery.settings import Compensation
+from optin_cli.selection.settings import Request
 
 # name -> (settings of the score, request of the selection, compensation); OPTIN's features are summed, lambda is 1
 METHODS = {

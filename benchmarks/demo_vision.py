@@ -18,7 +18,7 @@ from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.images import decode
 from optin_cli.data.sources import DataSpec
-from optin_cli.models.checkpoint import open_model
+from optin_cli.loading.checkpoint import open_model
 
 MODEL = Path(__file__).parent / "zoo" / "vit-cifar10"
 FOLDER = Path("demo")

@@ -21,23 +21,23 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from optin_cli.architectures.resolve import dissect, family_of
 from optin_cli.artefacts.ranking import Ranking
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
+from optin_cli.execution.macs import MacCounter
+from optin_cli.export.apply import apply
+from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.measure.evaluate import Evaluation, evaluate
 from optin_cli.measure.latency import bench, ideal_speedup, speedup
-from optin_cli.models.anatomy import Anatomy
-from optin_cli.models.checkpoint import OpenModel, open_model
-from optin_cli.models.dissect import dissect, family_of
-from optin_cli.models.macs import MacCounter
-from optin_cli.models.masking import masked, masks_from_keep
-from optin_cli.models.slicing import slice_model
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import score
-from optin_cli.selection.request import Request
 from optin_cli.selection.select import select
-from optin_cli.surgery.apply import apply
+from optin_cli.selection.settings import Request
+from optin_cli.structure.anatomy import Anatomy
+from optin_cli.transforms.masking import masked, masks_from_keep
+from optin_cli.transforms.slicing import slice_model
 
 SEEDS = (0, 1, 2)
 MINILM = "demo:minilm"

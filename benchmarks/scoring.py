@@ -26,16 +26,17 @@ from scipy.stats import spearmanr
 
 from optin_cli.artefacts.ranking import Ranking, read_ranking
 from optin_cli.data.sources import DataSpec
-from optin_cli.models.checkpoint import OpenModel, open_model
-from optin_cli.models.masking import masked
-from optin_cli.scoring.calibration import block_outputs, gather_rows, measured_blocks
+from optin_cli.execution.hooks import block_outputs
+from optin_cli.loading.checkpoint import OpenModel, open_model
+from optin_cli.scoring.calibration import gather_rows, measured_blocks
 from optin_cli.scoring.losses import output_change, relational_change
 from optin_cli.scoring.methods.ablation import Ablation
 from optin_cli.scoring.methods.curvature import curvature
 from optin_cli.scoring.plan import Plan, ScoreSettings, make_plan
 from optin_cli.scoring.score import score
-from optin_cli.selection.request import Request
 from optin_cli.selection.select import select
+from optin_cli.selection.settings import Request
+from optin_cli.transforms.masking import masked
 
 MINILM = "demo:minilm"
 SENTENCES = 32

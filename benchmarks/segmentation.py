@@ -20,21 +20,21 @@ import numpy as np
 import torch
 
 from optin_cli import console
+from optin_cli.compensation.plan import make_plan as make_refit
+from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.images import decode
-from optin_cli.data.masks import VOID, Masks
+from optin_cli.data.label_maps import VOID, Masks
 from optin_cli.data.sources import DataSpec
+from optin_cli.execution.macs import count_macs, observed_tokens
+from optin_cli.export import apply as applying
+from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.measure.evaluate import Evaluation, evaluate
-from optin_cli.models.checkpoint import OpenModel, open_model
-from optin_cli.models.macs import count_macs, observed_tokens
 from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import ScoreSettings, make_plan
-from optin_cli.selection.request import Request
 from optin_cli.selection.select import select
-from optin_cli.surgery import apply as applying
-from optin_cli.surgery.plan import make_plan as make_refit
-from optin_cli.surgery.settings import Compensation
+from optin_cli.selection.settings import Request
 from optin_cli.tasks.segmentation import map_size, upsampled
 
 WAYS = {

@@ -1,6 +1,6 @@
 """Write the tables of fields in anatomy.md from the classes: `python docs/field_tables.py`.
 
-A row has a field's name, what it holds and its docstring. tests/models/test_fields.py fails where page and classes
+A row has a field's name, what it holds and its docstring. tests/structure/test_fields.py fails where page and classes
 differ.
 """
 
@@ -12,9 +12,9 @@ import re
 from pathlib import Path
 from textwrap import dedent
 
-from optin_cli.models.anatomy import Bypass, Producer, RelativePositions, UnitInput
-from optin_cli.models.fields import described, is_required, kind_of
-from optin_cli.models.schema import Family, SiteTable, StreamTable, TokenTable
+from optin_cli.architectures.schema import Family, SiteTable, StreamTable, TokenTable
+from optin_cli.structure.anatomy import Bypass, Producer, RelativePositions, UnitInput
+from optin_cli.structure.fields import described, is_required, kind_of
 
 PAGE = Path(__file__).parent / "anatomy.md"
 CLASSES = (Family, SiteTable, Producer, UnitInput, RelativePositions, Bypass, StreamTable, TokenTable)

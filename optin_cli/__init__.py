@@ -40,17 +40,17 @@ _HOMES = {
     "optin_cli.export.writers": ("Comparison", "Runnable", "Writer", "compare_outputs", "register_writer"),
     "optin_cli.measure.evaluate": ("Evaluation",),
     "optin_cli.measure.latency": ("Timing", "speedup"),
-    "optin_cli.models.anatomy": (
+    "optin_cli.structure.anatomy": (
         "Anatomy", "Bypass", "Producer", "RelativePositions", "Site", "Stream", "UnitInput",
     ),
-    "optin_cli.models.checkpoint": ("OpenModel", "load"),
-    "optin_cli.models.families": (
+    "optin_cli.loading.checkpoint": ("OpenModel", "load"),
+    "optin_cli.architectures.families": (
         "Family", "SiteTable", "StreamTable", "TokenTable", "known_families", "read_family", "register_family",
     ),
     "optin_cli.scoring.methods.base": ("ScoringMethod",),
     "optin_cli.scoring.methods.registry": ("register_method",),
-    "optin_cli.surgery.apply": ("Applied", "PrunedModel"),
-    "optin_cli.surgery.settings": ("SiteFit",),
+    "optin_cli.export.apply": ("Applied", "PrunedModel"),
+    "optin_cli.compensation.settings": ("SiteFit",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -83,10 +83,20 @@ if TYPE_CHECKING:
     from optin_cli.api.prune import prune
     from optin_cli.api.score import score
     from optin_cli.api.select import select
+    from optin_cli.architectures.families import (
+        Family,
+        SiteTable,
+        StreamTable,
+        TokenTable,
+        known_families,
+        read_family,
+        register_family,
+    )
     from optin_cli.artefacts.latency import LatencyTable, read_latency_table, write_latency_table
     from optin_cli.artefacts.mask import Mask, read_mask, write_mask
     from optin_cli.artefacts.pruned import PrunedRecord, read_pruned
     from optin_cli.artefacts.ranking import RankedSite, Ranking, read_ranking, read_sketch, write_ranking
+    from optin_cli.compensation.settings import SiteFit
     from optin_cli.data.sources import DataSpec
     from optin_cli.errors import (
         ArtefactError,
@@ -97,10 +107,14 @@ if TYPE_CHECKING:
         UnknownArchitecture,
         UsageError,
     )
+    from optin_cli.export.apply import Applied, PrunedModel
     from optin_cli.export.writers import Comparison, Runnable, Writer, compare_outputs, register_writer
+    from optin_cli.loading.checkpoint import OpenModel, load
     from optin_cli.measure.evaluate import Evaluation
     from optin_cli.measure.latency import Timing, speedup
-    from optin_cli.models.anatomy import (
+    from optin_cli.scoring.methods.base import ScoringMethod
+    from optin_cli.scoring.methods.registry import register_method
+    from optin_cli.structure.anatomy import (
         Anatomy,
         Bypass,
         Producer,
@@ -109,20 +123,6 @@ if TYPE_CHECKING:
         Stream,
         UnitInput,
     )
-    from optin_cli.models.checkpoint import OpenModel, load
-    from optin_cli.models.families import (
-        Family,
-        SiteTable,
-        StreamTable,
-        TokenTable,
-        known_families,
-        read_family,
-        register_family,
-    )
-    from optin_cli.scoring.methods.base import ScoringMethod
-    from optin_cli.scoring.methods.registry import register_method
-    from optin_cli.surgery.apply import Applied, PrunedModel
-    from optin_cli.surgery.settings import SiteFit
 
 
 def __getattr__(name: str) -> Any:

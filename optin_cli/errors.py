@@ -113,7 +113,7 @@ class GateError(OptinError):
     exit_code = 5
 
 
-class Followed(OptinError):
+class PeerFailure(OptinError):
     """Another process of the team failed and has told why: this one ends with the same exit code, in silence."""
 
     def __init__(self, exit_code: int) -> None:

@@ -21,7 +21,7 @@ from optin_cli.commands.inspect import inspect
 from optin_cli.commands.prune import prune
 from optin_cli.commands.score import score
 from optin_cli.commands.select import select
-from optin_cli.errors import Followed, OptinError
+from optin_cli.errors import OptinError, PeerFailure
 
 app = typer.Typer(
     name="optin",
@@ -40,7 +40,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         console.configure_logging()
         try:
             command(*args, **kwargs)
-        except Followed as error:
+        except PeerFailure as error:
             raise typer.Exit(error.exit_code) from None
         except OptinError as error:
             console.error(error, spelling_of(command, COMMANDS.values()))

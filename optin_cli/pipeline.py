@@ -17,20 +17,20 @@ from tempfile import TemporaryDirectory
 from optin_cli.artefacts.files import check_no_folder, digest_json
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.ranking import Ranking, read_ranking, read_sketch
+from optin_cli.compensation.plan import make_plan
+from optin_cli.compensation.settings import Compensation
 from optin_cli.errors import ArtefactError, UsageError, param
+from optin_cli.export import apply as export
 from optin_cli.importance import AUTO
+from optin_cli.loading.checkpoint import OpenModel, open_model
+from optin_cli.loading.from_module import copy_of
 from optin_cli.measure.latency import device_name
-from optin_cli.models.checkpoint import OpenModel, open_model
-from optin_cli.models.held import copy_of
 from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import Plan, Progress
 from optin_cli.scoring.plan import make_plan as make_scoring_plan
 from optin_cli.scoring.settings import DEFAULT_METHOD
-from optin_cli.selection.request import Request, check_table
 from optin_cli.selection.select import select
-from optin_cli.surgery import apply as surgery
-from optin_cli.surgery.plan import make_plan
-from optin_cli.surgery.settings import Compensation
+from optin_cli.selection.settings import Request, check_table
 
 NO_COMPENSATION = Compensation(method="none")
 
@@ -43,8 +43,8 @@ class Pruned:
     ranking_path: Path | None
     ranking_reused: bool
     mask: Mask
-    applied: surgery.Applied
-    model: surgery.PrunedModel | None = None
+    applied: export.Applied
+    model: export.PrunedModel | None = None
     """The pruned model; None where it was there already."""
 
 
@@ -104,14 +104,14 @@ def prune(
     _check_serves(plan, request)
     last = final or output
     if last is not None:
-        surgery.check_output(last, plan.model)
+        export.check_output(last, plan.model)
     found = None
     if ranking is not None:
         if ranking.exists():
             _check_belongs(ranking, plan)
         found = scoring.existing(ranking, plan, any_lambda=plan.method.recombines)
     if found is None and last is not None and not force:
-        surgery.check_unmade(last)
+        export.check_unmade(last)
     if ranking is None:
         scored = score(plan, on_progress=on_progress)
     else:
@@ -122,10 +122,10 @@ def prune(
     again = make_plan(plan.model, mask, compensation, plan.examples.data, at_most=at_most)
     reused = None
     if output is not None and not force:
-        reused = surgery.existing(output, plan.model, mask, again)
+        reused = export.existing(output, plan.model, mask, again)
     if reused is not None:
         return Pruned(scored, ranking, found is not None, mask, reused)
-    model = surgery.prune_model(
+    model = export.prune_model(
         copy_of(plan.model) if copied else plan.model,
         mask,
         output,

@@ -28,11 +28,14 @@ REPRESENTATIVE = {
     "bert", "distilbert", "mpnet", "deberta-v2", "gpt2", "llama", "t5", "vit", "timm-vit", "swin", "beit",
     "dinov2-swiglu", "timm-registers", "timm-vgg-bn", "timm-resnet", "timm-efficientnet", "convnext", "segformer",
 }  # fmt: skip
-EVERY_FAMILY = "tests/models/test_all_families.py"
+EVERY_FAMILY = "tests/architectures/test_all_families.py"
 """Checks every family at every run: the others only where `pytest -m slow` does."""
 MANY = 8
 """Families from which on a test is about families, not about some that its author chose."""
-NOT_FAST = ("commands", "models", "scoring", "surgery", "measure", "api", "export", "cuda")
+NOT_FAST = (
+    "commands", "api", "export", "scoring", "compensation", "measure", "tracing", "execution", "loading", "transforms",
+    "architectures", "cuda",
+)  # fmt: skip
 """Folders whose tests open models or start processes."""
 
 

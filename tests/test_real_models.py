@@ -10,12 +10,12 @@ from optin_cli.artefacts.ranking import read_ranking
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
+from optin_cli.export.apply import apply
+from optin_cli.loading.checkpoint import open_model
 from optin_cli.measure.evaluate import evaluate
-from optin_cli.models.checkpoint import open_model
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import score
 from optin_cli.selection.select import select
-from optin_cli.surgery.apply import apply
 
 SAVED = Path(__file__).resolve().parents[1] / "rankings/all-minilm-l6-v2.docs.h5"
 

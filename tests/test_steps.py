@@ -14,16 +14,16 @@ from typer.testing import CliRunner
 
 from optin_cli import pipeline as stage
 from optin_cli.artefacts.pruned import read_pruned
+from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import UsageError
+from optin_cli.loading.checkpoint import open_model
 from optin_cli.main import app
-from optin_cli.models.checkpoint import open_model
 from optin_cli.pipeline import NO_COMPENSATION, prune
 from optin_cli.scoring.plan import ScoreSettings, make_plan
-from optin_cli.selection.request import Request
-from optin_cli.surgery.settings import Compensation
+from optin_cli.selection.settings import Request
 
 REFIT = Compensation(batch_size=16, samples=60)
 

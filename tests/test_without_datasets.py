@@ -20,13 +20,13 @@ sys.meta_path.insert(0, Missing())
 import tempfile
 from pathlib import Path
 from helpers.memory import serve_words, words
-from optin_cli.models.checkpoint import open_model
+from optin_cli.loading.checkpoint import open_model
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import score
 from optin_cli.selection.select import select
-from optin_cli.surgery.apply import apply
-from optin_cli.surgery.plan import make_plan as make_compensation
-from optin_cli.surgery.settings import Compensation
+from optin_cli.export.apply import apply
+from optin_cli.compensation.plan import make_plan as make_compensation
+from optin_cli.compensation.settings import Compensation
 import optin_cli.measure.evaluate, optin_cli.measure.latency_table
 
 serve_words()

@@ -10,10 +10,10 @@ import torch
 
 from gpu_parts import models
 from gpu_parts.job import Job
-from optin_cli.measure.execution import EAGER, Execution
+from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.measure.inputs import default_size
 from optin_cli.measure.latency import bench, ideal_speedup
-from optin_cli.models.checkpoint import OpenModel, open_model
+from optin_cli.measure.runners import EAGER, Execution
 
 SHARES, ROUNDINGS = (0.7, 0.5), (1, "auto")
 KNEE = 1.05

@@ -10,13 +10,13 @@ from helpers.memory import serve_words, words
 
 from gpu_parts import models
 from gpu_parts.job import Job
-from optin_cli.models.checkpoint import OpenModel, open_model
+from optin_cli.compensation.plan import make_plan as make_compensation
+from optin_cli.compensation.settings import Compensation
+from optin_cli.export.apply import apply
+from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import score
 from optin_cli.selection.select import select
-from optin_cli.surgery.apply import apply
-from optin_cli.surgery.plan import make_plan as make_compensation
-from optin_cli.surgery.settings import Compensation
 
 MEMORY = 16 << 30
 """What activations may take while scoring: the rest of 40 GB is for weights and what torch keeps."""

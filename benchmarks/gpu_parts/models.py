@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from helpers.tokenizers import save_tokenizer
 
+from optin_cli.architectures.resolve import dissect
 from optin_cli.artefacts.ranking import RankedSite, Ranking
+from optin_cli.execution.macs import observed_tokens
+from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.measure.inputs import default_size, dummy_inputs
 from optin_cli.measure.latency import device_name
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.dissect import dissect
-from optin_cli.models.macs import observed_tokens
-from optin_cli.models.slicing import slice_model
-from optin_cli.selection.request import Request
 from optin_cli.selection.select import select
+from optin_cli.selection.settings import Request
+from optin_cli.transforms.slicing import slice_model
 
 _TINY_TEXT: dict[str, Any] = {
     "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128, "vocab_size": 200,

@@ -19,7 +19,7 @@ from helpers.memory import serve_words, words
 from gpu_parts import models
 from gpu_parts.job import Job
 from optin_cli.artefacts.ranking import Ranking, read_ranking
-from optin_cli.models.checkpoint import open_model
+from optin_cli.loading.checkpoint import open_model
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import score
 

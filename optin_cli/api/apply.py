@@ -7,16 +7,16 @@ from pathlib import Path
 
 from optin_cli.api.models import Data, Model, Progress, as_path, open_model, silent
 from optin_cli.artefacts.mask import Mask, read_mask
+from optin_cli.compensation.plan import make_plan
+from optin_cli.compensation.settings import Compensation
 from optin_cli.data.opening import as_data
 from optin_cli.errors import UsageError
+from optin_cli.export import apply as export
+from optin_cli.export.apply import PrunedModel
+from optin_cli.export.check import open_check
 from optin_cli.export.writers import DIRECTORY, writer_of
-from optin_cli.models.held import copy_of, into_original
+from optin_cli.loading.from_module import copy_of, into_original
 from optin_cli.sizes import byte_count
-from optin_cli.surgery import apply as surgery
-from optin_cli.surgery.apply import PrunedModel
-from optin_cli.surgery.check import open_check
-from optin_cli.surgery.plan import make_plan
-from optin_cli.surgery.settings import Compensation
 
 
 def apply(
@@ -86,18 +86,18 @@ def apply(
         compensate, producers, bn, samples, batch_size, max_length, byte_count(memory, "memory"), seed
     )
     path = as_path(output)
-    surgery.check_fit(dense, chosen)
+    export.check_fit(dense, chosen)
     if path is not None:
-        surgery.check_output(path, dense)
+        export.check_output(path, dense)
     rows = None if data is None else as_data(data, split)
     plan = make_plan(dense, chosen, settings, rows, at_most=samples is None)
     if path is not None and not force and not inplace:
-        reused = surgery.existing(path, dense, chosen, plan)
+        reused = export.existing(path, dense, chosen, plan)
         if reused is not None:
-            return surgery.reopened(reused, dense, chosen)
+            return export.reopened(reused, dense, chosen)
     batches = open_check(dense, rows) if rows is not None and plan is None else None
     own = inplace and dense.original is None
-    small = surgery.prune_model(
+    small = export.prune_model(
         dense if own else copy_of(dense), chosen, path, batches, plan, on_progress, writer=writer
     )
     if inplace and not own:
@@ -130,10 +130,10 @@ def save(
     path = Path(output)
     if model.check is None:
         raise UsageError(f"{model.spec} is on disk already", "copy its directory")
-    surgery.check_output(path, model)
+    export.check_output(path, model)
     if not force:
-        surgery.check_unmade(path)
-    return surgery.write_verified(model, path, writer_of(format))
+        export.check_unmade(path)
+    return export.write_verified(model, path, writer_of(format))
 
 
 def make_settings(

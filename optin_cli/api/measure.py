@@ -10,14 +10,14 @@ from optin_cli.artefacts.latency import LatencyTable
 from optin_cli.data.opening import as_data, open_batches
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import UsageError, param
+from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.measure import evaluate as measuring
 from optin_cli.measure import latency
 from optin_cli.measure.evaluate import Evaluation
-from optin_cli.measure.execution import Execution
 from optin_cli.measure.inputs import default_size
 from optin_cli.measure.latency import Timing
 from optin_cli.measure.latency_table import make_table
-from optin_cli.models.checkpoint import OpenModel
+from optin_cli.measure.runners import Execution
 
 
 def evaluate(

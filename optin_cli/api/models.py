@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from optin_cli.architectures.families import Family, read_family
 from optin_cli.errors import UsageError, param
-from optin_cli.models import checkpoint
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.families import Family, read_family
-from optin_cli.models.held import open_held
+from optin_cli.loading import checkpoint
+from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.loading.from_module import open_held
 
 Model = OpenModel | nn.Module | str | Path
 """A model as the caller has it."""

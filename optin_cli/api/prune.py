@@ -11,11 +11,11 @@ from optin_cli.api.models import Data, Model, Progress, as_path, open_model, sil
 from optin_cli.api.select import make_request
 from optin_cli.artefacts.latency import LatencyTable
 from optin_cli.data.opening import as_data
+from optin_cli.export.apply import PrunedModel, reopened
 from optin_cli.scoring.methods.registry import configured
 from optin_cli.scoring.plan import make_plan
 from optin_cli.scoring.settings import DEFAULT_METHOD, ScoreSettings
 from optin_cli.sizes import byte_count
-from optin_cli.surgery.apply import PrunedModel, reopened
 
 
 def prune(

@@ -11,8 +11,8 @@ from optin_cli.artefacts.latency import LatencyTable, read_latency_table
 from optin_cli.artefacts.mask import Mask, write_mask
 from optin_cli.artefacts.ranking import Ranking, read_ranking, read_sketch
 from optin_cli.errors import UsageError, param
-from optin_cli.selection.request import TOKEN_SEARCHES, Request
 from optin_cli.selection.select import select as solve
+from optin_cli.selection.settings import TOKEN_SEARCHES, Request
 from optin_cli.sizes import parse_size
 
 

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from optin_cli.artefacts.facts import DataFacts, DenseFacts, ModelFacts
 from optin_cli.artefacts.files import atomic_file, check_kind, digest_bytes, digest_json
-from optin_cli.artefacts.schedule import tokens_by_block
-from optin_cli.artefacts.shared import SharedLayer
 from optin_cli.artefacts.sketch import Sketch, fill_sketch, load_sketch
-from optin_cli.artefacts.tokens import RankedTokens, fill_tokens, load_tokens
+from optin_cli.artefacts.token_ranking import RankedTokens, fill_tokens, load_tokens
 from optin_cli.errors import ArtefactError, UsageError, first_line
+from optin_cli.structure.coupled_layers import SharedLayer
+from optin_cli.structure.merge_schedule import tokens_by_block
 
 FORMAT = "optin-ranking"
 SCHEMA_VERSION = 2

@@ -17,8 +17,8 @@ from optin_cli.errors import UsageError, param
 from optin_cli.sizes import byte_count
 
 if TYPE_CHECKING:
-    from optin_cli.surgery.apply import Applied
-    from optin_cli.surgery.settings import Compensation
+    from optin_cli.compensation.settings import Compensation
+    from optin_cli.export.apply import Applied
 
 
 def apply(
@@ -67,9 +67,9 @@ def apply(
 
       python -c "import optin_cli; model = optin_cli.load('m-60/')"
     """
-    from optin_cli.surgery import apply as stage
-    from optin_cli.surgery.check import open_check
-    from optin_cli.surgery.plan import make_plan
+    from optin_cli.compensation.plan import make_plan
+    from optin_cli.export import apply as stage
+    from optin_cli.export.check import open_check
 
     settings = compensation(
         compensate, samples, batch_size, max_length, seed, memory, bn, producers=producers
@@ -116,7 +116,7 @@ def compensation(
     producers: bool,
 ) -> Compensation:
     """The options of compensation as one value; `samples` None is the default. `prefix` begins their names."""
-    from optin_cli.surgery.settings import Compensation
+    from optin_cli.compensation.settings import Compensation
 
     if samples is not None and samples < 1:
         raise UsageError(f"{param(f'{prefix}samples', samples)}: at least 1 is needed")

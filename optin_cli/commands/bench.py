@@ -14,8 +14,8 @@ from optin_cli.commands import options
 from optin_cli.errors import ArtefactError, UsageError
 
 if TYPE_CHECKING:
+    from optin_cli.loading.checkpoint import OpenModel
     from optin_cli.measure.latency import Timing
-    from optin_cli.models.checkpoint import OpenModel
 
 log = logging.getLogger("optin")
 
@@ -77,8 +77,8 @@ def bench(
       optin bench demo:minilm --table cpu.json --batch-size 32 --seq-len 64
     """
     from optin_cli.measure import latency
-    from optin_cli.measure.execution import Execution
     from optin_cli.measure.inputs import default_size
+    from optin_cli.measure.runners import Execution
 
     if table is not None and baseline:
         raise UsageError("--table times one model, --baseline compares two", "leave one of them out")

@@ -11,7 +11,7 @@ import typer
 from optin_cli.artefacts.latency import read_latency_table
 from optin_cli.errors import UsageError
 from optin_cli.selection.budgets import budget_kinds
-from optin_cli.selection.request import TOKEN_SEARCHES, Request
+from optin_cli.selection.settings import TOKEN_SEARCHES, Request
 
 Flops = Annotated[
     str | None,

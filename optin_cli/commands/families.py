@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from optin_cli import console
+from optin_cli.architectures.families import DOCS, Family, family_to_dict, family_to_yaml, known_families
 from optin_cli.artefacts.files import atomic_file
 from optin_cli.commands import options
 from optin_cli.commands.flags import spelling_of
 from optin_cli.errors import UsageError, spelled
-from optin_cli.models.families import DOCS, Family, family_to_dict, family_to_yaml, known_families
 
 if TYPE_CHECKING:
-    from optin_cli.models.trace.propose import Proposal, Row
+    from optin_cli.tracing.propose import Proposal, Row
 
 
 def families(
@@ -83,7 +83,7 @@ def _trace(
     json: bool,
 ) -> None:
     """Propose a table for `model`: to a file, or on stdout."""
-    from optin_cli.models.trace.propose import propose
+    from optin_cli.tracing.propose import propose
 
     with console.progress(not quiet) as on_progress:
         proposal = propose(model, task, modality, on_progress)

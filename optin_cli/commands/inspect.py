@@ -278,7 +278,7 @@ def _show_pruned(path: Path, record: PrunedRecord, json: bool) -> None:
 
 
 def _show_model(spec: str, json: bool) -> None:
-    from optin_cli.models.checkpoint import open_model
+    from optin_cli.loading.checkpoint import open_model
 
     model = open_model(spec, device="cpu")
     units = {site.name: site.units for site in model.anatomy}

@@ -11,7 +11,7 @@ from optin_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from optin_cli.data.sources import DataSpec
-    from optin_cli.models.checkpoint import OpenModel
+    from optin_cli.loading.checkpoint import OpenModel
 
 Model = Annotated[
     str,
@@ -190,8 +190,8 @@ def open_with(
     device_map: str | None = None,
 ) -> OpenModel:
     """Open MODEL with the options that say how."""
-    from optin_cli.models.checkpoint import open_model
-    from optin_cli.models.families import read_family
+    from optin_cli.architectures.families import read_family
+    from optin_cli.loading.checkpoint import open_model
 
     family = read_family(anatomy) if anatomy else None
     return open_model(model, task=task, device=device, dtype=dtype, family=family, device_map=device_map)

@@ -94,9 +94,9 @@ def prune(
       optin prune ./my-bert --data glue/sst2 --flops 0.3 --steps 4 -o tiny/
     """
     from optin_cli import pipeline
+    from optin_cli.scoring.distributed import refuse_team
     from optin_cli.scoring.methods.registry import configured
     from optin_cli.scoring.plan import make_plan
-    from optin_cli.scoring.team import refuse_team
 
     refuse_team("prune")
     asked = budgets.requests(

@@ -15,8 +15,8 @@ from optin_cli.scoring.settings import DEFAULT_METHOD, ScoreSettings
 from optin_cli.sizes import byte_count
 
 if TYPE_CHECKING:
+    from optin_cli.scoring.distributed import Team
     from optin_cli.scoring.plan import Plan
-    from optin_cli.scoring.team import Team
 
 
 def score(
@@ -80,9 +80,9 @@ def score(
     """
     from optin_cli.artefacts.files import check_no_folder
     from optin_cli.scoring import score as stage
+    from optin_cli.scoring.distributed import joined
     from optin_cli.scoring.methods.registry import configured
     from optin_cli.scoring.plan import make_plan
-    from optin_cli.scoring.team import joined
 
     with joined() as team:
         if not team.leads:

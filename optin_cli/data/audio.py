@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from optin_cli.data.stored import BrokenFile, encoded
+from optin_cli.data.encoded_files import BrokenFile, encoded
 from optin_cli.errors import InputError, first_line
 
 SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".au"}

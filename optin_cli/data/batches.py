@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optin_cli.data.encoded_files import BrokenFile
 from optin_cli.data.examples import Examples
 from optin_cli.data.kinds import kind_of
-from optin_cli.data.numbering import numbering
+from optin_cli.data.label_ids import numbering
 from optin_cli.data.readers import ROWS, Encoded, Reader, Window
-from optin_cli.data.stored import BrokenFile
 from optin_cli.data.workers import in_order, worker_count
 from optin_cli.errors import InputError
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from optin_cli.artefacts.facts import DataFacts
 from optin_cli.artefacts.files import digest_chunks
+from optin_cli.data.broken_files import leave_out_broken, undecoded
 from optin_cli.data.columns import Columns
-from optin_cli.data.intact import leave_out_broken, undecoded
+from optin_cli.data.encoded_files import encoded
 from optin_cli.data.readers import ROWS, Reader
 from optin_cli.data.rows import SplitRows, StreamRows
 from optin_cli.data.sources import DataSpec
-from optin_cli.data.stored import encoded
 from optin_cli.errors import UsageError, param
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from optin_cli.data.stored import BrokenFile, encoded
+from optin_cli.data.encoded_files import BrokenFile, encoded
 from optin_cli.errors import first_line
 
 _ORIENTATION = 0x0112

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
-from optin_cli.data.held import BatchStore, HeldBatches
+from optin_cli.data.from_memory import BatchStore, HeldBatches
 from optin_cli.data.sources import IN_MEMORY, DataSpec
 from optin_cli.errors import UsageError
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from optin_cli.data.encoded_files import BrokenFile, encoded
 from optin_cli.data.sources import DataSpec, open_split, open_stream, reading
-from optin_cli.data.stored import BrokenFile, encoded
 from optin_cli.errors import InputError
 
 if TYPE_CHECKING:

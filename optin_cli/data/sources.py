@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.artefacts.files import disk_is_full, nearest_path
-from optin_cli.data import docs, glue, glue_files, squad
+from optin_cli.data import docs, glue, squad
 from optin_cli.data.audio_folders import holds_recordings, open_recordings
 from optin_cli.data.folders import SUFFIXES, image_mask_pairs, names_of, split_folder
 from optin_cli.data.metadata import check_metadata
@@ -144,8 +144,8 @@ def _open(data: DataSpec) -> Any:
     if path.is_file():
         return _load_files([path], data)
     if path.is_dir():
-        tsv = task and glue_files.file_of(path, task, data.split)
-        return glue_files.load(tsv, task) if task and tsv else _open_folder(path, data)
+        tsv = task and glue.file_of(path, task, data.split)
+        return glue.load(tsv, task) if task and tsv else _open_folder(path, data)
     if data.spec.startswith((".", "/", "~")) or path.suffix in _READERS or data.spec.count("/") > 1:
         raise UsageError(f"no data at {data.spec}", nearest_path(path) or None)
     return _load_hub(data)

@@ -17,7 +17,7 @@ from torch import Tensor
 from optin_cli.artefacts.pruned import PrunedRecord
 from optin_cli.errors import UsageError
 from optin_cli.export.tolerance import tolerance
-from optin_cli.models.checkpoint import OpenModel, open_model, save_pruned
+from optin_cli.loading.checkpoint import OpenModel, open_model, save_pruned
 
 DIRECTORY = "directory"
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.glue import glue_task
 from optin_cli.errors import GateError, InputError, UsageError, param
-from optin_cli.models.checkpoint import OpenModel
+from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.tasks.base import Task
 
 Progress = Callable[[int, int, str], None]

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from optin_cli.architectures.positions import image_size
 from optin_cli.data.batches import Batch
 from optin_cli.errors import UsageError, param
-from optin_cli.models.anatomy import ATTENTION_MASK, AUDIO, IMAGE, TEXT
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.positions import image_size
-from optin_cli.models.processors import TextProcessor
-from optin_cli.models.recordings import has_decoder, random_recordings, sizes
+from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.loading.processors import TextProcessor
+from optin_cli.structure.anatomy import ATTENTION_MASK, AUDIO, IMAGE, TEXT
+from optin_cli.structure.audio_inputs import has_decoder, random_recordings, sizes
 
 DEFAULT_LENGTH = 128
 

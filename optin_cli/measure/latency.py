@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from optin_cli.errors import UsageError, param
-from optin_cli.measure.execution import EAGER, Execution, Runner, prepared
+from optin_cli.execution.macs import count_macs, observed_tokens
+from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.measure.inputs import check_setting, default_size, draw, dummy_inputs
 from optin_cli.measure.memory import peak_memory
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.macs import count_macs, observed_tokens
+from optin_cli.measure.runners import EAGER, Execution, Runner, prepared
 
 Inputs = Mapping[str, Tensor]
 Progress = Callable[[int, int, str], None]

@@ -23,12 +23,12 @@ from optin_cli.artefacts.facts import Curve, TimedModel, TimedSetting, TimedSite
 from optin_cli.artefacts.latency import LatencyTable, processor_name
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.errors import UsageError, param
-from optin_cli.measure.block_calls import BlockCall, Call, around, block_calls, first_block
+from optin_cli.execution.block_calls import BlockCall, Call, around, block_calls, first_block
+from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.measure.inputs import dummy_inputs
 from optin_cli.measure.latency import Progress, call_ms, device_name
-from optin_cli.models.anatomy import HEADS, Anatomy, Site
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.slicing import slice_model
+from optin_cli.structure.anatomy import HEADS, Anatomy, Site
+from optin_cli.transforms.slicing import slice_model
 
 _INTERVALS = 24
 """Of the first grid, at most: 25 sizes show where a curve bends; what bends is looked at more closely."""

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.storages import activation_peak, storages
+from optin_cli.execution.peak_memory import activation_peak, storages
+from optin_cli.loading.checkpoint import OpenModel
 
 
 def peak_memory(model: OpenModel, inputs: Mapping[str, Tensor]) -> int:

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError, param
-from optin_cli.models.anatomy import ATTENTION_MASK, Site
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.hidden import as_rows, hidden_of
-from optin_cli.models.macs import observed_tokens
-from optin_cli.models.storages import activation_peak
-from optin_cli.models.uses import on_blocks
+from optin_cli.execution.macs import observed_tokens
+from optin_cli.execution.memory import free_bytes, ran_out, whole_steps
+from optin_cli.execution.peak_memory import activation_peak
+from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.scoring.losses import unit_rows
-from optin_cli.scoring.room import free_bytes, ran_out, whole_steps
+from optin_cli.structure.anatomy import ATTENTION_MASK, Site
 
 log = logging.getLogger("optin")
 
@@ -36,18 +32,6 @@ _CALL_OVERHEAD = {"cpu": 32, "cuda": 1 << 13}
 def measured_blocks(site: Site, depth: int) -> list[int]:
     """Blocks whose features make the trajectory of a site's units: the deeper ones; for the last block its own."""
     return [block for block in range(min(site.block + 1, depth - 1), depth) if block not in site.passed]
-
-
-@contextmanager
-def block_outputs(model: OpenModel, outputs: dict[int, Tensor], first: int = 0) -> Iterator[None]:
-    """Within the context, collect what blocks `first`.. give, by block index: (batch, positions, d)."""
-
-    def keep(index: int, _: nn.Module, __: Any, ___: Any, output: Any) -> None:
-        if index >= first:
-            outputs[index] = as_rows(hidden_of(output), model.anatomy.stream_of(index).layout)
-
-    with on_blocks(model.module, model.anatomy.blocks, keep):
-        yield
 
 
 def gather_rows(feature: Tensor, rows: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from optin_cli.scoring.methods.base import Item
 from optin_cli.scoring.plan import Plan
-from optin_cli.scoring.work import Worker
+from optin_cli.scoring.runner import Worker
 
 
 def estimate_seconds(plan: Plan) -> float:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from optin_cli.data.batches import Batch
-from optin_cli.models.anatomy import Site
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.hidden import hidden_argument, with_hidden
-from optin_cli.models.uses import on_blocks
-from optin_cli.scoring.calibration import Calibration, block_outputs
-from optin_cli.scoring.precision import reduced_products
-from optin_cli.scoring.room import ran_out
+from optin_cli.execution.hooks import block_outputs, on_blocks
+from optin_cli.execution.memory import ran_out
+from optin_cli.execution.precision import reduced_products
+from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.scoring.calibration import Calibration
+from optin_cli.structure.anatomy import Site
+from optin_cli.structure.hidden_states import hidden_argument, with_hidden
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from optin_cli.data.batches import Batches
 from optin_cli.errors import UsageError, param
-from optin_cli.models.checkpoint import OpenModel
+from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.scoring.methods.registry import names_where
 
 

@@ -10,13 +10,13 @@ from optin_cli.artefacts.files import digest_json
 from optin_cli.data.examples import Examples
 from optin_cli.data.opening import open_batches
 from optin_cli.data.sources import DataSpec
-from optin_cli.models.checkpoint import OpenModel
+from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.labels import read_labels
 from optin_cli.scoring.methods.base import ScoringMethod
 from optin_cli.scoring.methods.registry import check_scores, configured, method_named
 from optin_cli.scoring.settings import ScoreSettings
-from optin_cli.scoring.tokens import check_mergeable
+from optin_cli.scoring.token_merging import check_mergeable
 
 Progress = Callable[[float, float, str], None]
 """Called with (work done, all work, what is being done)."""

@@ -18,15 +18,15 @@ from optin_cli.artefacts.partial import Partial, clear_parts
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.artefacts.ranking import Ranking, read_ranking, write_ranking
 from optin_cli.errors import ArtefactError, UsageError, param
+from optin_cli.execution.macs import count_macs
+from optin_cli.execution.precision import exact_convolutions
 from optin_cli.importance import own_output_weight
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.macs import count_macs
-from optin_cli.models.precision import exact_convolutions
+from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.scoring.calibration import mean_tokens
+from optin_cli.scoring.distributed import Team
 from optin_cli.scoring.methods.base import Arrays, Item, ScoringMethod
 from optin_cli.scoring.plan import Plan, Progress
-from optin_cli.scoring.team import Team
-from optin_cli.scoring.work import Worker
+from optin_cli.scoring.runner import Worker
 
 log = logging.getLogger("optin")
 
@@ -116,7 +116,7 @@ def _scored(plan: Plan, output: Path, on_progress: Progress, team: Team) -> Rank
         if sketch is not None:
             check_space(output, sketch.nbytes)
         write_ranking(output, ranking, sketch)
-    ranking = team.told(ranking)
+    ranking = team.broadcast(ranking)
     run.partial.discard()  # only now: whoever failed before this finds the finished items again
     return ranking
 
@@ -154,7 +154,7 @@ class _Run:
             self.partial = Partial(output, identity)
             # once in the parts, once in the ranking: better told now than after hours of work
             check_space(output, 2 * _sketch_bytes(self.worker.method) - self.partial.nbytes())
-        team.told(None)
+        team.barrier()
         if not team.leads:
             self.partial = Partial(output, identity, announce=False)
         self.done = self.total = 0.0
@@ -163,7 +163,7 @@ class _Run:
         """Do all work; the leader's worker has what everyone found."""
         items = self.worker.items()
         self._do(items)
-        while items := self.team.told(self.worker.more_items() if self.team.leads else None):
+        while items := self.team.broadcast(self.worker.more_items() if self.team.leads else None):
             self._do(items)
         return self.worker
 
@@ -179,7 +179,7 @@ class _Run:
                     found[item.key] = stored
                     self._advance(item.work, "parts of an earlier run")
         # what is left is shared, not all: one process may have done the whole first half
-        left = self.team.told([item for item in items if item.key not in found])
+        left = self.team.broadcast([item for item in items if item.key not in found])
         for item in self.team.share(left):
             self.team.check_others()
             found[item.key] = self._one(item)

@@ -18,10 +18,10 @@ import numpy as np
 
 from optin_cli.artefacts.latency import LatencyTable
 from optin_cli.artefacts.ranking import RankedSite, Ranking
-from optin_cli.artefacts.shared import SharedLayer
 from optin_cli.errors import UsageError, param
-from optin_cli.selection.ladder import Floats, Ints
-from optin_cli.selection.shared_latency import SharedTimes
+from optin_cli.selection.choices import Floats, Ints
+from optin_cli.selection.coupled_latency import SharedTimes
+from optin_cli.structure.coupled_layers import SharedLayer
 
 
 @dataclass(frozen=True)

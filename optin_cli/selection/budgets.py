@@ -12,8 +12,8 @@ from optin_cli.artefacts.latency import LatencyTable
 from optin_cli.artefacts.ranking import RankedSite, Ranking
 from optin_cli.errors import ArtefactError, UsageError, param
 from optin_cli.selection.budget import Budget, Case, parse_number
-from optin_cli.selection.ladder import Floats, Ints
-from optin_cli.selection.shared_latency import predicted_ms
+from optin_cli.selection.choices import Floats, Ints
+from optin_cli.selection.coupled_latency import predicted_ms
 from optin_cli.sizes import parse_size
 
 MIB = 2**20

@@ -16,8 +16,8 @@ from optin_cli.artefacts.facts import Change, Exchanged
 from optin_cli.artefacts.ranking import RankedSite
 from optin_cli.artefacts.sketch import Sketch
 from optin_cli.importance import OPTIN_SUM, FeatureWeights, trajectories
-from optin_cli.selection.exchange import Exchange, Flags, Pool, Rows
-from optin_cli.selection.ladder import Floats, Ints, Ladder
+from optin_cli.selection.choices import Floats, Ints, Ladder
+from optin_cli.selection.swap_search import Exchange, Flags, Pool, Rows
 
 RIDGE = 2.0
 """In scores: with hundreds of rows for thousands of units, half of it to four times as much found the least held-out
@@ -40,7 +40,7 @@ class Half:
 
 
 @dataclass(frozen=True)
-class Rearranged:
+class Rearrangement:
     """A mask and what the exchanges did. Losses are shares of the score of all units."""
 
     keep: dict[str, list[int]]
@@ -122,7 +122,7 @@ def rearrange(
     check: Half,
     scope: str,
     ridge: float = RIDGE,
-) -> Rearranged:
+) -> Rearrangement:
     """Exchange units of `keep` (sites in the order of `scores` and `ladders`) as long as that lowers the joint loss
 
         ||sum of the removed units' rows||^2 + ridge * sum of their scores,
@@ -142,7 +142,7 @@ def rearrange(
     least = np.array([ladder.counts[0] for ladder in ladders])
     room = capacities - np.sum(used, axis=0)
     exchange = Exchange(fit.rows, (1 + ridge) * worth, removed, site, least, room)
-    checked = _Checked(check, worth, removed)
+    checked = _HeldOutLoss(check, worth, removed)
     start, best, at = exchange.loss(), removed, 0
     for _ in exchange.improve(pools(ladders, site, scope)):
         if checked.better(exchange.removed):
@@ -156,7 +156,7 @@ def rearrange(
     best = removed if dropped else found
     total = float(worth.sum()) or 1.0
     parts = np.split(~best, np.cumsum(units)[:-1])
-    return Rearranged(
+    return Rearrangement(
         keep={name: np.flatnonzero(part).tolist() for name, part in zip(keep, parts, strict=True)},
         moved=int((best != removed).sum()),
         fit=(start / total, made / total),
@@ -166,7 +166,7 @@ def rearrange(
     )
 
 
-def told(found: Rearranged) -> Exchanged:
+def as_facts(found: Rearrangement) -> Exchanged:
     """What a mask records of it."""
     fit, held_out = (Change(before=before, after=after) for before, after in (found.fit, found.held_out))
     return {
@@ -187,7 +187,7 @@ def _removed(keep: Mapping[str, Sequence[int]], units: Sequence[int]) -> Flags:
     return np.concatenate(flags)
 
 
-class _Checked:
+class _HeldOutLoss:
     """The loss of removed sets on the held-out half, against that of the set at the start."""
 
     def __init__(self, half: Half, diagonal: Floats, start: Flags) -> None:

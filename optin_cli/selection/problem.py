@@ -11,8 +11,8 @@ from optin_cli.artefacts.ranking import RankedSite, Ranking
 from optin_cli.errors import BudgetError, UsageError, param
 from optin_cli.importance import OPTIN_SUM, FeatureWeights, combine, own_output_weight, scored_with
 from optin_cli.selection.budget import Budget, Case
-from optin_cli.selection.ladder import Floats, Ints, Ladder
-from optin_cli.selection.request import Request, check_table, round_size, weighting
+from optin_cli.selection.choices import Floats, Ints, Ladder
+from optin_cli.selection.settings import Request, check_table, round_size, weighting
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optin_cli.selection.ladder import Class, Floats
+from optin_cli.selection.choices import Class, Floats
 
 _MOST_COLUMNS = 300
 _EPSILON = 1e-12

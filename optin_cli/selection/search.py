@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optin_cli.selection.ladder import Class, Floats, Ints
+from optin_cli.selection.choices import Class, Floats, Ints
 
 _MOST_STATES = 1 << 16
 """Partial choices kept at a time: beyond it, the search keeps the least losing ones and proves nothing."""
@@ -22,7 +22,7 @@ _FEW = 512
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The best choice met, and whether it is proved to be the best there is."""
 
     picks: list[int]
@@ -32,8 +32,12 @@ class Found:
 
 
 def search(
-    classes: Sequence[Class], prices: Floats, budgets: Floats, start: Found, most_states: int = _MOST_STATES
-) -> Found:
+    classes: Sequence[Class],
+    prices: Floats,
+    budgets: Floats,
+    start: SearchResult,
+    most_states: int = _MOST_STATES,
+) -> SearchResult:
     """Look for a choice that falls short of the bound by less than `start` does.
 
     `prices` and `budgets` have shape (budgets,). Deterministic: the effort is bounded by states, not by time.
@@ -48,12 +52,12 @@ def search(
         picks, short, complete = _listed([tables[i] for i in order], prices, budgets, depth, most_states)
         if picks is not None and short < best.short:
             back = dict(zip(order, picks, strict=True))
-            best = Found([back[i] for i in range(len(classes))], short, False)
+            best = SearchResult([back[i] for i in range(len(classes))], short, False)
         if not complete:
             return best
         if best.short <= depth:
-            return Found(best.picks, best.short, True)
-    return Found(best.picks, best.short, True)
+            return SearchResult(best.picks, best.short, True)
+    return SearchResult(best.picks, best.short, True)
 
 
 class _Table:

@@ -13,13 +13,13 @@ from optin_cli.artefacts.ranking import Ranking
 from optin_cli.artefacts.sketch import Sketch
 from optin_cli.errors import UsageError, param
 from optin_cli.selection.budgets import BUILT_IN
-from optin_cli.selection.interactions import Rearranged, halves, rearrange, told
-from optin_cli.selection.ladder import Floats
-from optin_cli.selection.merging import Merged, merge_tokens
+from optin_cli.selection.choices import Floats
+from optin_cli.selection.coupled_layers import Products, solve_products
+from optin_cli.selection.interactions import Rearrangement, as_facts, halves, rearrange
 from optin_cli.selection.problem import Problem, out_of_reach, pose
-from optin_cli.selection.request import Request
-from optin_cli.selection.shared import Products, solve_products
+from optin_cli.selection.settings import Request
 from optin_cli.selection.solver import Solution
+from optin_cli.selection.token_merging import MergeSolution, merge_tokens
 
 
 def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = None) -> Mask:
@@ -57,7 +57,7 @@ def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = N
     return mask_of(problem, solution, found.keep, found, merged)
 
 
-def _rearranged(problem: Problem, keep: dict[str, list[int]], sketch: Sketch, room: Floats) -> Rearranged:
+def _rearranged(problem: Problem, keep: dict[str, list[int]], sketch: Sketch, room: Floats) -> Rearrangement:
     fit, check = halves(problem.sites, problem.scores, sketch, problem.weighting[0])
     return rearrange(keep, problem.scores, problem.ladders, room, fit, check, problem.request.interactions)
 
@@ -66,8 +66,8 @@ def mask_of(
     problem: Problem,
     solution: Solution,
     keep: Mapping[str, Sequence[int]],
-    rearranged: Rearranged | None = None,
-    merged: Merged | None = None,
+    rearranged: Rearrangement | None = None,
+    merged: MergeSolution | None = None,
 ) -> Mask:
     """The mask that keeps `keep`, site name -> ascending units: the solution's own, or others within its budgets.
 
@@ -90,7 +90,7 @@ def mask_of(
         "gap": (bound - kept + loss) / total,
         "optimal": solution.optimal and not merged and not (rearranged and rearranged.moved),
         "merging": loss / total,
-        "interactions": told(rearranged) if rearranged else None,
+        "interactions": as_facts(rearranged) if rearranged else None,
     }
     if not merged:
         del objective["merging"]

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optin_cli.selection.ladder import Class, Floats, Ladder, classes_of
+from optin_cli.selection.choices import Class, Floats, Ladder, classes_of
 from optin_cli.selection.relaxation import relax, value
-from optin_cli.selection.search import Found, search
+from optin_cli.selection.search import SearchResult, search
 
 _TOLERANCE = 1e-12
 """Of a budget: what sums of floats may differ by."""
@@ -67,14 +67,14 @@ def solve(ladders: Sequence[Ladder], budgets: Floats) -> Solution | None:
     return _solution(ladders, heights, bound + fixed, found.optimal)
 
 
-def _best(classes: Sequence[Class], room: Floats) -> tuple[Found, float]:
+def _best(classes: Sequence[Class], room: Floats) -> tuple[SearchResult, float]:
     """The best rungs that fit, and the relaxation's bound on what any could gain."""
     relaxed = relax(classes, room)
     if len(classes) <= 2:
-        return Found(_every_split(classes, room), 0.0, True), relaxed.bound
+        return SearchResult(_every_split(classes, room), 0.0, True), relaxed.bound
     picks = _filled(classes, relaxed.picks, room, relaxed.prices)
     short = max(0.0, relaxed.bound - value(classes, picks)[0])
-    start = Found(picks, short, short <= _TOLERANCE * relaxed.bound)
+    start = SearchResult(picks, short, short <= _TOLERANCE * relaxed.bound)
     return start if start.optimal else search(classes, relaxed.prices, room, start), relaxed.bound
 
 

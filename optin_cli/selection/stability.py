@@ -15,7 +15,7 @@ import numpy as np
 
 from optin_cli.artefacts.ranking import RankedSite, Ranking
 from optin_cli.importance import FeatureWeights, scored_with, trajectories
-from optin_cli.selection.ladder import Floats
+from optin_cli.selection.choices import Floats
 
 ALL = "all"
 TARGET = 0.95

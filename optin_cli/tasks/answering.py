@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.readers import WINDOWS, Window
 from optin_cli.errors import InputError
-from optin_cli.tasks import squad_metrics
+from optin_cli.tasks import metrics
 from optin_cli.tasks.base import Forward, Inputs, Task, ones
 
 QUESTION = "question-answering"
@@ -116,7 +116,7 @@ class QuestionAnswering(Task):
             silent = unanswerable and min(span.none for span in spans) > best.score
             start, stop = best.characters
             predictions.append("" if silent else context[start:stop])
-        return squad_metrics.squad(predictions, labels.texts)
+        return metrics.squad(predictions, labels.texts)
 
 
 def best_span(logits: np.ndarray, window: Window) -> Span:

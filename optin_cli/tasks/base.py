@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from optin_cli.data.batches import Batch, Batches
+from optin_cli.data.label_ids import class_names, numbering
 from optin_cli.data.labels import check_range, check_varied, class_labels
-from optin_cli.data.numbering import class_names, numbering
 from optin_cli.data.readers import ROWS, Reader
 from optin_cli.errors import param
 from optin_cli.tasks import metrics

@@ -25,7 +25,7 @@ _LOGITS = 1 << 24
 
 
 @dataclass
-class Predicted:
+class TokenPredictions:
     """What became of the tokens of one window that were to be predicted."""
 
     nats: float
@@ -59,7 +59,7 @@ class NextToken(Task):
             wanted = torch.tensor(labels[example], device=logits.device)
             logits = logits[: len(wanted)]
             nats = F.cross_entropy(logits, wanted, reduction="sum") if len(wanted) else 0.0
-            found.append(Predicted(float(nats), int((logits.argmax(-1) == wanted).sum()), len(wanted)))
+            found.append(TokenPredictions(float(nats), int((logits.argmax(-1) == wanted).sum()), len(wanted)))
         return found
 
     def metrics(self, kept: Sequence[Any], labels: Any, batches: Batches) -> dict[str, float]:

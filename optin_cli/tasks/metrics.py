@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+import string
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -151,3 +154,71 @@ def _neighbours(vectors: Tensor, start: int, chunk: int, k: int) -> Tensor:
 
 def _points(found: dict[str, Any]) -> dict[str, float]:
     return {name: 100 * float(value) for name, value in found.items()}
+
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def squad(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
+    """`exact_match` and `f1`, each the best over a question's answers; without any, '' is right."""
+    golds = [[text for text in texts if _normal(text)] or [""] for texts in answers]
+    pairs = list(zip(predictions, golds, strict=True))
+    exact = sum(max(_normal(guess) == _normal(gold) for gold in texts) for guess, texts in pairs)
+    f1 = sum(max(_f1(guess, gold) for gold in texts) for guess, texts in pairs)
+    return {"exact_match": 100 * exact / len(pairs), "f1": 100 * f1 / len(pairs)}
+
+
+def _normal(text: str) -> str:
+    """Lower case, without punctuation, articles and superfluous spaces."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def _f1(guess: str, gold: str) -> float:
+    """Of the words of both; of no words it is 1 if both are empty."""
+    ours, theirs = _normal(guess).split(), _normal(gold).split()
+    if not ours or not theirs:
+        return float(ours == theirs)
+    common = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * common / (len(ours) + len(theirs))
+
+
+_TAG = re.compile(r"O|[BIESULM](-.+)?")
+_ENDING, _INSIDE = "ESUL", "IELM"
+
+Entity = tuple[str, int, int]
+"""(type, first tag, the one behind the last)"""
+
+
+def are_tags(names: Iterable[str]) -> bool:
+    """Whether classes are tags of IOB1, IOB2, IOBES or BILOU: O, B-PER, I-PER, ..."""
+    names = list(names)
+    return len(names) > 1 and "O" in names and all(_TAG.fullmatch(name) for name in names)
+
+
+def entities(tags: Sequence[str]) -> set[Entity]:
+    """The entities of a sentence. One begins at B, S or U, behind the end of another, and where the type changes."""
+    found: set[Entity] = set()
+    current, start, before = None, 0, "O"
+    for place, tag in enumerate([*tags, "O"]):
+        prefix, _, kind = tag.partition("-")
+        goes_on = current == kind and prefix in _INSIDE and before not in _ENDING
+        if not goes_on:
+            if current is not None:
+                found.add((current, start, place))
+            current, start = (None if prefix == "O" else kind), place
+        before = prefix
+    return found
+
+
+def entity_f1(predicted: Sequence[Sequence[str]], truth: Sequence[Sequence[str]]) -> dict[str, float]:
+    """`entity_f1`, `entity_precision` and `entity_recall` over all sentences, in points; 0 where there are none."""
+    right = ours = theirs = 0
+    for guess, tags in zip(predicted, truth, strict=True):
+        mine, wanted = entities(guess), entities(tags)
+        right, ours, theirs = right + len(mine & wanted), ours + len(mine), theirs + len(wanted)
+    return {
+        "entity_f1": 200 * right / max(1, ours + theirs),
+        "entity_precision": 100 * right / max(1, ours),
+        "entity_recall": 100 * right / max(1, theirs),
+    }

@@ -12,16 +12,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from optin_cli.data.batches import Batches
+from optin_cli.data.label_ids import numbering
 from optin_cli.data.labels import check_range, class_labels
-from optin_cli.data.numbering import numbering
 from optin_cli.errors import InputError, param
 from optin_cli.tasks import metrics
 from optin_cli.tasks.divergence import BINARY_KL, binary_kl
-from optin_cli.tasks.several import OfImages, Several
+from optin_cli.tasks.multi_output import MultiOutputTask, OfImages
 
 
 @dataclass(frozen=True)
-class MultiLabel(Several):
+class MultiLabel(MultiOutputTask):
     """Labels of texts, 0 or 1; a list names those that are on, or has a number for each."""
 
     problem = "multi_label_classification"

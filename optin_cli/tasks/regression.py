@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from optin_cli.data.batches import Batches
+from optin_cli.data.label_ids import numbering
 from optin_cli.data.labels import number_labels
-from optin_cli.data.numbering import numbering
 from optin_cli.errors import InputError, param
 from optin_cli.tasks import metrics
 from optin_cli.tasks.divergence import SQUARES
-from optin_cli.tasks.several import OfImages, Several
+from optin_cli.tasks.multi_output import MultiOutputTask, OfImages
 
 
 @dataclass(frozen=True)
-class Regression(Several):
+class Regression(MultiOutputTask):
     """Values of texts; a single one may stand as a number in each row."""
 
     problem = "regression"

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from optin_cli.data.batches import Batch, Batches
-from optin_cli.data.masks import VOID, Masks
+from optin_cli.data.label_maps import VOID, Masks
 from optin_cli.data.readers import MASKS
 from optin_cli.errors import InputError, param
 from optin_cli.tasks import metrics

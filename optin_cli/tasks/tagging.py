@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from optin_cli.data.batches import IGNORE, Batch, Batches
+from optin_cli.data.label_ids import class_names
 from optin_cli.data.labels import token_labels
-from optin_cli.data.numbering import class_names
 from optin_cli.tasks import metrics
 from optin_cli.tasks.base import Forward, Inputs, Task, logits_of, ones
-from optin_cli.tasks.entities import are_tags, entity_f1
+from optin_cli.tasks.metrics import are_tags, entity_f1
 
 TOKEN = "token-classification"
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import optin_cli as optin
+from optin_cli.architectures import families
 from optin_cli.export import writers
-from optin_cli.models import families
 from optin_cli.scoring.methods import registry
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import optin_cli as optin
+from optin_cli.architectures import families
 from optin_cli.export import writers
-from optin_cli.models import families
 
 
 class Layer(nn.Module):

@@ -79,7 +79,7 @@ def test_steps_in_memory_are_those_on_disk(tmp_path):
     from optin_cli import pipeline
     from optin_cli.data.opening import as_data
     from optin_cli.scoring.plan import ScoreSettings, make_plan
-    from optin_cli.selection.request import Request
+    from optin_cli.selection.settings import Request
 
     data, spec = tiny_text_csv(tmp_path), saved_model("bert")
     plan = make_plan(optin.open_model(spec), as_data(data), ScoreSettings(samples=16))

@@ -27,8 +27,8 @@ from optin_cli.artefacts.facts import (
 )
 from optin_cli.artefacts.mask import mask_to_json
 from optin_cli.artefacts.ranking import read_ranking
-from optin_cli.selection.request import Request
 from optin_cli.selection.select import select
+from optin_cli.selection.settings import Request
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,9 +13,9 @@ from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optin_cli.architectures.families import family_from_dict, family_to_dict, known_families
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned, write_pruned
 from optin_cli.errors import ArtefactError, UsageError
-from optin_cli.models.families import family_from_dict, family_to_dict, known_families
 
 
 def a_record(**changes: Any) -> PrunedRecord:

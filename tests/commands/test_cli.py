@@ -143,7 +143,7 @@ def test_a_family_from_a_file_prunes_a_model_nobody_listed(tmp_path):
 def test_the_python_table_in_the_docs_is_the_yaml_one(monkeypatch):
     import yaml
 
-    from optin_cli.models import families
+    from optin_cli.architectures import families
 
     page = (ROOT / "docs/anatomy.md").read_text()
     blocks = {kind: page.split(f"```{kind}\n")[1].split("```")[0] for kind in ("yaml", "python")}

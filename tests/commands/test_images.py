@@ -162,7 +162,7 @@ def test_real_images_go_in(shared, data, label, tmp_path):
     from optin_cli.data.batches import Batches
     from optin_cli.data.examples import sample
     from optin_cli.data.sources import DataSpec
-    from optin_cli.models.checkpoint import open_model
+    from optin_cli.loading.checkpoint import open_model
 
     spec = DataSpec(str(shared / "data" / data), workers=1)
     found = sample(spec, "image", 8, 0)

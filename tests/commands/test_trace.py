@@ -14,8 +14,8 @@ from helpers.models import new_folder, saved_model
 from helpers.traced import save_unlisted
 
 import optin_cli
+from optin_cli.architectures.families import family_from_dict, read_family
 from optin_cli.artefacts.pruned import read_pruned
-from optin_cli.models.families import family_from_dict, read_family
 
 FAST = ["--samples", "12", "--batch-size", "6", "--probes", "1", "--compensate-samples", "12"]
 

@@ -11,18 +11,18 @@ from helpers.compensation import copied, half
 from helpers.memory import words
 from helpers.models import saved_model
 
+from optin_cli.architectures.resolve import dissect
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
 from optin_cli.errors import UsageError
+from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.measure.evaluate import evaluate
-from optin_cli.measure.execution import Execution, prepared
 from optin_cli.measure.inputs import dummy_inputs
 from optin_cli.measure.latency import Setting, bench, call_ms
 from optin_cli.measure.latency_table import make_table
 from optin_cli.measure.memory import peak_memory, weight_bytes
-from optin_cli.models.checkpoint import OpenModel, open_model
-from optin_cli.models.dissect import dissect
-from optin_cli.models.slicing import slice_model
+from optin_cli.measure.runners import Execution, prepared
+from optin_cli.transforms.slicing import slice_model
 
 pytestmark = pytest.mark.cuda
 

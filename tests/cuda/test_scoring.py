@@ -10,13 +10,13 @@ from helpers.models import saved_model, tiny_model
 from scipy.stats import spearmanr
 
 from optin_cli.errors import InputError
-from optin_cli.models.checkpoint import OpenModel, open_model
-from optin_cli.models.precision import exact_convolutions
+from optin_cli.execution.memory import free_bytes
+from optin_cli.execution.precision import exact_convolutions
+from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.methods.ablation import Ablation
 from optin_cli.scoring.methods.curvature import curvature
 from optin_cli.scoring.plan import ScoreSettings, make_plan
-from optin_cli.scoring.room import free_bytes
 from optin_cli.scoring.score import score
 
 pytestmark = pytest.mark.cuda

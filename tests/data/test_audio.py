@@ -13,10 +13,10 @@ from pyarrow import parquet
 from scipy.io import wavfile
 
 from optin_cli.data.audio import Recording, decode, resampled
+from optin_cli.data.encoded_files import BrokenFile
 from optin_cli.data.examples import sample
 from optin_cli.data.readers import TRANSCRIPTS
 from optin_cli.data.sources import DataSpec
-from optin_cli.data.stored import BrokenFile
 from optin_cli.errors import InputError, UsageError
 
 RATE = 16000

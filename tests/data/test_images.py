@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from optin_cli.data.encoded_files import BrokenFile, encoded
 from optin_cli.data.images import decode, to_rgb
-from optin_cli.data.stored import BrokenFile, encoded
 
 BANDS = {"1": 0, "L": 0, "P": 0, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4, "YCbCr": 3}
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))

@@ -14,12 +14,12 @@ from helpers.models import saved_model
 
 from optin_cli.artefacts.mask import read_mask
 from optin_cli.artefacts.ranking import read_ranking
+from optin_cli.compensation.plan import own_data
 from optin_cli.data.examples import sample
 from optin_cli.data.images import decode
 from optin_cli.data.readers import SIDES
 from optin_cli.data.sources import DataSpec, open_stream
 from optin_cli.errors import InputError, UsageError
-from optin_cli.surgery.plan import own_data
 
 
 def table(rows: int, path: Path) -> Path:

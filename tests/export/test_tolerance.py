@@ -8,14 +8,14 @@ from helpers.models import in_dtype, saved_model
 from helpers.pruning import data_for, rank
 
 from optin_cli.artefacts.pruned import read_pruned
+from optin_cli.compensation.plan import make_plan
+from optin_cli.compensation.settings import Compensation
 from optin_cli.errors import OptinError
+from optin_cli.export import apply as stage
 from optin_cli.export import writers
 from optin_cli.export.tolerance import TOLERANCES, tolerance
-from optin_cli.models.checkpoint import open_model
+from optin_cli.loading.checkpoint import open_model
 from optin_cli.selection.select import select
-from optin_cli.surgery import apply as stage
-from optin_cli.surgery.plan import make_plan
-from optin_cli.surgery.settings import Compensation
 
 
 def test_a_tolerance_is_a_share_of_the_largest_output_or_of_one():

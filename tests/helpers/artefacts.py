@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from optin_cli.artefacts.latency import LatencyTable, processor_name
 from optin_cli.artefacts.ranking import RankedSite, Ranking
-from optin_cli.models.anatomy import Anatomy, Site
+from optin_cli.structure.anatomy import Anatomy, Site
 
 
 def tiny_ranking(blocks: int = 3, heads: int = 4, neurons: int = 6, seed: int = 0, **changes: Any) -> Ranking:

@@ -7,10 +7,11 @@ import torch
 from helpers.pruning import data_for
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.masking import masked
-from optin_cli.scoring.calibration import Calibration, block_outputs, measured_blocks
+from optin_cli.execution.hooks import block_outputs
+from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.scoring.calibration import Calibration, measured_blocks
 from optin_cli.scoring.losses import output_change, relational_change, unit_rows
+from optin_cli.transforms.masking import masked
 
 
 def calibrate(model: OpenModel, folder, rows: int = 24) -> Calibration:

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from helpers.data import tiny_image_folder, tiny_text_csv
+from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.masking import masked, masks_from_keep
-from optin_cli.surgery.settings import Compensation
+from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.transforms.masking import masked, masks_from_keep
 
 FULL = Compensation(method="full", producers=False, ridges=(1e-3,), read_share=0.8, batch_size=16)
 """Of the consumers alone."""

@@ -20,8 +20,8 @@ from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.readers import ROWS, Reader
 from optin_cli.data.sources import DataSpec
-from optin_cli.models.checkpoint import OpenModel, open_model
-from optin_cli.models.processors import ImageProcessor
+from optin_cli.loading.checkpoint import OpenModel, open_model
+from optin_cli.loading.processors import ImageProcessor
 
 CLOSE = 1e-3  # points
 

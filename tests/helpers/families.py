@@ -1,4 +1,4 @@
-"""Which tiny models there are. tests/models/test_all_*.py check the promises for each."""
+"""Which tiny models there are. tests/architectures/test_all_*.py check the promises for each."""
 
 from __future__ import annotations
 
@@ -230,4 +230,4 @@ TORCHVISION: dict[str, tuple[str, dict[str, Any]]] = {
 CNNS = [*TIMM_CNNS, *TORCHVISION, "convnext"]
 SEGMENTERS = ["segformer", "mask2former-swin", "mask2former-resnet", "maskformer-swin", "maskformer-resnet"]
 MORE_FAMILIES = [*MORE_TRANSFORMERS, *MORE_TIMM, *TIMM_CNNS, *TORCHVISION]
-"""Further families and variants; tests/models/test_all_*.py check the promises for each."""
+"""Further families and variants; tests/architectures/test_all_*.py check the promises for each."""

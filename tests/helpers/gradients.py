@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from optin_cli.models.masking import masked
 from optin_cli.scoring import score as stage
 from optin_cli.scoring.plan import Plan
+from optin_cli.transforms.masking import masked
 
 
 def mask_gradients(plan: Plan, loss: Callable[[int], torch.Tensor]) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from optin_cli.artefacts.sketch import Sketch
 from optin_cli.importance import combine
 from optin_cli.selection.interactions import Half, halves, rearrange
 from optin_cli.selection.problem import pose
-from optin_cli.selection.request import Request
+from optin_cli.selection.settings import Request
 from optin_cli.selection.solver import solve
 
 EXAMPLES = 160

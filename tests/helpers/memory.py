@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from helpers.data import sentences
+from optin_cli.architectures.positions import image_size
 from optin_cli.data import examples
 from optin_cli.data.batches import Batches
 from optin_cli.data.columns import Columns
@@ -19,8 +20,7 @@ from optin_cli.data.examples import Examples
 from optin_cli.data.rows import draw
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import UsageError
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.positions import image_size
+from optin_cli.loading.checkpoint import OpenModel
 
 _PREFIX = "words:"
 

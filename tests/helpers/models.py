@@ -40,7 +40,7 @@ from helpers.families import (
 )
 from helpers.tokenizers import save_tokenizer, specials, vocabulary
 from helpers.vgg import register_vggs
-from optin_cli.models.checkpoint import OpenModel, open_model
+from optin_cli.loading.checkpoint import OpenModel, open_model
 
 _HEADS = {
     "encoder": "Model",

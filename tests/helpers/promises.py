@@ -11,10 +11,10 @@ from torch import nn
 from helpers.families import MORE_FAMILIES, SEGMENTERS
 from helpers.flops import flop_counter
 from helpers.runs import outputs, random_inputs
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.hidden import as_rows, hidden_of
-from optin_cli.models.masking import masked, masks_from_keep
-from optin_cli.models.slicing import slice_model
+from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.structure.hidden_states import as_rows, hidden_of
+from optin_cli.transforms.masking import masked, masks_from_keep
+from optin_cli.transforms.slicing import slice_model
 
 SHARED = {"albert": [0], "albert-groups": [0, 2]}
 """Name -> blocks that hold sites: each is the first of those that share a module."""

@@ -9,11 +9,11 @@ from helpers.models import saved_model
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.ranking import Ranking
 from optin_cli.data.sources import DataSpec
-from optin_cli.models.checkpoint import OpenModel, open_model
+from optin_cli.export.apply import Applied, apply
+from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import score
 from optin_cli.selection.select import select
-from optin_cli.surgery.apply import Applied, apply
 
 
 def data_for(model: OpenModel, folder: Path) -> DataSpec:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from helpers.families import IMAGE_SIZE
 from helpers.flops import flop_counter
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.recordings import random_recordings
+from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.structure.audio_inputs import random_recordings
 from optin_cli.tasks.segmentation import SEGMENTATION
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from helpers.families import BLOCKS, HEADS, IMAGE_SIZE, INNER, MAX_LENGTH, PATCH_SIZE, WIDTH
 from helpers.models import randomise
 from helpers.tokenizers import save_tokenizer, vocabulary
-from optin_cli.models.trace.propose import Proposal, trace
-from optin_cli.models.trace.run import modality_of, synthetic_inputs
+from optin_cli.tracing.propose import Proposal, trace
+from optin_cli.tracing.record import modality_of, synthetic_inputs
 
 _LAYERS = {
     "num_hidden_layers": BLOCKS, "num_attention_heads": HEADS, "hidden_size": WIDTH, "intermediate_size": INNER,

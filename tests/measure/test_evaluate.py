@@ -24,8 +24,8 @@ from helpers.lazy import Lazy
 from helpers.models import shared_model, tiny_model
 
 from optin_cli.data.images import decode
+from optin_cli.loading.checkpoint import open_model
 from optin_cli.measure.evaluate import evaluate, gate
-from optin_cli.models.checkpoint import open_model
 from optin_cli.tasks.answering import QUESTION
 
 oracle = Lazy("sklearn.metrics")

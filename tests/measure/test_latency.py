@@ -11,7 +11,10 @@ import torch
 from helpers.families import ALL, IMAGE_FAMILIES, IMAGE_SIZE, MAX_LENGTH, TEXT_FAMILIES
 from helpers.models import shared_model, tiny_model
 
+from optin_cli.architectures.resolve import dissect
 from optin_cli.errors import UsageError
+from optin_cli.execution.macs import count_macs
+from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.measure import latency
 from optin_cli.measure.inputs import default_size, dummy_inputs
 from optin_cli.measure.latency import (
@@ -22,10 +25,7 @@ from optin_cli.measure.latency import (
     speedup,
 )
 from optin_cli.measure.memory import peak_memory
-from optin_cli.models.checkpoint import OpenModel, open_model
-from optin_cli.models.dissect import dissect
-from optin_cli.models.macs import count_macs
-from optin_cli.models.slicing import slice_model
+from optin_cli.transforms.slicing import slice_model
 
 FAST = {"repeats": 2, "seconds": 0.0, "warmup": 1}
 

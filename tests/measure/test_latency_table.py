@@ -16,15 +16,15 @@ from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optin_cli.architectures.resolve import dissect
 from optin_cli.artefacts.latency import LatencyTable
 from optin_cli.errors import UsageError
+from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.measure import latency_table
 from optin_cli.measure.inputs import default_size, dummy_inputs
 from optin_cli.measure.latency_table import make_table, settled, table_setting
-from optin_cli.models.checkpoint import OpenModel, open_model
-from optin_cli.models.dissect import dissect
-from optin_cli.models.merged import install_merges
-from optin_cli.models.slicing import slice_model
+from optin_cli.transforms.slicing import slice_model
+from optin_cli.transforms.token_merging import install_merges
 
 FAST = {"repeats": 1, "seconds": 0.0}
 

@@ -12,10 +12,10 @@ from helpers.models import saved_model, shared_model
 from helpers.runs import random_inputs
 from torch import nn
 
+from optin_cli.architectures.resolve import dissect
+from optin_cli.execution.macs import count_macs, observed_tokens
 from optin_cli.measure.memory import activation_peak, disk_bytes, peak_memory, weight_bytes
-from optin_cli.models.dissect import dissect
-from optin_cli.models.macs import count_macs, observed_tokens
-from optin_cli.models.slicing import slice_model
+from optin_cli.transforms.slicing import slice_model
 
 KB = 1024
 X = torch.ones(256)  # 1 KB of float32, made outside

@@ -10,7 +10,8 @@ from helpers.families import TIMM_CNNS
 from helpers.models import shared_model
 from helpers.promises import SWINS
 
-from optin_cli.scoring.calibration import Calibration, block_outputs, measured_blocks
+from optin_cli.execution.hooks import block_outputs
+from optin_cli.scoring.calibration import Calibration, measured_blocks
 from optin_cli.scoring.methods.ablation import Ablation
 from optin_cli.scoring.methods.curvature import curvature
 

@@ -16,13 +16,14 @@ from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.masking import masked
-from optin_cli.scoring.calibration import Calibration, block_outputs, mean_tokens, measured_blocks
+from optin_cli.execution.hooks import block_outputs
+from optin_cli.execution.replay import Replay
+from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.scoring.calibration import Calibration, mean_tokens, measured_blocks
 from optin_cli.scoring.losses import output_change, relational_change, unit_rows
 from optin_cli.scoring.methods.ablation import Ablation
-from optin_cli.scoring.methods.curvature import Probed, curvature
-from optin_cli.scoring.replay import Replay
+from optin_cli.scoring.methods.curvature import ProbeSums, curvature
+from optin_cli.transforms.masking import masked
 
 stats = Lazy("scipy.stats")
 
@@ -102,7 +103,7 @@ def test_reduced_products_change_little(name, tmp_path, monkeypatch):
     site = calibration.model.anatomy["blocks.0.neurons"]
     full = Ablation(calibration, 0).score(site, every(site))
     rounded = Ablation(calibration, 0, reduced=True).score(site, every(site))
-    monkeypatch.setattr("optin_cli.scoring.replay.reduced_products", lambda _: nullcontext())
+    monkeypatch.setattr("optin_cli.execution.replay.reduced_products", lambda _: nullcontext())
     ablation = Ablation(calibration, 0, reduced=True)
     changes = ablation.score(site, every(site))
     assert all(len(replay.linears) == 12 for replay in ablation.replays)  # two blocks of six
@@ -157,7 +158,7 @@ def test_out_of_memory_halves_the_variants_and_goes_on(tmp_path, monkeypatch):
         ablation.score(site, every(site))
 
 
-def probed(calibration: Calibration, index: int, probes: int, sites=None) -> Probed:
+def probed(calibration: Calibration, index: int, probes: int, sites=None) -> ProbeSums:
     return curvature(calibration, index, sites or list(calibration.model.anatomy), range(probes))
 
 

@@ -22,8 +22,8 @@ from optin_cli.scoring import score as stage
 from optin_cli.scoring.estimate import estimate_seconds
 from optin_cli.scoring.methods.registry import configured
 from optin_cli.scoring.plan import Plan, ScoreSettings, make_plan
-from optin_cli.selection.request import Request
 from optin_cli.selection.select import select
+from optin_cli.selection.settings import Request
 
 SMALL = ScoreSettings(method="fisher", samples=10, batch_size=4)
 PER_BATCH = dataclasses.replace(SMALL, per_batch=True)

@@ -16,7 +16,7 @@ from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError
 from optin_cli.scoring import score as stage
 from optin_cli.scoring.plan import ScoreSettings, make_plan
-from optin_cli.scoring.work import Worker
+from optin_cli.scoring.runner import Worker
 
 # One process imports everything, then forks a process for each run of the command: a start takes no time, so
 # that nearly all kills fall into the work. The moments are drawn anew in every run of the test.
@@ -28,7 +28,8 @@ import datasets, torch, transformers
 from transformers import BertForSequenceClassification
 from optin_cli.artefacts.ranking import read_ranking
 from optin_cli.main import app
-from optin_cli.scoring import score, work
+from optin_cli.scoring import runner as work
+from optin_cli.scoring import score
 
 folder, model, data = map(Path, sys.argv[1:4])
 output = folder / "r.h5"

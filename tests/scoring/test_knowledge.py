@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from optin_cli.artefacts.ranking import read_sketch
 from optin_cli.data.sources import DataSpec
-from optin_cli.models.masking import masked
 from optin_cli.scoring import score as stage
 from optin_cli.scoring.plan import Plan, ScoreSettings, make_plan
-from optin_cli.scoring.work import Worker
+from optin_cli.scoring.runner import Worker
+from optin_cli.transforms.masking import masked
 
 SMALL = ScoreSettings(method="knowledge", samples=10, batch_size=4)
 

@@ -18,13 +18,13 @@ from optin_cli.artefacts.ranking import read_ranking
 from optin_cli.data.batches import Batch
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError
-from optin_cli.models.storages import LiveStorages
-from optin_cli.scoring import room
+from optin_cli.execution import memory as room
+from optin_cli.execution.peak_memory import LiveStorages
+from optin_cli.execution.replay import Replay
 from optin_cli.scoring import score as stage
 from optin_cli.scoring.graphs import in_pieces
 from optin_cli.scoring.methods import ablation, curvature
 from optin_cli.scoring.plan import ScoreSettings, make_plan
-from optin_cli.scoring.replay import Replay
 
 SMALL = ScoreSettings(samples=12, batch_size=6, rows=24, probes=3)
 

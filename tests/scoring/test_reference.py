@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 from optin_cli.artefacts.ranking import read_sketch
 from optin_cli.data.sources import DataSpec
-from optin_cli.models.masking import masked
 from optin_cli.scoring import score as stage
 from optin_cli.scoring.estimate import estimate_seconds
 from optin_cli.scoring.methods import reference
 from optin_cli.scoring.plan import Plan, ScoreSettings, make_plan
-from optin_cli.scoring.work import Worker
+from optin_cli.scoring.runner import Worker
 from optin_cli.selection.select import select
+from optin_cli.transforms.masking import masked
 
 # more rows than a batch has tokens: then which are drawn does not matter
 SMALL = ScoreSettings(method="reference", samples=16, batch_size=5, rows=10_000)

@@ -19,7 +19,7 @@ from optin_cli.artefacts.ranking import read_ranking, read_sketch
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
 from optin_cli.importance import combine, output_scale
-from optin_cli.models.checkpoint import open_model
+from optin_cli.loading.checkpoint import open_model
 from optin_cli.scoring import score as stage
 from optin_cli.scoring.estimate import estimate_seconds
 from optin_cli.scoring.methods.registry import configured

@@ -20,8 +20,8 @@ from optin_cli.pipeline import check_steps
 from optin_cli.selection import budgets
 from optin_cli.selection.budget import Budget
 from optin_cli.selection.budgets import MIB, Latency, Macs, Memory, Params, register_budget
-from optin_cli.selection.request import Request
 from optin_cli.selection.select import select
+from optin_cli.selection.settings import Request
 
 
 class Heads(Budget):

@@ -10,8 +10,8 @@ from optin_cli.artefacts.ranking import Ranking
 from optin_cli.errors import UsageError
 from optin_cli.importance import combine
 from optin_cli.selection.problem import pose
-from optin_cli.selection.request import Request
 from optin_cli.selection.select import select
+from optin_cli.selection.settings import Request
 
 
 def ranking(**changes) -> Ranking:

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optin_cli.errors import BudgetError
-from optin_cli.selection.request import Request, round_size
 from optin_cli.selection.select import select
+from optin_cli.selection.settings import Request, round_size
 
 
 @examples(30)

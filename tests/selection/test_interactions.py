@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from optin_cli.artefacts.sketch import Sketch
 from optin_cli.errors import UsageError
 from optin_cli.selection.problem import pose
-from optin_cli.selection.request import Request
 from optin_cli.selection.select import select
+from optin_cli.selection.settings import Request
 from optin_cli.selection.solver import solve
 
 

@@ -17,8 +17,8 @@ from optin_cli.artefacts.mask import mask_to_json
 from optin_cli.errors import BudgetError, UsageError
 from optin_cli.importance import combine
 from optin_cli.selection.budgets import MIB
-from optin_cli.selection.request import Request
 from optin_cli.selection.select import emptied_sites, select
+from optin_cli.selection.settings import Request
 
 
 @examples(60)

@@ -10,8 +10,8 @@ from helpers.artefacts import latency_table
 from helpers.selection import kept, ranking
 
 from optin_cli.errors import ArtefactError
-from optin_cli.selection.request import Request
 from optin_cli.selection.select import select
+from optin_cli.selection.settings import Request
 
 
 def test_a_stair_is_climbed_in_whole_steps():

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optin_cli.selection import solver
-from optin_cli.selection.ladder import Ladder, classes_of
+from optin_cli.selection.choices import Ladder, classes_of
 from optin_cli.selection.relaxation import relax
 from optin_cli.selection.search import search
 from optin_cli.selection.solver import solve

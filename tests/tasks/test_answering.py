@@ -18,7 +18,7 @@ from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError
 from optin_cli.measure.evaluate import evaluate
 from optin_cli.scoring.plan import ScoreSettings, make_plan
-from optin_cli.tasks.squad_metrics import squad
+from optin_cli.tasks.metrics import squad
 
 
 def asked(rows: int = 12, words: tuple[int, int] = (20, 120), without: int = 0) -> list[dict]:

@@ -17,14 +17,14 @@ from optin_cli.data.examples import sample
 from optin_cli.data.readers import RUNNING_TEXT
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import GateError
+from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.measure import evaluate as measuring
 from optin_cli.measure.evaluate import evaluate, gate
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.masking import masked
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.labels import read_labels
 from optin_cli.scoring.methods.fisher import fisher
 from optin_cli.tasks.language import LanguageModeling, spaced
+from optin_cli.transforms.masking import masked
 
 
 def text_file(folder, lines: int = 40, name: str = "text.txt"):

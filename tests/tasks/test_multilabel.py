@@ -19,12 +19,12 @@ from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
+from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.measure.evaluate import evaluate
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.masking import masked
 from optin_cli.scoring import score as stage
 from optin_cli.scoring.losses import output_change
 from optin_cli.scoring.plan import ScoreSettings, make_plan
+from optin_cli.transforms.masking import masked
 
 oracle = Lazy("sklearn.metrics")
 

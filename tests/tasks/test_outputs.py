@@ -10,7 +10,7 @@ from helpers.families import TEXT_FAMILIES
 from helpers.models import shared_model, tiny_model
 from helpers.runs import random_inputs
 
-from optin_cli.models.checkpoint import open_model
+from optin_cli.loading.checkpoint import open_model
 from optin_cli.tasks.embedding import Embedding
 
 ROWS = {"encoder": (3, 1, 32), "classifier": (3, 1, 2), "tagger": (3, 9, 2), "reader": (3, 2, 9)}

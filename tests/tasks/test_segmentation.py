@@ -17,12 +17,12 @@ from transformers import Mask2FormerImageProcessor, SegformerImageProcessor
 
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
-from optin_cli.data.masks import VOID, Masks
+from optin_cli.data.label_maps import VOID, Masks
 from optin_cli.data.readers import MASKS
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
+from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.measure.evaluate import evaluate
-from optin_cli.models.checkpoint import OpenModel
 from optin_cli.scoring.labels import read_labels
 from optin_cli.tasks.segmentation import Segmentation, map_size, query_scores, upsampled
 

@@ -19,7 +19,7 @@ from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.measure.evaluate import evaluate
-from optin_cli.tasks.entities import are_tags, entities, entity_f1
+from optin_cli.tasks.metrics import are_tags, entities, entity_f1
 
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from optin_cli.errors import InputError, param
-from optin_cli.models.anatomy import Site
-from optin_cli.models.storages import LiveStorages, activation_peak
+from optin_cli.execution.memory import ran_out, whole_steps
+from optin_cli.execution.peak_memory import LiveStorages, activation_peak
+from optin_cli.execution.replay import Replay
 from optin_cli.scoring.calibration import Calibration, Scores, gather_rows, measured_blocks
 from optin_cli.scoring.losses import output_change, relational_change
 from optin_cli.scoring.methods.base import Arrays, Item, OnWork, item_scores
 from optin_cli.scoring.methods.trajectory import TrajectoryMethod
-from optin_cli.scoring.replay import Replay
-from optin_cli.scoring.room import ran_out, whole_steps
 from optin_cli.scoring.settings import ScoreSettings
+from optin_cli.structure.anatomy import Site
 
 log = logging.getLogger("optin")
 

@@ -11,10 +11,10 @@ import numpy as np
 from optin_cli.artefacts.files import digest_json
 from optin_cli.artefacts.ranking import RankedSite
 from optin_cli.importance import OPTIN_SUM
-from optin_cli.models.anatomy import CHANNELS, HEADS, NEURONS, Site
-from optin_cli.models.checkpoint import OpenModel
+from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.settings import ScoreSettings
+from optin_cli.structure.anatomy import CHANNELS, HEADS, NEURONS, Site
 
 Arrays = dict[str, np.ndarray]
 """An item's result: `<site>/<part>` -> array. Parts: `t`, `o` (scores), `tr`, `or` (rows of the sketch)."""

@@ -13,7 +13,7 @@ two examples share, but also the products of their unrelated signs, which are mo
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,21 +23,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from optin_cli.data.batches import Batch
-from optin_cli.models.anatomy import Site
-from optin_cli.scoring.band import near_the_cut
-from optin_cli.scoring.calibration import (
-    Calibration,
-    block_outputs,
-    gather_rows,
-    mean_tokens,
-    measured_blocks,
-)
+from optin_cli.execution.hooks import block_outputs
+from optin_cli.scoring.calibration import Calibration, gather_rows, mean_tokens, measured_blocks
 from optin_cli.scoring.graphs import in_pieces, record_graph
 from optin_cli.scoring.losses import output_probe, relation_probe
 from optin_cli.scoring.methods.ablation import AblationMethod
 from optin_cli.scoring.methods.base import MOST_PROBES, Arrays, Item, Measured, OnWork, item_scores
 from optin_cli.scoring.methods.trajectory import TrajectoryMethod
 from optin_cli.scoring.settings import ScoreSettings
+from optin_cli.structure.anatomy import Site
 
 log = logging.getLogger("optin")
 
@@ -143,7 +137,7 @@ class CurvatureMethod(TrajectoryMethod):
 
 
 @dataclass
-class Probed:
+class ProbeSums:
     """Sums over the probes of one batch, site name -> array."""
 
     trajectory: dict[str, np.ndarray]
@@ -163,7 +157,7 @@ def curvature(
     probes: range,
     sketched: int = 0,
     on_probe: Callable[[int], None] = lambda _: None,
-) -> Probed:
+) -> ProbeSums:
     """Probe batch `index` with every number of `probes`, which also seeds its signs.
 
     Gradients of the probes with a number below `sketched` are kept as rows.
@@ -194,7 +188,7 @@ def _probed(
     probes: range,
     sketched: int,
     tell: Callable[[int], None],
-) -> Probed:
+) -> ProbeSums:
     model = calibration.model
     depth = len(model.anatomy.blocks)
     tally = _Tally(
@@ -306,12 +300,12 @@ class _Tally:
             self.output[site.name].add(0, gradient, row)
 
     @property
-    def result(self) -> Probed:
+    def result(self) -> ProbeSums:
         for site in self.sites:  # a site may have no columns
             self.trajectory.setdefault(site.name, _Sums(site.units, 0, self.rows, torch.device("cpu")))
         trajectory = {site.name: self.trajectory[site.name] for site in self.sites}
         output = {site.name: self.output[site.name] for site in self.sites}
-        return Probed(
+        return ProbeSums(
             trajectory={name: sums.squares.cpu().numpy() for name, sums in trajectory.items()},
             output={name: sums.squares[:, 0].cpu().numpy() for name, sums in output.items()},
             trajectory_rows={name: sums.rows.cpu().numpy() for name, sums in trajectory.items()},
@@ -331,3 +325,20 @@ class _Sums:
         self.squares[:, column] += gradient.double().square().sum(0)
         if row < len(self.rows):
             self.rows[row : row + len(gradient)] += gradient
+
+
+def near_the_cut(
+    sites: Sequence[Site], scores: Mapping[str, np.ndarray], flops: float, band: float, tokens: float
+) -> dict[str, np.ndarray]:
+    """Units of each site whose rank in score per MAC is within `band` (a share of all units) of the last one kept.
+
+    `flops` is the share of the MACs that is kept; returns site name -> unit indices.
+    """
+    owners = np.concatenate([np.full(s.units, i) for i, s in enumerate(sites)])
+    units = np.concatenate([np.arange(s.units) for s in sites])
+    costs = np.concatenate([np.full(s.units, s.macs_per_unit(tokens)) for s in sites])
+    order = np.argsort(-np.concatenate([scores[s.name] for s in sites]) / costs, kind="stable")
+    cut = int(np.searchsorted(np.cumsum(costs[order]), flops * costs.sum(), side="right"))
+    reach = int(np.ceil(band * len(order)))
+    near = order[max(0, cut - reach) : cut + reach]
+    return {site.name: np.sort(units[near][owners[near] == i]) for i, site in enumerate(sites)}

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from optin_cli.data.batches import Batch
-from optin_cli.models.anatomy import Site
-from optin_cli.models.checkpoint import OpenModel
+from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.graphs import in_pieces, record_graph
 from optin_cli.scoring.methods.base import Arrays, Item, OnWork, ScoringMethod, item_scores
+from optin_cli.structure.anatomy import Site
 from optin_cli.tasks.base import Task
 
 

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from optin_cli.artefacts.ranking import RankedSite
 from optin_cli.data.batches import Batch
-from optin_cli.models.anatomy import HEADS, NEURONS, Site
-from optin_cli.models.layers import matrix, patches
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.graphs import in_pieces, record_graph
 from optin_cli.scoring.losses import output_probe
 from optin_cli.scoring.methods.base import Arrays, Item, OnWork, ScoringMethod, item_scores
+from optin_cli.structure.anatomy import HEADS, NEURONS, Site
+from optin_cli.structure.layers import matrix, patches
 from optin_cli.tasks.divergence import SQUARES
 
 

@@ -6,9 +6,9 @@ import numpy as np
 from torch import nn
 
 from optin_cli.artefacts.ranking import RankedSite
-from optin_cli.models.anatomy import Anatomy
-from optin_cli.models.layers import matrix
 from optin_cli.scoring.methods.base import Item, ScoringMethod
+from optin_cli.structure.anatomy import Anatomy
+from optin_cli.structure.layers import matrix
 
 
 class MagnitudeMethod(ScoringMethod):

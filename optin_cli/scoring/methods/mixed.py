@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from optin_cli.models.anatomy import HEADS
 from optin_cli.scoring.methods.curvature import CurvatureMethod
+from optin_cli.structure.anatomy import HEADS
 
 
 class MixedMethod(CurvatureMethod):

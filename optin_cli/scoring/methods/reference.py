@@ -26,18 +26,18 @@ import torch
 from torch import Tensor, nn
 
 from optin_cli.artefacts.ranking import RankedSite
-from optin_cli.models.anatomy import HEADS, NEURONS, TOKENS, Site
-from optin_cli.models.checkpoint import OpenModel
-from optin_cli.models.hidden import as_rows, hidden_of
-from optin_cli.models.masking import masked
+from optin_cli.execution.memory import ran_out
+from optin_cli.execution.replay import Replay
+from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.scoring.calibration import Calibration, Scores, gather_rows, measured_blocks
 from optin_cli.scoring.losses import output_change, relational_change
 from optin_cli.scoring.methods.ablation import run_units, unit_items
 from optin_cli.scoring.methods.base import Arrays, Item, OnWork, ScoringMethod
-from optin_cli.scoring.replay import Replay
-from optin_cli.scoring.room import ran_out
 from optin_cli.scoring.settings import ScoreSettings
+from optin_cli.structure.anatomy import HEADS, NEURONS, TOKENS, Site
+from optin_cli.structure.hidden_states import as_rows, hidden_of
 from optin_cli.tasks.divergence import SQUARES
+from optin_cli.transforms.masking import masked
 
 _ENVELOPE = {HEADS: 10.0, NEURONS: 100.0}
 _DECAY = {HEADS: 0.5, NEURONS: 1.0}

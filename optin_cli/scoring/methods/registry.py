@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 
 from optin_cli.errors import InputError, UsageError, first_line, param
-from optin_cli.models.checkpoint import OpenModel
+from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.scoring.methods.ablation import AblationMethod
 from optin_cli.scoring.methods.base import ScoringMethod
 from optin_cli.scoring.methods.curvature import CurvatureMethod

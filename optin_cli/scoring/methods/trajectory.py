@@ -6,9 +6,9 @@ import numpy as np
 
 from optin_cli.artefacts.ranking import RankedSite
 from optin_cli.importance import AUTO, auto_weighting, combine
-from optin_cli.models.anatomy import Site
 from optin_cli.scoring.calibration import measured_blocks
 from optin_cli.scoring.methods.base import ScoringMethod
+from optin_cli.structure.anatomy import Site
 
 
 class TrajectoryMethod(ScoringMethod):

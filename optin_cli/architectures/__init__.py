@@ -1,0 +1,1 @@
+"""Tables of architectures, and how one is resolved against a live model."""

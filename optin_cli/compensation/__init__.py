@@ -1,0 +1,1 @@
+"""Refitting the layers around pruned units by least squares."""

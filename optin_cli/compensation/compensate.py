@@ -1,0 +1,265 @@
+"""Compensation without training: refit what is left, so that the pruned stream follows the dense one.
+
+Block by block, and in a block the sites in the order they run. The target of a site is what the dense model has
+where the consumer's output joins the residual; what there is to work with is the pruned model's own stream, all
+earlier sites refitted. So a site makes up for what it lost itself and for what is still wrong before it
+(METHOD section 6). Before that its producers learn to read this stream: their targets are the units that the dense
+model makes of its own. No labels, no gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from optin_cli.compensation.equations import Equations, left_alone, reason_against
+from optin_cli.compensation.least_squares import NONE, Change
+from optin_cli.compensation.read_positions import read_positions
+from optin_cli.compensation.residual import by_example
+from optin_cli.compensation.row_sampling import RowChoice
+from optin_cli.compensation.settings import Compensation, Progress, SiteFit
+from optin_cli.compensation.targets import BlockTargets, Target
+from optin_cli.compensation.write_back import layer_of, write_back, write_back_producers
+from optin_cli.data.batches import Batch, Batches
+from optin_cli.errors import InputError, param
+from optin_cli.execution.activation_cache import ActivationCache
+from optin_cli.execution.block_runs import OUTPUT, Place
+from optin_cli.execution.block_streams import read_streams
+from optin_cli.execution.hooks import by_module
+from optin_cli.execution.peak_memory import free_gpu_bytes
+from optin_cli.execution.precision import exact_convolutions
+from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.structure.anatomy import Site
+from optin_cli.structure.layers import like_weight, patches
+from optin_cli.transforms.slicing import slice_model
+
+
+def compensate(
+    model: OpenModel,
+    keep: Mapping[str, list[int]],
+    batches: Batches,
+    settings: Compensation,
+    on_progress: Progress = lambda *_: None,
+    teacher: OpenModel | None = None,
+) -> list[SiteFit]:
+    """Refit, in place, the consumers' columns of the units that `keep` lists, and the consumers' biases; and the rows
+    that make those units.
+
+    The dense stream is that of `teacher`: the model before it was pruned at all, where this is not the first time;
+    by default the model itself. The model stays whole, and what belongs to units to be removed keeps its weights.
+    New weights are rounded to the dtype they will be stored in. Raises `InputError` when activations are not finite,
+    and for a model whose modules can't be copied.
+    """
+    if settings.method == NONE:
+        return []
+    if any("forward" in vars(module) for module in model.module.modules()):
+        raise InputError(  # a copy of such a module would run the original
+            f"{model.spec} has modules whose forward is replaced (spread over devices?): it can't be compensated",
+            f"open it on one device, or leave the compensation out: {param('compensate', 'none')}",
+        )
+    pruned = _sliced_twin(model, keep)
+    on_gpu = free_gpu_bytes(model.devices) // 2  # the other half is for what the blocks compute
+    with torch.no_grad(), exact_convolutions(), ActivationCache(settings.memory, on_gpu) as store:
+        fits = _Streams(model, pruned, keep, teacher or model, batches, settings, store, on_progress).run()
+    for site in model.anatomy:
+        write_back(model, site, keep, pruned)
+        write_back_producers(model, site, keep, pruned)
+    return fits
+
+
+def _sliced_twin(model: OpenModel, keep: Mapping[str, list[int]]) -> nn.Module:
+    """A sliced copy of the model that shares every tensor it does not change."""
+    tensors = (*model.module.parameters(), *model.module.buffers())
+    twin = copy.deepcopy(model.module, {id(tensor): tensor for tensor in tensors})
+    slice_model(twin, model.anatomy, keep)
+    return twin
+
+
+class _Streams:
+    """The dense and the pruned stream on their way through the blocks."""
+
+    def __init__(
+        self,
+        model: OpenModel,
+        pruned: nn.Module,
+        keep: Mapping[str, list[int]],
+        teacher: OpenModel,
+        batches: Batches,
+        settings: Compensation,
+        store: ActivationCache,
+        on_progress: Progress,
+    ) -> None:
+        self.model = model
+        self.pruned = pruned
+        self.keep = keep
+        self.teacher = teacher
+        self.batches = batches
+        self.settings = settings
+        self.store = store
+        self.on_progress = on_progress
+        self.depth = len(model.anatomy.blocks)
+        fitted = 2 if settings.producers else 1
+        self.steps = len(batches) * (2 * self.depth + fitted * len(model.anatomy.sites))
+        self.done = 0
+        self.rows = RowChoice(model, batches, settings)
+        self.dense, self.ours = read_streams(model, pruned, teacher, batches, store, self._read)
+
+    def _read(self, index: int, batch: Batch) -> None:
+        if index in (0, len(self.batches) - 1):
+            found = read_positions(self.teacher, batch)
+            # where texts of another length are read elsewhere (a decoder's last token), no position is the read one
+            self.rows.read = found if index == 0 or found == self.rows.read else None
+        self.rows.add(batch)
+        self._step("reading the data")
+
+    def run(self) -> list[SiteFit]:
+        """Fit every site; returns what was done at each layer, in the order of the network."""
+        fits = []
+        for uses in by_module(self.model.module, self.model.anatomy.blocks).values():
+            consumers, producers = self._targets(uses[0])
+            self._dense_pass(uses, [*consumers.values(), *chain(*producers.values())])
+            for site in self._ordered(uses[0], consumers):
+                fits += self._fit(producers.get(site.name, ()), uses)
+                if site.name in consumers:
+                    fits += self._fit([consumers[site.name]], uses)
+                else:
+                    fits.append(
+                        left_alone(site.name, site.consumer, "its consumer does not run exactly once")
+                    )
+            if uses[-1] + 1 < self.depth:
+                self._pruned_pass(uses)
+        return fits
+
+    def _targets(self, block: int) -> tuple[dict[str, Target], dict[str, list[Target]]]:
+        """(consumers in the order they run, producers) of a block's sites."""
+        sites = self.model.anatomy.in_block(block)
+        if not sites:
+            return {}, {}
+        arguments = self.dense.arguments(block, 0)
+        found = BlockTargets(self.model, self.teacher, self.pruned, self.keep, block, arguments)
+        consumers = found.consumers()
+        producers = found.producers() if self.settings.producers else {}
+        passes = len(sites) * (1 + self.settings.producers)
+        self.done += len(self.batches) * (passes - len(consumers) - len(producers))
+        return consumers, producers
+
+    def _ordered(self, block: int, consumers: Mapping[str, Target]) -> list[Site]:
+        """The sites of a block as they run; then those that can't be fitted."""
+        order, sites = list(consumers), self.model.anatomy.in_block(block)
+        return sorted(sites, key=lambda site: order.index(site.name) if site.name in order else len(order))
+
+    # ---- passes over all batches ----
+
+    def _dense_pass(self, uses: Sequence[int], targets: Sequence[Target]) -> None:
+        """Bring the dense stream behind the blocks that share a module, and keep what their targets compare with."""
+        places = {target.place for target in targets} | {OUTPUT}
+        for block in uses:
+            for index in range(len(self.batches)):
+                found = self.dense.run(block, index, places)
+                for target in targets:
+                    there = self._by_example(found[target.place], index, target.axis, target.batch_axis)
+                    there = there[..., target.kept.to(there.device)]
+                    self.store[target.path, block, index] = self.rows.drawn(there, target.site.name, index)
+                self.dense.advance(block, index, found[OUTPUT])
+                self._step(f"block {block}, dense")
+
+    def _pruned_pass(self, uses: Sequence[int]) -> None:
+        for block in uses:
+            for index in range(len(self.batches)):
+                self.ours.advance(block, index)
+                self._step(f"block {block}, pruned")
+
+    def _fit(self, targets: Sequence[Target], uses: Sequence[int]) -> list[SiteFit]:
+        """Gather the equations of layers of one site from the pruned stream in one pass, solve them and change the
+        layers: none of them reads what another one gives.
+
+        Where blocks share them, the equations of all are solved together: those of deeper ones on the stream before
+        the change.
+        """
+        fits, equations = [], {}
+        for target in targets:
+            layer = layer_of(self.pruned, target.path)
+            if reason := reason_against(layer):
+                fits.append(left_alone(target.site.name, target.path, reason))
+            else:
+                equations[target.path] = Equations(layer, target, self.model.device)
+        if not equations:
+            self.done += len(self.batches) * bool(targets)
+            return fits
+        places = {place for e in equations.values() for place in (e.target.into, e.target.place)}
+        for index in range(len(self.batches)):
+            start = self.ours.place(index) if len(uses) > 1 else None
+            for block in uses:
+                found = self.ours.run(block, index, places, stop=True)
+                for gathered in equations.values():
+                    self._gather(gathered, found, block, index)
+                if block != uses[-1]:
+                    self.ours.advance(block, index)
+            if len(uses) > 1:
+                self.ours.begin(index, start)
+            self._step(targets[0].site.name)
+        for solved in equations.values():
+            change, fit = solved.solve(self.settings)
+            self._change(solved.layer, change, solved.target.norm)
+            fits.append(fit)
+        return fits
+
+    # ---- one batch ----
+
+    def _gather(self, equations: Equations, found: Mapping[Place, Tensor], block: int, index: int) -> None:
+        """Add what a layer reads on a batch, and what its outputs lack."""
+        target = equations.target
+        own = self._by_example(found[target.place].double(), index, target.axis, target.batch_axis)
+        drawn = self.rows.drawn(own, target.site.name, index)
+        dense = self.store.pop((target.path, block, index)).to(own)
+        taken = patches(equations.layer, found[target.into])
+        x = self._by_example(taken, index, -1, target.site.batch_axis)
+        if target.order is not None:
+            x = x[:, target.order.to(x.device)]
+        gain = target.gain
+        # a closed channel lacks nothing
+        inverse = torch.where(gain.abs() > 1e-6 * gain.abs().max(), 1 / gain, 0.0)
+        error = (dense - drawn) * inverse
+        # else these are rows of windows, or a few of many
+        alone = found[target.place].shape[target.batch_axis] == len(own)
+        in_order = drawn is own and (target.residual or alone)
+        weight = self.rows.weights(block, index, error[..., 0], in_order)
+        equations.add(
+            self.rows.drawn(x, target.site.name, index),
+            error,
+            weight,
+            dense,
+            self.rows.held_out(index, like=weight),
+        )
+
+    def _change(self, layer: nn.Module, change: Change, behind: str = "") -> None:
+        """Add to a layer of the pruned twin, and to the norm `behind` it what a bias would be."""
+        if change.method == NONE:
+            return
+        self._add(layer, "weight", like_weight(layer, change.weight))
+        if layer.bias is not None:
+            self._add(layer, "bias", change.bias)
+        elif behind:
+            norm = self.pruned.get_submodule(behind)
+            assert isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None
+            gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+            self._add(norm, "bias", gain * change.bias)
+
+    def _add(self, module: nn.Module, name: str, step: Tensor) -> None:
+        """Change a parameter, rounded to what will be stored; its old tensor may be shared."""
+        old = getattr(module, name).data
+        new = (old.double() + step).to(self.model.stored_dtype).to(old.dtype)
+        setattr(module, name, nn.Parameter(new, requires_grad=False))
+
+    # ---- plumbing ----
+
+    def _by_example(self, tensor: Tensor, index: int, axis: int, batch_axis: int) -> Tensor:
+        return by_example(tensor, len(self.batches.ids(index)), axis, batch_axis)
+
+    def _step(self, what: str) -> None:
+        self.done += 1
+        self.on_progress(self.done, self.steps, what)

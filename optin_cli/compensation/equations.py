@@ -1,0 +1,88 @@
+"""The equations of one layer that is refitted: summed batch by batch over both streams, solved at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optin_cli.compensation.least_squares import NONE, Change, Layer, Moments, Refit, nothing, refit
+from optin_cli.compensation.settings import Compensation, SiteFit
+from optin_cli.compensation.targets import Target
+from optin_cli.errors import InputError, param
+from optin_cli.structure.layers import matrix
+
+_MOST_INPUTS = 12_000
+"""Of a layer, taps counted: normal equations of so many take 1.2 GB."""
+_ROUNDING = 1e-12
+"""A mean squared error of so small a share is none: float32 is not more exact than that."""
+
+
+def reason_against(layer: Any) -> str:
+    """Why a layer can't be refitted, whatever the rows; '' if it can."""
+    outputs, columns = matrix(layer).shape
+    if not outputs:
+        return "it has no outputs left"
+    return f"it has {columns} inputs, too many to fit" if columns > _MOST_INPUTS else ""
+
+
+class Equations:
+    """Sums over rows of what a layer reads, and of what its outputs lack; some rows are held out to choose on."""
+
+    def __init__(self, layer: Any, target: Target, device: torch.device) -> None:
+        self.layer = layer
+        self.target = target
+        outputs, columns = matrix(layer).shape
+        self.fit, self.held = (Moments.zeros(columns, outputs, device) for _ in range(2))
+        self.size = 0.0
+        """Sum over the held-out rows of what errors are told as a share of."""
+
+    def add(self, x: Tensor, error: Tensor, weight: Tensor, dense: Tensor, held_out: Tensor) -> None:
+        """Add rows: x [examples, positions, inputs], error and dense values [..., outputs]; [examples, positions] are
+        their weights, 0 for padding, and the bool `held_out`.
+        """
+        if self.target.relative:
+            size = dense.var(-1, correction=0)
+            floor = 1e-6 * float(size[weight > 0].mean()) or 1.0
+            weight = weight / size.clamp(min=floor)
+            size = size * dense.shape[-1]
+        else:
+            size = dense.square().sum(-1)
+        for moments, chosen in ((self.fit, ~held_out), (self.held, held_out)):
+            rows = ((weight != 0) & chosen).nonzero(as_tuple=True)
+            moments.add(x[rows], error[rows], weight[rows])
+        self.size += float((weight * size)[held_out].sum())
+
+    def solve(self, settings: Compensation) -> tuple[Change, SiteFit]:
+        """The change that the settings choose. Raises `InputError` naming the block for values that are not finite."""
+        site, gain = self.target.site, self.target.gain
+        if not all(
+            bool(torch.isfinite(sums).all()) for m in (self.fit, self.held) for sums in (m.gram, m.ee)
+        ):
+            raise InputError(
+                f"block {site.block} gives NaN or infinite values on the calibration data",
+                f"check the checkpoint, or leave the compensation out: {param('compensate', 'none')}",
+            )
+        has_bias = self.layer.bias is not None or bool(self.target.norm)
+        consumer = Layer(matrix(self.layer).data, has_bias, gain, self.target.width)
+        if self.held.rows and float(self.held.ee.sum()) <= _ROUNDING * self.size:
+            found = Refit(nothing(consumer), 0.0, 0.0)
+        else:
+            found = refit(self.fit, self.held, consumer, settings.method, settings.ridges)
+        share = 1 / self.size if self.size else 0.0
+        return found.change, SiteFit(
+            site=site.name,
+            method=found.change.method,
+            ridge=found.change.ridge,
+            before=found.before * share,
+            after=found.after * share,
+            rows=int(self.fit.effective_rows),
+            note="; ".join(part for part in (self.target.note, found.note) if part),
+            layer=self.target.path,
+        )
+
+
+def left_alone(site: str, path: str, note: str) -> SiteFit:
+    """The record of a layer that can't be refitted."""
+    return SiteFit(site, NONE, None, 0.0, 0.0, 0, note, path)

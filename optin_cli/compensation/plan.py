@@ -1,0 +1,88 @@
+"""What a model would be compensated on: the settings, the rows, and what makes two compensations the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from optin_cli.artefacts.files import digest_json
+from optin_cli.artefacts.mask import Mask
+from optin_cli.compensation.batch_norm import check_norms
+from optin_cli.compensation.least_squares import NONE
+from optin_cli.compensation.settings import Compensation
+from optin_cli.data.batches import Batches
+from optin_cli.data.opening import open_batches
+from optin_cli.data.sources import DataSpec
+from optin_cli.errors import InputError, OptinError, param
+from optin_cli.loading.checkpoint import OpenModel
+
+
+@dataclass
+class CompensationPlan:
+    """Everything `compensate` needs besides the model."""
+
+    settings: Compensation
+    batches: Batches
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two compensations of one model and mask the same work."""
+        examples = self.batches.examples
+        return {
+            **self.settings.identity(),
+            "fingerprint": examples.fingerprint,
+            "row_ids": digest_json(examples.row_ids),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What `optin.json` records."""
+        examples = self.batches.examples
+        data = {"spec": examples.data.spec, "config": examples.data.config, "split": examples.data.split}
+        return {**self.identity(), "data": data, "rows": len(examples.row_ids)}
+
+
+def own_data(mask: Mask, workers: int | None = None) -> DataSpec:
+    """The data that the mask's ranking was made on."""
+    told = mask.calibration
+    return DataSpec(
+        told["spec"], told["split"], told["config"], tuple(told["text"]), told["label"], told["image"],
+        told.get("stream", False), workers, told.get("mask"), told.get("ignore_index", 255), told.get("audio"),
+    )  # fmt: skip
+
+
+def make_plan(
+    model: OpenModel,
+    mask: Mask,
+    settings: Compensation,
+    data: DataSpec | None = None,
+    *,
+    at_most: bool = False,
+    workers: int | None = None,
+) -> CompensationPlan | None:
+    """Open the rows to compensate on: of `data`, or more of the mask's own. None if nothing is to be compensated.
+
+    With `at_most`, fewer rows than the settings ask for are no cause for a note. `workers` decode the images of the
+    mask's own data. Raises what the data raises; `InputError` when the mask's own data is gone, and `UsageError` for
+    statistics of BatchNorms where there are none.
+    """
+    if settings.bn:
+        check_norms(model)
+    elif settings.method == NONE:
+        return None
+    try:
+        batches = open_batches(
+            data or own_data(mask, workers),
+            model,
+            settings.samples,
+            settings.batch_size,
+            settings.seed,
+            at_most=at_most,
+            max_length=settings.max_length,
+        )
+    except OptinError as error:
+        if data is not None:
+            raise
+        raise InputError(
+            f"the calibration data of the mask can't be read again to compensate on it ({error.template[0]})",
+            f"give other rows with {param('data', meta='DATA')}, or leave it out with {param('compensate', 'none')}",
+        ) from error
+    return CompensationPlan(settings, batches)

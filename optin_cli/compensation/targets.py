@@ -1,0 +1,197 @@
+"""What compensation refits in a block, and toward what: the layers behind the units, and those that make them.
+
+The consumer of a site is to bring the residual stream back to the dense one. A producer reads another stream than the
+dense one did: it is to make of it what the dense producer made of its own, for the units that are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from optin_cli.architectures.paths import joined, within
+from optin_cli.compensation.residual import find_sum_point
+from optin_cli.compensation.write_back import kept_features, kept_outputs, layer_of
+from optin_cli.execution.block_runs import Place, order_of, run_block
+from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.structure.anatomy import Producer, Site
+from optin_cli.structure.hidden_states import Arguments, hidden_argument, with_hidden
+from optin_cli.structure.layers import channel_axis, is_affine_norm, is_grouped, matrix, shape_of
+from optin_cli.transforms.slicing import rows_of
+
+log = logging.getLogger("optin")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layer that is refitted, and where in its block the models are compared."""
+
+    site: Site
+    path: str
+    into: Place
+    """What the layer reads."""
+    place: Place
+    """Where the dense and the pruned model are to be the same."""
+    axis: int
+    """Where the channels stand there, counted from the end."""
+    batch_axis: int
+    """Where the examples stand there."""
+    kept: Tensor
+    """Of the dense model's channels there, those that the layer has an output for."""
+    gain: Tensor
+    """[outputs], float64: what each output is multiplied by before it gets there."""
+    width: int
+    """Neighbouring inputs that `scale` has one factor for."""
+    order: Tensor | None = None
+    """[positions]: which of an example's rows gets to each of its positions there; None for the same order."""
+    residual: bool = False
+    """A residual is added there, so that positions stand as in the block's stream."""
+    relative: bool = False
+    """An error counts relative to the token's own spread, as the norms that read the stream see it."""
+    norm: str = ""
+    """The BatchNorm right behind the layer, whose bias stands for the one it lacks."""
+    note: str = ""
+
+
+class BlockTargets:
+    """All that is refitted in one block. `arguments` are those of the teacher's block on one batch."""
+
+    def __init__(
+        self,
+        model: OpenModel,
+        teacher: OpenModel,
+        pruned: nn.Module,
+        keep: Mapping[str, list[int]],
+        block: int,
+        arguments: Arguments,
+    ) -> None:
+        self.model = model
+        self.teacher = teacher
+        self.pruned = pruned
+        self.keep = keep
+        self.block = block
+        self.arguments = arguments
+        self.root = model.anatomy.blocks[block]
+        self.module = teacher.module.get_submodule(self.root)
+        self.sites = model.anatomy.in_block(block)
+
+    # ---- consumers ----
+
+    def consumers(self) -> dict[str, Target]:
+        """Site -> its consumer, in the order they run; without those that don't run exactly once."""
+        sites = {within(self.root, site.consumer): site for site in self.sites}
+        order = order_of(self.module, list(sites), self.arguments)
+        return {
+            sites[path].name: self._consumer(sites[path], path) for path in order if order.count(path) == 1
+        }
+
+    def _consumer(self, site: Site, path: str) -> Target:
+        layout = self.model.anatomy.stream_of(self.block).layout
+        point = find_sum_point(self.module, path, self.arguments, layout=layout, batch_axis=site.batch_axis)
+        # where another site's units come out of the consumer, no stream is met behind it
+        inner = self.model.anatomy.fed_by(site.consumer) is not None
+        if not point.found and not inner:
+            log.warning("%s: no sum with a residual found; its own output is the target", site.name)
+        columns = matrix(layer_of(self.pruned, site.consumer)).shape[1]
+        kept = kept_outputs(self.model.anatomy, site, self.keep, len(point.gain))
+        taps = columns // max(1, len(kept_features(site, self.keep)))
+        return Target(
+            site=site,
+            path=site.consumer,
+            into=Place(path, 0, 0),
+            place=point.place,
+            axis=point.axis,
+            batch_axis=point.batch_axis,
+            kept=kept,
+            gain=point.gain[kept.to(point.gain.device)],
+            width=max(1, taps * site.width),
+            order=point.rows,
+            residual=point.found,
+            relative=True,
+            norm=site.norm,
+            note="" if point.found or inner else "no residual found",
+        )
+
+    # ---- producers ----
+
+    def producers(self) -> dict[str, list[Target]]:
+        """Site -> its producers that can be refitted.
+
+        Such a producer runs once in the block, on what comes from the block's own stream, makes units of one site
+        alone and is no site's consumer: as one it is refitted already.
+        """
+        candidates = {within(self.root, p.path): (site, p) for site in self.sites for p in site.producers}
+        candidates = {path: found for path, found in candidates.items() if self._is_own(path, found[1].path)}
+        ran = order_of(self.module, list(candidates), self.arguments)
+        found: dict[str, list[Target]] = {}
+        for path in self._reading([path for path in candidates if ran.count(path) == 1]):
+            site, producer = candidates[path]
+            units = self._teachers_units(site)
+            if units is not None and len(units):
+                found.setdefault(site.name, []).append(self._producer(site, producer, path, units))
+        return found
+
+    def _is_own(self, path: str, full: str) -> bool:
+        anatomy = self.model.anatomy
+        inside = bool(path) and joined(self.root, path) == full
+        makes = sum(producer.path == full for site in anatomy for producer in site.producers)
+        apart = makes == 1 and anatomy.read_by(full) is None
+        return inside and apart and not is_grouped(self.model.module.get_submodule(full))
+
+    def _producer(self, site: Site, producer: Producer, path: str, units: Tensor) -> Target:
+        layer = layer_of(self.pruned, producer.path)
+        outputs, columns = matrix(layer).shape
+        target = Target(
+            site=site,
+            path=producer.path,
+            into=Place(path, 0, 0),
+            place=Place(path, 0, None),
+            axis=channel_axis(layer),
+            batch_axis=0 if isinstance(layer, nn.Conv2d) else site.batch_axis,
+            kept=rows_of(self.teacher.anatomy[site.name], producer, units),
+            gain=torch.ones(outputs, dtype=torch.float64, device=self.model.device),
+            width=max(1, columns // max(1, shape_of(layer, producer.path).inputs)),
+        )
+        return target if layer.bias is not None else replace(target, norm=self._norm_behind(target))
+
+    def _norm_behind(self, target: Target) -> str:
+        """Path of the BatchNorm that is given just what the layer gives; '' if there is none."""
+        norms = [p for p in target.site.carried if is_affine_norm(self.model.module.get_submodule(p))]
+        into = {path: Place(within(self.root, path), 0, 0) for path in norms}
+        found = run_block(self.module, self.arguments, {target.place, *into.values()})
+        return next((p for p, place in into.items() if torch.equal(found[place], found[target.place])), "")
+
+    def _reading(self, paths: list[str]) -> list[str]:
+        """Those whose inputs change with the block's hidden states: not what reads another stream alone."""
+        if not paths:
+            return []
+        places = {path: Place(path, 0, 0) for path in paths}
+        hidden = hidden_argument(*self.arguments)
+        noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)).to(hidden)
+        others = with_hidden(self.arguments, hidden + noise * (hidden.std() or 1))
+        before, after = (
+            run_block(self.module, given, set(places.values())) for given in (self.arguments, others)
+        )
+        return [path for path, place in places.items() if not torch.equal(before[place], after[place])]
+
+    def _teachers_units(self, site: Site) -> Tensor | None:
+        """The kept units of a site as the teacher counts them; None where nothing tells.
+
+        A teacher that was pruned less, or not at all, has more units; the models' records say which.
+        """
+        kept = list(self.keep.get(site.name, range(site.units)))
+        there = self.teacher.anatomy[site.name].units
+        if self.teacher is not self.model and there != site.units:
+            if self.model.record is None:
+                return None
+            original = [self.model.record.kept[site.name][unit] for unit in kept]
+            has = self.teacher.record.kept[site.name] if self.teacher.record else range(there)
+            places = {unit: place for place, unit in enumerate(has)}
+            if any(unit not in places for unit in original):
+                return None
+            kept = [places[unit] for unit in original]
+        return torch.as_tensor(kept, dtype=torch.long)

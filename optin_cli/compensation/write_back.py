@@ -1,0 +1,74 @@
+"""What is refitted, in the whole model and in the pruned one: which rows and columns of the one the other has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.structure.anatomy import Anatomy, Site
+from optin_cli.structure.layers import by_output
+from optin_cli.transforms.slicing import features_of, rows_of
+
+
+def write_back(model: OpenModel, site: Site, keep: Mapping[str, list[int]], pruned: nn.Module) -> None:
+    """Copy what was fitted behind a site into the whole model."""
+    whole, fitted = (layer_of(module, site.consumer) for module in (model.module, pruned))
+    if fitted.weight is whole.weight:  # neither sliced nor refitted
+        return
+    weight = by_output(whole).data
+    columns = kept_features(site, keep).to(weight.device)
+    rows = kept_outputs(model.anatomy, site, keep, len(weight)).to(weight.device)
+    weight[rows[:, None], columns] = by_output(fitted).data
+    if whole.bias is not None and fitted.bias is not None:
+        whole.bias.data[rows] = fitted.bias.data.clone()  # one tensor, where it was left alone
+    if site.norm:
+        whole_norm, fitted_norm = (module.get_submodule(site.norm) for module in (model.module, pruned))
+        assert isinstance(whole_norm, nn.BatchNorm2d) and isinstance(fitted_norm, nn.BatchNorm2d)
+        whole_norm.bias.data[rows] = fitted_norm.bias.data.clone()
+
+
+def write_back_producers(
+    model: OpenModel, site: Site, keep: Mapping[str, list[int]], pruned: nn.Module
+) -> None:
+    """Copy into the whole model what was fitted before a site; as another site's consumer a layer is copied already."""
+    units = torch.as_tensor(keep.get(site.name, range(site.units)), dtype=torch.long)
+    for producer in site.producers:
+        whole, fitted = (layer_of(module, producer.path) for module in (model.module, pruned))
+        if fitted.weight is whole.weight or model.anatomy.read_by(producer.path):
+            continue
+        rows = rows_of(site, producer, units).to(whole.weight.device)
+        by_output(whole).data[rows] = by_output(fitted).data
+        if whole.bias is not None:
+            whole.bias.data[rows] = fitted.bias.data.clone()  # one tensor, where it was left alone
+    made = kept_made(site, keep)
+    for path in site.carried:
+        norm = model.module.get_submodule(path)
+        if isinstance(norm, nn.BatchNorm2d) and norm.affine:
+            norm.bias.data[made] = layer_of(pruned, path).bias.data.clone()
+
+
+def kept_features(site: Site, keep: Mapping[str, list[int]]) -> Tensor:
+    """Features of the consumer's input that stay: (units, width) -> (features,)."""
+    units = torch.as_tensor(keep.get(site.name, range(site.units)), dtype=torch.long)
+    return features_of(units, site.width)
+
+
+def kept_made(site: Site, keep: Mapping[str, list[int]]) -> Tensor:
+    """Outputs of a site's producer that stay: (units, rows) -> (outputs,)."""
+    units = torch.as_tensor(keep.get(site.name, range(site.units)), dtype=torch.long)
+    return features_of(units, site.rows)
+
+
+def kept_outputs(anatomy: Anatomy, site: Site, keep: Mapping[str, list[int]], outputs: int) -> Tensor:
+    """Outputs of a site's consumer that stay: all but where they are units of another site."""
+    behind = anatomy.fed_by(site.consumer)
+    return torch.arange(outputs) if behind is None else kept_made(behind, keep)
+
+
+def layer_of(module: nn.Module, path: str) -> Any:
+    """The consumer at `path`: a Linear, a Conv1D or a Conv2d."""
+    return module.get_submodule(path)

@@ -1,0 +1,1 @@
+"""Running a model or parts of it: hooks, block calls, replay, caches, memory, MACs."""

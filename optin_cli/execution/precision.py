@@ -1,0 +1,52 @@
+"""Switch how torch rounds float32: exact convolutions for comparisons, faster products where rounding is harmless.
+
+cuDNN rounds the operands of convolutions to TF32 by default, which is too coarse for a comparison of two models.
+Products of small changes and of random probes can be rounded: TF32 on a GPU, bfloat16 on a CPU with AMX. Operands
+are rounded, sums stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Within the context, float32 convolutions on a GPU keep all digits of their operands.
+
+    TF32 keeps 10 bits of a mantissa. A masked and a sliced CNN then differ in the third digit, because cuDNN takes
+    other kernels for other numbers of channels.
+    """
+    cudnn: Any = torch.backends.cudnn
+    # older versions of torch have one switch for all of cuDNN
+    switch, name, exact = (
+        (cudnn.conv, "fp32_precision", "ieee") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", False)
+    )
+    before = getattr(switch, name)
+    setattr(switch, name, exact)
+    try:
+        yield
+    finally:
+        setattr(switch, name, before)
+
+
+@contextmanager
+def reduced_products(device: torch.device, enabled: bool = True) -> Iterator[None]:
+    """Within the context, float32 matrix products on `device` may round their operands, where that is faster."""
+    backends: Any = torch.backends
+    backend: Any = backends.cuda.matmul if device.type == "cuda" else getattr(backends.mkldnn, "matmul", None)
+    # older versions of torch have no switch of this name; without AMX bfloat16 is the slower one
+    fast = device.type == "cuda" or bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+    if not (enabled and fast and hasattr(backend, "fp32_precision")):
+        yield
+        return
+    before = backend.fp32_precision
+    backend.fp32_precision = "tf32" if device.type == "cuda" else "bf16"
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before

@@ -1,0 +1,333 @@
+"""`apply`: physically remove what a mask leaves out, in memory or into a model directory that loads again.
+
+Four steps, each handed what is open: check that mask and model fit, compensate, slice, write and verify. What was
+written is loaded back and compared with the masked dense model on real calibration rows before it gets its final name:
+what is on disk is what was checked. Compensation comes before both: the masked model with the new weights is what the
+sliced one is compared with. Where the mask merges tokens, weights are compensated on whole sequences first, and both
+sides of the comparison run with the schedule.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from optin_cli.architectures.families import family_to_dict
+from optin_cli.architectures.resolve import dissect
+from optin_cli.architectures.token_sites import check_merges
+from optin_cli.artefacts.facts import PruningStep
+from optin_cli.artefacts.files import atomic_dir
+from optin_cli.artefacts.mask import Mask
+from optin_cli.artefacts.provenance import library_versions
+from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned, write_pruned
+from optin_cli.compensation.batch_norm import reestimate
+from optin_cli.compensation.compensate import compensate
+from optin_cli.compensation.least_squares import NONE
+from optin_cli.compensation.plan import CompensationPlan
+from optin_cli.compensation.settings import Progress, SiteFit
+from optin_cli.data.batches import Batches
+from optin_cli.errors import ArtefactError, OptinError, UsageError, param
+from optin_cli.export.check import Check, CheckRows, check_rows, expect
+from optin_cli.export.writers import DIRECTORY_WRITER, Comparison, Writer, compare_outputs
+from optin_cli.loading.checkpoint import OpenModel, open_model
+from optin_cli.structure.anatomy import HEADS, NEURONS, Anatomy
+from optin_cli.transforms.slicing import slice_model
+from optin_cli.transforms.token_merging import install_merges
+
+log = logging.getLogger("optin")
+
+_PRUNED = " (pruned)"
+_CONFIG_NAMES = {HEADS: "num_attention_heads", NEURONS: "intermediate_size"}
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What was done and how well it matches."""
+
+    path: Path | None
+    """Where it was written; None for a model in memory alone."""
+    deviation: float
+    """Largest absolute difference between the outputs of the masked and the sliced model, as it was loaded back."""
+    checked_on: str
+    params: int
+    dense_params: int
+    fits: tuple[SiteFit, ...] = ()
+    """What compensation did at each site; empty without compensation."""
+    reused: bool = False
+    tolerance: float = 0.0
+    """The largest deviation that would have passed."""
+
+
+@dataclass(repr=False)
+class PrunedModel(OpenModel):
+    """A model that was pruned, ready to run, and how it came about. Its record is what `optin.json` holds."""
+
+    report: Applied = field(kw_only=True)
+    mask: Mask = field(kw_only=True)
+    check: Check | None = field(default=None, kw_only=True, repr=False)
+    """What it was compared on; None where it was read from a directory."""
+
+
+def check_output(output: Path, model: OpenModel) -> None:
+    """Raise `UsageError` unless `output` is free, or a pruned model other than the one being read."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / FILE_NAME).is_file():
+        raise UsageError(
+            f"{output} exists and was not made by optin",
+            f"choose another output; {param('force', True)} replaces pruned models only",
+        )
+    if model.source.folder is not None and output.resolve() == model.source.folder.resolve():
+        raise UsageError(f"{output} is the model being read", "choose another output")
+
+
+def check_unmade(output: Path) -> None:
+    """Raise `UsageError` if a pruned model is at `output`: without a ranking nothing tells whether it is the same."""
+    if (output / FILE_NAME).is_file():
+        raise UsageError(
+            f"{output} holds a pruned model already, and the ranking to compare it by is still to be made",
+            f"choose another name, or {param('force', True)} to replace it",
+        )
+
+
+def existing(
+    output: Path, model: OpenModel, mask: Mask, plan: CompensationPlan | None = None
+) -> Applied | None:
+    """The pruned model already at `output` if it came from this model, mask and compensation; None if nothing is there.
+
+    Raises `UsageError` when another pruned model is there.
+    """
+    if not (output / FILE_NAME).is_file():
+        return None
+    last = read_pruned(output).history[-1]
+    # earlier models lack entries
+    recorded = {"bn": False, "producers": False, **last.get("compensation", {"method": NONE})}
+    asked = plan.identity() if plan else {"method": NONE, "bn": False, "producers": False}
+    same = (last["mask"], last["model"]["digest"]) == (mask.digest, model.digest)
+    if not same or any(recorded.get(key) != value for key, value in asked.items()):
+        what = "compensation" if same else "mask or model"
+        raise UsageError(
+            f"{output} exists, made with another {what}",
+            f"choose another name, or {param('force', True)} to replace it",
+        )
+    fits = tuple(SiteFit(**fit) for fit in recorded.get("sites", ()))
+    return Applied(
+        output,
+        last["deviation"],
+        last["checked_on"],
+        last["params"],
+        model.dense["params"],
+        fits,
+        reused=True,
+        tolerance=last.get("tolerance", 0.0),
+    )
+
+
+def reopened(applied: Applied, model: OpenModel, mask: Mask) -> PrunedModel:
+    """The pruned model that `existing` found, opened as `model` was."""
+    assert applied.path is not None
+    dtype = str(model.dtype).removeprefix("torch.")
+    there = open_model(str(applied.path), device=str(model.device), dtype=dtype)
+    return _pruned(there, applied, mask, None)
+
+
+def apply(
+    model: OpenModel,
+    mask: Mask,
+    output: Path,
+    batches: Batches | None = None,
+    plan: CompensationPlan | None = None,
+    on_progress: Progress = lambda *_: None,
+    teacher: OpenModel | None = None,
+    writer: Writer = DIRECTORY_WRITER,
+) -> Applied:
+    """`prune_model`, for those who want what was written alone: its report."""
+    return prune_model(model, mask, output, batches, plan, on_progress, teacher, writer).report
+
+
+def prune_model(
+    model: OpenModel,
+    mask: Mask,
+    output: Path | None = None,
+    batches: Batches | None = None,
+    plan: CompensationPlan | None = None,
+    on_progress: Progress = lambda *_: None,
+    teacher: OpenModel | None = None,
+    writer: Writer = DIRECTORY_WRITER,
+) -> PrunedModel:
+    """Slice `model` by `mask`, compensated by `plan`, and write it to `output` if that is given.
+
+    The model in memory is consumed: what comes back holds its module, or what `writer` loaded back from `output`.
+    `teacher` is what compensation follows: by default the model itself. The sliced model is compared with the masked
+    one on a few examples of `batches`, by default the plan's; without either, of the mask's own calibration data.
+    Raises `ArtefactError` when mask and model don't belong together, `InputError` for merges that the model can't
+    run, and `OptinError` when the check fails. The mask's schedule replaces the one that the model runs with.
+    """
+    check_fit(model, mask)
+    rows = check_rows(model, mask, batches or (plan.batches if plan else None))
+    fits = _compensate(model, mask, plan, on_progress, teacher)
+    if model.merging:
+        model.merging.remove()
+    check = expect(model, mask, rows)
+    record = _record(model, mask)
+    record.history[-1]["compensation"] = _compensation(plan, fits)
+    small = _sliced(model, mask, record)
+    if output is None:
+        found = check.outputs(small)
+        report = _report(None, small, record, rows, compare_outputs(check.expected, found, small.dtype), fits)
+        return _pruned(small, report, mask, check)
+    return write_verified(
+        _pruned(small, Applied(None, 0.0, "", 0, 0, tuple(fits)), mask, check), output, writer
+    )
+
+
+def write_verified(model: PrunedModel, output: Path, writer: Writer = DIRECTORY_WRITER) -> PrunedModel:
+    """Write a pruned model, load it back and compare it with the masked one; only then it gets its final name.
+
+    Returns what was loaded back, where that is an `OpenModel`. Raises `OptinError` when the check fails; nothing is
+    written then.
+    """
+    record, check = model.record, model.check
+    assert record is not None and check is not None
+    with atomic_dir(output) as folder:
+        writer.save(folder, model, record)
+        loaded = writer.load(folder, model)
+        compared = writer.compare(check.expected, check.outputs(loaded), model.dtype)
+        report = _report(output, model, record, check.rows, compared, model.report.fits)
+        write_pruned(folder, record)
+    if not isinstance(loaded, OpenModel):
+        return _pruned(model, report, model.mask, check)
+    source = replace(loaded.source, spec=str(output), folder=output, record=record)
+    return _pruned(replace(loaded, source=source), report, model.mask, check)
+
+
+def _compensate(
+    model: OpenModel,
+    mask: Mask,
+    plan: CompensationPlan | None,
+    on_progress: Progress,
+    teacher: OpenModel | None,
+) -> list[SiteFit]:
+    """Refit the model in place, on whole sequences."""
+    if plan is None:
+        return []
+    with model.unmerged(), teacher.unmerged() if teacher else nullcontext():
+        fits = compensate(model, mask.keep, plan.batches, plan.settings, on_progress, teacher)
+        if plan.settings.bn:
+            reestimate(model, plan.batches, mask.keep)
+    return fits
+
+
+def _sliced(model: OpenModel, mask: Mask, record: PrunedRecord) -> OpenModel:
+    """The model without the units that the mask leaves out, merging tokens by the mask's schedule."""
+    slice_model(model.module, model.anatomy, mask.keep)
+    anatomy = dissect(model.module, model.family)
+    merging = None
+    if any(mask.merges):
+        merging = install_merges(model.module, anatomy, mask.merges, what="the mask")
+    spec = model.spec.removesuffix(_PRUNED) + _PRUNED
+    source = replace(model.source, spec=spec, record=record, in_memory=True)
+    return replace(model, source=source, anatomy=anatomy, merging=merging)
+
+
+def _report(
+    path: Path | None,
+    model: OpenModel,
+    record: PrunedRecord,
+    rows: CheckRows,
+    compared: Comparison,
+    fits: Sequence[SiteFit],
+) -> Applied:
+    """What was done, also into the record. Raises `OptinError` where the comparison says that the slicing is wrong."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    if not compared.same:
+        raise OptinError(
+            f"the sliced model differs from the masked one by {compared.deviation:.2e}, more than the "
+            f"{compared.tolerance:.0e} that {dtype} explains; nothing was written",
+            "this is a fault in the family's table or in optin: please report it with the mask",
+        )
+    params = sum(p.numel() for p in model.module.parameters())
+    deviation, allowed = compared.deviation, compared.tolerance
+    record.history[-1] |= {
+        "deviation": deviation,
+        "tolerance": allowed,
+        "checked_on": rows.where,
+        "params": params,
+    }
+    dense = model.dense["params"]
+    return Applied(path, deviation, rows.where, params, dense, tuple(fits), tolerance=allowed)
+
+
+def _pruned(model: OpenModel, report: Applied, mask: Mask, check: Check | None) -> PrunedModel:
+    parts = {field.name: getattr(model, field.name) for field in fields(OpenModel)}
+    return PrunedModel(**parts, report=report, mask=mask, check=check)
+
+
+def _compensation(plan: CompensationPlan | None, fits: list[SiteFit]) -> dict[str, Any]:
+    """What the record says of a compensation."""
+    if plan is None:
+        return {"method": NONE}
+    return {**plan.describe(), "sites": [asdict(fit) for fit in fits]}
+
+
+def check_fit(model: OpenModel, mask: Mask) -> None:
+    """Raise `ArtefactError` unless `mask` was selected for exactly this model."""
+    here = {site.name: site.units for site in model.anatomy}
+    if mask.units != here:
+        odd = [n for n in sorted(set(here) | set(mask.units)) if here.get(n) != mask.units.get(n)]
+        raise ArtefactError(
+            f"the mask is for other sites than {model.spec} has: {odd[0]} has {here.get(odd[0], 0)} units, "
+            f"the mask says {mask.units.get(odd[0], 0)}",
+            "select from a ranking of this model"
+            if mask.family == model.family.name
+            else f"it was scored with the table {mask.family!r}, and this is {model.family.name!r}: give the same "
+            f"{param('family', meta='FILE.yaml')}",
+        )
+    if mask.model_digest != model.digest:
+        raise ArtefactError(
+            f"the mask belongs to other weights ({mask.model_digest[:12]}) than {model.spec} ({model.digest[:12]})",
+            "score and select with this model, or give the model the ranking was made on",
+        )
+    check_merges(model.anatomy, mask.merges, "the mask")
+
+
+def _record(model: OpenModel, mask: Mask) -> PrunedRecord:
+    """The record of the model to come; what it was made from goes into its history."""
+    earlier = model.record
+    kept = mask.keep
+    if earlier is not None:  # indices count in the dense original, however often it was pruned
+        kept = {name: [earlier.kept[name][i] for i in indices] for name, indices in mask.keep.items()}
+    step: PruningStep = {
+        "model": {"id": model.spec, "digest": model.digest},
+        "ranking": mask.ranking_digest,
+        "mask": mask.digest,
+        "budget": mask.budget,
+        "reached": mask.reached,
+        "versions": library_versions(),
+    }
+    return PrunedRecord(
+        library=model.source.library,
+        architecture=model.source.architecture or type(model.module).__name__,
+        task=model.task.name,
+        family=family_to_dict(model.family),
+        kept=kept,
+        per_layer_config=_per_layer(model.anatomy, mask),
+        dense=model.dense,
+        merges=mask.merges,
+        history=[*(earlier.history if earlier else []), step],
+    )
+
+
+def _per_layer(anatomy: Anatomy, mask: Mask) -> dict[str, dict[str, int]]:
+    layers: dict[str, dict[str, int]] = {}
+    for site in anatomy:
+        layer, units = layers.setdefault(str(site.block), {}), len(mask.keep[site.name])
+        plain = site.label == site.kind  # of two sites of heads, one has a name of its own
+        layer[_CONFIG_NAMES.get(site.kind, site.label) if plain else site.label] = units * site.group
+        if site.group > 1:
+            layer["num_key_value_heads"] = units
+    return layers

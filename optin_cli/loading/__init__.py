@@ -1,0 +1,1 @@
+"""Models from checkpoints, libraries and open modules."""

@@ -1,0 +1,133 @@
+"""Open and save models through transformers: its classes, key conversions, shards and dtypes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from optin_cli.errors import InputError, UsageError, param
+from optin_cli.loading.processors import settle_image_size
+from optin_cli.loading.sources import Source
+from optin_cli.loading.weight_errors import other_shapes
+from optin_cli.structure.anatomy import AUDIO
+from optin_cli.tasks.base import Task
+from optin_cli.tasks.embedding import EMBEDDING, PROJECTED
+from optin_cli.tasks.registry import task_from_config
+
+log = logging.getLogger("optin")
+
+Reshape = Callable[[nn.Module], None]
+
+
+def open_transformers(
+    source: Source,
+    task_name: str | None,
+    reshape: Reshape,
+    device_map: str | dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[nn.Module, Task, torch.dtype]:
+    """(module, task, dtype of the stored weights). In `dtype`, or as stored; over the devices of `device_map`."""
+    import transformers
+
+    assert source.folder is not None
+    config = transformers.AutoConfig.from_pretrained(source.folder)
+    task_name = task_name or (source.record.task if source.record else None)
+    task = task_from_config(config, source.folder, task_name)
+    architecture = (config.architectures or [""])[0]
+    cls = getattr(transformers, architecture, None)
+    if (
+        cls is None
+        or task_from_config(config, source.folder, None).name != task.name
+        or (task.name == EMBEDDING and not architecture.endswith(PROJECTED))
+    ):
+        two = getattr(config, "is_encoder_decoder", False) or architecture.endswith("EncoderModel")
+        encoder = two and task.name == EMBEDDING  # of the two, the half that reads
+        auto = getattr(transformers, "AutoModelForTextEncoding" if encoder else task.auto_class)
+        cls = auto._model_mapping.get(type(config), None)
+        if cls is None:
+            raise UsageError(
+                f"a {config.model_type} model can't do {task.name}", f"choose another {param('task')}"
+            )
+    if AUDIO not in getattr(cls, "input_modalities", ()):
+        settle_image_size(source.folder, config)
+    if source.untrained:
+        return _reshaped(cls, reshape)(config), task, torch.float32
+    with _quiet():
+        module, info = _reshaped(cls, reshape).from_pretrained(
+            source.folder, config=config, dtype=dtype or "auto", output_loading_info=True, weights_only=True,
+            device_map=device_map, ignore_mismatched_sizes=True,  # told below, by name
+        )  # fmt: skip
+    if differing := sorted(info["mismatched_keys"]):
+        raise InputError(
+            f"the weights in {source.folder} do not fit its config.json: {other_shapes(differing)}",
+            "config.json belongs to another model: copy the directory again, or save the model anew",
+        )
+    if any(parameter.device.type == "meta" for parameter in module.parameters()):
+        log.warning(
+            "%s does not fit on the devices: layers wait in main memory or on disk, and are copied at every pass; "
+            "gradients keep the copies of a pass until it ends",
+            source.spec,
+        )
+    module.__class__ = cls
+    # an embedding takes no notice of the pooler, so a checkpoint without one will do
+    idle = [key for key in info["missing_keys"] if task.name == EMBEDDING and "pooler" in key]
+    missing = sorted(set(info["missing_keys"]) - set(idle))
+    if missing:
+        raise InputError(
+            f"{source.spec} has no weights for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}",
+            _way_out(missing, module.base_model_prefix, task),
+        )
+    for key in idle:  # the same at every open, not freshly drawn
+        torch.nn.init.zeros_(module.get_parameter(key))
+    return module, task, module.dtype if dtype is None else getattr(config, "dtype", None) or dtype
+
+
+def _way_out(missing: list[str], base: str, task: Task) -> str:
+    """A head that was never trained is one thing, an encoder with gaps another."""
+    heads = all(not key.startswith(f"{base}.") or "pooler" in key for key in missing)
+    if heads and task.name != EMBEDDING:
+        return f"the checkpoint has no trained head for {task.name}: choose another {param('task')}"
+    return "the weights are incomplete, or config.json belongs to another model: copy the directory again"
+
+
+def _reshaped(cls: type[nn.Module], reshape: Reshape) -> type[Any]:
+    """`cls` with its modules resized right after construction, before transformers loads weights into them."""
+
+    class Reshaped(cls):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            reshape(self)
+
+    Reshaped.__name__ = cls.__name__
+    Reshaped.__module__ = cls.__module__
+    return Reshaped
+
+
+def save_transformers(folder: Path, module: Any) -> None:
+    """config.json and safetensors, in shards where they are large."""
+    with _quiet():
+        module.save_pretrained(folder)
+
+
+class _quiet:
+    """Silence transformers' own progress bars and reports; optin says what matters itself."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging as hf
+
+        self.verbosity = hf.get_verbosity()
+        self.bars = hf.is_progress_bar_enabled()
+        hf.set_verbosity_error()
+        hf.disable_progress_bar()
+
+    def __exit__(self, *_: Any) -> None:
+        from transformers.utils import logging as hf
+
+        hf.set_verbosity(self.verbosity)
+        if self.bars:
+            hf.enable_progress_bar()

@@ -1,0 +1,99 @@
+"""What is told of weights that can't be used: how they differ from a model's, or what a library raised for them."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from optin_cli.errors import ArtefactError, InputError, OptinError, first_line
+from optin_cli.loading.sources import Source
+
+_NAMED = 3  # weights of each kind of misfit that an error names
+
+
+def misfits(model: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> list[str]:
+    """How the weights of a checkpoint differ from those that a model has: one phrase a kind, the first few of each."""
+    ours, theirs = ({key: _shape(value) for key, value in state.items()} for state in (model, checkpoint))
+    kinds = {
+        "of another shape": [
+            _of_shapes(key, theirs[key], shape)
+            for key, shape in ours.items()
+            if key in theirs and theirs[key] != shape
+        ],
+        "missing": [f"{key} ({shape})" for key, shape in ours.items() if key not in theirs],
+        "unexpected": [f"{key} ({shape})" for key, shape in theirs.items() if key not in ours],
+    }
+    return [_first_few(keys, kind) for kind, keys in kinds.items() if keys]
+
+
+def other_shapes(found: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> str:
+    """`misfits`' phrase for (key, shape in the file, shape in the model)."""
+    told = [_of_shapes(key, _sizes(theirs), _sizes(ours)) for key, theirs, ours in found]
+    return _first_few(told, "of another shape")
+
+
+def _of_shapes(key: str, theirs: str, ours: str) -> str:
+    return f"{key} ({theirs} in the file, {ours} in the model)"
+
+
+def _first_few(keys: Sequence[str], kind: str) -> str:
+    return f"{len(keys)} {kind}: {', '.join(keys[:_NAMED])}{', ..' if len(keys) > _NAMED else ''}"
+
+
+def _shape(value: Any) -> str:
+    return _sizes(value.shape) if isinstance(value, Tensor) else "no tensor"
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "one number"
+
+
+class clear_errors:
+    """Turn what the libraries raise for unusable weights and arguments into one sentence and the way out."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        if error is None:
+            return
+        spec, first = self.source.spec, first_line(error)
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+            raise InputError(
+                f"{spec}: its pickled weights hold more than tensors, so they are not loaded",
+                "convert them to safetensors with the tool that made them",
+            ) from error
+        if isinstance(error, OptinError):
+            return
+        if type(error).__name__ in ("LocalEntryNotFoundError", "URLError"):
+            library = self.source.library if self.source.architecture else "timm"
+            raise InputError(
+                f"{spec}: its weights can't be fetched",
+                f"check the network, or give a file: {library}:NAME?checkpoint=FILE",
+            ) from error
+        if isinstance(error, struct.error | EOFError):  # torch.load of what is no file of its own
+            raise InputError(f"{spec}: its weights are damaged", "copy or download them again") from error
+        if isinstance(error, OSError | ValueError | RuntimeError | LookupError | TypeError):
+            raise InputError(f"{spec} can't be opened: {first}", self._arguments()) from error
+        if type(error).__name__ == "SafetensorError":
+            told = f"{spec}: its safetensors file is damaged: {first}"
+            if self.source.record is not None:
+                raise ArtefactError(told, "run `optin apply` again") from error
+            raise InputError(told, "copy or download it again") from error
+
+    def _arguments(self) -> str | None:
+        """What to check where a model was made by name with arguments of the user's."""
+        if self.source.folder is not None or not self.source.arguments:
+            return None
+        library = self.source.library
+        return (
+            f"check what stands behind the ?: checkpoint=FILE, num_classes=10, and arguments that "
+            f"{library}'s {self.source.architecture} takes"
+        )

@@ -1,0 +1,329 @@
+"""The vocabulary of everything else: units stand in sites, sites in blocks, blocks in an anatomy.
+
+Plain dataclasses without torch. An engine that works on these works on every architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from optin_cli.structure.coupled_layers import SharedLayer, overcounted
+from optin_cli.structure.fields import (
+    ANY_PATH,
+    ANY_TEXT,
+    ARGUMENT,
+    ATTRIBUTE,
+    COUNT,
+    OPTIONAL_ARGUMENT,
+    OPTIONAL_ATTRIBUTE,
+    OPTIONAL_PATH,
+    PATH,
+    PATHS,
+    SIZE,
+    TRUTH,
+    WHOLE,
+    Listed,
+    Plain,
+    Record,
+    by_path,
+    holds,
+    shape,
+)
+from optin_cli.structure.merge_schedule import tokens_by_block
+
+HEADS = "heads"
+NEURONS = "neurons"
+CHANNELS = "channels"
+
+TEXT, IMAGE, AUDIO = "text", "image", "audio"
+MODALITIES = (TEXT, IMAGE, AUDIO)
+"""Which kind of data a model reads."""
+
+TOKENS, SEQUENCE, NHWC, NCHW = "tokens", "sequence", "nhwc", "nchw"
+LAYOUTS = (TOKENS, SEQUENCE, NHWC, NCHW)
+"""Of hidden states: (batch, tokens, d), (tokens, batch, d), (batch, height, width, d) and (batch, d, height, width)."""
+
+ATTENTION_MASK = "attention_mask"
+
+
+@dataclass(frozen=True)
+class Producer:
+    """A Linear or Conv2d whose outputs hold the units of a site."""
+
+    path: str = field(metadata=holds(PATH))
+    """The layer. A table may give this alone."""
+    parts: int = field(default=1, metadata=holds(COUNT))
+    """Groups that are stacked along the output: 3 in a fused `qkv` projection, each of units * width rows."""
+    by_unit: bool = field(default=False, metadata=holds(TRUTH))
+    """A unit's parts are next to each other, q k v of one head before those of the next (GPT-NeoX, DeBERTa)."""
+    shared: bool = field(default=False, metadata=holds(TRUTH))
+    """One slice for all heads of a group: the keys and values of grouped-query attention."""
+    per_batch: bool = field(default=False, metadata=holds(TRUTH))
+    """It runs once a batch, on relative positions: its MACs are no unit's."""
+    width: int = field(default=0, metadata=holds(SIZE))
+    """Rows of a unit in each part, where they are not as many as the consumer's columns: the sampling points of
+    deformable attention. 0 where they are."""
+
+    def rows_of(self, rows: int, group: int) -> int:
+        """Rows of a unit in each part, where `rows` stand for its `group` heads."""
+        return self.width or (rows // group if self.shared else rows)
+
+
+@dataclass(frozen=True)
+class UnitInput:
+    """A forward argument of `module` that carries one slice for each unit along `axis`.
+
+    MPNet adds a position bias of shape (batch, heads, s, s) that the encoder computes for all dense heads. A tensor
+    without that axis, or of size 1 there, is the same for all units.
+    """
+
+    module: str = field(metadata=holds(PATH))
+    """The module that takes it."""
+    argument: str = field(metadata=holds(ARGUMENT))
+    """Its name."""
+    axis: int = field(metadata=holds(WHOLE))
+    """Where the slices are. Count from the end (-3) where leading axes come and go."""
+    returned: int = field(default=0, metadata=holds(WHOLE))
+    """Where in the tuple that the module returns it is given back for the next block, whole; 0 if it is not."""
+    maker: str = field(default="", metadata=holds(ANY_TEXT))
+    """The method of `module` that makes it for all units, where it is not given and the module has what that takes:
+    (queries, keys, device, past_seen_tokens), as T5's first block does for the others."""
+    needs: str = field(default="", metadata=holds(ANY_TEXT))
+    """The attribute of `module` that says whether it has that."""
+
+
+@dataclass(frozen=True)
+class RelativePositions:
+    """Relative positions that each head multiplies its queries or keys with, as well as with each other."""
+
+    kinds: str = field(metadata=holds(ATTRIBUTE))
+    """The attribute that lists how: one product each."""
+    rows: str = field(default="", metadata=holds(OPTIONAL_ATTRIBUTE))
+    """The attribute that holds half the number of positions; by default there are twice as many as tokens."""
+
+
+@dataclass(frozen=True)
+class Bypass:
+    """A `module` around a consumer that can't run without units: once all are gone, it gives the consumer's bias.
+
+    What `module` returns is a tensor, or a tuple of `in_tuple` elements of which the others are None.
+    """
+
+    module: str = field(metadata=holds(PATH))
+    """The module around the consumer. Once all units are gone, it gives the consumer's bias."""
+    in_tuple: int = field(default=0, metadata=holds(SIZE))
+    """Size of the tuple that it returns, of which the others become None; 0 where it returns a tensor."""
+    cache: str = field(default="", metadata=holds(OPTIONAL_ARGUMENT))
+    """Its argument that is a cache of the keys and values of its own tokens. The cache counts tokens, so it gets them
+    without heads too."""
+    attended: str = field(default="", metadata=holds(OPTIONAL_ARGUMENT))
+    """Its argument with what it attends to, where that is not its own tokens: the cache is then of those."""
+    empty: bool = field(default=False, metadata=holds(TRUTH))
+    """The module is in front of the consumer, and gives no features."""
+
+
+UNIT_KIND = Plain(f"{HEADS}, {NEURONS} or {CHANNELS}", lambda value: value in (HEADS, NEURONS, CHANNELS))
+PRODUCERS = Listed(f"a list of paths or {shape(Producer)}", Record(Producer, short="path"))
+UNIT_INPUTS = Listed(f"a list of {shape(UnitInput)}", Record(UnitInput))
+BYPASS = Record(Bypass, optional=True)
+COUNTS = by_path("attribute: units or features", lambda value: value in ("units", "features"))
+AXES = by_path("path: axis", lambda value: type(value) is int)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in a model that holds interchangeable units between producers and a consumer.
+
+    The heads of BERT's first block: the rows of three Linears make them, the columns of a fourth read them.
+
+        >>> site = bert["blocks.0.heads"]
+        >>> site.kind, site.units, site.width
+        ('heads', 12, 64)
+        >>> [producer.path for producer in site.producers]
+        ['encoder.layer.0.attention.self.query',
+         'encoder.layer.0.attention.self.key',
+         'encoder.layer.0.attention.self.value']
+        >>> site.consumer
+        'encoder.layer.0.attention.output.dense'
+        >>> site.counts["encoder.layer.0.attention.self.num_attention_heads"]
+        'units'
+
+    To remove head 3, delete rows 192 to 255 of each producer and columns 192 to 255 of the consumer, and write 11 into
+    the attribute. That saves 4 * 64 * 768 MACs for each token and 2 * 64 for each pair of tokens.
+
+        >>> site.macs_per_token, site.macs_per_pair
+        (196608, 128)
+
+    The channels between the two convolutions of ResNet-18's first block: one filter of the first convolution makes
+    a channel, a BatchNorm on the way has a scale, a shift and statistics for it, and each filter of the second one
+    reads it.
+
+        >>> site = resnet["blocks.0.channels"]
+        >>> site.units, site.producers[0].path, site.carried, site.consumer
+        (64, 'layer1.0.conv1', ('layer1.0.bn1',), 'layer1.0.conv2')
+
+    A `SiteTable` describes the same with paths from the block, which `dissect` resolves. Fields that both have mean
+    the same, and are described there; here paths start from the model, and name only what is there.
+    """
+
+    name: str
+    """`blocks.<block>.<its table's name>`: what `protect` globs match and what artefacts use as key."""
+    kind: str = field(metadata=holds(UNIT_KIND))
+    block: int
+    """Where the consumer stands; in a chain the producer stands in an earlier block."""
+    units: int
+    """Units present now (fewer than in the dense model once pruned)."""
+    width: int
+    """Features of the consumer's input that belong to one unit: head_dim for heads, as a rule 1 for the others."""
+    producers: tuple[Producer, ...] = field(metadata=holds(PRODUCERS))
+    consumer: str = field(metadata=holds(ANY_PATH))
+    group: int = 1
+    """Heads in a unit: those that share keys and values."""
+    spread: int = 1
+    """Features of the consumer's input that stem from one output of a producer: the positions of a map that is
+    flattened for a Linear."""
+    carried: tuple[str, ...] = field(default=(), metadata=holds(PATHS))
+    readers: tuple[str, ...] = field(default=(), metadata=holds(PATHS))
+    masked_at: str = field(default="", metadata=holds(OPTIONAL_PATH))
+    axis: int = -1
+    """Where the units stand in what is masked, counted from the end: -3 in (examples, channels, height, width)."""
+    batch_axis: int = field(default=0, metadata=holds(SIZE))
+    norm: str = field(default="", metadata=holds(OPTIONAL_PATH))
+    counts: dict[str, str] = field(default_factory=dict, metadata=holds(COUNTS))
+    unit_inputs: tuple[UnitInput, ...] = field(default=(), metadata=holds(UNIT_INPUTS))
+    tensors: dict[str, int] = field(default_factory=dict, metadata=holds(AXES))
+    bypass: Bypass | None = field(default=None, metadata=holds(BYPASS))
+    macs_per_token: float = 0
+    """MACs of one unit for each token of the first block: its rows of the producers and columns of the consumer.
+
+    In a hierarchical model a site sees more or fewer positions than that, and attention stays within windows: both
+    are folded into this number."""
+    macs_per_pair: float = 0
+    """MACs of one unit for each pair of tokens: 2 * head_dim for a head (scores and context); 0 if hierarchical."""
+    params_per_unit: float = 0
+    """Of a layer between two sites, each has half: never less than what goes when both lose units."""
+    chained: bool = False
+    """Nothing goes around its units: without them the output is the same for all inputs."""
+    own_share: float = 1
+    """Its MACs as a share of what goes when this site alone loses its units: less than 1 beside another site."""
+    passed: tuple[int, ...] = ()
+    """Blocks whose outputs are in no trajectory, because a mere norm, activation or pooling follows."""
+
+    def macs_per_unit(self, tokens: float) -> float:
+        """MACs one unit costs on a sequence of `tokens` tokens (METHOD section 4, PTF's FLOPs model)."""
+        return self.macs_per_token * tokens + self.macs_per_pair * tokens * tokens
+
+    @property
+    def features(self) -> int:
+        """Size of the consumer's input."""
+        return self.units * self.width
+
+    @property
+    def rows(self) -> int:
+        """Outputs of a part of a producer that belong to one unit."""
+        return self.width // self.spread
+
+    def rows_of(self, producer: Producer) -> int:
+        """The same of a producer that may be shared by the heads of a group."""
+        return producer.rows_of(self.rows, self.group)
+
+    @property
+    def entry(self) -> str:
+        """The module whose input is masked."""
+        return self.masked_at or self.consumer
+
+    @property
+    def label(self) -> str:
+        """The name within the block."""
+        return self.name.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class TokenSite:
+    """The boundary behind a block, where tokens can be merged by the keys of the block's heads."""
+
+    block: int
+    heads: str
+    """Name of the site of heads whose keys are compared."""
+    keys: Producer
+    """What gives the keys: all of its output, or part number `part` of a fused projection."""
+    part: int
+    attention: str
+    """The module whose argument `bias` is added to the logits: (batch, 1, 1, tokens) of the tokens' log sizes."""
+    bias: str
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Blocks that pass on the same hidden states: an encoder's, a decoder's."""
+
+    first: int = 0
+    """Its first block; the next stream's first block ends it."""
+    layout: str = TOKENS
+    """One of `LAYOUTS`."""
+    mask: str = ATTENTION_MASK
+    """The input of the model that tells which of its tokens are no padding, (batch, tokens)."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The ordered blocks of a model and the sites that stand in them. Paths are `get_submodule` paths.
+
+    Blocks may share a module, which runs once for each: their sites stand in the first of them.
+    """
+
+    family: str
+    blocks: tuple[str, ...]
+    sites: tuple[Site, ...]
+    tokens: tuple[TokenSite, ...] = ()
+    """One for each block, or none at all where tokens can't be merged."""
+    prefix: int = 0
+    """Tokens in front that are never merged: class token, registers."""
+    streams: tuple[Stream, ...] = (Stream(),)
+    """In order of depth."""
+    chained: bool = True
+    """Each block needs the hidden states of the one before and nothing else that changes with it. Where blocks need
+    more (an encoder's output, an earlier stage's), whatever is run is the whole model."""
+    shared: tuple[SharedLayer, ...] = ()
+    """Layers between two sites."""
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites)
+
+    def __getitem__(self, name: str) -> Site:
+        for site in self.sites:
+            if site.name == name:
+                return site
+        raise KeyError(name)
+
+    def uses(self, block: int) -> int:
+        """How many blocks share the module of one."""
+        return self.blocks.count(self.blocks[block])
+
+    def stream_of(self, block: int) -> Stream:
+        """The stream that a block belongs to; negative numbers count from the last."""
+        block %= len(self.blocks)
+        return next(stream for stream in reversed(self.streams) if stream.first <= block)
+
+    def fed_by(self, layer: str) -> Site | None:
+        """The site whose units come out of the layer at this path."""
+        return next((s for s in self.sites if any(p.path == layer for p in s.producers)), None)
+
+    def read_by(self, layer: str) -> Site | None:
+        """The site whose consumer the layer at this path is."""
+        return next((s for s in self.sites if s.consumer == layer), None)
+
+    def in_block(self, block: int) -> tuple[Site, ...]:
+        return tuple(site for site in self.sites if site.block == block)
+
+    def macs(self, tokens: float, kept: Mapping[str, int] | None = None, merges: Sequence[int] = ()) -> float:
+        """MACs of all sites on a sequence of `tokens` tokens, or of the `kept` number of units in each.
+
+        `merges` says how many tokens are merged behind each block.
+        """
+        seen = tokens_by_block(tokens, len(self.blocks), merges, self.prefix)
+        units = {site.name: site.units for site in self}
+        kept = units if kept is None else kept
+        total = sum(site.macs_per_unit(seen[site.block]) * kept[site.name] for site in self)
+        return total - tokens * overcounted(self.shared, units, kept)[0]

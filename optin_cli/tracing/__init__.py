@@ -1,0 +1,1 @@
+"""Proposing a table for an unknown architecture from its autograd graph."""

@@ -1,0 +1,243 @@
+"""Run a model once on small synthetic inputs and record what each module was given and gave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optin_cli.architectures.positions import channels, image_size
+from optin_cli.errors import InputError, UsageError, first_line, param
+from optin_cli.structure.hidden_states import hidden_argument
+
+BATCH, _TOKENS = 3, 10  # more than one of each: attention over a single token has no gradient
+_SPECIAL_IDS = 5
+_PADDED = 3  # tokens of the last example
+_READS = {"input_ids": "text", "pixel_values": "image"}
+
+RUN_ERRORS = (
+    RuntimeError,
+    ValueError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ZeroDivisionError,
+)
+"""What a forward raises when sizes don't fit."""
+_LONGEST = 200  # characters of an error
+
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module, with everything it was given and gave."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+    reads: Key
+    """Which tensor its first argument was when it began; () where that is none."""
+    writes: Key
+    """Which tensor it gave, or gave first in a tuple; () where that is none."""
+
+    @property
+    def given(self) -> Tensor | None:
+        """The first argument, where it is a tensor."""
+        return _first_argument(self.args, self.kwargs)
+
+    @property
+    def gave(self) -> Tensor | None:
+        """The output, or the first element of a tuple, where it is a tensor."""
+        return _first_output(self.output)
+
+
+def _first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    value = hidden_argument(args, kwargs) if args or kwargs else None
+    return value if isinstance(value, Tensor) else None
+
+
+def _first_output(output: Any) -> Tensor | None:
+    value = output[0] if isinstance(output, tuple) and output else output
+    return value if isinstance(value, Tensor) else None
+
+
+@dataclass
+class Run:
+    """One forward pass. Tensors stay alive, so that two of one storage are the same one."""
+
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
+    """Paths in the order in which their modules were first called: a parent before its children."""
+    output: Any = None
+
+    def once(self, path: str) -> Call | None:
+        """The call of a module that ran exactly once."""
+        calls = self.calls.get(path, [])
+        return calls[0] if len(calls) == 1 else None
+
+
+def _key(tensor: Tensor | None) -> Key:
+    """The same for two tensors that are one: views that change nothing are, what was changed in place is not."""
+    return (
+        () if tensor is None else (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor._version)
+    )
+
+
+def constants(one: Run, other: Run) -> set[str]:
+    """Modules that are given the same in two runs on different inputs."""
+    return {
+        path
+        for path, calls in one.calls.items()
+        if all(
+            a.given is not None and b.given is not None and torch.equal(a.given, b.given)
+            for a, b in zip(calls, other.calls.get(path, []), strict=False)
+        )
+    }
+
+
+@torch.no_grad()
+def record(module: nn.Module, inputs: dict[str, Tensor]) -> Run:
+    """Run `module` and record all calls of all its modules."""
+    run = Run()
+
+    begun: list[Key] = []
+
+    def begin(path: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            begun.append(_key(_first_argument(args, kwargs)))
+            if path not in run.calls:
+                run.calls[path] = []
+                run.order.append(path)
+
+        return hook
+
+    def end(path: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            run.calls[path].append(Call(args, kwargs, output, begun.pop(), _key(_first_output(output))))
+
+        return hook
+
+    with ExitStack() as stack:
+        for path, child in module.named_modules():
+            if path:
+                stack.callback(child.register_forward_pre_hook(begin(path), with_kwargs=True).remove)
+                stack.callback(child.register_forward_hook(end(path), with_kwargs=True).remove)
+        run.output = forward(module, inputs)
+    return run
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Within the context, what is drawn at random is the same every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def forward(module: nn.Module, inputs: dict[str, Any]) -> Any:
+    """The module's output; what it draws at random is the same at every call."""
+    with seeded():
+        return module(**inputs)
+
+
+def cacheless(module: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
+    """The argument that keeps a model from filling a cache; none where it fills none."""
+
+    def fills(**arguments: Any) -> bool:
+        return getattr(forward(module, {**inputs, **arguments}), "past_key_values", None) is not None
+
+    return {"use_cache": False} if fills() and not fills(use_cache=False) else {}
+
+
+def brief(error: BaseException) -> str:
+    """The beginning of what an error says."""
+    return first_line(error, _LONGEST)
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """All floating point tensors in what a module gave."""
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for item in value for t in tensors_of(item)] if isinstance(value, list | tuple) else []
+
+
+def modality_of(module: Any, library: str, modality: str | None) -> str:
+    """`text` or `image`: as asked, or what the model says it reads. Raises `InputError` for anything else."""
+    if modality is not None:
+        if modality not in _READS.values():
+            raise UsageError(f"unknown {param('modality')} {modality!r}", "choose text or image")
+        return modality
+    if library != "transformers":
+        return "image"
+    reads = getattr(module, "main_input_name", "input_ids")
+    if reads not in _READS:
+        raise InputError(
+            f"a {type(module).__name__} reads {reads}; only models of texts and images are traced"
+        )
+    return _READS[reads]
+
+
+def synthetic_inputs(module: Any, library: str, modality: str) -> dict[str, Tensor]:
+    """A few random tokens, some of them padding, or images of the size the model was made for."""
+    generator = torch.Generator().manual_seed(0)
+    if modality == "image":
+        pixels = torch.randn(BATCH, channels(module), *image_size(module), generator=generator)
+        return {"pixel_values" if library == "transformers" else "x": pixels}
+    config = getattr(module, "config", None)
+    vocabulary = getattr(config, "vocab_size", None)
+    if vocabulary is None:
+        raise InputError(
+            f"{type(module).__name__} has no config.vocab_size, so no text can be made up for it",
+            f"if it reads images, say {param('modality', 'image')}",
+        )
+    ids = torch.randint(min(_SPECIAL_IDS, vocabulary - 1), vocabulary, (BATCH, _TOKENS), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[-1, -_PADDED:] = 0  # without padding many models leave their masks out
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def unsettle(module: nn.Module, inputs: dict[str, Tensor]) -> None:
+    """Move all weights a little, in place, and make small ones larger: no gain of 0, no units that start out equal, no
+    activations that the biases keep at 0."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
+
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if not parameter.is_floating_point():
+                continue
+            if parameter.dim() < 2:
+                parameter.add_(0.1 * noise(parameter))
+                continue
+            fan_in = max(1, parameter[0].numel())
+            if bool((parameter == parameter.flatten()[0]).all()):
+                parameter.add_(noise(parameter) / fan_in**0.5)
+            size = float(parameter.square().mean()) * fan_in  # what it makes of inputs of variance 1
+            if 0 < size < 1:
+                parameter.div_(size**0.5)
+        _adapt_norms(module, inputs)
+
+
+def _adapt_norms(module: nn.Module, inputs: dict[str, Tensor]) -> None:
+    """Give BatchNorms the statistics of `inputs`: with others, what follows them may saturate."""
+    norms = [n for n in module.modules() if isinstance(n, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in norms if norm.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    try:
+        if norms:
+            forward(module, inputs)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.eval().momentum = momentum

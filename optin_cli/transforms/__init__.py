@@ -1,0 +1,1 @@
+"""Changes to a model: masking, slicing, merging of tokens."""
