@@ -7,7 +7,8 @@ TEST := -m pytest -n logical --maxprocesses 8
 # the newest torch and torchvision that are tested together; `make lock` resolves everything else around them
 LOCKED := torch==2.14.1 torchvision==0.29.1
 
-.PHONY: demo demo-vision test test-fast test-all test-oldest test-latest lint format versions bench lock dist clean
+.PHONY: demo demo-vision test test-fast test-all test-oldest test-latest lint format versions bench docs docs-pages tutorial \
+	lock dist clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -77,5 +78,16 @@ format: $(VENV)/.ready
 bench: $(VENV)/.ready ## the numbers of benchmarks/RESULTS.md; needs ../shared
 	$(BIN)/python benchmarks/main_job.py
 
+docs-pages: $(VENV)/.ready ## write the generated parts of docs/ from the code
+	$(BIN)/python docs/cli_page.py
+	$(BIN)/python docs/field_tables.py
+
+docs: docs-pages ## build the site into site/; fails on a broken link
+	$(BIN)/python $(PIP) --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet
+
+tutorial: $(VENV)/.ready ## run docs/tutorial.ipynb and keep what it shows
+	$(BIN)/python docs/notebooks.py docs/tutorial.ipynb
+
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-latest .venv-dist demo dist
+	rm -rf $(VENV) .venv-oldest .venv-latest .venv-dist demo dist site
