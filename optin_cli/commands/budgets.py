@@ -84,7 +84,7 @@ RoundTo = Annotated[
     typer.Option(
         "--round-to",
         metavar="N|auto",
-        help="Keep neurons of a layer in multiples of 8, 16, 32 or 64; auto picks by device.",
+        help="Keep neurons of a layer in multiples of 8, 16, 32 or 64; auto picks by device and dtype.",
     ),
 ]
 FeatureWeights = Annotated[

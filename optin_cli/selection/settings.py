@@ -27,8 +27,16 @@ from optin_cli.selection.budgets import BUILT_IN, Latency, Macs, Memory, Params
 ROUND_AUTO = "auto"
 SCOPES = ("none", "layer", "global")
 TOKEN_SEARCHES = ("none", "only", "joint")
-_LEFT_ALONE = ("heads",)
-"""Kinds that `round_to` does not round: their units are wide already."""
+_WIDE = ("heads",)
+"""Kinds that a `round_to` of so many units does not round: their units are wide already."""
+_GPU_FEATURES = {"float16": 64, "bfloat16": 64}
+_GPU_FEATURES_OTHERWISE = 32
+"""What `auto` keeps features in multiples of on a GPU: rows of 128 bytes, float32 as TF32 too."""
+_FEWEST_STEPS = {"heads": 4}
+_FEWEST_STEPS_OTHERWISE = 8
+"""Sizes that `auto` leaves a site to choose from, at least: a narrow layer is rounded less."""
+_LOADS = 8
+"""A GPU's tensor cores load so many parts of such a row, of 16 bytes each: `auto` rounds to no less than one."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,8 @@ class Request:
     only: str | None = None
     """The one kind of unit to prune."""
     round_to: int | str = 1
-    """Neurons and channels are kept in multiples of this, or a site is kept whole; `auto` picks by device."""
+    """Neurons and channels are kept in multiples of this, or a site is kept whole; `auto` picks by device, for heads
+    too."""
     output_weight: float | None = None
     """Recombine the scores' parts (lambda of OPTIN equation 1); None takes the stored scores."""
     feature_weights: str | tuple[float, ...] | None = None
@@ -187,8 +196,24 @@ class Request:
         return min(max(least, share), site.units)
 
     def multiple(self, site: RankedSite, size: int) -> int:
-        """What the units of `site` are kept in multiples of; `size` is `round_size`'s."""
-        return 1 if site.kind in _LEFT_ALONE else size
+        """What the units of `site` are kept in multiples of; `size` is `round_size`'s.
+
+        With `auto` the features of a site, units * width, come in multiples of `size`, or of a power of two below it
+        where that left too few sizes to choose from.
+        """
+        if self.round_to != ROUND_AUTO:
+            return 1 if site.kind in _WIDE else size
+        steps = _FEWEST_STEPS.get(site.kind, _FEWEST_STEPS_OTHERWISE)
+        least = max(1, size // _LOADS)
+        while size > least and steps * _units_of(size, site) > site.units:
+            size //= 2
+        units = _units_of(size, site)
+        return 1 if site.kind in _WIDE and steps * units > site.units else units
+
+
+def _units_of(features: int, site: RankedSite) -> int:
+    """The fewest units whose features are a multiple of `features`."""
+    return features // math.gcd(features, max(1, site.width))
 
 
 def weighting(request: Request, ranking: Ranking, share: float) -> tuple[FeatureWeights, float]:
@@ -217,17 +242,22 @@ def weighting(request: Request, ranking: Ranking, share: float) -> tuple[Feature
 
 
 def round_size(request: Request, ranking: Ranking) -> int:
-    """`round_to` with `auto` resolved for the table's device, or else the ranking's.
+    """`round_to` with `auto` resolved, to a number of features, for the table's device and dtype, or else for the
+    ranking's device and the dtype of the model's weights.
 
-    Tensor cores take 16-bit numbers in multiples of 8 and 32-bit ones (as TF32) of 4, tiles of 16 rows: 8 and 16
-    are what NVIDIA asks for. A CPU's vector units fill up with odd sizes too, so there nothing is rounded.
+    A GPU's matrix products run in tiles and load rows of 128 bytes: 64 numbers in half precision, 32 in float32. Other
+    sizes take kernels that can be slower than those of the dense model. A CPU's vector units fill up with odd sizes
+    too, so there nothing is rounded.
     """
     if request.round_to != ROUND_AUTO:
         return int(request.round_to)
-    setting = request.table.setting if request.table else {"device": ranking.device, "dtype": ranking.dtype}
-    if setting["device"].startswith("cpu"):
+    if request.table:
+        device, dtype = request.table.setting["device"], request.table.setting["dtype"]
+    else:  # scores are computed in float32 whatever is stored; the model runs in what is stored
+        device, dtype = ranking.device, str(ranking.dense.get("dtype", ranking.dtype))
+    if device.startswith("cpu"):
         return 1
-    return 8 if setting["dtype"] in ("float16", "bfloat16") else 16
+    return _GPU_FEATURES.get(dtype, _GPU_FEATURES_OTHERWISE)
 
 
 def check_table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -115,7 +116,13 @@ def test_rounding_costs_score_but_no_more_than_it_must():
 
 @pytest.mark.parametrize(
     ("device", "dtype", "size"),
-    [("cpu", "float32", 1), ("NVIDIA H100", "bfloat16", 8), ("NVIDIA H100", "float32", 16)],
+    [
+        ("cpu", "float32", 1),
+        ("cpu", "bfloat16", 1),
+        ("NVIDIA H100", "bfloat16", 64),
+        ("NVIDIA H100", "float16", 64),
+        ("NVIDIA H100", "float32", 32),
+    ],
 )
 def test_auto_rounds_for_the_device(device, dtype, size):
     made = ranking()
@@ -124,3 +131,58 @@ def test_auto_rounds_for_the_device(device, dtype, size):
     table = latency_table(made.sites, device=device, dtype=dtype)
     made.device = "cpu"
     assert round_size(Request(flops=0.5, round_to="auto", table=table), made) == size
+
+
+def test_auto_rounds_for_the_dtype_that_the_model_is_stored_in():
+    """Scores of a model in half precision are computed in float32."""
+    made = ranking()
+    made.device, made.dtype, made.dense["dtype"] = "NVIDIA H100", "float32", "bfloat16"
+    assert round_size(Request(flops=0.5, round_to="auto"), made) == 64
+
+
+@pytest.mark.parametrize(
+    ("kind", "units", "width", "dtype", "expected"),
+    [
+        ("neurons", 3072, 1, "bfloat16", 64),
+        ("neurons", 3072, 1, "float32", 32),
+        ("neurons", 3072, 1, "cpu", 1),
+        ("neurons", 300, 1, "bfloat16", 32),  # 64 would leave fewer than eight sizes
+        ("channels", 64, 1, "bfloat16", 8),
+        ("channels", 16, 1, "bfloat16", 8),
+        ("channels", 16, 1, "float32", 4),
+        ("heads", 12, 64, "bfloat16", 1),
+        ("heads", 12, 32, "bfloat16", 2),
+        ("heads", 12, 32, "float32", 1),
+        ("heads", 16, 80, "bfloat16", 4),
+        ("heads", 16, 72, "bfloat16", 4),  # 8 heads would be 576 features, and leave two sizes
+        ("heads", 4, 16, "bfloat16", 1),
+        ("heads", 6, 33, "bfloat16", 1),
+    ],
+)
+def test_auto_rounds_the_features_of_a_site(kind, units, width, dtype, expected):
+    """Oracle: the fewest units whose features are a multiple of the largest power of two that leaves enough sizes."""
+    made = ranking()
+    made.device, made.dtype = ("cpu", "float32") if dtype == "cpu" else ("NVIDIA H100", dtype)
+    request = Request(flops=0.5, round_to="auto")
+    site = replace(made.sites[0], kind=kind, units=units, width=width)
+    assert request.multiple(site, round_size(request, made)) == expected
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("bfloat16", 64), ("float32", 32)])
+def test_a_mask_with_auto_keeps_such_features(dtype, size):
+    made = ranking(heads=8, neurons=96)
+    made.device, made.dtype = "NVIDIA H100", dtype
+    for site in made.sites:
+        site.width = 8 if site.kind == "heads" else 1
+    request = Request(flops=0.6, round_to="auto")
+    mask = select(made, request)
+    assert mask.budget["round_to"] == size
+    counts = kept(mask)
+    for site in made.sites:
+        multiple = request.multiple(site, size)
+        assert multiple > 1
+        assert counts[site.name] % multiple == 0 or counts[site.name] == site.units
+    exact = kept(select(made, Request(flops=0.6)))
+    assert any(
+        count % request.multiple(site, size) for site, count in zip(made.sites, exact.values(), strict=True)
+    )
