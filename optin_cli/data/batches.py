@@ -62,6 +62,14 @@ class Batch:
         }
         return Batch(inputs, None if self.valid is None else self.valid.to(device), self.example_ids)
 
+    def repeated(self, times: int) -> Batch:
+        """So many copies of the batch, one behind the other."""
+        if times == 1:
+            return self
+        inputs = {k: v.repeat(times, *[1] * (v.dim() - 1)) for k, v in self.inputs.items()}
+        valid = None if self.valid is None else self.valid.repeat(times, 1)
+        return Batch(inputs, valid, self.example_ids * times)
+
     @property
     def slots(self) -> int:
         """Places for tokens, padding included; an image counts as one, a recording as its transcript."""

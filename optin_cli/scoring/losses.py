@@ -5,13 +5,16 @@ I(u) = sum over deeper blocks z of L_MD(F_z, F_z without u) + lambda * L_KD(y, y
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from optin_cli.tasks.divergence import BINARY_KL, SQUARES, Term, binary_kl, class_kl
+
+Signs = torch.Generator | Iterator[Tensor]
+"""What random signs come from: a generator, or what `draw_signs` took from one, in the order of use."""
 
 _HELD = 1 << 24  # logits in float64 at a time
 
@@ -70,7 +73,7 @@ def output_change(
     return total
 
 
-def relation_probe(features: Tensor, generator: torch.Generator) -> Tensor:
+def relation_probe(features: Tensor, generator: Signs) -> Tensor:
     """The gradient, with respect to F, of <V, F F^T> / K for a random sign matrix V: (V + V^T) F / K.
 
     `features` F is (K, d) with unit rows; so is the result. Pulled back to a mask m, its square is an unbiased
@@ -82,7 +85,7 @@ def relation_probe(features: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def output_probe(
-    output: Tensor, weights: Tensor, generator: torch.Generator, *, temperature: float, term: Term
+    output: Tensor, weights: Tensor, generator: Signs, *, temperature: float, term: Term
 ) -> Tensor:
     """A random gradient with respect to `output` whose square, pulled back to a mask, is an unbiased estimate of
     the second-order term of `output_change` (a weighted sum over rows).
@@ -103,7 +106,12 @@ def output_probe(
     return (roots - p * roots.sum(-1, keepdim=True)) * scale / (temperature * 2**0.5)
 
 
-def _signs(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
-    """Random +-1, drawn on the CPU so that they are the same on every device; in bytes, which are quick to copy."""
-    drawn = torch.randint(0, 2, tuple(shape), generator=generator, dtype=torch.uint8)
+def draw_signs(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Zeros and ones, drawn on the CPU so that they are the same on every device; in bytes, which are quick to copy."""
+    return torch.randint(0, 2, tuple(shape), generator=generator, dtype=torch.uint8)
+
+
+def _signs(shape: Sequence[int], source: Signs, device: torch.device) -> Tensor:
+    """Random +-1, float32."""
+    drawn = draw_signs(shape, source) if isinstance(source, torch.Generator) else next(source).view(shape)
     return drawn.to(device).to(torch.float32).mul_(2).sub_(1)

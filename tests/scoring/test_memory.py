@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,8 +22,10 @@ from optin_cli.errors import InputError
 from optin_cli.execution import memory as room
 from optin_cli.execution.peak_memory import LiveStorages
 from optin_cli.execution.replay import Replay
+from optin_cli.scoring import graphs
 from optin_cli.scoring import score as stage
 from optin_cli.scoring.graphs import in_pieces
+from optin_cli.scoring.losses import draw_signs
 from optin_cli.scoring.methods import ablation, curvature
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 
@@ -52,6 +55,52 @@ def assert_close(one, two, **tolerance):
         for name, expected in getattr(one, part).items():
             scale = np.abs(expected).max()
             np.testing.assert_allclose(getattr(two, part)[name] / scale, expected / scale, **tolerance)
+
+
+@pytest.mark.parametrize("name", ["bert", "t5", "vit"])
+@pytest.mark.parametrize("memory", [None, 1 << 21])
+def test_probes_that_share_a_backward_pass_find_what_they_find_alone(name, memory, tmp_path, monkeypatch):
+    """What a GPU does to be busy, here on a CPU: a graph with a copy of the piece for each probe."""
+    plan = plan_for(tmp_path, name, memory=memory, probes=3)
+    expected, sizes = probed(plan), []
+
+    def record(model, piece, sites):
+        sizes.append(len(piece))
+        return graphs.record_graph(model, piece, sites)
+
+    monkeypatch.setattr(curvature, "record_graph", record)
+    monkeypatch.setattr(curvature, "_WORK_PER_CALL", {"cpu": 1 << 60})
+    found = probed(plan)
+    assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    if memory is None:
+        assert sum(sizes) == 3 * len(plan.calibration.batches.ids(1))
+
+
+def test_a_backward_pass_has_as_many_probes_as_it_has_work_and_memory_for(tmp_path, monkeypatch):
+    calibration = plan_for(tmp_path).calibration
+    (piece,) = calibration.batch(0).split(1 << 13)
+    one = piece.slots * curvature._block_weights(calibration)
+    for share, slots, probes, expected in (
+        (0.5, None, 8, 1), (3.9, None, 8, 2), (4.0, None, 8, 4), (99, None, 8, 8), (4.0, None, 3, 3), (2.0, None, 3, 1),
+        (99, 5 * piece.slots, 8, 4), (99, piece.slots // 2, 8, 1),
+    ):  # fmt: skip
+        monkeypatch.setattr(curvature, "_WORK_PER_CALL", {"cpu": int(share * one)})
+        calibration.graph_slots = slots
+        assert curvature._copies(calibration, piece, piece.slots, probes) == expected
+    monkeypatch.setattr(curvature, "_WORK_PER_CALL", {"cuda": 1 << 60})
+    calibration.graph_slots = None
+    assert curvature._copies(calibration, piece, piece.slots, 8) == 1
+
+
+def test_threads_draw_what_one_after_the_other_draws():
+    found = []
+    for where in ("cpu", "cuda"):
+        generators = [torch.Generator().manual_seed(seed) for seed in range(20)]
+        with curvature._drawn(generators, partial(draw_signs, [1000]), torch.device(where)) as drawn:
+            found.append(list(drawn))
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)
+    assert not torch.equal(found[0][0], found[0][1])
 
 
 @examples(60)

@@ -13,7 +13,11 @@ two examples share, but also the products of their unrelated signs, which are mo
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,7 +30,7 @@ from optin_cli.data.batches import Batch
 from optin_cli.execution.hooks import block_outputs
 from optin_cli.scoring.calibration import Calibration, gather_rows, mean_tokens, measured_blocks
 from optin_cli.scoring.graphs import in_pieces, record_graph
-from optin_cli.scoring.losses import output_probe, relation_probe
+from optin_cli.scoring.losses import draw_signs, output_probe, relation_probe
 from optin_cli.scoring.methods.ablation import AblationMethod
 from optin_cli.scoring.methods.base import MOST_PROBES, Arrays, Item, Measured, OnWork, item_scores
 from optin_cli.scoring.methods.trajectory import TrajectoryMethod
@@ -37,6 +41,9 @@ log = logging.getLogger("optin")
 
 _PROBES_AT_ONCE = 8  # seeds of so many are held; the graph is recorded once for all of them
 _SEEDS = 1 << 26  # and of the output so many numbers: a language model's rows are long
+# MACs of a block, of all probes in one backward pass. Beyond this a GPU is busy for longer than its kernels take to be
+# launched, and copies would only cost forwards. A CPU is always busy.
+_WORK_PER_CALL = {"cuda": 1 << 37}
 _IMPOSSIBLE = -1e4  # a logit: what question answering gives to padding
 
 
@@ -196,24 +203,78 @@ def _probed(
     )
     dense = _DensePass(calibration, index, pieces, sorted(tally.concerned))
     at_once = max(1, min(_PROBES_AT_ONCE, _SEEDS // max(1, sum(o.numel() for o in dense.outputs))))
-    for start in range(0, len(probes), at_once):
-        chunk = probes[start : start + at_once]
-        seeds = [dense.seeds(calibration.generator(index, stream=probe + 1)) for probe in chunk]
-        first = 0  # example
-        for number, piece in enumerate(pieces):
-            graph = record_graph(model, piece, sites)  # one piece at a time: that bounds the memory
-            with torch.enable_grad():
-                unit = {z: gather_rows(graph.features[z], dense.rows[z][number]) for z in tally.concerned}
-            for probe, (feature_seeds, output_seeds) in zip(chunk, seeds, strict=True):
-                row = (probe - probes.start) * tally.examples + first
-                for z, concerned in tally.concerned.items():
-                    found = graph.gradients(unit[z], feature_seeds[z][number], concerned)
-                    tally.add_feature(z, concerned, found, row)
-                tally.add_output(sites, graph.gradients(graph.output, output_seeds[number], sites), row)
-            first += len(piece)
-            del graph, unit  # before the next piece's graph is made
-        tell(start + len(chunk))
+    for group in _chunks(probes, _PROBES_AT_ONCE):
+        generators = [calibration.generator(index, stream=probe + 1) for probe in group]
+        with _drawn(generators, dense.draw, model.device) as drawn:
+            for chunk in _chunks(group, at_once):
+                seeds = [dense.seeds(next(drawn)) for _ in chunk]
+                first = 0  # example
+                for number, piece in enumerate(pieces):
+                    copies = _copies(calibration, piece, dense.tokens[number], len(chunk))
+                    # one piece at a time: that bounds the memory
+                    graph = record_graph(model, piece.repeated(copies), sites)
+                    with torch.enable_grad():
+                        unit = {
+                            z: gather_rows(
+                                graph.features[z].unflatten(0, (copies, -1)), dense.rows[z][number]
+                            )
+                            for z in tally.concerned
+                        }
+                    for start in range(0, len(chunk), copies):
+                        some = seeds[start : start + copies]
+                        place = chunk[start] - probes.start, first
+                        for z, concerned in tally.concerned.items():
+                            seed = torch.stack([features[z][number] for features, _ in some])
+                            found = graph.gradients(unit[z], seed, concerned)
+                            tally.add_feature(z, concerned, _by_probe(found, copies), place)
+                        seed = torch.cat([output[number] for _, output in some])
+                        found = graph.gradients(graph.output, seed, sites)
+                        tally.add_output(sites, _by_probe(found, copies), place)
+                    first += len(piece)
+                    del graph, unit  # before the next piece's graph is made
+                tell(chunk[-1] + 1 - probes.start)
     return tally.result
+
+
+def _by_probe(gradients: Sequence[Tensor], copies: int) -> list[Tensor]:
+    return [gradient.unflatten(0, (copies, -1)) for gradient in gradients]
+
+
+def _chunks(probes: range, size: int) -> list[range]:
+    return [probes[start : start + size] for start in range(0, len(probes), size)]
+
+
+def _copies(calibration: Calibration, piece: Batch, tokens: int, probes: int) -> int:
+    """How many probes go through one backward pass, each with a copy of `piece` in the graph; a divisor of `probes`.
+
+    On a GPU as many as keep it busy while the next kernels are launched, and as fit into memory.
+    """
+    most = _WORK_PER_CALL.get(calibration.model.device.type, 0) // max(
+        1, tokens * _block_weights(calibration)
+    )
+    if calibration.graph_slots is not None:
+        most = min(most, calibration.graph_slots // max(1, piece.slots))
+    return max(n for n in range(1, probes + 1) if n == 1 or (probes % n == 0 and n <= most))
+
+
+def _block_weights(calibration: Calibration) -> int:
+    """Numbers in the weights of a block, in the mean: about the MACs of a token in it."""
+    module, blocks = calibration.model.module, calibration.model.anatomy.blocks
+    weights = sum(p.numel() for block in set(blocks) for p in module.get_submodule(block).parameters())
+    return max(1, weights // len(blocks))
+
+
+@contextmanager
+def _drawn(
+    generators: Sequence[torch.Generator], draw: Callable[[torch.Generator], Tensor], device: torch.device
+) -> Iterator[Iterator[Tensor]]:
+    """What `draw` takes from each generator. For a GPU threads draw ahead: a core draws the signs of a probe for longer
+    than the GPU works on it."""
+    if device.type == "cpu" or len(generators) == 1:
+        yield map(draw, generators)
+        return
+    with ThreadPoolExecutor(min(len(generators), os.cpu_count() or 1)) as pool:
+        yield pool.map(draw, generators)
 
 
 class _DensePass:
@@ -225,12 +286,15 @@ class _DensePass:
         self.calibration = calibration
         self.rows: dict[int, list[Tensor]] = {}
         found: dict[int, list[Tensor]] = {z: [] for z in measured}
-        self.outputs = []
+        self.outputs: list[Tensor] = []
+        self.tokens: list[int] = []
+        """Of each piece: the most rows that a feature has, all examples together."""
         for number, piece in enumerate(pieces):
             features: dict[int, Tensor] = {}
             with torch.no_grad(), block_outputs(calibration.model, features):
                 self.outputs.append(calibration.model.output(piece.inputs))
             calibration.check_finite(features, index)
+            self.tokens.append(max((math.prod(f.shape[:2]) for f in features.values()), default=1))
             if not self.rows:
                 # images are all of one length; text is of its own
                 lengths = {z: [feature.shape[1]] * len(pieces) for z, feature in features.items()}
@@ -243,15 +307,29 @@ class _DensePass:
             for piece, output in zip(pieces, self.outputs, strict=True)
         ]
 
-    def seeds(self, generator: torch.Generator) -> tuple[dict[int, tuple[Tensor, ...]], list[Tensor]]:
+    @property
+    def _output_shape(self) -> tuple[int, int, int]:
+        """Of all pieces at once, as long as the longest: the same draws however the batch is cut."""
+        examples = sum(len(output) for output in self.outputs)
+        return examples, *(max(output.shape[axis] for output in self.outputs) for axis in (1, 2))
+
+    @property
+    def _sizes(self) -> list[int]:
+        """How many signs each of a probe's seeds takes, in the order in which they are drawn."""
+        return [*(len(f) ** 2 for f in self.features.values()), math.prod(self._output_shape)]
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """One probe's signs for `seeds`, in one tensor on the CPU."""
+        return draw_signs([sum(self._sizes)], generator)
+
+    def seeds(self, drawn: Tensor) -> tuple[dict[int, tuple[Tensor, ...]], list[Tensor]]:
         """One probe's gradients: block -> one (rows, d) a piece, and one (examples, rows, classes) a piece."""
+        signs = iter(drawn.to(self.calibration.model.device).split(self._sizes))
         features = {
-            z: relation_probe(f, generator).split([len(rows) for rows in self.rows[z]])
+            z: relation_probe(f, signs).split([len(rows) for rows in self.rows[z]])
             for z, f in self.features.items()
         }
-        # all pieces at once, as long as the longest: the same draws however the batch is cut
-        rows = max(output.shape[1] for output in self.outputs)
-        classes = max(output.shape[2] for output in self.outputs)
+        _, rows, classes = self._output_shape
         output, weight = [], []
         for o, w in zip(self.outputs, self.weights, strict=True):
             output.append(pad(o, (0, classes - o.shape[2], 0, rows - o.shape[1]), value=_IMPOSSIBLE))
@@ -260,7 +338,7 @@ class _DensePass:
         probed = output_probe(
             torch.cat(output),
             joined / joined.sum(),
-            generator,
+            signs,
             temperature=self.calibration.temperature,
             term=self.calibration.model.task.term,
         ).split([len(o) for o in self.outputs])
@@ -280,51 +358,57 @@ class _Tally:
         for site in sites:
             for z in self.columns[site.name]:
                 self.concerned.setdefault(z, []).append(site)
-        self.rows = sketched * examples
-        """Gradients that are kept."""
+        self.kept = sketched, examples
+        """Probes whose gradients are kept, and how many rows each."""
         self.trajectory: dict[str, _Sums] = {}
         self.output: dict[str, _Sums] = {}
 
-    def add_feature(self, z: int, sites: Sequence[Site], gradients: Sequence[Tensor], row: int) -> None:
-        """Add gradients (examples, units) of the examples whose first has row number `row`."""
+    def add_feature(
+        self, z: int, sites: Sequence[Site], gradients: Sequence[Tensor], place: tuple[int, int]
+    ) -> None:
+        """Add gradients (probes, examples, units); `place` is the number of the first probe and example of them."""
         for site, gradient in zip(sites, gradients, strict=True):
             columns = self.columns[site.name]
             if site.name not in self.trajectory:
-                self.trajectory[site.name] = _Sums(site.units, len(columns), self.rows, gradient.device)
-            self.trajectory[site.name].add(columns.index(z), gradient, row)
+                self.trajectory[site.name] = _Sums(site.units, len(columns), self.kept, gradient.device)
+            self.trajectory[site.name].add(columns.index(z), gradient, place)
 
-    def add_output(self, sites: Sequence[Site], gradients: Sequence[Tensor], row: int) -> None:
+    def add_output(self, sites: Sequence[Site], gradients: Sequence[Tensor], place: tuple[int, int]) -> None:
         for site, gradient in zip(sites, gradients, strict=True):
             if site.name not in self.output:
-                self.output[site.name] = _Sums(site.units, 1, self.rows, gradient.device)
-            self.output[site.name].add(0, gradient, row)
+                self.output[site.name] = _Sums(site.units, 1, self.kept, gradient.device)
+            self.output[site.name].add(0, gradient, place)
 
     @property
     def result(self) -> ProbeSums:
         for site in self.sites:  # a site may have no columns
-            self.trajectory.setdefault(site.name, _Sums(site.units, 0, self.rows, torch.device("cpu")))
+            self.trajectory.setdefault(site.name, _Sums(site.units, 0, self.kept, torch.device("cpu")))
         trajectory = {site.name: self.trajectory[site.name] for site in self.sites}
         output = {site.name: self.output[site.name] for site in self.sites}
         return ProbeSums(
             trajectory={name: sums.squares.cpu().numpy() for name, sums in trajectory.items()},
             output={name: sums.squares[:, 0].cpu().numpy() for name, sums in output.items()},
-            trajectory_rows={name: sums.rows.cpu().numpy() for name, sums in trajectory.items()},
-            output_rows={name: sums.rows.cpu().numpy() for name, sums in output.items()},
+            trajectory_rows={
+                name: sums.rows.flatten(0, 1).cpu().numpy() for name, sums in trajectory.items()
+            },
+            output_rows={name: sums.rows.flatten(0, 1).cpu().numpy() for name, sums in output.items()},
         )
 
 
 class _Sums:
     """Of the gradients of one site: squares summed over the examples, and the first rows, summed over the columns."""
 
-    def __init__(self, units: int, columns: int, rows: int, device: torch.device) -> None:
+    def __init__(self, units: int, columns: int, kept: tuple[int, int], device: torch.device) -> None:
         self.squares = torch.zeros(units, columns, dtype=torch.float64, device=device)
-        self.rows = torch.zeros(rows, units, device=device)
+        self.rows = torch.zeros(*kept, units, device=device)
 
-    def add(self, column: int, gradient: Tensor, row: int) -> None:
-        """Add float32 gradients (examples, units), the first of which has row number `row`."""
-        self.squares[:, column] += gradient.double().square().sum(0)
-        if row < len(self.rows):
-            self.rows[row : row + len(gradient)] += gradient
+    def add(self, column: int, gradient: Tensor, place: tuple[int, int]) -> None:
+        """Add float32 gradients (probes, examples, units), the first of which is of probe and example `place`."""
+        self.squares[:, column] += gradient.flatten(0, 1).double().square().sum(0)
+        probe, example = place
+        if probe < len(self.rows):
+            kept = gradient[: len(self.rows) - probe]
+            self.rows[probe : probe + len(kept), example : example + kept.shape[1]] += kept
 
 
 def near_the_cut(
