@@ -19,8 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [
@@ -53,6 +55,8 @@ PARTS = {
 
 _ON_A_CPU = 4.0
 """Time limits are so many times as long there."""
+_LAST_WORDS = 6000
+"""Characters of the failed tests' tracebacks that are printed behind the report."""
 
 
 def main() -> None:
@@ -79,6 +83,7 @@ def main() -> None:
     text = report(read(options.out, PARTS))
     (options.out / "report.md").write_text(text)
     print(f"\n{text}", flush=True)
+    print_failures(read(options.out, PARTS)["tests"])
 
 
 def _options() -> argparse.Namespace:
@@ -93,6 +98,12 @@ def _options() -> argparse.Namespace:
     if unknown := set(filter(None, options.only.split(","))) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; there is {', '.join(PARTS)}")
     return options
+
+
+def print_failures(tests: Mapping[str, Any]) -> None:
+    """The tests' tracebacks, or as much of their end as a terminal keeps."""
+    if text := tests.get("failures"):
+        print(f"What the tests say:\n\n{text[-_LAST_WORDS:]}", flush=True)
 
 
 def _groups(names: list[str], together: bool) -> list[list[str]]:

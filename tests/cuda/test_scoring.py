@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,9 @@ pytestmark = pytest.mark.cuda
 
 SETTINGS = {"samples": 12, "batch_size": 6, "rows": 48}
 CLOSE = 1e-3
-"""Of a site's largest score: what another order of sums and TF32 in backward passes may change."""
+"""Of a site's largest score: what another order of sums may change."""
+ROUNDED = 1e-2
+"""The same of squared gradients whose products were rounded to TF32: 2^-11 an operand, block after block."""
 
 
 def opened(name: str, device: str, dtype: str = "float32", head: str = "classifier") -> OpenModel:
@@ -35,30 +39,45 @@ def ranked(model: OpenModel, folder, **settings):
     return score(plan, folder / f"{model.device.type}-{model.dtype}.h5")
 
 
-def assert_same_scores(one, two) -> None:
+def assert_same_scores(one, two, close: float = CLOSE) -> None:
     for ours, theirs in zip(one.sites, two.sites, strict=True):
         scale = np.abs(theirs.score).max()
-        np.testing.assert_allclose(ours.score / scale, theirs.score / scale, rtol=0, atol=CLOSE)
+        np.testing.assert_allclose(ours.score / scale, theirs.score / scale, rtol=0, atol=close)
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Probes in float32, as on a CPU."""
+    for module in ("graphs", "replay"):
+        monkeypatch.setattr(
+            f"optin_cli.scoring.{module}.reduced_products", lambda *_: contextlib.nullcontext()
+        )
 
 
 @pytest.mark.parametrize(
     "method",
     ["curvature", "ablation", "mixed", "fisher", "knowledge", "reference", "magnitude", "random"],
 )
-def test_every_method_scores_like_on_the_cpu(method, device, tmp_path):
+def test_every_method_scores_like_on_the_cpu(method, device, tmp_path, exact):
     found = [ranked(opened("bert", where), tmp_path, method=method, probes=4) for where in (device, "cpu")]
     assert_same_scores(*found)
 
 
+@pytest.mark.parametrize("method", ["curvature", "mixed"])
+def test_rounded_probes_change_little(method, device, tmp_path):
+    found = [ranked(opened("bert", where), tmp_path, method=method, probes=4) for where in (device, "cpu")]
+    assert_same_scores(*found, ROUNDED)
+
+
 @pytest.mark.parametrize("name", ["roberta", "gpt2", "llama", "qwen3", "t5"])
 @pytest.mark.parametrize("method", ["curvature", "ablation"])
-def test_other_architectures_score_like_on_the_cpu(name, method, device, tmp_path):
+def test_other_architectures_score_like_on_the_cpu(name, method, device, tmp_path, exact):
     found = [ranked(opened(name, where), tmp_path, method=method) for where in (device, "cpu")]
     assert_same_scores(*found)
 
 
 @pytest.mark.parametrize("name", ["vit", "swin", "timm-resnet"])
-def test_images_score_like_on_the_cpu(name, device):
+def test_images_score_like_on_the_cpu(name, device, exact):
     """Convolutions too: without TF32, whose rounding would drown what one channel changes."""
     found = []
     for where in (device, "cpu"):
@@ -165,16 +184,15 @@ def test_engines_stay_within_their_memory(method, gpu, wide):
 
 
 @pytest.mark.parametrize("method", ["curvature", "ablation"])
-def test_engines_go_on_in_smaller_steps_after_running_out(method, gpu, wide, cap, caplog):
+def test_engines_go_on_in_smaller_steps_after_running_out(method, gpu, wide, cap, notes):
     """A cap that nothing knows of: the limit says that there is plenty."""
     expected = work(plan_of(wide, gpu, method))
     need = peak_of(plan_of(wide, gpu, method))
     plan = plan_of(wide, gpu, method, memory=1 << 50)
     cap(0.6 * need)
-    with caplog.at_level("INFO", logger="optin"):
-        found = work(plan)
-    assert "out of memory: going on with" in caplog.text
-    np.testing.assert_allclose(found, expected, rtol=0, atol=CLOSE * expected.max())
+    found = work(plan)
+    assert "out of memory: going on with" in notes.text
+    np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDED * expected.max())
 
 
 def test_what_fits_in_no_way_is_an_input_error(gpu, wide, cap):
