@@ -1,6 +1,6 @@
 """All that is about CUDA, in eight minutes of one GPU: tests, latency, scores, compensation, a team, a decoder.
 
-    python benchmarks/gpu.py [--out benchmarks/gpu] [--only scoring,bench] [--device cpu --tiny]
+    python benchmarks/gpu.py [--out benchmarks/gpu] [--only scoring,bench] [--brief] [--device cpu --tiny]
 
 Needs no data and no hub: models are random and made here, texts are random words. Each part runs in a process of its
 own with a time limit, and writes OUT/PART.json step by step, so that a part that hangs or dies loses nothing else.
@@ -44,12 +44,12 @@ class Part:
 
 PARTS = {
     "card": Part(60),
-    "tests": Part(90, beside=True),
+    "tests": Part(110, beside=True),
     "team": Part(90, beside=True),
     "half": Part(90, beside=True),
     "scoring": Part(100),
-    "decoder": Part(120),
-    "bench": Part(170),
+    "decoder": Part(150),
+    "bench": Part(150),
 }
 
 
@@ -93,6 +93,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=470.0, help="for everything")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="small models and few examples")
+    parser.add_argument("--brief", action="store_true", help="leave out what takes long and seldom changes")
     parser.add_argument("--run", default="", help=argparse.SUPPRESS)  # one part, in this process
     options = parser.parse_args()
     if unknown := set(filter(None, options.only.split(","))) - set(PARTS):
@@ -118,7 +119,7 @@ def _groups(names: list[str], together: bool) -> list[list[str]]:
 def _start(name: str, options: argparse.Namespace, seconds: float) -> tuple[subprocess.Popen[bytes], float]:
     (options.out / f"{name}.json").unlink(missing_ok=True)
     command = [sys.executable, __file__, "--run", name, "--out", str(options.out), "--device", options.device]
-    command += ["--seconds", str(seconds), *["--tiny"] * options.tiny]
+    command += ["--seconds", str(seconds), *["--tiny"] * options.tiny, *["--brief"] * options.brief]
     print(f"== {name}: at most {seconds:.0f} s", flush=True)
     return subprocess.Popen(command, start_new_session=True), time.perf_counter() + seconds
 
@@ -148,7 +149,15 @@ def _run(options: argparse.Namespace) -> None:
     from gpu_parts.job import Job
 
     with tempfile.TemporaryDirectory(prefix="optin-gpu-") as folder:
-        job = Job(options.run, options.device, options.tiny, options.out, Path(folder), options.seconds)
+        job = Job(
+            options.run,
+            options.device,
+            options.tiny,
+            options.out,
+            Path(folder),
+            options.seconds,
+            options.brief,
+        )
         importlib.import_module(f"gpu_parts.{options.run}").run(job)
         job.write(seconds=round(options.seconds - job.left, 1))
 

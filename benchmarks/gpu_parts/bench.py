@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,34 +15,34 @@ from optin_cli.measure.inputs import default_size
 from optin_cli.measure.latency import bench, ideal_speedup
 from optin_cli.measure.runners import EAGER, Execution
 
-SHARES, ROUNDINGS = (0.7, 0.5), (1, "auto")
+SHARES = (0.7, 0.5)
+BATCHES = (1, 8, 32, 64, 128, 256)
+GRAPH_BATCHES = (1, 8)
 KNEE = 1.05
 """Twice the batch gives less than this times the throughput: the GPU is full."""
-PRECISIONS = ("bfloat16", "tf32", "float32")
+ROUNDINGS: dict[str, tuple[int | str, ...]] = {
+    "bfloat16": ("auto", 128), "tf32": ("auto", 64), "float32": (1, "auto")
+}  # fmt: skip
+"""Where tensor cores compute, `auto` beside twice as much: what more rounding would gain."""
 
 
 def run(job: Job) -> None:
-    most = 4 if job.tiny else 256
     graph = job.device == "cuda"
     shapes = {"BERT-base": models.bert, "DeiT-S": models.deit}
     folders = {name: build(job.folder / name, job.tiny) for name, build in shapes.items()}
-    for precision in PRECISIONS:
+    for precision in ("bfloat16", "tf32", *["float32"] * (not job.brief)):
         for name, folder in folders.items():
-            with job.step(f"{name} {precision} eager"), in_precision(precision) as dtype:
-                to_the_knee(job, name, precision, family(str(folder), job.device, dtype), most)
-    for name, folder in folders.items():
-        for precision in ("bfloat16", "tf32"):
-            with job.step(f"{name} {precision} CUDA graphs"), in_precision(precision) as dtype:
-                if graph and job.left > 10:
-                    some = family(str(folder), job.device, dtype)
-                    for batch in (1, 8):
+            with job.step(f"{name} {precision}"), in_precision(precision) as dtype:
+                some = family(str(folder), job.device, dtype, ROUNDINGS[precision])
+                if graph and precision != "float32" and job.left > 10:
+                    for batch in GRAPH_BATCHES:
                         measure(job, name, precision, some, batch, Execution(cuda_graph=True))
-    for name, folder in folders.items():
-        how = Execution(compile=True, cuda_graph=graph)
-        with job.step(f"{name} bfloat16 {how.name}"), in_precision("bfloat16") as dtype:
-            if job.left > (0 if job.tiny else 40):  # compiling takes most of it
-                dense = open_model(str(folder), device=job.device, dtype=dtype)
-                measure(job, name, "bfloat16", [dense, models.pruned(dense, 0.5, "auto")], 1, how)
+                to_the_knee(job, name, precision, some)
+    how = Execution(compile=True, cuda_graph=graph)
+    with job.step(f"BERT-base bfloat16 {how.name}"), in_precision("bfloat16") as dtype:
+        if job.left > (0 if job.tiny else 30):  # compiling takes most of it
+            some = family(str(folders["BERT-base"]), job.device, dtype, ("auto",))
+            measure(job, "BERT-base", "bfloat16", [some[0], some[-1]], 1, how)
 
 
 @contextmanager
@@ -55,25 +55,27 @@ def in_precision(name: str) -> Iterator[str]:
         torch.set_float32_matmul_precision("highest")
 
 
-def family(folder: str, device: str, dtype: str) -> list[OpenModel]:
+def family(folder: str, device: str, dtype: str, roundings: Sequence[int | str]) -> list[OpenModel]:
     """The dense model, and pruned ones."""
     dense = open_model(folder, device=device, dtype=dtype)
-    return [dense, *(models.pruned(dense, share, rounding) for share in SHARES for rounding in ROUNDINGS)]
+    return [dense, *(models.pruned(dense, share, rounding) for share in SHARES for rounding in roundings)]
 
 
-def to_the_knee(job: Job, name: str, precision: str, several: list[OpenModel], most: int) -> None:
-    """Double the batch until the dense model's throughput gains less than five per cent."""
-    batch, before = 1, 0.0
-    while batch <= most and job.left > 5:
+def to_the_knee(job: Job, name: str, precision: str, several: list[OpenModel]) -> None:
+    """Larger batches until twice the batch gains the dense model less than five per cent of throughput."""
+    batches = [batch for batch in BATCHES if batch <= (8 if job.tiny else BATCHES[-1])]
+    before = {0: 0.0}
+    for batch in batches:
+        if job.left < 5:
+            return
         rows = measure(job, name, precision, several, batch, EAGER)
-        now = rows[0]["throughput"]
-        full = now < KNEE * before
+        before[batch] = rows[0]["throughput"]
+        full = batch // 2 in before and before[batch] < KNEE * before[batch // 2]
         for row in rows:
-            row["knee"] = full or batch == most
+            row["knee"] = full or batch == batches[-1]
         job.write()
         if full:
-            break
-        batch, before = 2 * batch, now
+            return
 
 
 def measure(

@@ -26,6 +26,8 @@ class Job:
     """For models; removed at the end."""
     seconds: float
     """How long the part may take."""
+    brief: bool = False
+    """Leave out what takes long and seldom changes."""
     started: float = field(default_factory=time.perf_counter)
     facts: dict[str, Any] = field(default_factory=dict)
 

@@ -8,8 +8,10 @@ activations alone), beside two forwards. Ablation of a unit of block l takes (D 
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
+import torch
 from helpers.memory import serve_words, words
 
 from gpu_parts import models
@@ -20,7 +22,10 @@ from optin_cli.compensation.settings import Compensation
 from optin_cli.execution.macs import count_macs
 from optin_cli.export.apply import apply
 from optin_cli.loading.checkpoint import OpenModel, open_model
+from optin_cli.scoring.methods import ablation as ablation_module
+from optin_cli.scoring.methods import curvature as curvature_module
 from optin_cli.scoring.methods.ablation import Ablation
+from optin_cli.scoring.methods.curvature import curvature
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import score
 from optin_cli.selection.select import select
@@ -53,16 +58,62 @@ def run(job: Job) -> None:
                 )
             flops = curvature_flops(model, plan, probes)
             job.write(**{f"curvature_{probes}": facts(seconds, flops)})
-    with job.step("apply with compensation on 2048 sequences"):
-        compensated(job, folder, ranking, 16 if job.tiny else 2048)
+    with job.step("where the time of curvature goes"):
+        job.write(
+            curvature_profile=profiled(make_plan(model, data, ScoreSettings(samples=sequences, probes=8)))
+        )
     with job.step("mixed: heads by ablation"):
         plan = make_plan(model, data, ScoreSettings(method="mixed", samples=sequences))
         seconds, _ = job.timed(lambda: score(plan, job.folder / "mixed.h5"))
         job.write(mixed={"seconds": round(seconds, 2)})
-    for precision in ("reduced", "full"):
+    for precision in ("reduced", *["full"] * (not job.brief)):
         with job.step(f"ablation, {precision}"), job.peak(f"ablation_{precision}"):
             settings = ScoreSettings(method="ablation", samples=sequences, precision=precision)
             job.write(**{f"ablation_{precision}": ablated(job, model, make_plan(model, data, settings))})
+    with job.step("constants of the engines"):
+        constants(job, model, data, sequences)
+    if not job.brief:
+        with job.step("apply with compensation on 2048 sequences"):
+            compensated(job, folder, ranking, 16 if job.tiny else 2048)
+
+
+def profiled(plan: Any) -> dict[str, Any]:
+    """The 15 operations that take a GPU and a CPU longest while a batch is probed, in milliseconds."""
+    sites = list(plan.model.anatomy)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if plan.model.device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        curvature(plan.calibration, 0, sites, range(plan.settings.probes))
+    events = profiler.key_averages()
+    found = {}
+    for where, attribute in (("gpu", "self_device_time_total"), ("cpu", "self_cpu_time_total")):
+        times = sorted(((getattr(e, attribute) / 1e3, e.count, e.key[:90]) for e in events), reverse=True)
+        found[where] = {
+            "total_ms": round(sum(ms for ms, _, _ in times), 1),
+            "longest": [[round(ms, 2), count, name] for ms, count, name in times[:15]],
+        }
+    return found
+
+
+def constants(job: Job, model: OpenModel, data: Any, sequences: int) -> None:
+    """Seconds of a batch's 8 probes by the work of a backward pass, and of ablation by the tokens of a call."""
+    plan = make_plan(model, data, ScoreSettings(samples=sequences, probes=8))
+    sites, found = list(model.anatomy), {}
+    for exponent in (0, 36, 37, 38, 39):
+        with mock.patch.dict(curvature_module._WORK_PER_CALL, {job.device: 1 << exponent}):
+            found[exponent] = min(
+                job.timed(lambda: curvature(plan.calibration, 0, sites, range(8)))[0] for _ in range(2)
+            )
+    job.write(probes_by_work={f"2^{exponent}": round(seconds, 3) for exponent, seconds in found.items()})
+    site, found = model.anatomy["blocks.0.neurons"], {}
+    units = np.arange(min(site.units, 128))
+    for exponent in (17, 18, 19):
+        with mock.patch.dict(ablation_module._TOKENS_PER_CALL, {job.device: 1 << exponent}):
+            engine = Ablation(plan.calibration, 0, reduced=True)
+            engine.score(site, units[: engine.step])
+            found[engine.step] = job.timed(lambda engine=engine: engine.score(site, units))[0]
+    job.write(ablation_by_variants={str(step): round(seconds, 3) for step, seconds in found.items()})
 
 
 def facts(seconds: float, flops: float) -> dict[str, Any]:
