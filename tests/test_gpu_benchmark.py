@@ -36,7 +36,12 @@ def test_a_part_that_hangs_is_stopped_with_all_it_started_and_loses_nothing(gpu,
     gpu._finish("team", process, time.perf_counter(), tmp_path)
     process.stdout.close()
     assert process.poll() is not None
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    deadline = time.monotonic() + 10  # a killed process takes a moment to go
+    while (
+        alive := child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+    ) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not alive
     assert json.loads((tmp_path / "team.json").read_text()) == {"found": 1, "stopped": "its time was up"}
 
 
@@ -66,6 +71,38 @@ def test_a_step_that_fails_is_told_and_the_next_one_runs(gpu, tmp_path):
     assert json.loads((tmp_path / "half.json").read_text()) == {
         "failed": {"first": "ValueError: no such kernel"}, "done": True
     }  # fmt: skip
+
+
+MARKED = """
+import pytest
+@pytest.mark.cuda
+@pytest.mark.parametrize("number", [1, 2])
+def test_number(number):
+    kernel = "no such kernel"
+    assert number == 1, kernel
+def test_unmarked():
+    pass
+"""
+
+
+def test_outcomes_and_tracebacks_of_the_tests_are_kept(gpu, tmp_path, capsys):
+    from gpu_parts.job import Job
+    from gpu_parts.tests import failures, watched
+
+    (tmp_path / "test_marked.py").write_text(MARKED)
+    watched(Job("tests", "cpu", True, tmp_path, tmp_path, 60.0), str(tmp_path / "test_marked.py"))
+    facts = json.loads((tmp_path / "tests.json").read_text())
+    assert facts["exit_code"] == 1
+    assert facts["counts"] == {"failed": 1, "passed": 1}
+    assert [name.partition("::")[2] for name in facts["outcomes"]] == ["test_number[1]", "test_number[2]"]
+    assert "AssertionError: no such kernel" in facts["failures"]
+    assert facts["failures"].startswith("=")
+    assert (tmp_path / "tests.log").read_text().endswith(facts["failures"])
+    capsys.readouterr()
+    gpu.print_failures(facts)
+    assert "no such kernel" in capsys.readouterr().out
+    assert failures("a::b PASSED\n==== 1 passed in 1s ====\n") == ""
+    assert failures("a::b PASSED\nFatal Python error: Aborted\n").endswith("Aborted\n")
 
 
 def rows(batch: int, speedup: float, knee: bool) -> list[dict]:

@@ -14,10 +14,15 @@ _OUTCOME = re.compile(r"(\S+::\S.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b
 
 
 def run(job: Job) -> None:
+    watched(job, "tests/cuda")
+
+
+def watched(job: Job, tests: str) -> None:
+    """Run the marked tests of a file or folder; write outcomes as they come, then tracebacks and the log's end."""
     root = Path(__file__).resolve().parents[2]
     # the project's own `-q` would take `-v` back
     command = [
-        sys.executable, "-m", "pytest", "tests/cuda", "-m", "cuda", "-o", "addopts=--import-mode=importlib",
+        sys.executable, "-m", "pytest", tests, "-m", "cuda", "-o", "addopts=--import-mode=importlib",
         "-v", "--tb=short", "--durations=8", "-p", "no:cacheprovider",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}

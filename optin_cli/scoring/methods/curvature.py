@@ -310,8 +310,8 @@ class _DensePass:
     @property
     def _output_shape(self) -> tuple[int, int, int]:
         """Of all pieces at once, as long as the longest: the same draws however the batch is cut."""
-        examples = sum(len(output) for output in self.outputs)
-        return examples, *(max(output.shape[axis] for output in self.outputs) for axis in (1, 2))
+        rows, classes = (max(output.shape[axis] for output in self.outputs) for axis in (1, 2))
+        return sum(len(output) for output in self.outputs), rows, classes
 
     @property
     def _sizes(self) -> list[int]:
