@@ -10,7 +10,7 @@ same error with its flags, `--lambda -1`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 Spelling = Callable[[str, str | None, str | None], str]
 """(name of a parameter, its value as text, its value as Python writes it) -> how a message has it. No value: None."""
@@ -69,6 +69,15 @@ class OptinError(Exception):
     def hint(self) -> str | None:
         hint = self.template[1]
         return None if hint is None else spelled(hint)
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Name parameters as the caller does, old -> new, where the two differ."""
+        what, hint = (
+            part
+            and _PARAM.sub(lambda found: found[0].replace(found[1], names.get(found[1], found[1]), 1), part)
+            for part in self.template
+        )
+        self.template = (what or "", hint)
 
     @property
     def params(self) -> list[str]:

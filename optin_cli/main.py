@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 import optin_cli
 from optin_cli import console
@@ -16,15 +17,34 @@ from optin_cli.commands.apply import apply
 from optin_cli.commands.bench import bench
 from optin_cli.commands.evaluate import evaluate
 from optin_cli.commands.families import families
-from optin_cli.commands.flags import spelling_of
+from optin_cli.commands.groups import as_command, spelling_of
 from optin_cli.commands.inspect import inspect
 from optin_cli.commands.prune import prune
 from optin_cli.commands.score import score
 from optin_cli.commands.select import select
 from optin_cli.errors import OptinError, PeerFailure
 
+
+class _InPanels:
+    """Help in panels. Errors of usage stay the plain lines that `rich_markup_mode=None` makes them."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from typer import rich_utils
+
+        rich_utils.rich_format_help(obj=self, ctx=ctx, markup_mode="rich")  # type: ignore[arg-type]
+
+
+class PanelCommand(_InPanels, TyperCommand):
+    pass
+
+
+class PanelGroup(_InPanels, TyperGroup):
+    pass
+
+
 app = typer.Typer(
     name="optin",
+    cls=PanelGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -96,7 +116,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "families": families,
 }
 for _name, _command in COMMANDS.items():
-    app.command(_name, short_help=_first_sentence(_command))(guarded(_command))
+    app.command(_name, cls=PanelCommand, short_help=_first_sentence(_command))(guarded(as_command(_command)))
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from optin_cli.commands.apply import apply
 from optin_cli.commands.evaluate import evaluate
-from optin_cli.commands.flags import flags_of, spelling_of
+from optin_cli.commands.groups import flags_of, spelling_of
 from optin_cli.commands.score import score
 from optin_cli.commands.select import select
 from optin_cli.errors import UsageError, first_line, param, spelled

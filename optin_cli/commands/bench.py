@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +11,8 @@ import typer
 
 from optin_cli import console
 from optin_cli.commands import options
+from optin_cli.commands.groups import Group, everyday
+from optin_cli.commands.present import show_timings
 from optin_cli.errors import ArtefactError, UsageError
 
 if TYPE_CHECKING:
@@ -24,11 +26,39 @@ _NOISY = 0.03
 """Error of a site's time, as a share of it, beyond which predictions are not worth much."""
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What is timed, and for how long."""
+
+    batch_size: str | None = field(
+        default=None,
+        metadata={"help": f"Batch sizes (default: {_BATCH_SIZES}; {_TABLE_BATCH_SIZE} for a table)."},
+    )
+    seq_len: str | None = field(
+        default=None, metadata={"help": "Sequence lengths, e.g. 64,128 (text models)."}
+    )
+    image_size: str | None = field(default=None, metadata={"help": "Image sides in pixels (vision models)."})
+    repeats: int = field(default=10, metadata={"help": "Forwards of each model, at least."})
+    seconds: float = field(default=5.0, metadata={"help": "Time spent on each setting."})
+    compile: bool = field(default=False, metadata={"help": "Time the models as torch.compile makes them."})
+    cuda_graph: bool = field(
+        default=False,
+        metadata={"help": "Record each model's forward as a CUDA graph and time its replay."},
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of everything drawn."})
+
+    @property
+    def effort(self) -> dict[str, Any]:
+        return {"repeats": self.repeats, "seconds": self.seconds, "seed": self.seed}
+
+
+@everyday("baseline", "table", "batch_size", "seq_len", "image_size", "device")
 def bench(
     model: options.Model,
-    baseline: Annotated[
-        str | None, typer.Option("--baseline", metavar="MODEL", help="Dense model to compare with.")
-    ] = None,
+    timing: Annotated[Settings, Group(Settings, panel="Timing")],
+    opening: options.TypedOpening,
+    writing: options.Unquiet,
+    baseline: options.Baseline = None,
     table: Annotated[
         Path | None,
         typer.Option(
@@ -37,34 +67,6 @@ def bench(
             help="Write a latency table for `optin select --latency` instead: one batch size, one length.",
         ),
     ] = None,
-    batch_size: Annotated[
-        str | None,
-        typer.Option(
-            "--batch-size", help=f"Batch sizes (default: {_BATCH_SIZES}; {_TABLE_BATCH_SIZE} for a table)."
-        ),
-    ] = None,
-    seq_len: Annotated[
-        str | None, typer.Option("--seq-len", help="Sequence lengths, e.g. 64,128 (text models).")
-    ] = None,
-    image_size: Annotated[
-        str | None, typer.Option("--image-size", help="Image sides in pixels (vision models).")
-    ] = None,
-    repeats: Annotated[int, typer.Option("--repeats", help="Forwards of each model, at least.")] = 10,
-    seconds: Annotated[float, typer.Option("--seconds", help="Time spent on each setting.")] = 5.0,
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Time the models as torch.compile makes them.")
-    ] = False,
-    cuda_graph: Annotated[
-        bool,
-        typer.Option("--cuda-graph", help="Record each model's forward as a CUDA graph and time its replay."),
-    ] = False,
-    task: options.Task = None,
-    family: options.Anatomy = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    seed: options.Seed = 0,
-    force: options.Force = False,
-    json: options.Json = False,
 ) -> None:
     """Measure latency, throughput, memory and MACs, dense and pruned interleaved in one process.
 
@@ -82,51 +84,51 @@ def bench(
 
     if table is not None and baseline:
         raise UsageError("--table times one model, --baseline compares two", "leave one of them out")
-    if table is not None and (compile or cuda_graph):
+    if table is not None and (timing.compile or timing.cuda_graph):
         raise UsageError(
             "a latency table is of models run as they are", "leave --compile and --cuda-graph out"
         )
-    opened = options.open_with(model, task, family, device, dtype)
+    opened = opening.open(model)
     images = opened.family.modality == "image"
-    if (seq_len if images else image_size) is not None:
+    if (timing.seq_len if images else timing.image_size) is not None:
         raise UsageError(
             f"{model} reads {opened.family.modality}{'' if opened.family.modality == 'audio' else 's'}",
             "use --image-size" if images else "use --seq-len",
         )
-    asked = seq_len or image_size
+    asked = timing.seq_len or timing.image_size
     sizes = options.whole_numbers(asked, "--seq-len or --image-size") if asked else None
     batch_sizes = options.whole_numbers(
-        batch_size or (_BATCH_SIZES if table is None else _TABLE_BATCH_SIZE), "--batch-size"
+        timing.batch_size or (_BATCH_SIZES if table is None else _TABLE_BATCH_SIZE), "--batch-size"
     )
-    effort: dict[str, Any] = {"repeats": repeats, "seconds": seconds, "seed": seed}
     if table is not None:
         if len(batch_sizes) > 1 or len(sizes or []) > 1:
             raise UsageError("a table is for one batch size and one length", "make a table for each")
-        _tabulate(opened, table, batch_sizes[0], (sizes or [default_size(opened)])[0], effort, force, json)
+        size = (sizes or [default_size(opened)])[0]
+        _tabulate(opened, table, batch_sizes[0], size, timing.effort, writing)
         return
     models = [opened]
     if baseline:
-        models.insert(0, options.open_with(baseline, task, family, device, str(opened.dtype)[6:]))
-    with console.progress(not json) as on_progress:
+        models.insert(0, opening.open(baseline, str(opened.dtype)[6:]))
+    with console.progress(not writing.json) as on_progress:
         timings = latency.bench(
             models,
             batch_sizes,
             sizes,
-            **effort,
-            execution=Execution(compile, cuda_graph),
+            **timing.effort,
+            execution=Execution(timing.compile, timing.cuda_graph),
             on_progress=on_progress,
         )
     rows = compare(models, timings)
-    if json:
+    if writing.json:
         console.emit_json({"timings": rows})
     else:
-        show(rows)
+        show_timings(rows)
         for other in _unmet(models, rows):
             console.note(other)
 
 
 def _tabulate(
-    model: OpenModel, path: Path, batch_size: int, size: int, effort: dict[str, Any], force: bool, json: bool
+    model: OpenModel, path: Path, batch_size: int, size: int, effort: dict[str, Any], writing: options.Writing
 ) -> None:
     """Make a latency table, unless `path` is one of this model and setting already."""
     from optin_cli.artefacts.files import check_output
@@ -137,7 +139,7 @@ def _tabulate(
     check_setting(model, batch_size, size)
     check_output(path, "latency table")
     reused = False
-    if path.exists() and not force:
+    if path.exists() and not writing.force:
         redo = "choose another name, or --force to replace it"
         try:
             there = read_latency_table(path)
@@ -150,7 +152,7 @@ def _tabulate(
         reused = True
         console.note(f"{path} is already the table of this model and setting; --force times it again")
     else:
-        with console.progress(not json) as on_progress:
+        with console.progress(not writing.json) as on_progress:
             there = make_table(model, batch_size, size, **effort, on_progress=on_progress)
         write_latency_table(path, there)
         console.note(
@@ -163,7 +165,7 @@ def _tabulate(
                 "the times are known to about %.0f %% only: let nothing else run on the device, or give more --seconds",
                 100 * doubt,
             )
-    if json:
+    if writing.json:
         facts = {"setting": there.setting, "total_ms": there.total_ms, "fixed_ms": there.fixed_ms}
         console.emit_json({"table": str(path), "reused": reused, "digest": there.digest, **facts})
     else:
@@ -223,49 +225,3 @@ def _unmet(models: list[OpenModel], rows: list[dict[str, Any]]) -> list[str]:
                 + (f" with {foretold['threads']} threads" if foretold["threads"] else "")
             )
     return notes
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    """One line a model and setting, on stdout; remarks on stderr."""
-    first = rows[0]
-    where = first["device"] + (
-        f", {console.plural(first['threads'], 'thread')}" if first["device"] == "cpu" else ""
-    )
-    foretold = any("predicted_ms" in row for row in rows)
-    columns = ["model", "batch", "size", "median ms", "p10..p90"]
-    columns += ["predicted ms"] if foretold else []
-    columns += ["per s", "MACs", "params", "disk", "peak mem", "speed-up", "of ideal"]
-    table = []
-    for row in rows:
-        predicted = f"{row['predicted_ms']:.2f}" if "predicted_ms" in row else ""
-        table.append(
-            [
-                row["model"],
-                str(row["setting"]["batch_size"]),
-                str(row["setting"]["size"]),
-                f"{row['median_ms']:.2f}",
-                f"{row['p10_ms']:.2f}..{row['p90_ms']:.2f}",
-                *([predicted] if foretold else []),
-                f"{row['throughput']:.0f}",
-                console.count(row["macs"]),
-                console.count(row["params"]),
-                console.size(row["disk_bytes"]) if row["disk_bytes"] else "",
-                console.size(row["peak_memory"]),
-                f"{row['speedup']:.2f}x" if "speedup" in row else "",
-                f"{100 * row['efficiency']:.0f} %" if "efficiency" in row else "",
-            ]
-        )
-    how = "" if first["execution"] == "eager" else f", {first['execution']}"
-    console.table(f"{where}, {first['dtype']}{how}", columns, table, keys=3, stdout=True)
-    for row in rows:
-        if "predicted_speedup" in row:
-            console.note(
-                f"{row['model']}: predicted {row['predicted_speedup']:.2f}x, measured {row['speedup']:.2f}x "
-                f"at batch {row['setting']['batch_size']}, size {row['setting']['size']}"
-            )
-    idle = sorted({row["setting"]["batch_size"] for row in rows if not row["saturated"]})
-    if idle:
-        console.note(
-            f"not saturated at batch {', '.join(map(str, idle))}: twice the batch takes less than 1.5 times as long, "
-            "so a smaller model can't show its full speed there"
-        )

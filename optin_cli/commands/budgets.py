@@ -2,153 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from optin_cli.artefacts.latency import read_latency_table
-from optin_cli.errors import UsageError
+from optin_cli.commands.groups import Group, Text, flag_of, option
+from optin_cli.errors import UsageError, param, spelled
 from optin_cli.selection.budgets import budget_kinds
 from optin_cli.selection.settings import TOKEN_SEARCHES, Request
 
-Flops = Annotated[
-    str | None,
-    typer.Option("--flops", metavar="FRACTION", help="Share of the MACs of all layers to keep."),
-]
-Params = Annotated[
-    str | None,
-    typer.Option(
-        "--params", metavar="FRACTION", help="Share of the model's parameters to keep, embeddings included."
-    ),
-]
-Memory = Annotated[
-    str | None,
-    typer.Option("--memory", metavar="SIZE", help="What the stored weights may take, e.g. 60MiB."),
-]
-Latency = Annotated[
-    str | None,
-    typer.Option(
-        "--latency",
-        metavar="FRACTION|MS",
-        help="Share of the latency, or milliseconds (12.5ms); needs --latency-table.",
-    ),
-]
-Table = Annotated[
-    Path | None,
-    typer.Option(
-        "--latency-table",
-        metavar="FILE.json",
-        help="Made by `optin bench MODEL --table`; also predicts the latency under other budgets.",
-    ),
-]
-RelativeTo = Annotated[
-    str,
-    typer.Option("--relative-to", help="Shares of the original `dense` or of the `current` model."),
-]
-Tokens = Annotated[
-    str | None,
-    typer.Option(
-        "--tokens",
-        metavar="joint|only|none|LENGTH",
-        help="Merge tokens of a vision transformer: joint with heads and neurons, only tokens, or none (default). A "
-        "number is the sequence length that MACs are counted for (default: calibration mean).",
-    ),
-]
-MinHeads = Annotated[int, typer.Option("--min-heads", help="Heads every layer keeps at least.")]
-MinNeurons = Annotated[int, typer.Option("--min-neurons", help="Neurons every layer keeps at least.")]
-MinChannels = Annotated[
-    int, typer.Option("--min-channels", help="Channels every site of a CNN keeps at least.")
-]
-MaxPrune = Annotated[
-    float,
-    typer.Option(
-        "--max-prune-per-layer",
-        metavar="FRACTION",
-        help="Largest share of a layer's heads, and of its neurons, that may go.",
-    ),
-]
-Protect = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--protect", metavar="GLOB", help="Keep matching sites whole, e.g. 'blocks.0.*'; may be repeated."
-    ),
-]
-Only = Annotated[
-    str | None,
-    typer.Option("--only", metavar="KIND", help="Prune units of one kind alone: heads, neurons or channels."),
-]
-RoundTo = Annotated[
-    str,
-    typer.Option(
-        "--round-to",
-        metavar="N|auto",
-        help="Keep neurons of a layer in multiples of 8, 16, 32 or 64; auto picks by device and dtype.",
-    ),
-]
-FeatureWeights = Annotated[
-    str | None,
-    typer.Option(
-        "--feature-weights",
-        metavar="NAME|W,W,...",
-        help="Weigh the blocks' features in the scores: auto (by the budget), sum (OPTIN), fourth-root, root, mean, "
-        "deep, last, or one for each block.",
-    ),
-]
-Interactions = Annotated[
-    str,
-    typer.Option(
-        "--interactions",
-        metavar="SCOPE",
-        help="Then exchange units so that they cost less together: within a layer, global, or none.",
-    ),
-]
 
+class BudgetGroup(Group):
+    """An option for each kind of budget, and those of a request.
 
-def requests(
-    *,
-    flops: str | None,
-    params: str | None,
-    memory: str | None,
-    latency: str | None,
-    table: Path | None,
-    relative_to: str,
-    tokens: str | None,
-    min_heads: int,
-    min_neurons: int,
-    min_channels: int,
-    max_prune: float,
-    protect: Sequence[str] | None,
-    only: str | None,
-    round_to: str,
-    output_weight: float | None,
-    feature_weights: str | None,
-    interactions: str,
-    force: bool,
-) -> dict[str, Request]:
-    """One request for each budget of the one option that may hold a list (`0.9,0.8`), by the budget as written.
-
-    Raises `UsageError` for what is no number or no budget, and `ArtefactError` for a table that can't be read.
+    Makes a request for each budget of the one option that may hold a list (`0.9,0.8`), by the budget as written; with
+    `single`, the one request.
     """
-    base = Request(
-        table=read_latency_table(table) if table else None,
-        min_heads=min_heads,
-        min_neurons=min_neurons,
-        min_channels=min_channels,
-        max_prune=max_prune,
-        protect=tuple(protect or ()),
-        only=only,
-        round_to=_round_to(round_to),
-        output_weight=output_weight,
-        feature_weights=_feature_weights(feature_weights),
-        interactions=interactions,
-        relative_to=relative_to,
-        **_tokens(tokens),
-        force=force,
-    )
-    given = {"--flops": flops, "--params": params, "--memory": memory, "--latency": latency}
-    return with_budgets(base, {option: text for option, text in given.items() if text is not None})
+
+    def __init__(self, *, without: str = "", single: bool = False) -> None:
+        texts = {
+            "table": Text(lambda path, name: read_latency_table(path), type=Path),
+            "round_to": Text(_round_to, default="1"),
+            "feature_weights": Text(_feature_weights),
+            "tokens": Text(_tokens),
+        }
+        super().__init__(Request, without=without, shared="force", panel="Budget", texts=texts)
+        self.single = single
+
+    def parameters(self) -> list[inspect.Parameter]:
+        made = []
+        for flag, kind in budget_kinds().items():
+            told = kind.help or (kind.__doc__ or f"Budget on {kind.name}.").split("\n")[0]
+            info = typer.Option(
+                flag, help=spelled(told, flag_of), metavar=kind.metavar, rich_help_panel=self.panel
+            )
+            made.append(option(_name(flag), str | None, info, None))
+        return made + super().parameters()
+
+    def build(self, given: Mapping[str, Any]) -> Any:
+        """Raises `UsageError` for what is no number or no budget, `ArtefactError` for a table that can't be read."""
+        values = self.values(given)
+        merging = values.pop("tokens") or {}
+        texts = {flag: given.get(_name(flag)) for flag in budget_kinds()}
+        found = with_budgets(
+            Request(**values, **merging), {flag: text for flag, text in texts.items() if text is not None}
+        )
+        return single(found) if self.single else found
+
+
+def _name(flag: str) -> str:
+    """`--latency-table` -> latency_table"""
+    return flag.removeprefix("--").replace("-", "_")
 
 
 def with_budgets(request: Request, texts: Mapping[str, str]) -> dict[str, Request]:
@@ -188,32 +96,31 @@ def _parts(option: str, text: str) -> list[str]:
     return parts
 
 
-def _tokens(text: str | None) -> dict[str, Any]:
+def _tokens(text: str, name: str) -> dict[str, Any]:
     """Fields of the request that `--tokens` sets: how tokens are merged, or the length MACs are counted for."""
-    if text is None:
-        return {}
     if text in TOKEN_SEARCHES:
         return {"merge": text}
     try:
         return {"tokens": float(text)}
     except ValueError as error:
         raise UsageError(
-            f"--tokens {text!r} is neither a way to merge tokens nor a length",
+            f"{param(name, meta=repr(text))} is neither a way to merge tokens nor a length",
             f"use {', '.join(TOKEN_SEARCHES)}, or a number of tokens",
         ) from error
 
 
-def _feature_weights(text: str | None) -> str | tuple[float, ...] | None:
+def _feature_weights(text: str, name: str) -> str | tuple[float, ...]:
     """A name, or numbers; `Request.check` knows the names."""
-    if text is None or not any(letter.isdigit() for letter in text):
+    if not any(letter.isdigit() for letter in text):
         return text
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(
-            f"--feature-weights {text!r} is no list of numbers", "write a weight for each block as 0,0.5,1"
+            f"{param(name, meta=repr(text))} is no list of numbers",
+            "write a weight for each block as 0,0.5,1",
         ) from error
 
 
-def _round_to(text: str) -> int | str:
+def _round_to(text: str, name: str) -> int | str:
     return int(text) if text.isascii() and text.isdigit() else text

@@ -11,7 +11,7 @@ from optin_cli import console
 from optin_cli.architectures.families import DOCS, Family, family_to_dict, family_to_yaml, known_families
 from optin_cli.artefacts.files import atomic_file
 from optin_cli.commands import options
-from optin_cli.commands.flags import spelling_of
+from optin_cli.commands.groups import spelling_of
 from optin_cli.errors import UsageError, spelled
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 def families(
+    task: options.Task,
+    writing: options.Output,
     trace: Annotated[
         str | None,
         typer.Option("--trace", metavar="MODEL", help="Propose a table for a model, listed or not."),
@@ -27,13 +29,14 @@ def families(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE.yaml", help="Table to write, for --anatomy."),
     ] = None,
-    task: options.Task = None,
     modality: Annotated[
-        str | None, typer.Option("--modality", help="text or image, if the model does not say what it reads.")
+        str | None,
+        typer.Option(
+            "--modality",
+            rich_help_panel="Model",
+            help="text or image, if the model does not say what it reads.",
+        ),
     ] = None,
-    force: options.Force = False,
-    quiet: options.Quiet = False,
-    json: options.Json = False,
 ) -> None:
     """List the known architectures and what is prunable in each, or propose a table for another one.
 
@@ -44,13 +47,19 @@ def families(
       optin families --trace ./my-ernie -o ernie.yaml
     """
     if trace is not None:
-        _trace(trace, output, task, modality, force, quiet, json)
+        _trace(trace, output, task, modality, writing)
         return
-    given = {"-o": output, "--task": task, "--modality": modality, "--force": force, "--quiet": quiet}
+    given = {
+        "-o": output,
+        "--task": task,
+        "--modality": modality,
+        "--force": writing.force,
+        "--quiet": writing.quiet,
+    }
     if names := [name for name, value in given.items() if value]:
         raise UsageError(f"{names[0]} is for a table to be proposed", "say which model's: --trace MODEL")
     known = known_families()
-    if json:
+    if writing.json:
         console.emit_json({"families": [family_to_dict(family) for family in known]})
         return
     rows = [
@@ -78,21 +87,19 @@ def _trace(
     output: Path | None,
     task: str | None,
     modality: str | None,
-    force: bool,
-    quiet: bool,
-    json: bool,
+    writing: options.Writing,
 ) -> None:
     """Propose a table for `model`: to a file, or on stdout."""
     from optin_cli.tracing.propose import propose
 
-    with console.progress(not quiet) as on_progress:
+    with console.progress(not writing.quiet) as on_progress:
         proposal = propose(model, task, modality, on_progress)
     text = family_to_yaml(proposal.family, _comments(proposal))
     if output is not None:
-        _write(output, text, force)
-    if not quiet:
+        _write(output, text, writing.force)
+    if not writing.quiet:
         _report(proposal)
-    if json:
+    if writing.json:
         console.emit_json({"model": model, "anatomy": output and str(output), **_described(proposal)})
     elif output is None:
         console.data(text)

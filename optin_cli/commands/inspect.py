@@ -18,9 +18,8 @@ from optin_cli.artefacts.latency import LatencyTable, read_latency_table
 from optin_cli.artefacts.mask import Mask, read_mask
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, check_weights, read_pruned
 from optin_cli.artefacts.ranking import Ranking, read_ranking
-from optin_cli.commands.apply import FIT_COLUMNS, fit_rows
-from optin_cli.commands.score import summary
-from optin_cli.commands.select import describe, exchanged
+from optin_cli.commands import options
+from optin_cli.commands.present import exchanged, mask_facts, merged, ranking_facts, show_fits, show_sizes
 from optin_cli.errors import UsageError
 from optin_cli.importance import AUTO, output_scale, own_output_weight, scored_with
 from optin_cli.selection.budgets import budget_kinds
@@ -39,6 +38,7 @@ log = logging.getLogger("optin")
 
 def inspect(
     artefact: Annotated[str, typer.Argument(metavar="FILE_OR_DIR", help="Ranking, mask or model.")],
+    json: options.Json,
     stability: Annotated[
         bool,
         typer.Option("--stability", help="How much a ranking's scores owe to which examples were drawn."),
@@ -46,7 +46,6 @@ def inspect(
     target: Annotated[
         float, typer.Option("--target", help="Rank agreement that --stability counts the samples for.")
     ] = TARGET,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Show what any artefact holds and where it came from.
 
@@ -77,7 +76,7 @@ def inspect(
 
 def _show_ranking(path: Path, ranking: Ranking, json: bool) -> None:
     if json:
-        console.emit_json({"kind": "ranking", "path": str(path), **summary(ranking)})
+        console.emit_json({"kind": "ranking", "path": str(path), **ranking_facts(ranking)})
         return
     features, by_budget = scored_with(ranking), ranking.settings.get("feature_weights") == AUTO
     facts = [
@@ -160,7 +159,7 @@ def _show_json(path: Path, json: bool) -> None:
 
 def _show_mask(path: Path, mask: Mask, json: bool) -> None:
     if json:
-        console.emit_json({"kind": "mask", "path": str(path), **describe(mask)})
+        console.emit_json({"kind": "mask", "path": str(path), **mask_facts(mask)})
         return
     facts = [
         ["budget", _asked(mask.budget)],
@@ -176,7 +175,7 @@ def _show_mask(path: Path, mask: Mask, json: bool) -> None:
         ["weights", mask.model_digest[:16]],
     ]
     console.facts(f"{path}: mask", facts)
-    _show_sizes({n: len(k) for n, k in mask.keep.items()} | _merged(mask.merges), mask.units)
+    show_sizes({n: len(k) for n, k in mask.keep.items()} | merged(mask.merges), mask.units)
 
 
 def _asked(budget: Asked) -> str:
@@ -268,13 +267,13 @@ def _show_pruned(path: Path, record: PrunedRecord, json: bool) -> None:
             ]
         )
     console.facts(f"{path}: pruned model", facts)
-    _show_sizes(sizes | _merged(record.merges))
+    show_sizes(sizes | merged(record.merges))
     for number, step in enumerate(record.history, 1):
         done = step.get("compensation", {})
         if done.get("sites"):
             where = f"{done['rows']} rows of {done['data']['spec']}"
             title = f"compensation of pruning {number} ({done['method']}) on {where}"
-            console.table(title, FIT_COLUMNS, fit_rows(done["sites"]), stdout=True)
+            show_fits(title, done["sites"], stdout=True)
 
 
 def _show_model(spec: str, json: bool) -> None:
@@ -301,24 +300,4 @@ def _show_model(spec: str, json: bool) -> None:
         ["parameters", f"{model.dense['params']:,}"],
     ]
     console.facts(f"{spec}: model", facts)
-    _show_sizes(units)
-
-
-def _merged(merges: list[int]) -> dict[str, int]:
-    """Tokens merged behind each block, named like sites."""
-    return {f"blocks.{block}.tokens merged": count for block, count in enumerate(merges) if any(merges)}
-
-
-def _show_sizes(sizes: dict[str, int], of: dict[str, int] | None = None) -> None:
-    """One line a block, one column a kind of unit."""
-    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in sizes))
-    blocks = list(dict.fromkeys(name.rpartition(".")[0] for name in sizes))
-    rows = []
-    for block in blocks:
-        cells = [block]
-        for kind in kinds:
-            name = f"{block}.{kind}"
-            total = f"/{of[name]}" if of and name in of else ""
-            cells.append(f"{sizes[name]}{total}" if name in sizes else "")
-        rows.append(cells)
-    console.table("", ["block", *kinds], rows, stdout=True)
+    show_sizes(units)

@@ -1,17 +1,25 @@
-"""Options that several commands share, so that the same thing has the same name everywhere."""
+"""The options that several commands share, so that the same thing has the same name everywhere."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from optin_cli.commands.groups import Group, Text
+from optin_cli.compensation.settings import Compensation
+from optin_cli.data.sources import DataSpec
 from optin_cli.errors import UsageError
+from optin_cli.scoring.settings import ScoreSettings
+from optin_cli.sizes import byte_count
 
 if TYPE_CHECKING:
-    from optin_cli.data.sources import DataSpec
     from optin_cli.loading.checkpoint import OpenModel
+
+
+# ---- what is opened, and how ----
 
 Model = Annotated[
     str,
@@ -21,180 +29,165 @@ Model = Annotated[
         show_default=False,
     ),
 ]
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        metavar="DATA",
-        help="Hub data set (glue/sst2), CSV, JSONL, Parquet, image or audio folder, or builtin:docs.",
-        show_default=False,
+Baseline = Annotated[
+    str | None, typer.Option("--baseline", metavar="MODEL", help="Dense model to compare with.")
+]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How models are opened."""
+
+    task: str | None = field(
+        default=None,
+        metadata={"panel": "Model", "help": "What the model does, if its config does not say."},
+    )
+    family: Path | None = field(
+        default=None,
+        metadata={
+            "panel": "Model",
+            "flag": "anatomy",
+            "metavar": "FILE.yaml",
+            "help": "Family table of an unlisted architecture.",
+        },
+    )
+    device: str = field(default="auto", metadata={"help": "auto, cpu or cuda."})
+    dtype: str = field(default="auto", metadata={"help": "auto, float32, bfloat16 or float16."})
+    device_map: str | None = field(
+        default=None,
+        metadata={"metavar": "auto", "help": "Spread a model over all GPUs, for one larger than a GPU."},
+    )
+
+    def open(self, model: str, dtype: str | None = None) -> OpenModel:
+        """Open MODEL, perhaps in another dtype than was asked for."""
+        from optin_cli.architectures.families import read_family
+        from optin_cli.loading.checkpoint import open_model
+
+        return open_model(
+            model,
+            task=self.task,
+            device=self.device,
+            dtype=dtype or self.dtype,
+            family=read_family(self.family) if self.family else None,
+            device_map=self.device_map,
+        )
+
+
+SpreadOpening = Annotated[Opening, Group(Opening, panel="Machine")]
+TypedOpening = Annotated[Opening, Group(Opening, without="device_map", panel="Machine")]
+PlainOpening = Annotated[Opening, Group(Opening, without="dtype device_map", panel="Machine")]
+Task = Annotated[str | None, Group(Opening, "task", make=lambda task: task)]
+
+# ---- data ----
+
+
+def _columns(text: str, name: str) -> tuple[str, ...]:
+    """`a, b` -> (a, b)"""
+    return tuple(part.strip() for part in text.split(",")) if text else ()
+
+
+def _data(**given: Any) -> DataSpec:
+    return DataSpec(**{name: value for name, value in given.items() if value is not None})
+
+
+def _optional(**given: Any) -> DataSpec | None:
+    """The data, if there is any. Raises `UsageError` for options that are about none."""
+    if given["spec"]:
+        return _data(**given)
+    if any(value is not None for name, value in given.items() if name != "workers"):
+        raise UsageError(
+            "--split, --config, --text, --image, --audio and --mask say how to read --data, which is not given"
+        )
+    return None
+
+
+_TEXTS = {"text": Text(_columns)}
+StreamedData = Annotated[DataSpec, Group(DataSpec, panel="Calibration", texts=_TEXTS, make=_data)]
+CalibrationData = Annotated[
+    DataSpec, Group(DataSpec, without="stream", panel="Calibration", texts=_TEXTS, make=_data)
+]
+LabelledData = Annotated[
+    DataSpec,
+    Group(
+        DataSpec,
+        without="stream",
+        panel="Data",
+        texts=_TEXTS,
+        changes={"split": {"default": "validation"}},
+        make=_data,
     ),
 ]
 OptionalData = Annotated[
-    str | None,
-    typer.Option(
-        "--data", metavar="DATA", help="Rows to compensate and check on, instead of the calibration data."
+    DataSpec | None,
+    Group(
+        DataSpec,
+        without="label ignore_index stream",
+        shared="workers",
+        panel="Calibration",
+        texts=_TEXTS,
+        changes={
+            "spec": {
+                "default": None,
+                "help": "Rows to compensate and check on, instead of the calibration data.",
+            },
+            "split": {"default": None, "help": "Split of the data (default: train)."},
+        },
+        make=_optional,
     ),
 ]
-Split = Annotated[str, typer.Option("--split", help="Split of the data.")]
-Config = Annotated[str | None, typer.Option("--config", help="Configuration of a hub data set.")]
-Text = Annotated[str | None, typer.Option("--text", metavar="A[,B]", help="Text column, or two of them.")]
-Label = Annotated[
-    str | None,
-    typer.Option("--label", metavar="A[,B..]", help="Label column; of multi-label models perhaps one each."),
-]
-Image = Annotated[str | None, typer.Option("--image", help="Image column (or folder, beside --mask).")]
-Audio = Annotated[str | None, typer.Option("--audio", help="Column of recordings, or of their paths.")]
-Mask = Annotated[
-    str | None, typer.Option("--mask", help="Column (or folder) of label maps, for segmentation models.")
-]
-IgnoreIndex = Annotated[
-    int, typer.Option("--ignore-index", help="Id of a label map's pixels that count nothing.")
-]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Examples in a batch.")]
-MaxLength = Annotated[int | None, typer.Option("--max-length", help="Cut texts to this many tokens.")]
-Task = Annotated[str | None, typer.Option("--task", help="What the model does, if its config does not say.")]
-Anatomy = Annotated[
-    Path | None,
-    typer.Option("--anatomy", metavar="FILE.yaml", help="Family table of an unlisted architecture."),
-]
-Stream = Annotated[
-    bool,
-    typer.Option("--stream", help="Sample from the first rows, reading no more: data larger than the disk."),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option("--workers", help="Processes that decode files (default: up to 4, by cores; 0 for none)."),
-]
-DeviceMap = Annotated[
-    str | None,
-    typer.Option(
-        "--device-map", metavar="auto", help="Spread a model over all GPUs, for one larger than a GPU."
-    ),
-]
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        "--memory",
-        metavar="SIZE",
-        help="What activations may take, e.g. 4GiB (default: most of what is free).",
-    ),
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything drawn.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the path that was written.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Workers = Annotated[int | None, Group(DataSpec, "workers", make=lambda workers: workers)]
 
-Method = Annotated[
-    str,
-    typer.Option(
-        "--method",
-        help="curvature, ablation, mixed (heads by ablation, the rest by curvature); fisher (PTF; needs labels), "
-        "knowledge (K-prune), reference (OPTIN's released code, for comparison), magnitude, random.",
-    ),
-]
-Samples = Annotated[int, typer.Option("--samples", help="Calibration examples.")]
-Probes = Annotated[int, typer.Option("--probes", help="Curvature probes for each batch.")]
-RelError = Annotated[
-    float | None,
-    typer.Option("--rel-error", help="Probe until the scores' relative error from probing is this (0.1)."),
-]
-ExactBand = Annotated[
-    float | None,
-    typer.Option("--exact-band", help="Share of the units on either side of the cut to score by ablation."),
-]
-BandFlops = Annotated[
-    float | None, typer.Option("--band-flops", help="Budget whose cut --exact-band is around.")
-]
-Precision = Annotated[
-    str,
-    typer.Option("--precision", help="full, or reduced: ablation multiplies changes in TF32 or bfloat16."),
-]
-SketchRows = Annotated[
-    int, typer.Option("--sketch-rows", help="Gradients kept for interactions between units.")
-]
-KeepSketch = Annotated[bool, typer.Option("--sketch/--no-sketch", help="Keep the sketch in the ranking.")]
-Rows = Annotated[int, typer.Option("--rows", help="Tokens of a batch that enter the relations.")]
-PerBatch = Annotated[
-    bool,
-    typer.Option("--per-batch", help="fisher: square the mean gradient of each batch, as PTF's code does."),
-]
-ScoreTokens = Annotated[
-    bool,
-    typer.Option("--tokens", help="Measure what merging tokens costs, too (vision transformers)."),
-]
-Temperature = Annotated[
-    float | None, typer.Option("--temperature", help="Of the output term (default: 4; knowledge: 2).")
-]
-ScoreLambda = Annotated[
-    float | None,
-    typer.Option(
-        "--lambda",
-        help="Weight of the output term against the trajectory (default: the budget decides, 0.3 or 0.1; knowledge: "
-        "0.00025 of the representations; reference: 0.1).",
-    ),
-]
-
-Compensate = Annotated[
-    str,
-    typer.Option(
-        "--compensate",
-        help="Refit what is left to the dense model, without training: auto, none, bias, scale or full.",
-    ),
-]
-
-Producers = Annotated[
-    bool,
-    typer.Option(
-        "--producers/--no-producers",
-        help="Refit the layers that make the units, too: to make of what they now read what the dense ones made.",
-    ),
-]
-
-Bn = Annotated[
-    bool,
-    typer.Option(
-        "--bn/--no-bn", help="Then measure the statistics of BatchNorms anew, on the same examples."
-    ),
-]
+# ---- work ----
 
 
-def data_spec(
-    data: str,
-    split: str,
-    config: str | None,
-    text: str | None,
-    label: str | None,
-    image: str | None,
-    stream: bool = False,
-    workers: int | None = None,
-    mask: str | None = None,
-    ignore_index: int = 255,
-    audio: str | None = None,
-) -> DataSpec:
-    """The data options as one value."""
-    from optin_cli.data.sources import DataSpec
+@dataclass(frozen=True)
+class Refit:
+    """Compensation, and whether fewer examples than its default will do."""
 
-    columns = tuple(part.strip() for part in text.split(",")) if text else ()
-    return DataSpec(data, split, config, columns, label, image, stream, workers, mask, ignore_index, audio)
+    settings: Compensation
+    at_most: bool
 
 
-def open_with(
-    model: str,
-    task: str | None,
-    anatomy: Path | None,
-    device: str,
-    dtype: str,
-    device_map: str | None = None,
-) -> OpenModel:
-    """Open MODEL with the options that say how."""
-    from optin_cli.architectures.families import read_family
-    from optin_cli.loading.checkpoint import open_model
+def _refit(samples: int | None, **fields: Any) -> Refit:
+    if samples is not None:
+        fields["samples"] = samples
+    return Refit(Compensation(**fields), at_most=samples is None)
 
-    family = read_family(anatomy) if anatomy else None
-    return open_model(model, task=task, device=device, dtype=dtype, family=family, device_map=device_map)
+
+def compensation(prefix: str = "", shared: str = "") -> Group:
+    """The options of compensation. `prefix` begins the names of those that another stage has, too."""
+    return Group(
+        Compensation,
+        shared=shared,
+        panel="Compensation",
+        changes={
+            "samples": {"name": f"{prefix}samples", "default": None},
+            "memory": {"name": f"{prefix}memory"},
+        },
+        texts={"memory": Text(byte_count, default="4GiB")},
+        make=_refit,
+    )
+
+
+Seed = Annotated[int, Group(ScoreSettings, "seed", panel="Timing", make=lambda seed: seed)]
+
+# ---- what is written ----
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What happens to an output that is there, and what is printed."""
+
+    force: bool = field(default=False, metadata={"help": "Replace an existing output."})
+    quiet: bool = field(
+        default=False, metadata={"short": "-q", "help": "Print only the path that was written."}
+    )
+    json: bool = field(default=False, metadata={"help": "Print one JSON object on stdout."})
+
+
+Output = Annotated[Writing, Group(Writing, panel="Output")]
+Unquiet = Annotated[Writing, Group(Writing, without="quiet", panel="Output")]
+Json = Annotated[bool, Group(Writing, "json", panel="Output", make=lambda json: json)]
 
 
 def whole_numbers(text: str, option: str) -> list[int]:

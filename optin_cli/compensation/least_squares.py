@@ -15,12 +15,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-NONE, BIAS, SCALE, FULL = "none", "bias", "scale", "full"
-LADDER = (FULL, SCALE, BIAS)
-METHODS = ("auto", NONE, BIAS, SCALE, FULL)
+from optin_cli.compensation.settings import BIAS, FULL, NONE, RIDGES, SCALE
 
-RIDGES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Tried at each site, relative to the mean diagonal of its Gram matrix."""
+LADDER = (FULL, SCALE, BIAS)
 SCALE_LIMITS = (-10.0, 10.0)
 """`scale` is rejected for a site with a factor outside of these (PTF)."""
 

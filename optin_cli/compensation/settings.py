@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from optin_cli.compensation.least_squares import METHODS, RIDGES
 from optin_cli.errors import UsageError, param
 
 GIB = 1 << 30
+METHODS = (AUTO, NONE, BIAS, SCALE, FULL) = ("auto", "none", "bias", "scale", "full")
+RIDGES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Tried at each site, relative to the mean diagonal of its Gram matrix."""
 Progress = Callable[[float, float, str], None]
 """Called with (work done, all work, what is being done)."""
 
@@ -18,23 +20,45 @@ Progress = Callable[[float, float, str], None]
 class Compensation:
     """Everything about compensation that changes the result (but for `memory`). Recorded in the pruned model."""
 
-    method: str = "auto"
-    """`auto`, `none`, `bias`, `scale` or `full`: see `refit`."""
-    producers: bool = True
-    """Refit the layers that make the units, too: on what they now read."""
-    samples: int = 2048
-    batch_size: int = 32
-    max_length: int | None = None
+    method: str = field(
+        default=AUTO,
+        metadata={
+            "name": "compensate",
+            "help": "Refit what is left to the dense model, without training: auto, none, bias, scale or full.",
+        },
+    )
+    """See `refit`."""
+    producers: bool = field(
+        default=True,
+        metadata={
+            "switch": True,
+            "help": "Refit the layers that make the units, too: to make of what they now read what the dense ones "
+            "made.",
+        },
+    )
+    samples: int = field(
+        default=2048, metadata={"help": "Examples to compensate on (default: 2048, or what there is)."}
+    )
+    batch_size: int = field(default=32, metadata={"help": "Examples in a batch."})
+    max_length: int | None = field(default=None, metadata={"help": "Cut texts to this many tokens."})
     held_out: int = 5
     """Every so many-th row chooses among the fits instead of being fitted."""
     ridges: tuple[float, ...] = RIDGES
     read_share: float = 0.5
     """Share of the weight that the tokens which the head reads have in the last block, where it reads a few only."""
-    bn: bool = False
-    """Measure BatchNorm statistics anew afterwards."""
-    seed: int = 0
-    memory: int = 4 * GIB
-    """Bytes of activations in main memory; what is beyond goes to disk."""
+    bn: bool = field(
+        default=False,
+        metadata={
+            "switch": True,
+            "help": "Then measure the statistics of BatchNorms again, on the same examples.",
+        },
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of everything drawn."})
+    memory: int = field(
+        default=4 * GIB,
+        metadata={"help": "Activations to hold in main memory; the rest goes to disk."},
+    )
+    """In bytes."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

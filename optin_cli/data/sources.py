@@ -38,22 +38,47 @@ _HUB_HOMES = {"glue": glue.HOME, "super_glue": "aps/super_glue", "imdb": "stanfo
 class DataSpec:
     """What the user asked for: a DATA argument with its options."""
 
-    spec: str
-    split: str = "train"
-    config: str | None = None
-    text: tuple[str, ...] = ()
-    label: str | None = None
-    image: str | None = None
-    stream: bool = False
-    """Read the rows one after the other, without copying the data to disk first."""
-    workers: int | None = None
-    """Processes that decode files; 0 for none, None for what the machine can spare. Changes no result."""
-    mask: str | None = None
-    """Column, or folder, of label maps."""
-    ignore_index: int = 255
-    """The id of a label map's pixels that count nothing."""
-    audio: str | None = None
-    """Column of recordings, or of paths to them."""
+    spec: str = field(
+        metadata={
+            "name": "data",
+            "metavar": "DATA",
+            "help": "Hub data set (glue/sst2), CSV, JSONL, Parquet, image or audio folder, or builtin:docs.",
+        }
+    )
+    split: str = field(default="train", metadata={"help": "Split of the data."})
+    config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
+    text: tuple[str, ...] = field(
+        default=(), metadata={"metavar": "A[,B]", "help": "Text column, or two of them."}
+    )
+    label: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "A[,B..]",
+            "help": "Label column; of multi-label models perhaps one each.",
+        },
+    )
+    image: str | None = field(
+        default=None, metadata={"help": f"Image column (or folder, beside {param('mask')})."}
+    )
+    stream: bool = field(
+        default=False,
+        metadata={"help": "Sample from the first rows, reading no more: data larger than the disk."},
+    )
+    workers: int | None = field(
+        default=None,
+        metadata={
+            "panel": "Machine",
+            "help": "Processes that decode files (default: up to 4, by cores; 0 for none).",
+        },
+    )
+    """Changes no result."""
+    mask: str | None = field(
+        default=None, metadata={"help": "Column (or folder) of label maps, for segmentation models."}
+    )
+    ignore_index: int = field(
+        default=255, metadata={"help": "Id of a label map's pixels that count nothing."}
+    )
+    audio: str | None = field(default=None, metadata={"help": "Column of recordings, or of their paths."})
     held: Any = field(default=None, compare=False, repr=False)
     """What the caller holds instead of a name: a `Dataset`, an `IterableDataset`, or a `BatchStore`."""
 

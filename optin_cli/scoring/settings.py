@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from optin_cli.errors import UsageError, param
 
@@ -14,38 +14,87 @@ PRECISIONS = ("full", "reduced")
 class ScoreSettings:
     """Everything about scoring that changes the result. Recorded in the ranking.
 
+    Fields with a `help` in their metadata are options of the command line (`commands/groups.py`).
+
     Raises `UsageError` for numbers out of range; what depends on the method, `methods.registry.configured` checks.
     """
 
-    method: str = DEFAULT_METHOD
-    samples: int = 512
-    batch_size: int = 32
-    max_length: int | None = None
-    rows: int = 768
-    """Tokens of a batch that enter the relations (OPTIN's K)."""
-    probes: int = 2
-    """Curvature probes for each batch."""
-    rel_error: float | None = None
-    """Probe until the median relative error of the scores that comes from probing is this; overrides `probes`."""
-    precision: str = "full"
-    """`reduced` lets ablation (and `reference`) multiply changes in TF32 or bfloat16."""
-    exact_band: float | None = None
-    """Share of the units on either side of the cut at `band_flops` that are scored again by ablation."""
-    band_flops: float | None = None
-    sketch_rows: int = 512
-    """Gradients kept for the interactions between units; 0 for none."""
-    temperature: float | None = None
-    """Of the output term; None for the method's default."""
-    output_weight: float | None = None
+    method: str = field(
+        default=DEFAULT_METHOD,
+        metadata={
+            "panel": "Scoring",
+            "help": "curvature, ablation, mixed (heads by ablation, the rest by curvature); fisher (PTF; needs "
+            "labels), knowledge (K-prune), reference (OPTIN's released code, for comparison), magnitude, random.",
+        },
+    )
+    samples: int = field(default=512, metadata={"help": "Calibration examples."})
+    batch_size: int = field(default=32, metadata={"help": "Examples in a batch."})
+    max_length: int | None = field(default=None, metadata={"help": "Cut texts to this many tokens."})
+    rows: int = field(default=768, metadata={"help": "Tokens of a batch that enter the relations."})
+    """OPTIN's K."""
+    probes: int = field(default=2, metadata={"panel": "Scoring", "help": "Curvature probes for each batch."})
+    rel_error: float | None = field(
+        default=None,
+        metadata={
+            "panel": "Scoring",
+            "help": "Probe until the scores' relative error from probing is this (0.1).",
+        },
+    )
+    """The median over units; overrides `probes`."""
+    precision: str = field(
+        default="full",
+        metadata={
+            "panel": "Scoring",
+            "help": "full, or reduced: ablation multiplies changes in TF32 or bfloat16.",
+        },
+    )
+    exact_band: float | None = field(
+        default=None,
+        metadata={
+            "panel": "Scoring",
+            "help": "Share of the units on either side of the cut to score by ablation.",
+        },
+    )
+    band_flops: float | None = field(
+        default=None,
+        metadata={"panel": "Scoring", "help": f"Budget whose cut {param('exact_band')} is around."},
+    )
+    sketch_rows: int = field(
+        default=512, metadata={"panel": "Scoring", "help": "Gradients kept for interactions between units."}
+    )
+    """0 for none."""
+    temperature: float | None = field(
+        default=None,
+        metadata={"panel": "Scoring", "help": "Of the output term (default: 4; knowledge: 2)."},
+    )
+    output_weight: float | None = field(
+        default=None,
+        metadata={
+            "panel": "Scoring",
+            "flag": "lambda",
+            "help": "Weight of the output term against the trajectory (default: the budget decides, 0.3 or 0.1; "
+            "knowledge: 0.00025 of the representations; reference: 0.1).",
+        },
+    )
     """lambda: weight of the output term after both are brought to one median; of `knowledge` that of the
     representational part, of `reference` the paper's. None for the method's default."""
-    per_batch: bool = False
-    """`fisher` squares the mean gradient of a batch, not the gradient of every example."""
+    per_batch: bool = field(
+        default=False,
+        metadata={
+            "panel": "Scoring",
+            "help": "fisher: square the mean gradient of each batch, as PTF's code does.",
+        },
+    )
     head_weight: float = 1.0
     """mu: what `knowledge` multiplies the scores of heads with (K-prune: 64)."""
-    tokens: bool = False
-    """Whether to measure what merging tokens costs, too."""
-    seed: int = 0
+    tokens: bool = field(
+        default=False,
+        metadata={
+            "panel": "Scoring",
+            "help": "Measure what merging tokens costs, too (vision transformers).",
+        },
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of everything drawn."})
 
     def __post_init__(self) -> None:
         if self.head_weight <= 0:

@@ -86,6 +86,10 @@ class Budget(ABC):
     """The resource: `MACs`."""
     option: ClassVar[str]
     """The option that asks for it: `--flops`."""
+    help: ClassVar[str] = ""
+    """What the option's help says; by default the first line of the class's docstring."""
+    metavar: ClassVar[str] = "FRACTION"
+    """How the option's help writes an amount."""
     linear: ClassVar[bool] = True
     """Whether n units of a site cost n times one."""
     whole_sequences: ClassVar[str] = ""

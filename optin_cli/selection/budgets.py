@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from optin_cli.artefacts.latency import LatencyTable
 from optin_cli.artefacts.ranking import RankedSite, Ranking
-from optin_cli.errors import ArtefactError, UsageError, param
+from optin_cli.errors import ArtefactError, InputError, UsageError, first_line, param
 from optin_cli.selection.budget import Budget, Case, parse_number
 from optin_cli.selection.choices import Floats, Ints
 from optin_cli.selection.coupled_latency import predicted_ms
@@ -24,6 +25,7 @@ class Macs(Budget):
     """A share of the MACs of all sites, on a sequence of the case's tokens."""
 
     name, option = "MACs", "--flops"
+    help = "Share of the MACs of all layers to keep."
 
     def scale(self, case: Case) -> float:
         return case.ranking.dense_macs(case.tokens) if case.dense else case.ranking.macs(case.tokens)
@@ -49,6 +51,7 @@ class Params(Budget):
     """A share of the model's parameters, embeddings and all."""
 
     name, option = "parameters", "--params"
+    help = "Share of the model's parameters to keep, embeddings included."
 
     def scale(self, case: Case) -> float:
         ranking = case.ranking
@@ -73,6 +76,7 @@ class Memory(Budget):
     """MiB of weights, as stored."""
 
     name, option = "memory", "--memory"
+    help, metavar = "What the stored weights may take, e.g. 60MiB.", "SIZE"
 
     @property
     def is_share(self) -> bool:
@@ -116,6 +120,8 @@ class Latency(Budget):
     """Whether the amount is milliseconds."""
 
     name, option, linear = "latency", "--latency", False
+    help = f"Share of the latency, or milliseconds (12.5ms); needs {param('latency_table')}."
+    metavar = "FRACTION|MS"
     whole_sequences = "a latency table knows whole sequences alone"
 
     @classmethod
@@ -209,6 +215,10 @@ class Latency(Budget):
 
 BUILT_IN: tuple[type[Budget], ...] = (Macs, Params, Memory, Latency)
 _KINDS: dict[str, type[Budget]] = {kind.option: kind for kind in BUILT_IN}
+ENTRY_POINTS = "optin.budgets"
+"""The group of entry points under which a package offers kinds by their option: `heads = "module:Heads"`."""
+_OFFERED: set[str] = set()
+"""The entry points that were loaded."""
 Kind = TypeVar("Kind", bound=type[Budget])
 
 
@@ -216,6 +226,20 @@ def register_budget(kind: Kind) -> Kind:
     """Add a kind of budget to those that `optin` parses and shows; returns it, so that it serves as a decorator.
 
     Raises `UsageError` where a built-in kind has its option, or one of its entries in a mask's `budget`.
+
+    Example:
+        >>> @optin.register_budget
+        ... class Heads(optin.Budget):
+        ...     name, option = "heads", "--heads"
+        ...
+        ...     def unit_cost(self, case, site):
+        ...         return site.kind == "heads"
+        ...
+        ...     def scale(self, case):
+        ...         return sum(site.units for site in case.sites if site.kind == "heads")
+        >>> mask = optin.select(ranking, budgets=[Heads(0.5)])
+        >>> mask.reached["heads"]
+        0.5
     """
     for other in BUILT_IN:
         if kind.option == other.option or set(kind.entries()) & set(other.entries()):
@@ -225,8 +249,38 @@ def register_budget(kind: Kind) -> Kind:
 
 
 def budget_kinds() -> dict[str, type[Budget]]:
-    """Option -> kind, the built-in ones first."""
+    """Option -> kind, the built-in ones first; those that installed packages offer are loaded."""
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.value not in _OFFERED:
+            _OFFERED.add(entry.value)
+            _load(entry)
     return dict(_KINDS)
+
+
+def _load(entry: EntryPoint) -> None:
+    """Register what a package offers. In place of what can't be used is a kind that says why once it is asked for."""
+    try:
+        kind = entry.load()
+        if not (isinstance(kind, type) and issubclass(kind, Budget) and kind.option == f"--{entry.name}"):
+            raise InputError(f"it is not a Budget with the option --{entry.name}")
+        register_budget(kind)
+    except (ImportError, AttributeError, InputError, UsageError) as error:
+        _KINDS.setdefault(f"--{entry.name}", _unusable(entry, first_line(error)))
+
+
+def _unusable(entry: EntryPoint, why: str) -> type[Budget]:
+    class Unusable(Budget):
+        name, option = entry.name, f"--{entry.name}"
+        help = f"Can't be used: {entry.value}: {why}"
+
+        @classmethod
+        def parse(cls, text: str) -> Self:
+            raise InputError(f"can't load {entry.value} for {param(cls.entries()[0])}: {why}")
+
+        def scale(self, case: Case) -> float:
+            raise InputError(f"can't load {entry.value} for {param(self.key)}: {why}")
+
+    return Unusable
 
 
 def stored_bytes(ranking: Ranking) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
@@ -54,30 +54,81 @@ class Request:
     latency_ms: float | None = None
     budgets: tuple[Budget, ...] = ()
     """Further budgets, of any kind."""
-    table: LatencyTable | None = None
-    """What latency budgets are counted with; without such a budget it only predicts."""
-    min_heads: int = 0
-    min_neurons: int = 0
-    min_channels: int = 0
-    max_prune: float = 1.0
-    """Largest share of a site's units that may go."""
-    protect: tuple[str, ...] = ()
-    """Globs over site names; a matching site is kept whole."""
-    only: str | None = None
-    """The one kind of unit to prune."""
-    round_to: int | str = 1
-    """Neurons and channels are kept in multiples of this, or a site is kept whole; `auto` picks by device, for heads
-    too."""
-    output_weight: float | None = None
-    """Recombine the scores' parts (lambda of OPTIN equation 1); None takes the stored scores."""
-    feature_weights: str | tuple[float, ...] | None = None
-    """Weight of each block's feature in the trajectory, or one of `NAMED_WEIGHTS`; None takes the ranking's own."""
-    interactions: str = "none"
-    """Exchange units afterwards so that they cost less together: within a `layer`, `global`, or `none`."""
-    relative_to: str = "dense"
-    """What shares are of: the original `dense` model, or the `current`, ranked one."""
-    tokens: float | None = None
-    """Sequence length that MACs are counted for; None is the calibration mean."""
+    table: LatencyTable | None = field(
+        default=None,
+        metadata={
+            "name": "latency_table",
+            "metavar": "FILE.json",
+            "help": "Made by `optin bench MODEL --table`; also predicts the latency under other budgets.",
+        },
+    )
+    min_heads: int = field(default=0, metadata={"help": "Heads every layer keeps at least."})
+    min_neurons: int = field(default=0, metadata={"help": "Neurons every layer keeps at least."})
+    min_channels: int = field(default=0, metadata={"help": "Channels every site of a CNN keeps at least."})
+    max_prune: float = field(
+        default=1.0,
+        metadata={
+            "flag": "max-prune-per-layer",
+            "metavar": "FRACTION",
+            "help": "Largest share of a layer's heads, and of its neurons, that may go.",
+        },
+    )
+    protect: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "metavar": "GLOB",
+            "help": "Keep matching sites whole, e.g. 'blocks.0.*'; may be repeated.",
+        },
+    )
+    only: str | None = field(
+        default=None,
+        metadata={"metavar": "KIND", "help": "Prune units of one kind alone: heads, neurons or channels."},
+    )
+    round_to: int | str = field(
+        default=1,
+        metadata={
+            "metavar": "N|auto",
+            "help": "Keep neurons of a layer in multiples of 8, 16, 32 or 64; auto picks by device and dtype.",
+        },
+    )
+    """Channels, too; a site of fewer is kept whole. `auto` rounds heads, too."""
+    output_weight: float | None = field(
+        default=None,
+        metadata={
+            "flag": "lambda",
+            "help": "Recombine the scores with another weight of the output term.",
+        },
+    )
+    """lambda of OPTIN equation 1; None takes the stored scores."""
+    feature_weights: str | tuple[float, ...] | None = field(
+        default=None,
+        metadata={
+            "metavar": "NAME|W,W,...",
+            "help": "Weigh the blocks' features in the scores: auto (by the budget), sum (OPTIN), fourth-root, root, "
+            "mean, deep, last, or one for each block.",
+        },
+    )
+    """None takes the ranking's own."""
+    interactions: str = field(
+        default="none",
+        metadata={
+            "metavar": "SCOPE",
+            "help": "Then exchange units so that they cost less together: within a layer, global, or none.",
+        },
+    )
+    relative_to: str = field(
+        default="dense",
+        metadata={"help": "Shares of the original `dense` or of the `current` model."},
+    )
+    tokens: float | None = field(
+        default=None,
+        metadata={
+            "metavar": "joint|only|none|LENGTH",
+            "help": "Merge tokens of a vision transformer: joint with heads and neurons, only tokens, or none "
+            "(default). A number is the sequence length that MACs are counted for (default: calibration mean).",
+        },
+    )
+    """The number; the word is `merge`."""
     merge: str = "none"
     """Merge tokens for the MACs budget: `joint` with the units, `only` tokens, or `none` but what the model merges."""
     force: bool = False

@@ -1,0 +1,270 @@
+"""What several commands print: tables and notes for people, and the same facts for JSON."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from optin_cli import console
+from optin_cli.artefacts.mask import Mask
+from optin_cli.artefacts.ranking import Ranking
+from optin_cli.selection.select import emptied_sites
+
+if TYPE_CHECKING:
+    from optin_cli.export.apply import Applied
+    from optin_cli.measure.evaluate import Evaluation
+
+log = logging.getLogger("optin")
+
+# ---- rankings ----
+
+
+def ranking_facts(ranking: Ranking) -> dict[str, object]:
+    """A ranking in a few numbers."""
+    return {
+        "digest": ranking.digest,
+        "model": ranking.model,
+        "data": ranking.data,
+        "rows": len(ranking.row_ids),
+        "method": ranking.method,
+        "units": {site.name: site.units for site in ranking.sites},
+        "tokens": ranking.tokens,
+        "macs": ranking.macs(ranking.tokens),
+        "seconds": ranking.seconds,
+    }
+
+
+# ---- masks ----
+
+
+def show_mask(mask: Mask) -> None:
+    """What a mask keeps, on stderr, with a warning of the layers that it empties."""
+    reached, objective = mask.reached, mask.objective
+    current = mask.budget["relative_to"] == "current"
+    of = "current MACs" if current else "MACs"
+    dense = f"{'; dense' if current else ' of'} {console.count(reached['dense_macs'])}"
+    console.note(
+        f"keeps {100 * reached['flops']:.2f} % of the {of} ({console.count(reached['macs'])}{dense} at "
+        f"{mask.budget['tokens']:.1f} tokens), {console.count(reached['params'])} of "
+        f"{console.count(reached['dense_params'])} parameters ({reached['memory']:.1f} MiB)"
+    )
+    if any(mask.merges):
+        console.note(
+            f"merges {sum(mask.merges)} tokens: {', '.join(map(str, mask.merges))} behind the first blocks"
+        )
+    if table := mask.budget["latency_table"]:
+        share = 100 * reached["latency_ms"] / reached["table_latency_ms"]
+        console.note(
+            f"predicted latency {reached['latency_ms']:.2f} of {reached['table_latency_ms']:.2f} ms ({share:.1f} %), "
+            f"batch {table['batch_size']} at size {table['size']}, {table['device']}"
+        )
+    moves, exchanges = exchanged(mask), objective["interactions"]
+    best = "the best there is" if objective["optimal"] else "no better one was found"
+    if exchanges and exchanges["moved"]:
+        best = "less than it could for units one by one"
+    lost = f", merging loses {100 * objective['merging']:.2f} %" if "merging" in objective else ""
+    console.note(
+        f"keeps {100 * objective['kept']:.2f} % of the score{lost}: {best}, at most {100 * objective['gap']:.4f} % "
+        "below the bound"
+    )
+    if moves:
+        console.note(moves)
+    if (
+        mask.keep
+        and all(len(mask.keep[name]) == units for name, units in mask.units.items())
+        and not any(mask.merges)
+    ):
+        pruned = not current and reached["macs"] < reached["dense_macs"]
+        log.warning(
+            "nothing is pruned: the model meets the budget as it is%s",
+            " (it is pruned already; --relative-to current counts from what is left)" if pruned else "",
+        )
+    if emptied := emptied_sites(mask):
+        log.warning(
+            "emptied: %s (--min-heads, --min-neurons, --min-channels or --max-prune-per-layer keep some)",
+            ", ".join(emptied),
+        )
+
+
+def exchanged(mask: Mask) -> str:
+    """What the interactions changed, '' if they were not asked for."""
+    if not (found := mask.objective.get("interactions")):
+        return ""
+    before, after = found["held_out"]["before"], found["held_out"]["after"]
+    change = f"{100 * (after / before - 1):+.1f} %" if before > 0 else "no change"
+    if found["dropped"]:
+        return (
+            f"kept the units as they were: exchanges changed the joint loss of held-out examples by {change}"
+        )
+    if not found["moved"]:
+        return "kept the units as they were: no exchange lowers their joint loss"
+    return f"moved {found['moved']} units in or out for their interactions: {change} joint loss on held-out examples"
+
+
+def mask_facts(mask: Mask) -> dict[str, object]:
+    """A mask without its indices."""
+    return {
+        "digest": mask.digest,
+        "budget": mask.budget,
+        "reached": mask.reached,
+        "objective": mask.objective,
+        "kept": mask.summary,
+        "merges": mask.merges,
+        "emptied": emptied_sites(mask),
+    }
+
+
+# ---- pruned models ----
+
+
+def show_applied(applied: Applied) -> None:
+    """What became of a model, on stderr."""
+    if applied.reused:
+        console.note(f"{applied.path} is already this model under this mask")
+        return
+    if applied.fits:
+        show_fits("compensation", [asdict(fit) for fit in applied.fits])
+    console.note(
+        f"{console.count(applied.params)} of {console.count(applied.dense_params)} parameters left; sliced equals "
+        f"masked to {applied.deviation:.1e} on {applied.checked_on} (allowed: {applied.tolerance:.0e})"
+    )
+
+
+def applied_facts(applied: Applied) -> dict[str, object]:
+    """What became of a model."""
+    return {
+        "reused": applied.reused,
+        "deviation": applied.deviation,
+        "tolerance": applied.tolerance,
+        "checked_on": applied.checked_on,
+        "params": applied.params,
+        "dense_params": applied.dense_params,
+        "compensation": [asdict(fit) for fit in applied.fits],
+    }
+
+
+def show_fits(title: str, fits: Sequence[Mapping[str, Any]], *, stdout: bool = False) -> None:
+    """What `optin.json` records of compensation: one line a site, its consumer and, as a mean, the units that its
+    producers make."""
+    columns = ("site", "error before", "after", "kept", "ridge", "units before", "after", "rows", "")
+    rows = []
+    for site, group in groupby(fits, key=lambda fit: fit["site"]):
+        *made, consumer = group
+        units = [sum(fit[when] for fit in made) / len(made) if made else None for when in ("before", "after")]
+        rows.append(
+            [
+                site,
+                _percent(consumer["before"]),
+                _percent(consumer["after"]),
+                consumer["method"],
+                "" if consumer["ridge"] is None else f"{consumer['ridge']:.0e}",
+                *map(_percent, units),
+                str(consumer["rows"]),
+                consumer["note"],
+            ]
+        )
+    console.table(title, columns, rows, stdout=stdout)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %"
+
+
+def merged(merges: list[int]) -> dict[str, int]:
+    """Tokens merged behind each block, named like sites."""
+    return {f"blocks.{block}.tokens merged": count for block, count in enumerate(merges) if any(merges)}
+
+
+def show_sizes(sizes: dict[str, int], of: dict[str, int] | None = None) -> None:
+    """One line a block, one column a kind of unit."""
+    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in sizes))
+    blocks = list(dict.fromkeys(name.rpartition(".")[0] for name in sizes))
+    rows = []
+    for block in blocks:
+        cells = [block]
+        for kind in kinds:
+            name = f"{block}.{kind}"
+            total = f"/{of[name]}" if of and name in of else ""
+            cells.append(f"{sizes[name]}{total}" if name in sizes else "")
+        rows.append(cells)
+    console.table("", ["block", *kinds], rows, stdout=True)
+
+
+# ---- measurements ----
+
+
+def show_timings(rows: list[dict[str, Any]]) -> None:
+    """One line a model and setting, on stdout; remarks on stderr."""
+    first = rows[0]
+    where = first["device"] + (
+        f", {console.plural(first['threads'], 'thread')}" if first["device"] == "cpu" else ""
+    )
+    foretold = any("predicted_ms" in row for row in rows)
+    columns = ["model", "batch", "size", "median ms", "p10..p90"]
+    columns += ["predicted ms"] if foretold else []
+    columns += ["per s", "MACs", "params", "disk", "peak mem", "speed-up", "of ideal"]
+    table = []
+    for row in rows:
+        predicted = f"{row['predicted_ms']:.2f}" if "predicted_ms" in row else ""
+        table.append(
+            [
+                row["model"],
+                str(row["setting"]["batch_size"]),
+                str(row["setting"]["size"]),
+                f"{row['median_ms']:.2f}",
+                f"{row['p10_ms']:.2f}..{row['p90_ms']:.2f}",
+                *([predicted] if foretold else []),
+                f"{row['throughput']:.0f}",
+                console.count(row["macs"]),
+                console.count(row["params"]),
+                console.size(row["disk_bytes"]) if row["disk_bytes"] else "",
+                console.size(row["peak_memory"]),
+                f"{row['speedup']:.2f}x" if "speedup" in row else "",
+                f"{100 * row['efficiency']:.0f} %" if "efficiency" in row else "",
+            ]
+        )
+    how = "" if first["execution"] == "eager" else f", {first['execution']}"
+    console.table(f"{where}, {first['dtype']}{how}", columns, table, keys=3, stdout=True)
+    for row in rows:
+        if "predicted_speedup" in row:
+            console.note(
+                f"{row['model']}: predicted {row['predicted_speedup']:.2f}x, measured {row['speedup']:.2f}x "
+                f"at batch {row['setting']['batch_size']}, size {row['setting']['size']}"
+            )
+    idle = sorted({row["setting"]["batch_size"] for row in rows if not row["saturated"]})
+    if idle:
+        console.note(
+            f"not saturated at batch {', '.join(map(str, idle))}: twice the batch takes less than 1.5 times as long, "
+            "so a smaller model can't show its full speed there"
+        )
+
+
+_SHOWN = {"top1": "top-1", "top5": "top-5"}
+
+
+def show_evaluation(evaluation: Evaluation, data: str, split: str) -> None:
+    """Metrics and fidelity, on stdout."""
+    both = bool(evaluation.baseline_metrics)
+    columns = ["metric", *(["dense"] if both else []), "model", *(["difference"] if both else [])]
+    rows = []
+    for name, value in evaluation.metrics.items():
+        dense = evaluation.baseline_metrics.get(name)
+        shown = _SHOWN.get(name, name)
+        form = ".4g" if name == "mse" else ".2f"  # in units of the label, which may be small
+        cells = [shown, f"{value:{form}}"]
+        if dense is not None:
+            cells = [shown, f"{dense:{form}}", f"{value:{form}}", f"{value - dense:+{form}}"]
+        rows.append(cells)
+    title = f"{evaluation.task} on {evaluation.examples} examples of {data} ({split})"
+    if rows:
+        console.table(title, columns, rows, stdout=True)
+    if evaluation.fidelity:
+        console.table(
+            title if not rows else "against the dense model",
+            ["fidelity", ""],
+            [[name.replace("_", " "), f"{value:.4g}"] for name, value in evaluation.fidelity.items()],
+            stdout=True,
+        )
