@@ -1,6 +1,6 @@
 """The README's picture: quality against MACs, drawn from the cells that accuracy.py measured.
 
-    python benchmarks/tradeoff.py [--output docs/tradeoff.png]
+python benchmarks/tradeoff.py [--output docs/tradeoff.png]
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def draw(output: Path) -> None:
         cells = json.loads((HERE / "accuracy" / f"{name}.json").read_text())
         dense = next(iter(cells.values()))["dense"][metric]
         axis.axhline(dense, color="0.35", lw=1, ls=":")
-        axis.annotate("dense", (BUDGETS[-1], dense), xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8)
+        axis.annotate(
+            "dense", (BUDGETS[-1], dense), xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8
+        )
         for method, label, line in METHODS:
             if points := series(cells, method, metric):
                 axis.plot(list(points), list(points.values()), label=label, **line)
@@ -61,13 +63,19 @@ def draw(output: Path) -> None:
         axis.grid(axis="y", color="0.92")
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(METHODS), frameon=False, fontsize=9
+        *axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=len(METHODS),
+        frameon=False,
+        fontsize=9,
     )
     figure.savefig(output, dpi=110)
     pyplot.close(figure)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=HERE.parent / "docs" / "tradeoff.png")
     draw(parser.parse_args().output)
