@@ -48,10 +48,8 @@ def assert_same_scores(one, two, close: float = CLOSE) -> None:
 @pytest.fixture
 def exact(monkeypatch):
     """Probes in float32, as on a CPU."""
-    for module in ("graphs", "replay"):
-        monkeypatch.setattr(
-            f"optin_cli.scoring.{module}.reduced_products", lambda *_: contextlib.nullcontext()
-        )
+    for module in ("scoring.graphs", "execution.replay"):
+        monkeypatch.setattr(f"optin_cli.{module}.reduced_products", lambda *_: contextlib.nullcontext())
 
 
 @pytest.mark.parametrize(
