@@ -49,6 +49,8 @@ _HOMES = {
     ),
     "optin_cli.scoring.methods.base": ("ScoringMethod",),
     "optin_cli.scoring.methods.registry": ("register_method",),
+    "optin_cli.selection.budget": ("Budget",),
+    "optin_cli.selection.budgets": ("Latency", "Macs", "Memory", "Params", "register_budget"),
     "optin_cli.export.apply": ("Applied", "PrunedModel"),
     "optin_cli.compensation.settings": ("SiteFit",),
 }  # fmt: skip
@@ -70,6 +72,8 @@ __all__ = [  # noqa: RUF022 - in the order of a run
     "RelativePositions", "StreamTable", "TokenTable", "Anatomy", "Site", "Stream",
     # scoring methods
     "register_method", "ScoringMethod",
+    # budgets
+    "register_budget", "Budget", "Macs", "Params", "Memory", "Latency",
     # formats
     "register_writer", "Writer", "Runnable", "Comparison", "compare_outputs",
     # errors
@@ -114,6 +118,8 @@ if TYPE_CHECKING:
     from optin_cli.measure.latency import Timing, speedup
     from optin_cli.scoring.methods.base import ScoringMethod
     from optin_cli.scoring.methods.registry import register_method
+    from optin_cli.selection.budget import Budget
+    from optin_cli.selection.budgets import Latency, Macs, Memory, Params, register_budget
     from optin_cli.structure.anatomy import (
         Anatomy,
         Bypass,

@@ -42,16 +42,6 @@ class PanelGroup(_InPanels, TyperGroup):
     pass
 
 
-app = typer.Typer(
-    name="optin",
-    cls=PanelGroup,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
     """Turn every error a command raises into one message and its exit code."""
 
@@ -87,7 +77,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def optin(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -115,8 +104,26 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect,
     "families": families,
 }
-for _name, _command in COMMANDS.items():
-    app.command(_name, cls=PanelCommand, short_help=_first_sentence(_command))(guarded(as_command(_command)))
+
+
+def make_app() -> typer.Typer:
+    """The app, with an option for every kind of budget that is registered by now."""
+    made = typer.Typer(
+        name="optin",
+        cls=PanelGroup,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(optin)
+    for name, command in COMMANDS.items():
+        register = made.command(name, cls=PanelCommand, short_help=_first_sentence(command))
+        register(guarded(as_command(command)))
+    return made
+
+
+app = make_app()
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from optin_cli.export.apply import PrunedModel, reopened
 from optin_cli.scoring.methods.registry import configured
 from optin_cli.scoring.plan import make_plan
 from optin_cli.scoring.settings import DEFAULT_METHOD, ScoreSettings
+from optin_cli.selection.budget import Budget
 from optin_cli.sizes import byte_count
 
 
@@ -29,6 +30,7 @@ def prune(
     latency: float | None = None,
     latency_ms: float | None = None,
     latency_table: LatencyTable | str | Path | None = None,
+    budgets: Sequence[Budget] = (),
     ranking: str | Path | None = None,
     samples: int = 512,
     method: str = DEFAULT_METHOD,
@@ -63,7 +65,7 @@ def prune(
     Args:
         model, data: see `open_model` and `score`.
         output: a directory to write.
-        flops, params, memory, latency, latency_ms, latency_table: the budgets, see `select`; at least one.
+        flops, params, memory, latency, latency_ms, latency_table, budgets: the budgets, see `select`; at least one.
         ranking: where the ranking is kept: the next budget then takes seconds.
         samples, method, probes, output_weight, batch_size, max_length, split, seed: see `score`.
         feature_weights, interactions, min_heads, min_neurons, min_channels, max_prune, protect, only, round_to,
@@ -91,6 +93,7 @@ def prune(
         latency=latency,
         latency_ms=latency_ms,
         latency_table=latency_table,
+        budgets=tuple(budgets),
         output_weight=None,
         feature_weights=feature_weights,
         interactions=interactions,

@@ -11,6 +11,7 @@ from optin_cli.artefacts.latency import LatencyTable, read_latency_table
 from optin_cli.artefacts.mask import Mask, write_mask
 from optin_cli.artefacts.ranking import Ranking, read_ranking, read_sketch
 from optin_cli.errors import UsageError, param
+from optin_cli.selection.budget import Budget
 from optin_cli.selection.select import select as solve
 from optin_cli.selection.settings import TOKEN_SEARCHES, Request
 from optin_cli.sizes import parse_size
@@ -26,6 +27,7 @@ def select(
     latency: float | None = None,
     latency_ms: float | None = None,
     latency_table: LatencyTable | str | Path | None = None,
+    budgets: Sequence[Budget] = (),
     output_weight: float | None = None,
     feature_weights: str | Sequence[float] | None = None,
     interactions: str = "none",
@@ -53,6 +55,7 @@ def select(
         memory: what the stored weights may take, in MiB, or a size such as `60MiB`.
         latency, latency_ms: share of the latency, or milliseconds; both need a `latency_table`.
         latency_table: made by `optin bench MODEL --table`, or its file.
+        budgets: further ones, of any kind: `Macs(0.6)`, or of a class of your own.
         output_weight: combine the scores' parts with another lambda.
         feature_weights: how the features of the deeper blocks count: `auto`, `sum` (OPTIN), `fourth-root`, `root`,
             `mean`, `deep`, `last`, or a number for each block.
@@ -91,6 +94,7 @@ def select(
         latency=latency,
         latency_ms=latency_ms,
         latency_table=latency_table,
+        budgets=tuple(budgets),
         output_weight=output_weight,
         feature_weights=feature_weights,
         interactions=interactions,

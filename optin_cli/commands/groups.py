@@ -35,6 +35,7 @@ PANELS = (
     None,
     "Model",
     "Budget",
+    "Selection",
     "Calibration",
     "Data",
     "Scoring",
@@ -117,12 +118,14 @@ class Group:
 
     def values(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Field -> value, of parameter -> value."""
-        found = {}
+        found, several = {}, {field.name for field in fields(self.settings) if field.default == ()}
         for field, name in self.names().items():
             value = given[name]
-            if value is not None and field in self.texts:
-                value = self.texts[field].read(value, name)
-            found[field] = tuple(value) if isinstance(value, list) else value
+            if field in self.texts:
+                value = None if value is None else self.texts[field].read(value, name)
+            elif field in several:
+                value = tuple(value or ())
+            found[field] = value
         return found
 
     def _described(self, field: Field[Any]) -> dict[str, Any]:

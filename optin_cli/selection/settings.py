@@ -62,12 +62,19 @@ class Request:
             "help": "Made by `optin bench MODEL --table`; also predicts the latency under other budgets.",
         },
     )
-    min_heads: int = field(default=0, metadata={"help": "Heads every layer keeps at least."})
-    min_neurons: int = field(default=0, metadata={"help": "Neurons every layer keeps at least."})
-    min_channels: int = field(default=0, metadata={"help": "Channels every site of a CNN keeps at least."})
+    min_heads: int = field(
+        default=0, metadata={"panel": "Selection", "help": "Heads every layer keeps at least."}
+    )
+    min_neurons: int = field(
+        default=0, metadata={"panel": "Selection", "help": "Neurons every layer keeps at least."}
+    )
+    min_channels: int = field(
+        default=0, metadata={"panel": "Selection", "help": "Channels every site of a CNN keeps at least."}
+    )
     max_prune: float = field(
         default=1.0,
         metadata={
+            "panel": "Selection",
             "flag": "max-prune-per-layer",
             "metavar": "FRACTION",
             "help": "Largest share of a layer's heads, and of its neurons, that may go.",
@@ -76,17 +83,23 @@ class Request:
     protect: tuple[str, ...] = field(
         default=(),
         metadata={
+            "panel": "Selection",
             "metavar": "GLOB",
             "help": "Keep matching sites whole, e.g. 'blocks.0.*'; may be repeated.",
         },
     )
     only: str | None = field(
         default=None,
-        metadata={"metavar": "KIND", "help": "Prune units of one kind alone: heads, neurons or channels."},
+        metadata={
+            "panel": "Selection",
+            "metavar": "KIND",
+            "help": "Prune units of one kind alone: heads, neurons or channels.",
+        },
     )
     round_to: int | str = field(
         default=1,
         metadata={
+            "panel": "Selection",
             "metavar": "N|auto",
             "help": "Keep neurons of a layer in multiples of 8, 16, 32 or 64; auto picks by device and dtype.",
         },
@@ -95,6 +108,7 @@ class Request:
     output_weight: float | None = field(
         default=None,
         metadata={
+            "panel": "Selection",
             "flag": "lambda",
             "help": "Recombine the scores with another weight of the output term.",
         },
@@ -103,6 +117,7 @@ class Request:
     feature_weights: str | tuple[float, ...] | None = field(
         default=None,
         metadata={
+            "panel": "Selection",
             "metavar": "NAME|W,W,...",
             "help": "Weigh the blocks' features in the scores: auto (by the budget), sum (OPTIN), fourth-root, root, "
             "mean, deep, last, or one for each block.",
@@ -112,6 +127,7 @@ class Request:
     interactions: str = field(
         default="none",
         metadata={
+            "panel": "Selection",
             "metavar": "SCOPE",
             "help": "Then exchange units so that they cost less together: within a layer, global, or none.",
         },
@@ -123,7 +139,7 @@ class Request:
     tokens: float | None = field(
         default=None,
         metadata={
-            "metavar": "joint|only|none|LENGTH",
+            "metavar": "MODE|LENGTH",
             "help": "Merge tokens of a vision transformer: joint with heads and neurons, only tokens, or none "
             "(default). A number is the sequence length that MACs are counted for (default: calibration mean).",
         },

@@ -16,6 +16,7 @@ import optin_cli as optin
 from optin_cli.architectures import families
 from optin_cli.export import writers
 from optin_cli.scoring.methods import registry
+from optin_cli.selection import budgets
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [name for name in optin.__all__ if name != "__version__"]
@@ -63,7 +64,12 @@ def test_the_examples_of_all_docstrings_run(bert, tokenizer, batches, tmp_path):
     globs["folder"] = tmp_path
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     with_rankings = [*RUN, *(name for name in FUNCTIONS if name.startswith("write_"))]
-    registries = dict(families._REGISTRY), dict(writers._WRITERS), dict(registry.METHODS)
+    registries = (
+        dict(families._REGISTRY),
+        dict(writers._WRITERS),
+        dict(registry.METHODS),
+        dict(budgets._KINDS),
+    )
     try:
         for name in dict.fromkeys([*with_rankings, *FUNCTIONS]):
             function = getattr(optin, name)
@@ -78,6 +84,8 @@ def test_the_examples_of_all_docstrings_run(bert, tokenizer, batches, tmp_path):
         writers._WRITERS.update(registries[1])
         registry.METHODS.clear()
         registry.METHODS.update(registries[2])
+        budgets._KINDS.clear()
+        budgets._KINDS.update(registries[3])
     assert runner.failures == 0
 
 

@@ -8,15 +8,16 @@ import sys
 from typing import Any
 
 from click.testing import Result
+from typer import Typer
 from typer.testing import CliRunner
 
-from optin_cli.main import app
+from optin_cli import main
 
 FAST = ["--samples", "12", "--batch-size", "6", "--probes", "1"]
 """Options that make scoring a tiny model a matter of a second."""
 
 
-def run(*args: object, code: int = 0) -> Result:
+def run(*args: object, code: int = 0, app: Typer = main.app) -> Result:
     """Run a command in this process and check its exit code."""
     result = CliRunner().invoke(app, [str(arg) for arg in args])
     assert result.exit_code == code, f"{result.stdout}\n{result.stderr}\n{result.exception!r}"

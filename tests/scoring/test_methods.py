@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +13,16 @@ import torch
 from helpers.cli import FAST, run
 from helpers.data import tiny_image_folder, tiny_text_csv
 from helpers.models import saved_model, shared_model
+from helpers.plugins import install
 
 from optin_cli.artefacts.ranking import read_ranking
-from optin_cli.commands import options
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
 from optin_cli.scoring import score as stage
 from optin_cli.scoring.methods import registry
 from optin_cli.scoring.methods.base import ScoringMethod
-from optin_cli.scoring.plan import Plan, ScoreSettings, make_plan
-from optin_cli.scoring.settings import DEFAULT_METHOD
+from optin_cli.scoring.plan import Plan, make_plan
+from optin_cli.scoring.settings import DEFAULT_METHOD, ScoreSettings
 from optin_cli.selection.select import select
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,20 +134,15 @@ def test_the_example_resumes_by_itself(tmp_path, methods, monkeypatch):
 # ---- plugins ----
 
 
-def install(folder: Path, monkeypatch, code: str, entry: str) -> None:
-    """A package as pip leaves it: a module, and metadata with an entry point."""
-    (folder / "otherpackage.py").write_text(code)
-    metadata = folder / "otherpackage-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: otherpackage\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(f"[{registry.ENTRY_POINTS}]\n{entry}\n")
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.delitem(sys.modules, "otherpackage", raising=False)
-
-
 def test_the_command_line_finds_the_method_of_a_package(tmp_path, methods, monkeypatch):
     (tmp_path / "site").mkdir()
-    install(tmp_path / "site", monkeypatch, example(), "activation = otherpackage:ActivationMethod")
+    install(
+        tmp_path / "site",
+        monkeypatch,
+        example(),
+        registry.ENTRY_POINTS,
+        "activation = otherpackage:ActivationMethod",
+    )
     data, output = tiny_text_csv(tmp_path), tmp_path / "r.h5"
     command = ["score", saved_model("bert"), "--data", data, "-o", output, *FAST]
     refused = run(*command, "--method", "activations", code=2)
@@ -169,7 +164,7 @@ def test_the_command_line_finds_the_method_of_a_package(tmp_path, methods, monke
     ],
 )
 def test_a_package_whose_method_is_none(entry, words, tmp_path, methods, monkeypatch):
-    install(tmp_path, monkeypatch, example(), entry)
+    install(tmp_path, monkeypatch, example(), registry.ENTRY_POINTS, entry)
     with pytest.raises(InputError, match=words):
         registry.method_named(entry.split(" ")[0])
 
@@ -216,8 +211,8 @@ def test_methods_that_are_recommended_exist():
 
 
 def test_the_help_of_method_names_all_of_them():
-    (option,) = options.Method.__metadata__
-    assert set(re.findall(r"\w+", option.help)) >= NAMES
+    (method,) = (field for field in dataclasses.fields(ScoreSettings) if field.name == "method")
+    assert set(re.findall(r"\w+", method.metadata["help"])) >= NAMES
 
 
 def test_what_needs_labels_recommends_what_does_not(tmp_path):

@@ -5,17 +5,23 @@ Trying all sizes is the oracle. The built-in kinds are checked where masks are.
 
 from __future__ import annotations
 
+import inspect
+import json
 from itertools import product
 
 import numpy as np
 import pytest
 from helpers.artefacts import chain_ranking, latency_table
 from helpers.cli import run
+from helpers.plugins import install
 from helpers.selection import kept, macs_of, ranking
 
+import optin_cli as optin
 from optin_cli.artefacts.mask import read_mask, write_mask
+from optin_cli.artefacts.ranking import write_ranking
 from optin_cli.commands.budgets import with_budgets
 from optin_cli.errors import BudgetError, UsageError
+from optin_cli.main import make_app
 from optin_cli.pipeline import check_steps
 from optin_cli.selection import budgets
 from optin_cli.selection.budget import Budget
@@ -67,9 +73,21 @@ class Tiles(Budget):
 
 
 @pytest.fixture
-def registered(monkeypatch):
+def kinds(monkeypatch):
+    """What is registered within a test is gone after it."""
     monkeypatch.setattr(budgets, "_KINDS", dict(budgets._KINDS))
+    monkeypatch.setattr(budgets, "_OFFERED", set())
+
+
+@pytest.fixture
+def registered(kinds):
     return register_budget(Heads)
+
+
+@pytest.fixture
+def written(tmp_path):
+    write_ranking(tmp_path / "r.h5", ranking())
+    return tmp_path / "r.h5"
 
 
 def best_of(made, allowed) -> float:
@@ -178,6 +196,63 @@ def test_options_are_read_by_their_kinds(registered):
     with pytest.raises(UsageError, match=r"heads 'half' is no number") as caught:
         with_budgets(Request(), {"--heads": "half"})
     assert "write heads=0.6" in caught.value.hint
+
+
+def test_a_kind_has_its_option_on_the_command_line(registered, written, tmp_path):
+    app = make_app()
+    for command in ("select", "prune"):
+        shown = run(command, "--help", app=app).stdout
+        assert "--heads" in shown and "A share of the heads." in shown
+    args = ["select", written, "--heads", 0.5, "--flops", 0.9, "-o", tmp_path / "m.json"]
+    told = json.loads(run(*args, "--json", app=app).stdout)
+    assert told["budget"]["heads"] == 0.5 and told["reached"]["heads"] <= 0.5
+    assert "No such option" in run(*args, code=2).stderr  # of an app that was made before
+    refused = run("select", written, "--heads", 2, "-o", tmp_path / "n.json", code=2, app=app)
+    assert "--heads 2 is not a fraction" in refused.stderr
+
+
+def test_a_kind_that_takes_another_option_s_name_is_refused(kinds):
+    class Split(Heads):
+        option = "--split"
+
+    register_budget(Split)
+    with pytest.raises(UsageError, match="two options of one command set split"):
+        make_app()
+
+
+def test_a_package_offers_a_kind(kinds, written, tmp_path, monkeypatch):
+    code = f"from optin_cli import Budget\n\n\n{inspect.getsource(Heads)}"
+    install(tmp_path / "site", monkeypatch, code, budgets.ENTRY_POINTS, "heads = otherpackage:Heads")
+    app = make_app()
+    run("select", written, "--heads", 0.5, "-o", tmp_path / "m.json", app=app)
+    assert read_mask(tmp_path / "m.json").reached["heads"] == 0.5
+    assert "0.5 of the dense heads" in run("inspect", tmp_path / "m.json", app=app).stdout
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        ("heads = nosuchpackage:Heads", "No module named 'nosuchpackage'"),
+        ("heads = otherpackage:Nothing", "Nothing"),
+        ("necks = otherpackage:Heads", "not a Budget with the option --necks"),
+    ],
+)
+def test_what_a_package_offers_in_vain_says_so_once_it_is_asked_for(
+    kinds, written, tmp_path, monkeypatch, entry, why
+):
+    code = f"from optin_cli import Budget\n\n\n{inspect.getsource(Heads)}"
+    install(tmp_path / "site", monkeypatch, code, budgets.ENTRY_POINTS, entry)
+    app, name = make_app(), entry.partition(" ")[0]
+    assert "Can't be used" in run("select", "--help", app=app).stdout
+    run("select", written, "--flops", 0.5, "-o", tmp_path / "m.json", app=app)
+    told = run("select", written, f"--{name}", 0.5, "-o", tmp_path / "n.json", code=1, app=app).stderr
+    assert why in " ".join(told.split()) and f"for --{name}" in told
+
+
+def test_budgets_of_any_kind_from_python(kinds):
+    made = ranking()
+    assert optin.select(made, budgets=[Macs(0.6)]) == optin.select(made, flops=0.6)
+    assert optin.select(made, flops=0.9, budgets=[Heads(0.5)]).reached["heads"] <= 0.5
 
 
 def test_a_kind_can_t_take_a_built_in_one_s_place():
