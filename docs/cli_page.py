@@ -96,7 +96,17 @@ def section(name: str) -> str:
     found = parameters(name)
     usage = " ".join(["optin", name, *(one.names[0] for one in found if one.argument), "[OPTIONS]"])
     shown = [line.strip() for line in examples.splitlines() if line.strip()]
-    lines = [f"## optin {name}", "", paragraphs(words), "", "```text", usage, *(["", *shown] if shown else []), "```", ""]
+    lines = [
+        f"## optin {name}",
+        "",
+        paragraphs(words),
+        "",
+        "```text",
+        usage,
+        *(["", *shown] if shown else []),
+        "```",
+        "",
+    ]
     for panel in dict.fromkeys(one.panel for one in found):
         lines += [f"### {panel}", ""] if panel else []
         lines += table([one for one in found if one.panel == panel])

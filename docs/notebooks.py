@@ -52,7 +52,9 @@ def outputs(printed: str, value: Any, number: int) -> list[dict[str, Any]]:
         found.append({"name": "stdout", "output_type": "stream", "text": printed.splitlines(keepends=True)})
     if value is not None:
         data = {"text/plain": repr(value).splitlines(keepends=True)}
-        found.append({"data": data, "execution_count": number, "metadata": {}, "output_type": "execute_result"})
+        found.append(
+            {"data": data, "execution_count": number, "metadata": {}, "output_type": "execute_result"}
+        )
     return found
 
 

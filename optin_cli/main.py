@@ -88,10 +88,14 @@ def optin(
     """
 
 
+def _help(command: Callable[..., None]) -> str:
+    """A docstring with each paragraph on one line: the terminal wraps it."""
+    return "\n\n".join(" ".join(part.split()) for part in (command.__doc__ or "").split("\n\n"))
+
+
 def _first_sentence(command: Callable[..., None]) -> str:
     """The first sentence of a command's help, whole: typer cuts it after 45 characters."""
-    first = (command.__doc__ or "").split("\n\n")[0].split(". ")[0]
-    return " ".join(first.split()).rstrip(".") + "."
+    return _help(command).split("\n\n")[0].split(". ")[0].rstrip(".") + "."
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -118,7 +122,9 @@ def make_app() -> typer.Typer:
     )
     made.callback()(optin)
     for name, command in COMMANDS.items():
-        register = made.command(name, cls=PanelCommand, short_help=_first_sentence(command))
+        register = made.command(
+            name, cls=PanelCommand, help=_help(command), short_help=_first_sentence(command)
+        )
         register(guarded(as_command(command)))
     return made
 
