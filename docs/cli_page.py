@@ -20,8 +20,8 @@ INTRO = """\
 
 <!-- written by docs/cli_page.py: change the help of the commands instead -->
 
-`optin COMMAND --help` prints the same. Options that mean the same have the same name in every command. Data goes to stdout,
-everything else to stderr; [pipelines](guides/pipelines.md) lists the exit codes.
+`optin COMMAND --help` prints the same. Options that mean the same have the same name in every command. Data goes to
+stdout, everything else to stderr; [pipelines](guides/pipelines.md) lists the exit codes.
 """
 VALUES = {str: "TEXT", int: "N", float: "NUMBER", Path: "PATH"}
 
@@ -63,7 +63,7 @@ def described(parameter: Any, kind: type) -> Parameter:
     return Parameter(
         names,
         argument,
-        "" if argument or kind is bool else value,
+        "" if argument or kind is bool else value.replace("|", " or "),
         parameter.help or "",
         "needed" if parameter.required else default(parameter.default, names),
         getattr(parameter, "rich_help_panel", None) or "",
@@ -96,17 +96,8 @@ def section(name: str) -> str:
     found = parameters(name)
     usage = " ".join(["optin", name, *(one.names[0] for one in found if one.argument), "[OPTIONS]"])
     shown = [line.strip() for line in examples.splitlines() if line.strip()]
-    lines = [
-        f"## optin {name}",
-        "",
-        paragraphs(words),
-        "",
-        "```text",
-        usage,
-        *(["", *shown] if shown else []),
-        "```",
-        "",
-    ]
+    lines = [f"## optin {name}", "", paragraphs(words), ""]
+    lines += ["```text", usage, *(["", *shown] if shown else []), "```", ""]
     for panel in dict.fromkeys(one.panel for one in found):
         lines += [f"### {panel}", ""] if panel else []
         lines += table([one for one in found if one.panel == panel])

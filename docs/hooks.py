@@ -1,7 +1,7 @@
 """What the site shows beside the pages of this folder: a hook of mkdocs.
 
-The front page is README.md; results, CONTRIBUTING and CHANGELOG are the files of the repository; the tutorial is the notebook
-as Markdown; and api.md gets each name's signature and docstring.
+The front page is README.md; results, CONTRIBUTING and CHANGELOG are the files of the repository; the tutorial is the
+notebook as Markdown; and api.md gets each name's signature and docstring.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def moved(mark: str, text: str, link: str, *, source: str, here: str, files: Any) -> str:
-    """A link of the repository's file `source` as the page `here` has it; only its text where nothing on the site is meant."""
+    """A link of the repository's file `source` as the page `here` has it; its text alone where the site lacks it."""
     if re.match(r"[a-z]+:|#", link):
         return f"{mark}[{text}]({link})"
     path, hash_, anchor = link.partition("#")

@@ -1,6 +1,6 @@
-"""Run a notebook without Jupyter, and show one as Markdown: `python docs/notebooks.py docs/tutorial.ipynb` (`make tutorial`).
+"""Run a notebook without Jupyter, and show one as Markdown: `python docs/notebooks.py docs/tutorial.ipynb`.
 
-A cell's output is what it prints and the value of its last expression, as in Jupyter. Outputs are written into the file.
+A cell's output is what it prints and the value of its last expression, as in Jupyter. It is written into the file.
 """
 
 from __future__ import annotations

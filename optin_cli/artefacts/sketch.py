@@ -2,7 +2,7 @@
 
 With t, o the rows of a probe and example, scaled so that the squares add up to the scores,
 trajectory(u) = sum_r t_ru^2 and output(u) = sum_r o_ru^2, removing a set S at once costs about
-sum_r (sum_{u in S} t_ru)^2 and the same for o (METHOD section 5).
+sum_r (sum_{u in S} t_ru)^2 and the same for o (docs/method.md, section 5).
 """
 
 from __future__ import annotations

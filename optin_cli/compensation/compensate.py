@@ -3,8 +3,8 @@
 Block by block, and in a block the sites in the order they run. The target of a site is what the dense model has
 where the consumer's output joins the residual; what there is to work with is the pruned model's own stream, all
 earlier sites refitted. So a site makes up for what it lost itself and for what is still wrong before it
-(METHOD section 6). Before that its producers learn to read this stream: their targets are the units that the dense
-model makes of its own. No labels, no gradients.
+(docs/method.md, section 6). Before that its producers learn to read this stream: their targets are the units that
+the dense model makes of its own. No labels, no gradients.
 """
 
 from __future__ import annotations

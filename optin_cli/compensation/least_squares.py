@@ -1,4 +1,4 @@
-"""The numerics of compensation: least squares on sums over calibration rows (METHOD section 6).
+"""The numerics of compensation: least squares on sums over calibration rows (docs/method.md, section 6).
 
 A layer gives y = W x + b. Let e be what its output lacks to bring the pruned model to the dense one.
 The best change (D, d) of (W, b) is a regression of e on x, and a ridge on D is a pull toward the original

@@ -40,7 +40,7 @@ class MacCounter(TorchDispatchMode):
     """Counts the MACs of everything that runs inside `with MacCounter() as counter:`.
 
     A product [m, k] x [k, n] is m k n MACs; a convolution is its kernel's size times its outputs; attention is
-    queries x keys x (key width + value width) for each query head, causal or not (METHOD, section 4).
+    queries x keys x (key width + value width) for each query head, causal or not (docs/method.md, section 4).
     Element-wise work, norms, softmax, pooling and look-ups count nothing.
     """
 

@@ -77,7 +77,7 @@ def relation_probe(features: Tensor, generator: Signs) -> Tensor:
     """The gradient, with respect to F, of <V, F F^T> / K for a random sign matrix V: (V + V^T) F / K.
 
     `features` F is (K, d) with unit rows; so is the result. Pulled back to a mask m, its square is an unbiased
-    estimate of ||d(F F^T)/dm||_F^2 / K^2 (METHOD section 3).
+    estimate of ||d(F F^T)/dm||_F^2 / K^2 (docs/method.md, section 3).
     """
     rows = len(features)
     signs = _signs((rows, rows), generator, features.device)

@@ -1,8 +1,8 @@
 """Interactions: change which units go, so that what they cost together is less, not what they cost one by one.
 
 The score of a set adds up its units' scores. Removed together they cost about ||sum of their rows||^2 with the rows
-of the sketch (METHOD section 5), whose diagonal is the scores. The rows of half the examples choose the exchanges
-(PTF's mask rearrangement, here over the whole model), those of the other half say whether the gain is real.
+of the sketch (docs/method.md, section 5), whose diagonal is the scores. The rows of half the examples choose the
+exchanges (PTF's mask rearrangement, here over the whole model), those of the other half say whether the gain is real.
 """
 
 from __future__ import annotations

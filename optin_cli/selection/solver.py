@@ -1,9 +1,9 @@
 """The constrained mask: a size for each site such that the kept score is largest and every budget holds.
 
-A multiple-choice knapsack (METHOD section 4): choose a rung of each ladder. Ladders of one cost per unit melt into
-a class, so a uniform transformer has two classes whatever its depth, and then every split is tried, which is exact
-for any number of budgets. Otherwise (several widths, measured latency) the Lagrangian relaxation gives prices, and
-the choices around it are listed until the best one is proved or there are too many. The distance to the
+A multiple-choice knapsack (docs/method.md, section 4): choose a rung of each ladder. Ladders of one cost per unit
+melt into a class, so a uniform transformer has two classes whatever its depth, and then every split is tried, which
+is exact for any number of budgets. Otherwise (several widths, measured latency) the Lagrangian relaxation gives
+prices, and the choices around it are listed until the best one is proved or there are too many. The distance to the
 relaxation's upper bound is reported either way.
 """
 

@@ -2,8 +2,8 @@
 
 With g_u the rows of unit u and s the sum of the rows of the removed units, removing u changes the loss ||s||^2 by
 2 g_u.s + ||g_u||^2, taking u back by -2 g_u.s + ||g_u||^2, and doing both at once by a further -2 g_i.g_j: given s,
-every candidate costs one product with its rows (PTF's mask rearrangement in Gram form, METHOD section 5). The few
-best candidates of each side form a shortlist; only its Gram matrix is ever made.
+every candidate costs one product with its rows (PTF's mask rearrangement in Gram form, docs/method.md, section 5). The
+few best candidates of each side form a shortlist; only its Gram matrix is ever made.
 """
 
 from __future__ import annotations

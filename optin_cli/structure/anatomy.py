@@ -211,7 +211,7 @@ class Site:
     """Blocks whose outputs are in no trajectory, because a mere norm, activation or pooling follows."""
 
     def macs_per_unit(self, tokens: float) -> float:
-        """MACs one unit costs on a sequence of `tokens` tokens (METHOD section 4, PTF's FLOPs model)."""
+        """MACs one unit costs on a sequence of `tokens` tokens (docs/method.md, section 4, PTF's FLOPs model)."""
         return self.macs_per_token * tokens + self.macs_per_pair * tokens * tokens
 
     @property

@@ -1,6 +1,6 @@
 """Mask units: multiply the input of the consumer, or of what reads the units before it, by a 0/1 vector.
 
-A masked head and a zeroed context vector are the same thing (METHOD section 1), so a masked model computes
+A masked head and a zeroed context vector are the same thing (docs/method.md, section 1), so a masked model computes
 what the sliced one will.
 """
 

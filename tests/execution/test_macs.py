@@ -36,7 +36,7 @@ def macs(call) -> int:
 
 
 def attention_block(tokens: int, width: int, neurons: int) -> int:
-    """METHOD, section 4, for all heads and neurons of one block: 4 s d d + 2 s s d + 2 s d n."""
+    """docs/method.md, section 4, for all heads and neurons of one block: 4 s d d + 2 s s d + 2 s d n."""
     return 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * neurons
 
 

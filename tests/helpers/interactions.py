@@ -82,7 +82,7 @@ def exchanged(ranking: Ranking, request: Request, sketch: Sketch, scope: str, ri
 
 
 def joint(problem, keep, half: Half, ridge: float) -> float:
-    """The loss as METHOD section 5 writes it: row by row, no Gram, no bookkeeping."""
+    """The loss as docs/method.md, section 5 writes it: row by row, no Gram, no bookkeeping."""
     total, loss, start = 0.0, 0.0, 0
     removed = []
     for site, scores in zip(problem.sites, problem.scores, strict=True):

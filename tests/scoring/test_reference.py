@@ -1,4 +1,4 @@
-"""Reference against a slow transcription of what METHOD says that OPTIN's released code does."""
+"""Reference against a slow transcription of what docs/method.md says that OPTIN's released code does."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def plan_for(name: str, folder, settings=SMALL, head="classifier") -> Plan:
 
 
 def literal(plan: Plan, name: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Scores as METHOD section 2 lists them, one full masked forward for every unit; and which way KD was rescaled."""
+    """Scores as docs/method.md, section 2 lists them, one full masked forward for every unit.
+
+    And which way KD was rescaled.
+    """
     model, anatomy = plan.model, plan.model.anatomy
     depth, scores, ways = len(anatomy.blocks), {}, []
     path, prefix = FEED_FORWARD[name]

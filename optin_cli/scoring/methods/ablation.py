@@ -1,4 +1,6 @@
-"""Ablation: remove each unit in turn and measure. Exact, and far cheaper than one forward a unit (METHOD section 3).
+"""Ablation: remove each unit in turn and measure (docs/method.md, section 3).
+
+Exact, and far cheaper than one forward for each unit.
 
 `Replay` runs only what a missing unit changes; many variants share a call, as many as fit; examples of similar
 length run together, so that hardly any padding is computed.

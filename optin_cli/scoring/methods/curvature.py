@@ -2,7 +2,7 @@
 
 At the full mask the loss and its gradient are zero, so the leading term of I(u) is the second one, and there
 Gauss-Newton is exact: I(u) ~ sum_z ||dR_z/dm_u||^2 + lambda (dy/dm_u)^T H (dy/dm_u). For a random sign matrix V
-E[(d<V, R>/dm_u)^2] = ||dR/dm_u||^2, for every unit at once (METHOD section 3).
+E[(d<V, R>/dm_u)^2] = ||dR/dm_u||^2, for every unit at once (docs/method.md, section 3).
 
 A probe is one backward pass from every feature and one from the output. Each starts at its own block, so that a
 unit's own block stays out of its trajectory and every deeper block has a column of its own. The gradient splits

@@ -1,6 +1,6 @@
 """Reference: the scores of OPTIN's released code, where it departs from the paper. For comparison, never the default.
 
-What it does differently (METHOD section 2), all reproduced here:
+What it does differently (docs/method.md, section 2), all reproduced here:
 - one batch, drawn at random and padded to its longest, padding included; another one for neurons than for heads;
 - a block's feature is the raw output of its feed-forward layer, before residual and norm (images: the block's output);
 - relations of rows that are drawn again for every unit and feature, a sum over the pairs and not a mean;
