@@ -31,10 +31,10 @@ class Parameter:
     """An option or argument as its help shows it."""
 
     names: tuple[str, ...]
-    """As typed, the one that turns a switch off last; of an argument what stands for it."""
+    """As typed, the one that turns a switch off last; of an argument its placeholder."""
     argument: bool
     value: str
-    """What stands for its value; '' of a switch."""
+    """The placeholder of its value; '' of a switch."""
     help: str
     default: str
     panel: str
