@@ -135,7 +135,7 @@ class Group:
 
     def _parameter(self, field: Field[Any], name: str) -> inspect.Parameter:
         described = self._described(field)
-        default, hint = described["default"], get_type_hints(self.settings)[field.name]
+        default, hint = described["default"], _hints(self.settings)[field.name]
         if field.name in self.texts:
             hint = self.texts[field.name].type
         elif default == ():
@@ -152,6 +152,11 @@ class Group:
             rich_help_panel=described.get("panel", self.panel),
         )
         return option(name, hint, info, inspect.Parameter.empty if required else default)
+
+
+@functools.cache
+def _hints(settings: type) -> dict[str, Any]:
+    return get_type_hints(settings)
 
 
 def flag_of(name: str, *_: object) -> str:

@@ -13,7 +13,8 @@ from optin_cli.commands import options
 from optin_cli.commands.groups import Group, Within, everyday
 from optin_cli.commands.present import ranking_facts
 from optin_cli.errors import UsageError
-from optin_cli.scoring.distributed import Team, joined
+from optin_cli.scoring import distributed
+from optin_cli.scoring.distributed import Team
 from optin_cli.scoring.settings import ScoreSettings
 from optin_cli.sizes import byte_count
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @everyday("data", "output", "samples", "method", "batch_size", "device")
 def score(
-    team: Annotated[Team, Within(joined)],
+    team: Annotated[Team, Within(lambda: distributed.joined())],
     model: options.Model,
     data: options.StreamedData,
     output: Annotated[Path, typer.Option("--output", "-o", help="Ranking to write (HDF5).")],

@@ -217,8 +217,8 @@ BUILT_IN: tuple[type[Budget], ...] = (Macs, Params, Memory, Latency)
 _KINDS: dict[str, type[Budget]] = {kind.option: kind for kind in BUILT_IN}
 ENTRY_POINTS = "optin.budgets"
 """The group of entry points under which a package offers kinds by their option: `heads = "module:Heads"`."""
-_OFFERED: set[str] = set()
-"""The entry points that were loaded."""
+_offered = False
+"""Whether they were looked for."""
 Kind = TypeVar("Kind", bound=type[Budget])
 
 
@@ -250,9 +250,10 @@ def register_budget(kind: Kind) -> Kind:
 
 def budget_kinds() -> dict[str, type[Budget]]:
     """Option -> kind, the built-in ones first; those that installed packages offer are loaded."""
-    for entry in entry_points(group=ENTRY_POINTS):
-        if entry.value not in _OFFERED:
-            _OFFERED.add(entry.value)
+    global _offered
+    if not _offered:
+        _offered = True
+        for entry in entry_points(group=ENTRY_POINTS):
             _load(entry)
     return dict(_KINDS)
 

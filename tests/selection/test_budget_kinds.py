@@ -76,7 +76,7 @@ class Tiles(Budget):
 def kinds(monkeypatch):
     """What is registered within a test is gone after it."""
     monkeypatch.setattr(budgets, "_KINDS", dict(budgets._KINDS))
-    monkeypatch.setattr(budgets, "_OFFERED", set())
+    monkeypatch.setattr(budgets, "_offered", False)
 
 
 @pytest.fixture
