@@ -88,8 +88,8 @@ def unexpected(problem: BaseException) -> None:
     if os.environ.get("OPTIN_DEBUG"):
         _stderr().print_exception()
         return
-    name, told = type(problem).__name__, first_line(problem)
-    what = name if told == name else f"{name}: {told}"
+    name, message = type(problem).__name__, first_line(problem)
+    what = name if message == name else f"{name}: {message}"
     _stderr().print(
         f"[bold red]error:[/] unexpected {escape(what)}\n  set OPTIN_DEBUG=1 to see the traceback"
     )
@@ -185,7 +185,7 @@ def _lines() -> ProgressCallback:
     def update(done: float, total: float, what: str) -> None:
         nonlocal started, last, before
         now = time.monotonic()
-        if done < before:  # another stage begins, with a clock of its own
+        if done < before:  # another stage begins, with a new clock
             started = now
         before = done
         if now - last < _PLAIN_INTERVAL:

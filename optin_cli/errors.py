@@ -23,7 +23,7 @@ _NO_VALUE = object()
 def param(name: str, value: object = _NO_VALUE, *, meta: str = "", python: str = "") -> str:
     """A parameter, perhaps with a value, for the message of an error: `f"{param('probes', 0)}: at least 1 is needed"`.
 
-    `meta` stands for a value that the reader chooses (`MODEL`). `python` is what Python has instead, where it has no
+    `meta` is a value that the reader chooses (`MODEL`). `python` is what Python has instead, where it has no
     parameter of that name.
     """
     if value is _NO_VALUE:
@@ -59,7 +59,7 @@ class OptinError(Exception):
     def __init__(self, what: str, hint: str | None = None) -> None:
         super().__init__(spelled(what))
         self.template = (what, hint)
-        """What and hint as they were raised: `spelled` writes their parameters."""
+        """Message and hint as they were raised: `spelled` writes their parameters."""
 
     @property
     def what(self) -> str:
@@ -123,7 +123,7 @@ class GateError(OptinError):
 
 
 class PeerFailure(OptinError):
-    """Another process of the team failed and has told why: this one ends with the same exit code, in silence."""
+    """Another process of the team failed and has reported why: this one ends with the same exit code, in silence."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__("another process of the team has failed")
@@ -131,7 +131,7 @@ class PeerFailure(OptinError):
 
 
 def first_line(error: BaseException, longest: int | None = None) -> str:
-    """What an error says first, in at most `longest` characters; the name of its class where it says nothing.
+    """Return the first line of an error, in at most `longest` characters; the name of its class if it is empty.
 
     A heading, as torch puts above a list of mismatches, takes the line below it along.
     """

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from optin_cli.artefacts.ranking import Array, RankedSite, Ranking
 
 FeatureWeights = str | Sequence[float]
-"""How the features of the blocks behind a unit count in its trajectory: a weight for each block, or a name."""
+"""Weights of the deeper blocks' features in a unit's trajectory: a number for each block, or a name."""
 AUTO = "auto"
 NAMED_WEIGHTS = (AUTO, "sum", "fourth-root", "root", "mean", "deep", "last")
 """As `auto_weighting` has it; OPTIN's sum; the sum over a root of their number, or over it; weighed by depth; the last

@@ -233,7 +233,7 @@ def prune_in_steps(
             last = step == steps
             target = output if last else folder and folder / str(step)
 
-            def tell(part: float, whole: float, what: str, step: int = step) -> None:
+            def report(part: float, whole: float, what: str, step: int = step) -> None:
                 share = part / whole if whole else 1.0
                 on_progress(step - 1 + share, steps, f"step {step}/{steps}, {what}")
 
@@ -254,7 +254,7 @@ def prune_in_steps(
                     force=force,
                     final=output,
                     copied=copied and step == 1,
-                    on_progress=tell if steps > 1 else on_progress,
+                    on_progress=report if steps > 1 else on_progress,
                 )
             )
             if not last:

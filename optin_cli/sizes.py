@@ -21,7 +21,7 @@ def parse_size(text: str, option: str, unit: str, way_out: str) -> float:
     try:
         count = float(number) * _UNITS[(text.strip()[len(number) :] or unit).lower()]
     except (ValueError, KeyError) as error:
-        raise UsageError(f"{option} {text!r} is no size", way_out) from error
+        raise UsageError(f"{option} {text!r} is not a size", way_out) from error
     if not 0 <= count < float("inf"):
-        raise UsageError(f"{option} {text!r} is no size", way_out)
+        raise UsageError(f"{option} {text!r} is not a size", way_out)
     return count

@@ -1,4 +1,4 @@
-"""How good and how fast a model is, beside the dense one."""
+"""Measure quality and speed of a model against the dense one."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _DISTILBERT_SITES = (
 
 _COUNTS = {"attention.self.num_attention_heads": "units", "attention.self.all_head_size": "features"}
 _RELATIVE = ("attention.self.pos_dropout",)  # there are relative positions
-_EMPTY = Bypass("attention.self", in_tuple=2, empty=True)  # it can't be told how wide no heads are
+_EMPTY = Bypass("attention.self", in_tuple=2, empty=True)  # without heads their width is unknown
 
 
 def _deberta_v2_heads(*positions: str, relative: bool = True) -> SiteTable:
@@ -63,7 +63,7 @@ _DEBERTA_V2_SITES = (
 
 
 def _deberta_heads(*positions: str, relative: bool = True) -> SiteTable:
-    """The first DeBERTa: a head's query, key and value stand together, and share no bias."""
+    """The first DeBERTa: a head's query, key and value are adjacent, and share no bias."""
     return SiteTable(
         HEADS,
         producers=(

@@ -112,7 +112,7 @@ _EFFICIENTNET_SITES = (
     *_EXPANSIONS,
 )
 
-_PREACTIVATED = (  # a norm and an activation stand before each convolution
+_PREACTIVATED = (  # a norm and an activation come before each convolution
     replace(_BASIC_BLOCK, carried=("norm2",), norm="", must_be_identity=("conv3",)),
     replace(_BOTTLENECK[0], carried=("norm2",), norm=""),
     replace(_BOTTLENECK[1], carried=("norm3",), norm="", must_be_identity=()),

@@ -1,4 +1,4 @@
-"""What one unit costs in each of the modules that a site's table names."""
+"""Costs of one unit in each of the modules that a site's table names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one unit costs in one module."""
+    """The cost of one unit in one module."""
 
     path: str
     macs: float

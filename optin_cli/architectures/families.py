@@ -1,7 +1,7 @@
-"""Which families are known: the shipped tables, those registered, and those read from files.
+"""The registry of families: tables that ship with optin, are registered, or are read from files.
 
 A table is data. `register_family` adds one from Python, `read_family` reads one from a file, and a
-pruned directory carries its own, so that it loads on a machine that never saw the registration.
+pruned directory includes its table, so that it loads on a machine that never saw the registration.
 See docs/anatomy.md for how to write one.
 """
 
@@ -105,7 +105,7 @@ def family_from_dict(data: dict[str, Any], where: str = "family table") -> Famil
 def read_family(path: str | Path) -> Family:
     """Read a family table from a YAML (or JSON) file, as `optin families --trace` proposes one.
 
-    Raises `UsageError` for a file that can't be read or is no table.
+    Raises `UsageError` for a file that can't be read or is not a table.
 
     Example:
         >>> table = "{name: m, matches: [M], blocks: layers, sites: [{kind: neurons, producers: [fc1], consumer: fc2}]}"

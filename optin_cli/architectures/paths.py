@@ -24,7 +24,7 @@ LINKED = 0
 
 
 def joined(block: str, path: str) -> str:
-    """The path from the model of what stands at `path` in a block; '' is the block itself."""
+    """Return the path from the model of the module at `path` in a block; '' is the block itself."""
     return ".".join(filter(None, (block, path)))
 
 
@@ -68,6 +68,6 @@ def linked(model: nn.Module, table: SiteTable, blocks: Sequence[str]) -> SiteTab
 
 
 def passing_blocks(model: nn.Module, blocks: Sequence[str]) -> tuple[int, ...]:
-    """Blocks whose outputs are no features: before a mere norm, activation or pooling, whose output counts."""
+    """Return blocks whose outputs don't count as features: a norm, activation or pooling follows, whose output does."""
     passive = [passes_units(model.get_submodule(path)) for path in blocks]
     return tuple(index for index in range(len(blocks) - 1) if passive[index + 1])

@@ -1,4 +1,4 @@
-"""How many positions each layer of a hierarchical model sees, found by one forward without data.
+"""Count the positions that each layer of a hierarchical model sees, by one forward without data.
 
 A stage of such a model has fewer tokens than the one before, and windows pad them: what a layer costs does not
 follow from the length of the input. Images, and spectrograms, of such a model have one size: it is counted there.
@@ -24,14 +24,14 @@ _DEFAULT_SIDE = 224
 
 @dataclass
 class Positions:
-    """What the layers of a model see of one image."""
+    """Positions of one image, layer by layer."""
 
     reference: int = 0
     """Positions in the first block's output: the tokens that `Site.macs_per_unit` takes."""
     rows: dict[str, int] = field(default_factory=dict)
     """Path of a layer -> positions of its output."""
     groups: dict[str, int] = field(default_factory=dict)
-    """Path of a Linear -> positions that stand in one row of its input: a window, or all of them."""
+    """Path of a Linear -> positions in one row of its input: a window, or all of them."""
 
     def share(self, path: str) -> float:
         """Positions that a layer sees, relative to the reference; 1 for a layer that does not run."""
@@ -42,7 +42,7 @@ class Positions:
 
 
 def count_positions(model: nn.Module, first_block: str, layout: str, modality: str = IMAGE) -> Positions:
-    """Run `model` on an image or spectrogram of its own size, without weights, and look at its Linears and Conv2ds.
+    """Run `model` on an image or spectrogram of its input size, without weights, and look at its Linears and Conv2ds.
 
     Raises `InputError` if it does not run.
     """
@@ -120,5 +120,5 @@ def channels(model: nn.Module) -> int:
 
 
 def _settings(module: Any) -> dict[str, Any]:
-    """What timm keeps of a model's pretraining."""
+    """Return what timm records of a model's pretraining."""
     return getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None) or {}

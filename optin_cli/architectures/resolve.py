@@ -197,7 +197,7 @@ def _site(
     bypass = table.bypass
     if bypass and not bypass.empty and not table.consumer.startswith(f"{bypass.module}."):
         raise InputError(
-            f"{name}: {bypass.module} can't give the bias of {table.consumer}, which stands outside of it"
+            f"{name}: {bypass.module} can't give the bias of {table.consumer}, which is outside of it"
         )
     if bypass and bypass.cache:  # its name is another one in other versions of the library
         bypass = replace(bypass, cache=cache_argument(module(bypass.module), bypass.cache))
@@ -328,7 +328,7 @@ BUILT_OTHERWISE = (
 
 
 def base_prefix(model: nn.Module) -> str:
-    """What the paths within the base model (without the task head) start with: a path and a dot, or nothing."""
+    """Return the prefix of paths within the base model (without the task head): a path and a dot, or nothing."""
     base = getattr(model, "base_model", model)
     prefix = next((name for name, module in model.named_modules() if module is base), "")
     return f"{prefix}." if prefix else ""
@@ -356,7 +356,7 @@ def find_streams(model: nn.Module, family: Family, prefix: str) -> tuple[list[st
 
 
 def _deepest(model: nn.Module, pattern: str) -> str:
-    """What there is of the way to a pattern: the last module that exists, and what it holds."""
+    """Describe how much of a pattern's path exists: the last module on it, and what it holds."""
     path, module = "", model
     for name in pattern.split("."):
         child = getattr(module, name, None)

@@ -1,4 +1,4 @@
-"""What the table of a family holds, in a YAML file, in Python and in the record of a pruned model.
+"""The schema of a family's table, in a YAML file, in Python and in the record of a pruned model.
 
 Each field is described once, here or, of the records that sites share with it, in anatomy.py. Checks, reading, writing,
 paths and the tables of docs/anatomy.md follow from that (fields.py).
@@ -59,10 +59,10 @@ ARGUMENTS = Plain("argument: value", lambda value: isinstance(value, dict) and a
 
 @dataclass(frozen=True)
 class SiteTable:
-    """Where a site is inside a block. All paths are relative to the block; `Site` shows two examples, resolved."""
+    """The layers of a site, with paths from the block; `Site` shows two examples, resolved."""
 
     kind: str = field(metadata=holds(UNIT_KIND))
-    """What its units are."""
+    """The kind of its units."""
     producers: tuple[Producer, ...] = field(default=(), metadata=holds(PRODUCERS, required=True))
     """The Linears or Conv2ds whose outputs are the units. Values come last: what is attended to has their number of
     positions. None in a chain without residuals: then it is the layer that runs before the consumer, in this block or
@@ -70,7 +70,7 @@ class SiteTable:
     consumer: str = field(default="", metadata=holds(ANY_PATH, required=True))
     """The Linear or Conv2d whose inputs are the units; `""` is the block itself."""
     name: str = field(default="", metadata=holds(LABEL))
-    """What the site is called within its block, where a block has several of one kind; by default the kind."""
+    """Name of the site within its block, if a block has several of one kind; by default the kind."""
     carried: tuple[str, ...] = field(default=(), metadata=holds(PATHS))
     """Modules between producers and consumer that hold something for each unit: norms, depthwise convolutions."""
     readers: tuple[str, ...] = field(default=(), metadata=holds(PATHS))
@@ -103,7 +103,7 @@ class SiteTable:
     pairs: bool = field(default=True, metadata=holds(TRUTH))
     """Of heads: each position attends to every other, or to those of its window. Not in deformable attention."""
     batch_axis: int = field(default=0, metadata=holds(SIZE))
-    """Where the examples are in what is masked: 1 in (tokens, batch, features)."""
+    """The axis of the examples in the masked tensor: 1 in (tokens, batch, features)."""
     must_be_identity: tuple[str, ...] = field(default=(), metadata=holds(PATHS))
     """Modules that mix units when present (a norm over all heads): the site is left out if one is there."""
     requires: tuple[str, ...] = field(default=(), metadata=holds(PATHS))
@@ -112,13 +112,13 @@ class SiteTable:
 
     @property
     def label(self) -> str:
-        """What the site is called within its block."""
+        """Name of the site within its block."""
         return self.name or self.kind
 
 
 @dataclass(frozen=True)
 class TokenTable:
-    """What merging tokens needs to know of a family. Its blocks must know positions by their content alone."""
+    """The modules that token merging needs. The family's blocks must know positions by their content alone."""
 
     keys: str = field(metadata=holds(PATH))
     """One of the producers of the heads, relative to the block: what gives the keys."""
@@ -130,7 +130,7 @@ class TokenTable:
     """Attributes, relative to the base model, of tokens in front that are never merged: a number of them, or a
     parameter whose rows they are. A model need not have all of them."""
     part: int = field(default=0, metadata=holds(SIZE))
-    """Which part of a fused projection holds the keys, counted from 0."""
+    """The part of a fused projection that holds the keys, counted from 0."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class StreamTable:
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """What paths of blocks look like: those that a list of blocks holds, where its path is given."""
+        """Patterns of the blocks' paths: the children of the list of blocks, if its path is given."""
         if not isinstance(self.blocks, str):
             return self.blocks
         return (self.blocks if "*" in self.blocks else f"{self.blocks}.*",)
@@ -157,7 +157,7 @@ class Family:
     """One architecture: which models it fits, where the blocks are, and the sites of a block."""
 
     name: str = field(metadata=holds(NAME))
-    """What the family is called."""
+    """The name of the family."""
     matches: tuple[str, ...] = field(metadata=holds(NAMES))
     """`config.model_type` of transformers models, or the class name of any other module; `torchvision.ConvNeXt` is that
     library's class alone."""
@@ -170,16 +170,16 @@ class Family:
     )
     """The sites of a block."""
     modality: str = field(default="text", metadata=holds(one_of(MODALITIES)))
-    """Which kind of data the model reads."""
+    """The kind of data that the model reads."""
     note: str = field(default="", metadata=holds(ANY_TEXT))
-    """What `optin families` says beside it."""
+    """A note that `optin families` prints beside it."""
     layout: str = field(default=TOKENS, metadata=holds(LAYOUT))
-    """How a block's hidden states lie: `tokens` is (batch, tokens, d), `sequence` (tokens, batch, d), `nhwc` and `nchw`
+    """The layout of hidden states: `tokens` is (batch, tokens, d), `sequence` (tokens, batch, d), `nhwc` and `nchw`
     are maps."""
     hierarchical: bool = field(default=False, metadata=holds(TRUTH))
     """Blocks see different numbers of positions, or attend within windows: costs are counted by a forward."""
     tokens: TokenTable | None = field(default=None, metadata=holds(Record(TokenTable, optional=True)))
-    """How tokens are merged (vision transformers); leave it out where they can't be."""
+    """The modules that token merging needs (vision transformers); leave it out if tokens can't be merged."""
     repeats: str = field(default="", metadata=holds(CONFIG_ATTRIBUTE))
     """The attribute of the config with the number of blocks, where fewer modules share them: each runs as many times,
     one after the other (ALBERT)."""

@@ -11,10 +11,10 @@ from optin_cli.architectures.swin import SWIN_SITES, SWINV2_SITES
 from optin_cli.architectures.vit import MLP, VIT_HEADS
 from optin_cli.structure.anatomy import HEADS, NCHW, NEURONS, SEQUENCE, Bypass, Producer
 
-# keys and values see fewer positions than queries do: the last producer tells how many
+# keys and values see fewer positions than queries do: the last producer's output shows how many
 _SEGFORMER_SITES = (VIT_HEADS, replace(MLP, carried=("mlp.dwconv.dwconv",)))
 
-# MaskFormer has a Swin of its own, with the names of Swin V2 and the position biases of Swin
+# MaskFormer has another Swin, with the names of Swin V2 and the position biases of Swin
 _MASKFORMER_SWIN_SITES = (
     replace(
         BERT_SITES[0],
@@ -25,7 +25,7 @@ _MASKFORMER_SWIN_SITES = (
     SWINV2_SITES[1],
 )
 
-# each head samples the map at points of its own: 3 levels x 4 points, two offsets and one weight for each
+# each head samples the map at different points: 3 levels x 4 points, two offsets and one weight for each
 _DEFORMABLE_HEADS = SiteTable(
     HEADS,
     producers=(

@@ -35,7 +35,7 @@ def refuse_ties(model: nn.Module, sites: Sequence[Site]) -> None:
             raise InputError(
                 f"{first} and {other} are one weight: {_slicers(slices[first])} would slice the first, "
                 f"{_slicers(slices.get(other, set()))} the second",
-                "give each a copy of its own, or leave the site out of the anatomy",
+                "give each a separate copy, or leave the site out of the anatomy",
             )
 
 

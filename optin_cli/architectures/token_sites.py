@@ -1,4 +1,4 @@
-"""Where tokens can be merged: a family's table of tokens, resolved against a live model."""
+"""Resolve a family's token table against a live model: the boundaries where tokens can be merged."""
 
 from __future__ import annotations
 

@@ -173,4 +173,4 @@ VITS = (
 )
 
 TOWERS = {"CLIPModel": ("CLIPVisionModelWithProjection", "CLIPTextModelWithProjection")}
-"""Models of two towers, each with blocks of its own -> the classes that open one of them."""
+"""Models of two towers with separate blocks -> the classes that open one of them."""

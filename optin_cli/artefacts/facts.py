@@ -1,4 +1,4 @@
-"""What artefacts say in JSON objects: the names and types of their entries.
+"""The JSON objects in artefacts: names and types of their entries.
 
 Plain dicts at run time, so that files keep their bytes and older ones load; typed, so that a misspelt entry does not
 pass the type checker. `NotRequired` entries are left out where they don't apply, or by older versions.
@@ -78,7 +78,7 @@ class TimedModel(TypedDict):
 
 
 class TimedSetting(TypedDict):
-    """How a latency table was measured."""
+    """The conditions that a latency table was measured in."""
 
     device: str
     processor: str
@@ -121,7 +121,7 @@ class UsedTable(TimedSetting):
 
 
 class Asked(TypedDict):
-    """What a mask was asked for. Budgets that were not given are null; other kinds of budgets add entries."""
+    """The request that a mask was made for. Budgets that were not given are null; other kinds add entries."""
 
     flops: float | None
     params: float | None
@@ -130,7 +130,7 @@ class Asked(TypedDict):
     latency: float | None
     latency_ms: float | None
     relative_to: str
-    """What shares are of: `dense` or `current`."""
+    """The reference of shares: `dense` or `current`."""
     tokens: float
     """Sequence length that MACs are counted for."""
     output_weight: float
@@ -149,7 +149,7 @@ class Asked(TypedDict):
 
 
 class Reached(TypedDict):
-    """What the pruned model uses, and the dense one. Other kinds of budgets add entries."""
+    """The resources that the pruned and the dense model use. Other kinds of budgets add entries."""
 
     flops: float
     """Share of the MACs of the sites."""
@@ -175,13 +175,13 @@ class Change(TypedDict):
 
 
 class Exchanged(TypedDict):
-    """What exchanging units for their interactions did."""
+    """The result of exchanging units for their interactions."""
 
     ridge: float
     moved: int
     """Units exchanged."""
     dropped: bool
-    """Whether the gain was not real."""
+    """True if the gain was not real."""
     error: float
     """Standard error of the held-out difference."""
     fit: Change
@@ -189,16 +189,16 @@ class Exchanged(TypedDict):
 
 
 class Objective(TypedDict):
-    """How good a mask is, in shares of the total score."""
+    """The quality of a mask, in shares of the total score."""
 
     kept: float
     bound: float
     """Upper bound on what any mask within the budgets keeps, less what merging loses."""
     gap: float
     optimal: bool
-    """Whether it is proved that no mask within the budgets keeps more."""
+    """True if it is proved that no mask within the budgets keeps more."""
     merging: NotRequired[float]
-    """What merging tokens loses, which bound and gap count off."""
+    """The loss of merging tokens; bound and gap are net of it."""
     interactions: Exchanged | None
 
 
@@ -224,6 +224,6 @@ class PruningStep(TypedDict):
     deviation: NotRequired[float]
     """Largest difference of the outputs from the masked model's."""
     tolerance: NotRequired[float]
-    """What was allowed."""
+    """The amount that was allowed."""
     checked_on: NotRequired[str]
     params: NotRequired[int]

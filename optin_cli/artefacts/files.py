@@ -73,8 +73,8 @@ def read_json(path: Path, what: str, way_out: str | None = None) -> dict[str, An
         raise UsageError(f"can't read {what} {path}: {error.strerror}", way_out) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         found = stated_kind(path)
-        told = f"{path} is a {found}, not {what}" if found else f"{path} is not {what}: {error}"
-        raise ArtefactError(told, way_out) from error
+        message = f"{path} is a {found}, not {what}" if found else f"{path} is not {what}: {error}"
+        raise ArtefactError(message, way_out) from error
     if not isinstance(data, dict):
         raise ArtefactError(f"{path} is not {what}: it holds a {type(data).__name__}, not an object", way_out)
     return data
@@ -124,8 +124,8 @@ def read_record(
     data = read_json(path, what, way_out)
     if data.get("format") != marker:
         found = stated_kind(path)
-        told = f"{path} is a {found}, not {what}" if found else f"{path} is not {what} written by optin"
-        raise ArtefactError(told, way_out)
+        message = f"{path} is a {found}, not {what}" if found else f"{path} is not {what} written by optin"
+        raise ArtefactError(message, way_out)
     found = data.get("schema_version")
     if type(found) is not int or found > version:
         raise ArtefactError(
@@ -152,7 +152,7 @@ def _json_type(hint: Any) -> str:
 def check_output(path: Path, kind: str) -> None:
     """Raise `UsageError` unless `path` can be created: its folder exists or can be made and is writable."""
     if not path.name:
-        raise UsageError(f"{path} is no name for a {kind}")
+        raise UsageError(f"{path} is not a name for a {kind}")
     if kind != "folder":
         check_no_folder(path, kind)
     parent = path.parent
@@ -262,7 +262,7 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether a write failed for want of space, however deep a library has wrapped it."""
+    """Return whether a write failed for want of space, however deep a library has wrapped the error."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -29,7 +29,7 @@ class LatencyTable:
     total_ms: float
     """Median forward of the whole model."""
     fixed_ms: float
-    """What is left of it without any unit: embeddings, norms, the task head."""
+    """The part of it that is left without any unit: embeddings, norms, the task head."""
     curves: list[Curve]
     sites: dict[str, TimedSite]
     """By name."""

@@ -26,7 +26,7 @@ class Mask:
     reached: Reached
     objective: Objective
     calibration: DataFacts
-    """Where the ranking's data came from, so that `apply` can check itself on the same rows."""
+    """The source of the ranking's data, so that `apply` can check the model on the same rows."""
     units: dict[str, int]
     """Site name -> units before pruning."""
     keep: dict[str, list[int]]
@@ -86,12 +86,12 @@ def read_mask(path: str | Path) -> Mask:
 
 def _problems(mask: Mask) -> list[str]:
     problems = [
-        f"{name}: {units!r} is no number of units"
+        f"{name}: {units!r} is not a number of units"
         for name, units in mask.units.items()
         if type(units) is not int or units < 0
     ]
     problems += [
-        f"{count!r} is no number of tokens to merge"
+        f"{count!r} is not a number of tokens to merge"
         for count in mask.merges
         if type(count) is not int or count < 0
     ]

@@ -1,4 +1,4 @@
-"""Unfinished work that survives a kill: finished items, each in its own file, beside the artefact-to-be.
+"""Unfinished work that survives a kill: finished items, each in a file, beside the artefact-to-be.
 
 An item is renamed into place whole, so whatever moment the process dies at, the items that are there are good.
 The same inputs pick them up; other inputs throw them away and say why.
@@ -65,7 +65,7 @@ class Partial:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
 
     def nbytes(self) -> int:
-        """What the finished items take on disk."""
+        """Return the bytes of the finished items on disk."""
         return sum(path.stat().st_size for path in self.folder.glob("*.npz"))
 
     def discard(self) -> None:

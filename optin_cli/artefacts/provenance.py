@@ -1,4 +1,4 @@
-"""Which software made an artefact."""
+"""The software that made an artefact."""
 
 from __future__ import annotations
 

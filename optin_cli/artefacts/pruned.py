@@ -20,7 +20,7 @@ FILE_NAME = "optin.json"
 
 @dataclass
 class PrunedRecord:
-    """How a pruned model differs from its dense original, and how it came about."""
+    """The difference of a pruned model from its dense original, and how it was made."""
 
     library: str
     """`transformers` or `timm`: who reads config.json."""

@@ -80,7 +80,7 @@ class Ranking:
     dense: DenseFacts
     sites: list[RankedSite]
     token_sites: list[RankedTokens] = field(default_factory=list)
-    """What merging tokens costs, if that was measured."""
+    """The cost of merging tokens, if that was measured."""
     batch_weights: list[float] = field(default_factory=list)
     """Share of the calibration examples in each batch: what `by_batch` is averaged with."""
     device: str = "cpu"
@@ -89,7 +89,7 @@ class Ranking:
     created: str = ""
     seconds: float = 0.0
     sketch: Sketch | None = field(default=None, compare=False, repr=False)
-    """What interactions are told by, of a ranking in memory; that of a file is read by `read_sketch`."""
+    """The sketch of a ranking in memory, for interactions; that of a file is read by `read_sketch`."""
 
     def __repr__(self) -> str:
         """A line for a notebook: the scores would fill pages."""
@@ -123,7 +123,7 @@ class Ranking:
         return [SharedLayer(**layer) for layer in self.model.get("shared", ())]
 
     def tokens_by_block(self, tokens: float, merges: Sequence[int]) -> list[float]:
-        """How many tokens each block sees, with a schedule of merges."""
+        """Return how many tokens each block sees, with a schedule of merges."""
         depth = max((site.block for site in self.sites), default=0) + 1
         return tokens_by_block(tokens, depth, merges, self.model.get("prefix", 0))
 
@@ -207,7 +207,7 @@ def _checksum(ranking: Ranking) -> str:
 def read_ranking(path: str | Path) -> Ranking:
     """Read and check a ranking.
 
-    Raises `UsageError` for a path that can't be read and `ArtefactError` for a file that is no ranking, is
+    Raises `UsageError` for a path that can't be read and `ArtefactError` for a file that is not a ranking, is
     damaged, incomplete, or of another schema.
 
     Example:
@@ -225,7 +225,7 @@ def read_ranking(path: str | Path) -> Ranking:
 def read_sketch(path: str | Path) -> Sketch | None:
     """The sketch in a ranking's file, None if it was left out. Raises what `read_ranking` raises.
 
-    It is what interactions between units are told by: gradients [rows, units] of each site.
+    Interactions between units are computed from it: gradients [rows, units] of each site.
 
     Example:
         >>> optin.read_sketch(folder / "r.h5").trajectory["blocks.0.heads"].shape[1]

@@ -1,4 +1,4 @@
-"""What merging tokens costs behind one block: a part of a ranking that only vision transformers have."""
+"""The cost of merging tokens behind one block: a part of a ranking that only vision transformers have."""
 
 from __future__ import annotations
 

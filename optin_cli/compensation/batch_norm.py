@@ -1,4 +1,4 @@
-"""BatchNorm statistics measured anew: what is left of a network gives its norms other inputs than the whole did."""
+"""Measure BatchNorm statistics again: after pruning, the norms get other inputs than in the dense model."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Equations:
         outputs, columns = matrix(layer).shape
         self.fit, self.held = (Moments.zeros(columns, outputs, device) for _ in range(2))
         self.size = 0.0
-        """Sum over the held-out rows of what errors are told as a share of."""
+        """Sum over the held-out rows of the reference that errors are a share of."""
 
     def add(self, x: Tensor, error: Tensor, weight: Tensor, dense: Tensor, held_out: Tensor) -> None:
         """Add rows: x [examples, positions, inputs], error and dense values [..., outputs]; [examples, positions] are

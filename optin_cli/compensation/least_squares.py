@@ -67,7 +67,7 @@ class Moments:
 
     @property
     def effective_rows(self) -> float:
-        """How many rows of one weight tell as much: (sum w)^2 / sum w^2 (Kish)."""
+        """Effective number of rows: (sum w)^2 / sum w^2 (Kish)."""
         return self.rows**2 / self.squares if self.squares else 0.0
 
     def error(self, change: Change | None = None) -> Tensor:
@@ -80,7 +80,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Layer:
-    """What a fit needs to know of a layer."""
+    """The facts that a fit needs of a layer."""
 
     weight: Tensor
     """[outputs, features], of kept units alone."""
@@ -101,7 +101,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Change:
-    """What to add to a layer: weight [outputs, features] and bias [outputs], float64."""
+    """A correction to add to a layer: weight [outputs, features] and bias [outputs], float64."""
 
     method: str
     ridge: float | None
@@ -152,10 +152,10 @@ def refit(
     if best.method != NONE:
         everything = _fits(best.method, fit + held, layer, (best.ridge or 0.0,))
         best = everything[0] if everything else best
-    # what stands below the method taken is nobody's loss
+    # ignore methods weaker than the chosen one
     above = LADDER[: LADDER.index(best.method)] if best.method in LADDER else LADDER
-    told = dict.fromkeys(notes[step] for step in above if step in notes)
-    return Refit(best, before, after, "; ".join(told))
+    reasons = dict.fromkeys(notes[step] for step in above if step in notes)
+    return Refit(best, before, after, "; ".join(reasons))
 
 
 def _loss(moments: Moments, layer: Layer, change: Change | None = None) -> float:

@@ -1,4 +1,4 @@
-"""What a model would be compensated on: the settings, the rows, and what makes two compensations the same."""
+"""The plan of a compensation: the settings, the rows, and what makes two compensations the same."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class CompensationPlan:
     batches: Batches
 
     def identity(self) -> dict[str, Any]:
-        """What makes two compensations of one model and mask the same work."""
+        """Return the facts that make two compensations of one model and mask the same work."""
         examples = self.batches.examples
         return {
             **self.settings.identity(),
@@ -34,7 +34,7 @@ class CompensationPlan:
         }
 
     def describe(self) -> dict[str, Any]:
-        """What `optin.json` records."""
+        """Return what `optin.json` records."""
         examples = self.batches.examples
         data = {"spec": examples.data.spec, "config": examples.data.config, "split": examples.data.split}
         return {**self.identity(), "data": data, "rows": len(examples.row_ids)}
@@ -42,10 +42,10 @@ class CompensationPlan:
 
 def own_data(mask: Mask, workers: int | None = None) -> DataSpec:
     """The data that the mask's ranking was made on."""
-    told = mask.calibration
+    source = mask.calibration
     return DataSpec(
-        told["spec"], told["split"], told["config"], tuple(told["text"]), told["label"], told["image"],
-        told.get("stream", False), workers, told.get("mask"), told.get("ignore_index", 255), told.get("audio"),
+        source["spec"], source["split"], source["config"], tuple(source["text"]), source["label"], source["image"],
+        source.get("stream", False), workers, source.get("mask"), source.get("ignore_index", 255), source.get("audio"),
     )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def make_plan(
 ) -> CompensationPlan | None:
     """Open the rows to compensate on: of `data`, or more of the mask's own. None if nothing is to be compensated.
 
-    With `at_most`, fewer rows than the settings ask for are no cause for a note. `workers` decode the images of the
+    With `at_most`, fewer rows than the settings ask for raise no note. `workers` decode the images of the
     mask's own data. Raises what the data raises; `InputError` when the mask's own data is gone, and `UsageError` for
     statistics of BatchNorms where there are none.
     """

@@ -1,4 +1,4 @@
-"""Which tokens of the last block the model's output is made from, found by gradient instead of by name."""
+"""Find the tokens of the last block that the model's output is made from, by gradient instead of by name."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Where a consumer's output meets the residual stream, found by trying instead of by a table.
+"""Find where a consumer's output is added to the residual stream, by experiment instead of by a table.
 
 The consumer's output c is replaced by zeros and by noise. The first tensor downstream that is t = r + gain * c,
 with a gain for each channel (1, a layer scale, a BatchNorm's) and an r that differs from position to position, is
 the sum with the residual. A block that has none may give c itself, but for a gain and a bias. Where the consumer
-works on windows, its rows are added elsewhere than they stand: numbers in place of c tell where each one goes.
+works on windows, its rows are added at other positions: numbers in place of c show where each one goes.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ _TOLERANCE = 1e-4  # some blocks compute their norms or softmax in float32 whate
 
 
 @dataclass(frozen=True)
-class SumPoint:
-    """Where the residual is added. Without one (`found` False) it is the consumer's own output."""
+class ResidualSum:
+    """The tensor where the residual is added. Without one (`found` False) it is the consumer's output."""
 
     place: Place
     gain: Tensor
     """[outputs], float64."""
     found: bool
     axis: int = -1
-    """Where the channels stand at `place`, counted from the end."""
+    """The axis of the channels at `place`, counted from the end."""
     batch_axis: int = 0
-    """Where the examples stand at `place`."""
+    """The axis of the examples at `place`."""
     rows: Tensor | None = None
     """[positions]: which of an example's consumer rows is added at each of its positions; None for the same order."""
 
 
-def find_sum_point(
+def find_residual_sum(
     block: nn.Module,
     consumer: str,
     arguments: Arguments,
@@ -49,10 +49,10 @@ def find_sum_point(
     *,
     layout: str = TOKENS,
     batch_axis: int = 0,
-) -> SumPoint:
-    """The sum point behind `consumer`, the path within `block` of a Linear or Conv2d that runs once.
+) -> ResidualSum:
+    """Find the sum with the residual behind `consumer`, the path within `block` of a Linear or Conv2d that runs once.
 
-    `arguments` are those of one batch, with hidden states of that `layout`; `batch_axis` is where the examples stand
+    `arguments` are those of one batch, with hidden states of that `layout`; `batch_axis` is the axis of the examples
     at the consumer. It is looked for in a float64 copy of the block, where what is linear
     is linear to many digits.
     """
@@ -73,7 +73,7 @@ def find_sum_point(
         batch_axes = (0, 1) if layout == SEQUENCE else (0,)
 
         def changes(output: Tensor) -> dict[tuple[Place, int, int], tuple[Tensor, Tensor]]:
-            """What would do for a sum, without the output and the change by it: (examples, positions, outputs)."""
+            """Candidates for the sum: without the output, and the change by it, (examples, positions, outputs)."""
             moved = _downstream(block, consumer, output, arguments)
             return {
                 (place, axis, batch): (
@@ -92,10 +92,10 @@ def find_sum_point(
         for (place, axis, batch), (rest, change) in by_noise.items():
             gain = _gain(change, given)
             if gain is not None and _varies(rest, change):
-                return SumPoint(place, gain, True, axis, batch)
+                return ResidualSum(place, gain, True, axis, batch)
             if gain is not None and place == OUTPUT:
-                alone = SumPoint(place, gain, True, axis, batch)
-        own_sum = SumPoint(own, noise.new_ones(width), False, own_axis, batch_axis)
+                alone = ResidualSum(place, gain, True, axis, batch)
+        own_sum = ResidualSum(own, noise.new_ones(width), False, own_axis, batch_axis)
         if alone or own_axis != -1:  # convolutions work on no windows
             return alone or own_sum
         gains = {key: _even(change) for key, (_, change) in changes(torch.ones_like(noise)).items()}
@@ -109,7 +109,7 @@ def find_sum_point(
                 rows = _landing(by_number[key][1], gains[key], given.shape[1])
                 gain = None if rows is None else _gain(change, given[:, rows])
                 if gain is not None and _varies(rest, change):
-                    return SumPoint(key[0], gain, True, *key[1:], rows)
+                    return ResidualSum(key[0], gain, True, *key[1:], rows)
     return own_sum
 
 
@@ -133,7 +133,7 @@ def _even(by_one: Tensor) -> Tensor | None:
 
 
 def _landing(by_number: Tensor, gain: Tensor | None, rows: int) -> Tensor | None:
-    """Which row reaches each position, (positions,), from the change by row numbers from 1 on.
+    """Return the row that reaches each position, (positions,), from the change by row numbers from 1 on.
 
     None if some position gets no row, or not the same one in each example.
     """
@@ -182,7 +182,7 @@ def _downstream(block: nn.Module, consumer: str, output: Tensor, arguments: Argu
 
 
 def _varies(rest: Tensor, change: Tensor) -> bool:
-    """Whether `rest` is a residual: more than zero, or what a norm adds to a channel everywhere."""
+    """Return whether `rest` is a residual: neither zero nor a constant per channel, which a norm adds."""
     flat = rest.flatten(0, -2)
     return float((flat - flat.mean(0)).abs().max()) > _TOLERANCE * float(change.abs().max())
 

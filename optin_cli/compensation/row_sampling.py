@@ -1,4 +1,4 @@
-"""Which rows of a batch enter a site's equations, and what each counts."""
+"""Choose the rows of a batch that enter a site's equations, and their weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.structure.anatomy import NCHW, NHWC
 
 _POSITIONS = 64
-"""Of a map, so many positions of each example are fitted: neighbours tell much the same."""
+"""Of a map, at most so many positions of each example are fitted: neighbours are alike."""
 
 
 class RowChoice:
@@ -23,7 +23,7 @@ class RowChoice:
         self.settings = settings
         self.anatomy = model.anatomy
         self.valid: list[dict[str, Tensor | None]] = []
-        """Of each batch, by the name of the mask: [examples, tokens], True where a token is no padding."""
+        """Of each batch, by the name of the mask: [examples, tokens], True where a token is not padding."""
         self.read: list[int] | None = None
         """Tokens that the head reads; None where it reads all."""
 

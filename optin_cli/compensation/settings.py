@@ -1,4 +1,4 @@
-"""What compensation is asked for, and what it reports: plain data that `optin.json` records."""
+"""Settings and report of compensation: plain data that `optin.json` records."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Compensation:
                 raise UsageError(f"{param(name, getattr(self, name))}: at least 1 is needed")
 
     def identity(self) -> dict[str, Any]:
-        """What an artefact records: plain data."""
+        """Return what an artefact records: plain data."""
         settings = {**asdict(self), "ridges": list(self.ridges)}
         settings.pop("memory")
         return settings
@@ -76,7 +76,7 @@ class Compensation:
 
 @dataclass(frozen=True)
 class SiteFit:
-    """What compensation did at one site."""
+    """The result of compensation at one site."""
 
     site: str
     method: str
@@ -85,11 +85,11 @@ class SiteFit:
     """Relative to the mean diagonal of the Gram matrix."""
     before: float
     """Mean squared held-out error. Of a consumer it is that where the output joins the residual, as a share of the
-    dense variance there; of a producer that of its own output, as a share of the dense mean square."""
+    dense variance there; of a producer the error of its output, as a share of the dense mean square."""
     after: float
     rows: int
     """Tokens that were fitted, counted in tokens of one weight."""
     note: str = ""
-    """What could not be fitted, and why."""
+    """The parts that could not be fitted, and why."""
     layer: str = ""
     """Path of what was fitted; '' in records from before producers were, where it is the consumer."""

@@ -1,4 +1,4 @@
-"""What compensation refits in a block, and toward what: the layers behind the units, and those that make them.
+"""Targets of compensation in a block: the layers behind the units, and those that make them.
 
 The consumer of a site is to bring the residual stream back to the dense one. A producer reads another stream than the
 dense one did: it is to make of it what the dense producer made of its own, for the units that are kept.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from optin_cli.architectures.paths import joined, within
-from optin_cli.compensation.residual import find_sum_point
+from optin_cli.compensation.residual import find_residual_sum
 from optin_cli.compensation.write_back import kept_features, kept_outputs, layer_of
 from optin_cli.execution.block_runs import Place, order_of, run_block
 from optin_cli.loading.checkpoint import OpenModel
@@ -33,13 +33,13 @@ class Target:
     site: Site
     path: str
     into: Place
-    """What the layer reads."""
+    """The tensor that the layer reads."""
     place: Place
-    """Where the dense and the pruned model are to be the same."""
+    """The tensor that is to be the same in the dense and the pruned model."""
     axis: int
-    """Where the channels stand there, counted from the end."""
+    """The axis of the channels there, counted from the end."""
     batch_axis: int
-    """Where the examples stand there."""
+    """The axis of the examples there."""
     kept: Tensor
     """Of the dense model's channels there, those that the layer has an output for."""
     gain: Tensor
@@ -49,11 +49,11 @@ class Target:
     order: Tensor | None = None
     """[positions]: which of an example's rows gets to each of its positions there; None for the same order."""
     residual: bool = False
-    """A residual is added there, so that positions stand as in the block's stream."""
+    """A residual is added there, so that positions are in the order of the block's stream."""
     relative: bool = False
     """An error counts relative to the token's own spread, as the norms that read the stream see it."""
     norm: str = ""
-    """The BatchNorm right behind the layer, whose bias stands for the one it lacks."""
+    """The BatchNorm right behind the layer, whose bias serves as the layer's."""
     note: str = ""
 
 
@@ -91,11 +91,13 @@ class BlockTargets:
 
     def _consumer(self, site: Site, path: str) -> Target:
         layout = self.model.anatomy.stream_of(self.block).layout
-        point = find_sum_point(self.module, path, self.arguments, layout=layout, batch_axis=site.batch_axis)
+        point = find_residual_sum(
+            self.module, path, self.arguments, layout=layout, batch_axis=site.batch_axis
+        )
         # where another site's units come out of the consumer, no stream is met behind it
         inner = self.model.anatomy.fed_by(site.consumer) is not None
         if not point.found and not inner:
-            log.warning("%s: no sum with a residual found; its own output is the target", site.name)
+            log.warning("%s: no sum with a residual found; the target is the layer's output", site.name)
         columns = matrix(layer_of(self.pruned, site.consumer)).shape[1]
         kept = kept_outputs(self.model.anatomy, site, self.keep, len(point.gain))
         taps = columns // max(1, len(kept_features(site, self.keep)))
@@ -122,7 +124,7 @@ class BlockTargets:
         """Site -> its producers that can be refitted.
 
         Such a producer runs once in the block, on what comes from the block's own stream, makes units of one site
-        alone and is no site's consumer: as one it is refitted already.
+        alone and is not the consumer of a site: a consumer is refitted already.
         """
         candidates = {within(self.root, p.path): (site, p) for site in self.sites for p in site.producers}
         candidates = {path: found for path, found in candidates.items() if self._is_own(path, found[1].path)}
@@ -179,7 +181,7 @@ class BlockTargets:
         return [path for path, place in places.items() if not torch.equal(before[place], after[place])]
 
     def _teachers_units(self, site: Site) -> Tensor | None:
-        """The kept units of a site as the teacher counts them; None where nothing tells.
+        """The kept units of a site as the teacher counts them; None if that is not recorded.
 
         A teacher that was pruned less, or not at all, has more units; the models' records say which.
         """

@@ -1,4 +1,4 @@
-"""What is refitted, in the whole model and in the pruned one: which rows and columns of the one the other has."""
+"""Copy refitted layers of the pruned model into the rows and columns that they have in the whole model."""
 
 from __future__ import annotations
 

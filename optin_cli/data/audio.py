@@ -68,7 +68,7 @@ def _wav(content: bytes) -> tuple[int, np.ndarray]:
     from scipy.io import wavfile
 
     try:
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             rate, values = wavfile.read(BytesIO(content))
     except ValueError as error:
@@ -77,11 +77,11 @@ def _wav(content: bytes) -> tuple[int, np.ndarray]:
         raise BrokenFile(first_line(error)) from error
     except Exception as error:  # on a damaged header, whatever comes up: struct.error, MemoryError, ..
         raise BrokenFile(first_line(error)) from error
-    if cut := next((w for w in told if "EOF" in str(w.message)), None):
+    if cut := next((w for w in caught if "EOF" in str(w.message)), None):
         raise BrokenFile(str(cut.message))
     if values.dtype == np.uint8:
         return rate, (values.astype(np.float32) - 128) / 128
-    if values.dtype.kind == "i":  # 24 bits stand in the upper part of 32
+    if values.dtype.kind == "i":  # 24 bits are in the upper part of 32
         return rate, values.astype(np.float64) / -float(np.iinfo(values.dtype).min)
     return rate, values
 
@@ -94,7 +94,7 @@ def _other(content: bytes) -> tuple[int, np.ndarray]:
         import soundfile
     except ImportError as error:
         if not kind:
-            raise BrokenFile("it is no recording, or of an unknown kind") from error
+            raise BrokenFile("it is not a recording, or of an unknown kind") from error
         raise InputError(
             f"reading {kind} needs the package soundfile", "install it: pip install 'optin[audio]'"
         ) from error

@@ -1,6 +1,6 @@
 """Folders of recordings as tables: a row for each file, by class folder or by the `metadata` file beside them.
 
-`datasets` has a reader of its own for these, but it needs torchcodec even to list the files.
+`datasets` has a reader for these, but it needs torchcodec even to list the files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def holds_recordings(folder: Path, others: set[str]) -> bool:
-    """Whether the first file below `folder` that is a recording, or has one of the `others` suffixes, is the former."""
+    """Return whether the first file below `folder` that is a recording, or has a suffix of `others`, is the former."""
     suffixes = (file.suffix.lower() for file in sorted(folder.rglob("*")))
     return next((suffix in SUFFIXES for suffix in suffixes if suffix in SUFFIXES | others), False)
 

@@ -24,7 +24,7 @@ _MASK = "attention_mask"
 
 
 class TextEncoder(Protocol):
-    """What the batches need of a tokenizer (models.processors.TextProcessor)."""
+    """The part of a tokenizer (`loading.processors.TextProcessor`) that batches need."""
 
     def tokenize(
         self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int | None
@@ -102,7 +102,7 @@ class Batch:
         return Batch({k: v[:count] for k, v in self.inputs.items()}, valid, self.example_ids[:count])
 
     def real(self, mask: str) -> Tensor | None:
-        """[batch, tokens] True for what the input called `mask` says is no padding; None when there is none."""
+        """[batch, tokens] True for what the input called `mask` marks as real; None when there is no padding."""
         found = self.inputs.get(mask)
         return self.valid if found is None or mask == _MASK else found.bool()
 
@@ -111,7 +111,7 @@ class Batch:
         if self.valid is None:
             return Batch({k: v[start:stop] for k, v in self.inputs.items()}, None, ids)
         longest = {_MASK: max(lengths[start:stop])}
-        for name, mask in self.inputs.items():  # a decoder's inputs have lengths of their own
+        for name, mask in self.inputs.items():  # a decoder's inputs have other lengths
             if name.endswith(_MASK) and name != _MASK:
                 longest[name] = (
                     max(1, int(mask[start:stop].any(0).sum())) if bool(mask[:, 0].all()) else mask.shape[1]

@@ -1,4 +1,4 @@
-"""Broken files among the sampled rows: found by decoding each once, told in one warning, and replaced."""
+"""Find broken files among the sampled rows by decoding each once, name them in one warning, and replace them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger("optin")
 
 MOST_BROKEN = 0.1
 """Share of the rows beyond which something is wrong with the data, not with a file."""
-_TOLD = 10  # broken files that are named
+_SHOWN = 10  # broken files that are named
 _CHUNK = 32  # files that are checked at a time
 _MANY = 2000  # files that take so long to check that it is worth saying
 
@@ -102,7 +102,7 @@ def leave_out_broken(
 
 
 def _faults(rows: Dataset, column: str, kind: Kind, data: DataSpec, row_ids: list[int]) -> dict[int, str]:
-    """What is wrong with the broken ones, by row id."""
+    """The faults of the broken ones, by row id."""
     if len(rows) >= _MANY:
         log.info("looking for broken files among %d %ss of %s", len(rows), kind.name, data.spec)
     workers = worker_count(data.workers, len(rows))
@@ -135,6 +135,6 @@ def _fault(stored: object, kind: Kind) -> str | None:
 
 def _listed(broken: Mapping[int, str]) -> str:
     """`row 3 (a.png: it is empty), row 7 (..) and 12 more`."""
-    told = [f"row {i} ({broken[i]})" for i in sorted(broken)[:_TOLD]]
-    more = len(broken) - len(told)
-    return ", ".join(told) + (f" and {more} more" if more else "")
+    lines = [f"row {i} ({broken[i]})" for i in sorted(broken)[:_SHOWN]]
+    more = len(broken) - len(lines)
+    return ", ".join(lines) + (f" and {more} more" if more else "")

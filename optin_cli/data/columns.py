@@ -1,4 +1,4 @@
-"""Which columns of a data set hold the text, the image or recording, and the label."""
+"""Find the columns of a data set that hold the text, the image or recording, and the label."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def sentences() -> tuple[str, ...]:
 
 
 def split_sentences(split: str) -> list[str]:
-    """The sentences of one split. Each goes by its own hash, so a new sentence never moves another."""
+    """The sentences of one split. Each goes by its hash, so a new sentence never moves another."""
     held_out = split == "validation"
     limit = int(_VALIDATION_SHARE * 256)
     return [s for s in sentences() if (hashlib.sha256(s.encode()).digest()[0] < limit) == held_out]

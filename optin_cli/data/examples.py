@@ -46,7 +46,7 @@ class Examples:
         return f"{self.data.spec} ({self.data.split})"
 
     def describe(self) -> DataFacts:
-        """What an artefact records, and `examples_again` needs."""
+        """Return what an artefact records, and `examples_again` needs."""
         return {
             "spec": self.data.spec,
             "config": self.data.config,
@@ -102,9 +102,9 @@ def _fingerprint(rows: Dataset, columns: Columns) -> str:
 
 
 def _content(rows: Dataset, columns: Columns) -> Iterator[bytes]:
-    """What the used columns hold; one file at a time, since all may be more than memory."""
+    """Yield what the used columns hold; one file at a time, since all may be more than memory."""
     names = [c for c in (*columns.text, columns.label, *columns.labels) if c]
     yield json.dumps([rows[name][:] for name in names], default=str).encode()
     for column in filter(None, (columns.stored, columns.mask)):
-        for stored in rows[column]:  # a mask that is missing is told where it is read
+        for stored in rows[column]:  # a mask that is missing is reported where it is read
             yield b"" if stored is None else encoded(stored)

@@ -13,7 +13,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 
 
 def names_of(split: str) -> set[str]:
-    """What else a split may be called."""
+    """Other names of a split."""
     return next((group for group in _ALIASES if split in group), {split})
 
 
@@ -33,7 +33,7 @@ def image_mask_pairs(
 ) -> dict[str, list[str]] | None:
     """Files of images and of their masks, by the names of their two folders; None if `path` has no such folders.
 
-    They stand in `images/` and `masks/` (or `annotations/`, `labels/`, or as `image` and `mask` say), within the
+    They are in `images/` and `masks/` (or `annotations/`, `labels/`, or as `image` and `mask` say), within the
     folder of the split or with such folders in them. Raises `UsageError` where a named folder is not there,
     `InputError` for images without a mask.
     """

@@ -172,7 +172,7 @@ def _lengths(batch: Batch) -> list[int]:
 
 
 def _examples(data: DataSpec, raw: Sequence[RawBatch]) -> Examples:
-    """What artefacts record of the batches; the rows hold the labels alone."""
+    """Return what artefacts record of the batches; the rows hold the labels alone."""
     from datasets import Dataset
 
     labelled = all(labels is not None for _, labels in raw)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 HOME = "nyu-mll/glue"
 HIDDEN = -1
-"""What test splits hold instead of labels."""
+"""The label of every row in test splits."""
 _FOLDERS = ("glue", "glue_data")
-"""What holds the folders of the tasks; the second is what GLUE's own download makes."""
+"""Names of the folder that holds the tasks; the second is that of GLUE's download."""
 _MATCHED = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation_matched"),
     **dict.fromkeys(("test", "testing"), "test_matched"),
@@ -30,7 +30,7 @@ _MATCHED = {
 
 @dataclass(frozen=True)
 class GlueTask:
-    """What is special about a task."""
+    """The facts of one task."""
 
     metrics: tuple[str, ...]
     """The metrics it is reported by; a drop is about the first."""

@@ -1,4 +1,4 @@
-"""Stored images -> RGB images that stand upright, and what is wrong with those that can't be used."""
+"""Decode stored images to upright RGB, and describe those that can't be used."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def opened(stored: Any) -> Iterator[Image.Image]:
             image.load()
             yield image
     except UnidentifiedImageError as error:
-        raise BrokenFile("it is no image, or of an unknown kind") from error
+        raise BrokenFile("it is not an image, or of an unknown kind") from error
     except (BrokenFile, MemoryError):
         raise
     except Exception as error:  # on damaged bytes, Pillow's plugins raise whatever comes up

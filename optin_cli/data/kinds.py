@@ -19,7 +19,7 @@ class Kind:
     option: str
     """The parameter that names their column."""
     decode: Callable[[Any], Any]
-    """What is stored -> what a processor takes. Raises `BrokenFile`."""
+    """Decode a stored file to what a processor takes. Raises `BrokenFile`."""
 
 
 _IMAGES = Kind("image", param("image"), images.decode)
@@ -27,5 +27,5 @@ _RECORDINGS = Kind("recording", param("audio"), audio.decode)
 
 
 def kind_of(columns: Columns) -> Kind:
-    """What the column of stored files holds."""
+    """Return the kind of the column of stored files."""
     return _RECORDINGS if columns.audio else _IMAGES

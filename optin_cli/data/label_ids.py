@@ -1,4 +1,4 @@
-"""How the labels that a data set stores become the numbers that a model gives its classes."""
+"""Map the labels that a data set stores to the numbers that a model gives its classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def numbering(
 ) -> Callable[[Any], Any]:
     """A function from a stored label to the model's number: by name wherever both sides have names.
 
-    `values` are all stored labels, perhaps lists of them. Case doesn't matter where it tells no names apart. Class
+    `values` are all stored labels, perhaps lists of them. Case doesn't matter unless names differ by it alone. Class
     numbers stay as they are where the model knows none of the data's names (LABEL_0). Raises `InputError` for names
     that the model does not know.
     """

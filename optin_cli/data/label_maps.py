@@ -57,9 +57,9 @@ class Masks(Sequence[Map]):
         except (BrokenFile, OSError) as error:
             raise InputError(f"{where} can't be used: {error}") from error
         if ids.shape != size:
-            told = [f"{width} x {height}" for height, width in (ids.shape, size)]
+            sizes = [f"{width} x {height}" for height, width in (ids.shape, size)]
             raise InputError(
-                f"{where} has {told[0]} pixels, its image {told[1]}",
+                f"{where} has {sizes[0]} pixels, its image {sizes[1]}",
                 "masks must be of their images' own size",
             )
         return self._checked(ids, where)

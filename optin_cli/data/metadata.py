@@ -1,4 +1,4 @@
-"""The `metadata.csv` or `metadata.jsonl` of a folder of files: a row a file; a damaged line is told by its number."""
+"""The `metadata.csv` or `metadata.jsonl` of a folder of files: a row a file; a damaged line is named by its number."""
 
 from __future__ import annotations
 

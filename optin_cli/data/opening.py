@@ -16,7 +16,7 @@ from optin_cli.errors import UsageError
 
 
 class ReadsData(Protocol):
-    """What opening data needs of a model (`models.checkpoint.OpenModel`)."""
+    """The part of a model (`loading.checkpoint.OpenModel`) that opening data needs."""
 
     @property
     def module(self) -> Any: ...
@@ -67,14 +67,14 @@ def _in_memory(kind: str, held: Any, stream: bool = False) -> DataSpec:
 
 
 def _is_row(item: Any) -> bool:
-    """Whether an item is a row of a table; a dict of tensors is a batch."""
+    """Return whether an item is a row of a table; a dict of tensors is a batch."""
     from torch import Tensor
 
     return isinstance(item, Mapping) and not any(isinstance(value, Tensor) for value in item.values())
 
 
 def _is_dataset(data: Any) -> bool:
-    """Whether it gives examples rather than batches of them."""
+    """Return whether it gives examples rather than batches of them."""
     from torch.utils.data import Dataset
 
     return isinstance(data, Dataset)

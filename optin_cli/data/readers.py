@@ -1,4 +1,4 @@
-"""How the rows of a data set become examples: a task names the reader that its data wants."""
+"""Readers turn the rows of a data set into examples: a task names the reader that its data wants."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Encoded:
     rows: list[int]
     """The row, by its position in the sample, that each example is of: ascending."""
     details: list[Any] = field(default_factory=list)
-    """What else the task needs to know of each example; empty where that is nothing."""
+    """Further facts of each example that the task needs; empty if it needs none."""
 
 
 class Reader:
@@ -38,7 +38,7 @@ class Reader:
         return find_columns(dataset, data, modality, self.masks)
 
     def sides(self, columns: Columns) -> int:
-        """How many examples a row makes at least; samples are counted in examples."""
+        """The least number of examples that a row makes; samples are counted in examples."""
         return 1
 
     def encode(self, rows: Dataset, columns: Columns, processor: Any, max_length: int | None) -> Encoded:
@@ -53,7 +53,7 @@ class Reader:
 
 
 class SidesReader(Reader):
-    """Each of two text columns is an example of its own: example 2 * row + side."""
+    """Each of two text columns is a separate example: example 2 * row + side."""
 
     def sides(self, columns: Columns) -> int:
         return max(1, len(columns.text))
@@ -84,19 +84,19 @@ class LabelsReader(Reader):
 
 @dataclass
 class Window:
-    """What a window of question answering shows of its context."""
+    """The part of its context that a window of question answering shows."""
 
     offsets: np.ndarray
-    """[tokens, 2]: the characters of the context that each token stands for; -1 for other tokens."""
+    """[tokens, 2]: the characters of the context that each token covers; -1 for other tokens."""
     none: int
-    """The token that stands for no answer."""
+    """The token that means no answer."""
 
 
 class WindowReader(Reader):
     """A question with a part of its context is an example: as many as it takes for the context to be seen whole."""
 
     length = 384
-    """Tokens of a window, unless told otherwise."""
+    """Tokens of a window by default."""
 
     def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
         """`question` and `context` with `answers`; any pair of texts, without labels, where these are not."""
@@ -122,10 +122,10 @@ class RunningTextReader(Reader):
     """All rows are one text, each ended by a line break; its examples are windows that follow each other."""
 
     length = 512
-    """Tokens of a window, unless told otherwise."""
+    """Tokens of a window by default."""
 
     def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
-        """The column `text` where there is one. The text is its own label."""
+        """The column `text` if there is one. The text is the label."""
         text = data.text or (("text",) if "text" in dataset.features else ())
         return replace(find_columns(dataset, replace(data, text=text), modality), label=None)
 
@@ -138,14 +138,14 @@ class RunningTextReader(Reader):
             raise InputError(
                 "the sampled rows hold no text", f"sample more of them ({param('samples')}), or name a column"
             )
-        return Encoded(inputs, list(range(len(inputs))))  # a window stands for a row: some are held out
+        return Encoded(inputs, list(range(len(inputs))))  # a window counts as a row: some are held out
 
 
 class TargetReader(Reader):
     """A row is a text and what is to be made of it; where there is no such column, the text itself."""
 
     names = ("target", "summary", "highlights", "translation", "output")
-    """Columns that hold the target, unless told otherwise."""
+    """Columns that hold the target by default."""
 
     def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
         """Two text columns: `text` of two, `text` and `label`, a pair, or a text and a column of a usual name."""
@@ -170,7 +170,7 @@ class TranscriptReader(Reader):
     """A row is a recording and what is said in it."""
 
     names = ("text", "transcription", "transcript", "sentence", "normalized_text", "target")
-    """Columns that hold the transcript, unless told otherwise."""
+    """Columns that hold the transcript by default."""
 
     def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
         """The recording, and the transcript: `text`, `label` or a column of a usual name."""
@@ -192,7 +192,7 @@ class TranscriptReader(Reader):
         return replace(found, label=None, text=text)
 
     def encode(self, rows: Dataset, columns: Columns, processor: Any, max_length: int | None) -> Encoded:
-        """What the decoder reads of the transcripts, and their tokens."""
+        """Return what the decoder reads of the transcripts, and their tokens."""
         inputs, targets = processor.with_transcripts(lines(rows[columns.text[0]][:]), max_length)
         return Encoded(inputs, list(range(len(inputs))), targets)
 

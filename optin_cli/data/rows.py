@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _WINDOW = 20  # rows of a stream that are read for each one drawn
-_FIRST_ROWS = 100  # that tell its columns
+_FIRST_ROWS = 100  # that show its columns
 
 
 def draw(total: int, samples: int | None, seed: int) -> list[int]:
@@ -38,7 +38,7 @@ class SplitRows:
     def __init__(self, data: DataSpec) -> None:
         self.data = data
         self.first = open_split(data)
-        """Enough rows to tell the columns from."""
+        """Return enough rows to find the columns from."""
         self.total = len(self.first)
         """Rows of the split."""
         if self.total == 0:
@@ -102,7 +102,7 @@ class StreamRows:
 
     @property
     def _features(self) -> Any:
-        """What the columns hold. An `Audio` would want torchcodec to take in what it gave out itself."""
+        """The types of the columns. An `Audio` would want torchcodec to take in what it gave out itself."""
         import datasets
 
         stored = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}

@@ -1,4 +1,4 @@
-"""Where data comes from: a DATA argument -> a `datasets.Dataset` of one split."""
+"""Resolve a DATA argument to a `datasets.Dataset` of one split."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _HUB_HOMES = {"glue": glue.HOME, "super_glue": "aps/super_glue", "imdb": "stanfo
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What the user asked for: a DATA argument with its options."""
+    """The data that the user asked for: a DATA argument with its options."""
 
     spec: str = field(
         metadata={
@@ -80,7 +80,7 @@ class DataSpec:
     )
     audio: str | None = field(default=None, metadata={"help": "Column of recordings, or of their paths."})
     held: Any = field(default=None, compare=False, repr=False)
-    """What the caller holds instead of a name: a `Dataset`, an `IterableDataset`, or a `BatchStore`."""
+    """The caller's object instead of a name: a `Dataset`, an `IterableDataset`, or a `BatchStore`."""
 
     def beside(self, path: str) -> str:
         """A path as the data has it, from where the data is."""
@@ -206,13 +206,13 @@ def _load_files(files: list[Path], data: DataSpec) -> Any:
 def _slice_safe(split: str) -> str:
     if not split.replace("_", "").replace(".", "").isalnum():
         raise UsageError(
-            f"{split!r} is no name of a split", f"use a plain name and {param('samples')} for a part of it"
+            f"{split!r} is not a name of a split", f"use a plain name and {param('samples')} for a part of it"
         )
     return split
 
 
 def _open_folder(path: Path, data: DataSpec) -> Any:
-    """`datasets` folders by their own reader; images with masks; `<split>*.csv|jsonl|parquet`; else images or
+    """Open `datasets` folders by that library's reader; images with masks; `<split>*.csv|jsonl|parquet`; else images or
     recordings by class folder."""
     import datasets
 
@@ -230,7 +230,7 @@ def _open_folder(path: Path, data: DataSpec) -> Any:
             datasets.Features(dict.fromkeys(pairs, datasets.Image(decode=False)))
         )
     tables = sorted(f for f in path.rglob("*") if f.suffix in _READERS and f.stem != "metadata")
-    # a readme or a list of labels is no data
+    # a readme or a list of labels is not data
     tables = [f for f in tables if f.suffix != ".txt" or f.stem in names]
     if tables:
         chosen = [f for f in tables if f.stem in names or f.stem.split("-")[0] in names]
@@ -262,6 +262,6 @@ def _load_hub(data: DataSpec) -> Any:
         return _load(name, config, split=_slice_safe(data.split), stream=data.stream)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise InputError(
-            f"{data.spec} is no local path and can't be fetched from the hub: {first_line(error)}",
+            f"{data.spec} is not a local path and can't be fetched from the hub: {first_line(error)}",
             nearest_path(Path(data.spec)) or "check the name and the network, or give a local file or folder",
         ) from error

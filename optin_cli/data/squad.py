@@ -16,7 +16,7 @@ _HEAD = 100_000  # characters within which the first paragraph begins
 
 
 def looks_like(path: Path) -> bool:
-    """Whether a JSON file is one object with paragraphs in it, rather than rows."""
+    """Return whether a JSON file is one object with paragraphs in it, rather than rows."""
     with path.open(encoding="utf-8", errors="replace") as stream:
         head = stream.read(_HEAD)
     return head.lstrip().startswith("{") and '"paragraphs"' in head and '"data"' in head

@@ -1,4 +1,4 @@
-"""Work on images in processes of their own, ahead of whoever takes the results, which come in order."""
+"""Work on images in separate processes, ahead of whoever takes the results, which come in order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def worker_count(asked: int | None, images: int) -> int:
     if images < _FEW:
         return 0
     allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each process of a team has workers of its own
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each process of a team has separate workers
     return max(0, min(_MOST, len(allowed(0)) - 1) // here)
 
 

@@ -1,4 +1,4 @@
-"""How a model calls its blocks, so that one of them, or a run of them, can be called alone."""
+"""Record how a model calls its blocks, so that one of them, or several in a row, can be called alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Call = Callable[[], object]
 
 @dataclass
 class BlockCall:
-    """How the model calls one block."""
+    """The arguments that the model calls one block with."""
 
     module: nn.Module
     args: tuple[Any, ...]
@@ -90,7 +90,7 @@ def around(model: OpenModel, site: Site, calls: Sequence[BlockCall]) -> tuple[Si
 
 
 def _seen_from(site: Site, places: Mapping[str, str]) -> Site:
-    """`site` with other paths: block -> where it stands."""
+    """Return `site` with other paths: block -> its path."""
 
     def cut(path: str) -> str:
         for block, place in places.items():

@@ -58,7 +58,7 @@ def run_to(
 
 
 def arguments_of(run: Callable[[], Any], block: nn.Module) -> Arguments:
-    """What `run` calls a block with."""
+    """Return the arguments that `run` calls a block with."""
     found: list[Arguments] = []
 
     def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ Found = TypeVar("Found")
 
 
 class BlockCalls:
-    """How the model calls each of its blocks on each batch, apart from the hidden states."""
+    """The arguments of each block on each batch, apart from the hidden states."""
 
     def __init__(self, model: OpenModel, store: ActivationCache) -> None:
         self.model = model
@@ -36,9 +36,9 @@ class BlockCalls:
         self.dims: dict[int, int] = {}
         """Dimensions of the hidden states that a block receives."""
         self.tail: tuple[Any, ...] | None = None
-        """What a block's output holds beside the hidden states; None if it is a plain tensor."""
+        """The elements of a block's output behind the hidden states; None if it is a plain tensor."""
         self.reshaping = False
-        """Whether a block's output differs in shape from its input: then nothing can pass through the blocks."""
+        """True if a block's output differs in shape from its input: then nothing can pass through the blocks."""
 
     @torch.no_grad()
     def record(self, index: int, batch: Batch) -> Tensor:
@@ -94,7 +94,7 @@ class BlockCalls:
             hidden = hidden_argument(args, kwargs)
             before = given.pop() if given else hidden
             same = hidden.shape != before.shape or torch.allclose(hidden, before, 0, 0, equal_nan=True)
-            if not same:  # values that are not finite are told later, with their block
+            if not same:  # values that are not finite are reported later, with their block
                 raise InputError(
                     f"{self.model.spec} changes hidden states between its blocks, so they can't be refitted one by one",
                     f"leave it out with {param('compensate', 'none')}",
@@ -134,7 +134,7 @@ class BlockRunner(Protocol):
     """Runs the blocks of one model in order, each on all batches before the next."""
 
     def arguments(self, block: int, index: int) -> Arguments:
-        """What a block receives on batch `index`."""
+        """Return what a block receives on batch `index`."""
 
     def run(
         self, block: int, index: int, places: Collection[Place], *, stop: bool = False
@@ -145,7 +145,7 @@ class BlockRunner(Protocol):
         """Go on behind a block that gave `output` on batch `index`; without it, what it gives now."""
 
     def place(self, index: int) -> Tensor | None:
-        """Where it is on batch `index`, for `begin`."""
+        """Return its state on batch `index`, for `begin`."""
 
     def begin(self, index: int, hidden: Tensor | None) -> None:
         """Go back to a place."""
@@ -197,7 +197,7 @@ class UnchainedStream:
         """The output of the block that ran last, where it ran to its end."""
 
     def _run(self, block: int, index: int, see: Callable[[Callable[[], Any], nn.Module], Found]) -> Found:
-        """What `see` finds, given a run of the model and the block."""
+        """Return what `see` finds, given a run of the model and the block."""
         inputs = self.batches[index].to(self.model.device, self.model.dtype).inputs
         with ExitStack() as stack:
             for passed, output in self.gave.get(index, {}).items():

@@ -33,8 +33,8 @@ def on_blocks(
         for module, indices in by_module(model, blocks).items():
             turns = cycle(indices)
 
-            def heard(*told: Any, turns: Iterator[int] = turns) -> Any:
-                return hook(next(turns), *told)
+            def heard(*arguments: Any, turns: Iterator[int] = turns) -> Any:
+                return hook(next(turns), *arguments)
 
             register = module.register_forward_pre_hook if before else module.register_forward_hook
             stack.callback(register(heard, with_kwargs=True).remove)

@@ -1,4 +1,4 @@
-"""How much memory an engine may take: a limit in bytes, and what running out of it looks like."""
+"""Memory of an engine: a limit in bytes, and the errors of running out of it."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def _own_group() -> str:
 
 
 def whole_steps(limit: float, each: float) -> int:
-    """How many of `each` bytes fit into `limit`, as a power of two: free memory varies a little, and a batch that
+    """Return how often `each` bytes fit into `limit`, as a power of two: free memory varies a little, and a batch that
     is cut in another way is rounded in another way. At least 1."""
     fit = limit / max(each, 1.0)
     return 1 << math.floor(math.log2(fit)) if fit >= 1 else 1
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error means that there was not enough memory, on a GPU or in main memory."""
+    """Return whether an error means that there was not enough memory, on a GPU or in main memory."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError)
         and any(text in str(error) for text in ("can't allocate memory", "STATUS_ALLOC_FAILED"))

@@ -67,7 +67,7 @@ class Replay:
 
     @torch.inference_mode()
     def broadcasts(self, site: Site) -> bool:
-        """Whether the own block lets a leading variant dimension through unchanged: tried on one unit."""
+        """Return whether the site's block lets a leading variant dimension through unchanged: tried on one unit."""
         if site.units == 0 or site.masked_at or not self.model.anatomy.chained:
             return False
         if not is_linear(self._consumer(site)):

@@ -46,17 +46,17 @@ _CONFIG_NAMES = {HEADS: "num_attention_heads", NEURONS: "intermediate_size"}
 
 @dataclass(frozen=True)
 class Applied:
-    """What was done and how well it matches."""
+    """The result of `apply`, and how well it matches the masked model."""
 
     path: Path | None
-    """Where it was written; None for a model in memory alone."""
+    """The directory that it was written to; None for a model in memory alone."""
     deviation: float
     """Largest absolute difference between the outputs of the masked and the sliced model, as it was loaded back."""
     checked_on: str
     params: int
     dense_params: int
     fits: tuple[SiteFit, ...] = ()
-    """What compensation did at each site; empty without compensation."""
+    """The result of compensation at each site; empty without compensation."""
     reused: bool = False
     tolerance: float = 0.0
     """The largest deviation that would have passed."""
@@ -69,7 +69,7 @@ class PrunedModel(OpenModel):
     report: Applied = field(kw_only=True)
     mask: Mask = field(kw_only=True)
     check: Check | None = field(default=None, kw_only=True, repr=False)
-    """What it was compared on; None where it was read from a directory."""
+    """The examples that it was compared on; None if it was read from a directory."""
 
 
 def check_output(output: Path, model: OpenModel) -> None:
@@ -86,7 +86,7 @@ def check_output(output: Path, model: OpenModel) -> None:
 
 
 def check_unmade(output: Path) -> None:
-    """Raise `UsageError` if a pruned model is at `output`: without a ranking nothing tells whether it is the same."""
+    """Raise `UsageError` if a pruned model is at `output`: without a ranking it can't be compared."""
     if (output / FILE_NAME).is_file():
         raise UsageError(
             f"{output} holds a pruned model already, and the ranking to compare it by is still to be made",
@@ -242,7 +242,7 @@ def _report(
     compared: Comparison,
     fits: Sequence[SiteFit],
 ) -> Applied:
-    """What was done, also into the record. Raises `OptinError` where the comparison says that the slicing is wrong."""
+    """Summarise the result, also in the record. Raises `OptinError` if the comparison finds the slicing wrong."""
     dtype = str(model.dtype).removeprefix("torch.")
     if not compared.same:
         raise OptinError(
@@ -268,7 +268,7 @@ def _pruned(model: OpenModel, report: Applied, mask: Mask, check: Check | None) 
 
 
 def _compensation(plan: CompensationPlan | None, fits: list[SiteFit]) -> dict[str, Any]:
-    """What the record says of a compensation."""
+    """Return the record's entries about a compensation."""
     if plan is None:
         return {"method": NONE}
     return {**plan.describe(), "sites": [asdict(fit) for fit in fits]}

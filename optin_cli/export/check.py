@@ -1,4 +1,4 @@
-"""What a sliced model is compared on: a few examples, and what the masked model gives for them."""
+"""The comparison of a sliced model with the masked one: a few examples, and the masked model's outputs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CHECK_ROWS, _BATCH = 32, 8
 
 @dataclass(frozen=True)
 class CheckRows:
-    """What the sliced model is compared with the masked one on."""
+    """The examples that the sliced and the masked model are compared on."""
 
     inputs: list[dict[str, Tensor]]
     where: str
@@ -40,7 +40,7 @@ class CheckRows:
 
 @dataclass(frozen=True)
 class Check:
-    """What the masked model gave, which a sliced one has to give as well."""
+    """Outputs of the masked model, which a sliced one has to match."""
 
     rows: CheckRows
     expected: list[Tensor]
@@ -48,7 +48,7 @@ class Check:
     """Compute in float64."""
 
     def outputs(self, model: Runnable) -> list[Tensor]:
-        """What `model` gives on the same rows."""
+        """Return the outputs of `model` on the same rows."""
         return _outputs(model, self.exact, self.rows.inputs)
 
 
@@ -58,7 +58,7 @@ def open_check(model: OpenModel, data: DataSpec, row_ids: list[int] | None = Non
 
 
 def check_rows(model: OpenModel, mask: Mask, batches: Batches | None) -> CheckRows:
-    """What to compare on, and where it comes from: examples of open `batches`, or real rows wherever they can still
+    """Return the examples to compare on and their origin: those of open `batches`, or real rows wherever they can still
     be had."""
     if batches is not None:
         return CheckRows(_some_of(model, batches), batches.examples.data.spec)
@@ -103,7 +103,7 @@ def _noise_images(model: OpenModel) -> dict[str, Tensor]:
 
 
 def _is_exact(model: OpenModel, mask: Mask) -> bool:
-    """Whether outputs are to be compared in float64: where tokens merge, or something is cut off at a threshold,
+    """Return whether to compare outputs in float64: where tokens merge, or something is cut off at a threshold,
     rounding could flip a comparison in one model only."""
     return any(mask.merges) or bool(model.family.thresholds)
 
@@ -124,7 +124,7 @@ def _outputs(model: Runnable, exact: bool, batches: list[dict[str, Tensor]]) -> 
 
 
 def expect(model: OpenModel, mask: Mask, rows: CheckRows) -> Check:
-    """What the masked model gives, merging tokens by the mask's schedule. Raises `InputError` for outputs that are not
+    """Run the masked model, merging tokens by the mask's schedule. Raises `InputError` for outputs that are not
     finite."""
     exact = _is_exact(model, mask)
     masks = masks_from_keep(model.anatomy, mask.keep, model.device)

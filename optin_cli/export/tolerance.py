@@ -1,4 +1,4 @@
-"""How far a sliced model's outputs may be from the masked one's: what rounding explains in the dtype that computes."""
+"""Tolerance between the outputs of a sliced and of the masked model: the rounding of the dtype that computes."""
 
 from __future__ import annotations
 

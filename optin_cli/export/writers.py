@@ -23,7 +23,7 @@ DIRECTORY = "directory"
 
 
 class Runnable(Protocol):
-    """What a writer loads back: something that computes the model's output."""
+    """A model that a writer loads back: it computes the output."""
 
     def output(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """[batch, rows, classes], as `OpenModel.output` gives it."""
@@ -32,7 +32,7 @@ class Runnable(Protocol):
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far two models' outputs lie apart."""
+    """The distance between the outputs of two models."""
 
     deviation: float
     """Largest absolute difference."""

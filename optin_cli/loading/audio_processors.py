@@ -1,4 +1,4 @@
-"""What turns recordings into spectrograms, and transcripts into what a decoder reads."""
+"""Processors that turn recordings into spectrograms, and transcripts into what a decoder reads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class AudioProcessor:
     def with_transcripts(
         self, texts: Sequence[str], max_length: int | None
     ) -> tuple[list[dict[str, list[int]]], list[list[int]]]:
-        """What the decoder reads of transcripts, all but the last token; and their token ids."""
+        """Return what the decoder reads of transcripts, all but the last token; and their token ids."""
         assert self.text is not None
         return self.text.decoded(texts, max_length)
 

@@ -61,7 +61,7 @@ class OpenModel:
     stored_dtype: torch.dtype
     """The dtype of the weights on disk, which a pruned copy keeps."""
     merging: Merging | None = None
-    """How it merges tokens; None where it never does."""
+    """Its token merging; None if it never merges."""
     given: Any = None
     """The tokenizer, image processor, feature extractor or transform that came with a module in memory."""
     original: nn.Module | None = field(default=None, repr=False)
@@ -78,13 +78,13 @@ class OpenModel:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the device of the first parameter that is on one."""
+        """The device that inputs go to: that of the first parameter that is on one."""
         found = (p.device for p in self.module.parameters() if p.device.type != "meta")
         return next(found, torch.device("cpu"))
 
     @property
     def devices(self) -> list[torch.device]:
-        """Where its parameters are: several devices for a model opened with a device map, without those that
+        """The devices of its parameters: several for a model opened with a device map, without those that
         accelerate has moved out of the way until they are needed."""
         found = dict.fromkeys(parameter.device for parameter in self.module.parameters())
         return [device for device in found if device.type != "meta"]
@@ -165,7 +165,7 @@ class OpenModel:
         return self.task.output(module or self.module, {**inputs, **self.family.arguments})
 
     def full_output(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """What metrics are measured on (see `Task.full_output`)."""
+        """Return the output that metrics are measured on (see `Task.full_output`)."""
         return self.task.full_output(self.module, {**inputs, **self.family.arguments})
 
     def row_weights(self, inputs: Mapping[str, Tensor], output: Tensor) -> Tensor:
@@ -253,14 +253,14 @@ def open_module(
         raise UsageError(
             f"{spec} is a {source.library} model, and {param('device_map')} spreads transformers models alone"
         )
-    with clear_errors(source), redirect_stdout(sys.stderr):  # torch hub tells there what it downloads
+    with clear_errors(source), redirect_stdout(sys.stderr):  # torch hub prints there what it downloads
         if source.library in LIBRARIES:
             return source, *open_vision(source, task, reshape)
         return source, *open_transformers(source, task, reshape, device_map, dtype)
 
 
 def _recorded(source: Source) -> Family:
-    """The family that a pruned directory carries. Raises `ArtefactError` when it is no family's table."""
+    """The family that a pruned directory carries. Raises `ArtefactError` when it is not a family's table."""
     assert source.record is not None
     try:
         return family_from_dict(source.record.family, "its family")
@@ -275,7 +275,7 @@ ALIGNMENT = 64
 
 
 def _align(module: nn.Module) -> None:
-    """Copy weights that begin at an odd address, as those mapped from a file may, to memory of their own.
+    """Copy weights that begin at an odd address, as those mapped from a file may, to other memory.
 
     Kernels choose their order of summation by alignment too. Aligned, a model read from a file gives bit for bit what
     the same weights gave in memory before they were written.

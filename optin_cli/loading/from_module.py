@@ -86,7 +86,7 @@ def open_held(
 
 
 def copy_of(model: OpenModel) -> OpenModel:
-    """The same open model with weights of its own, to be pruned while the first one stays."""
+    """Return the same open model with copied weights, to be pruned while the first one stays."""
     memo = _hooks_of(model.module)
     module, merging = copy.deepcopy((model.module, model.merging), memo)
     parts = {field.name: getattr(model, field.name) for field in fields(OpenModel)}
@@ -94,7 +94,7 @@ def copy_of(model: OpenModel) -> OpenModel:
 
 
 def _copied(module: nn.Module, share: bool) -> Any:
-    """Other modules with Parameters of their own, that take no gradients, over the same memory."""
+    """Return other modules whose Parameters share the memory and take no gradients."""
     memo = _hooks_of(module)
     for parameter in module.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
@@ -126,7 +126,7 @@ def _library(module: nn.Module) -> str:
 
 
 def _task(module: Any, library: str, name: str | None, modality: str) -> Task:
-    """What the module does: by its class, or as named."""
+    """Return the task of a module: by its class, or as named."""
     if library == "transformers":
         module.config.architectures = [type(module).__name__]
         return task_from_config(module.config, None, name)

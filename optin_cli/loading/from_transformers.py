@@ -60,12 +60,12 @@ def open_transformers(
     with _quiet():
         module, info = _reshaped(cls, reshape).from_pretrained(
             source.folder, config=config, dtype=dtype or "auto", output_loading_info=True, weights_only=True,
-            device_map=device_map, ignore_mismatched_sizes=True,  # told below, by name
+            device_map=device_map, ignore_mismatched_sizes=True,  # reported below, by name
         )  # fmt: skip
     if differing := sorted(info["mismatched_keys"]):
         raise InputError(
             f"the weights in {source.folder} do not fit its config.json: {other_shapes(differing)}",
-            "config.json belongs to another model: copy the directory again, or save the model anew",
+            "config.json belongs to another model: copy the directory again, or save the model again",
         )
     if any(parameter.device.type == "meta" for parameter in module.parameters()):
         log.warning(

@@ -14,7 +14,7 @@ from optin_cli.loading.processors import ImageProcessor, processing, tokenizing
 
 
 def given_processor(given: Any, module: torch.nn.Module, modality: str) -> Any:
-    """What the caller gave beside a module, as batches are made with: a tokenizer, an image processor or a feature
+    """Prepare what the caller gave beside a module: a tokenizer, an image processor or a feature
     extractor of transformers, a `ProcessorMixin` of them, or a transform PIL image -> (3, h, w) tensor.
 
     Raises `UsageError` for what does not go with the modality.
@@ -24,7 +24,7 @@ def given_processor(given: Any, module: torch.nn.Module, modality: str) -> Any:
     if modality == "text":
         tokenizer = copy.deepcopy(getattr(given, "tokenizer", given))  # the caller's keeps its padding side
         if not hasattr(tokenizer, "pad"):
-            raise UsageError(f"a {type(given).__name__} is no tokenizer", "this model reads text")
+            raise UsageError(f"a {type(given).__name__} is not a tokenizer", "this model reads text")
         return tokenizing(tokenizer, config)
     if modality == "audio":
         return given_audio_processor(given, config)
@@ -32,5 +32,5 @@ def given_processor(given: Any, module: torch.nn.Module, modality: str) -> Any:
     if hasattr(processor, "image_mean") or hasattr(processor, "post_process_semantic_segmentation"):
         return processing(processor, config, type(processor).__name__)
     if not callable(processor):
-        raise UsageError(f"a {type(given).__name__} is no transform of images", "this model reads images")
+        raise UsageError(f"a {type(given).__name__} is not a transform of images", "this model reads images")
     return ImageProcessor(processor, first)

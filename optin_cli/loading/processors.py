@@ -1,4 +1,4 @@
-"""What turns raw examples into model inputs, taken from the model's own directory or config.
+"""Processors that turn raw examples into model inputs, from the model's directory or config.
 
 A text processor tokenizes; an image processor maps a PIL image to a (3, h, w) tensor. The data room batches.
 """
@@ -106,7 +106,7 @@ class TextProcessor:
     def decoded(
         self, targets: Sequence[str], max_length: int | None
     ) -> tuple[list[dict[str, list[int]]], list[list[int]]]:
-        """What the decoder reads of targets, all but the last token; and the targets' token ids."""
+        """Return what the decoder reads of targets, all but the last token; and the targets' token ids."""
         limit = min(self.max_length, max_length or self.max_length)
         wanted = self.tokenizer(text_target=list(targets), truncation=True, max_length=limit)["input_ids"]
         start = self.tokenizer.pad_token_id if self.start is None else self.start
@@ -124,7 +124,7 @@ class TextProcessor:
         return text[: encoded["offset_mapping"][tokens - 1][1]]
 
     def pad(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
-        """One batch, padded to its longest row: tensors of shape (rows, longest). A decoder's have their own."""
+        """Pad rows to the longest, as tensors of shape (rows, longest). A decoder's inputs are padded apart."""
         found: dict[str, Tensor] = {}
         for prefix in ("", _DECODER):
             names = [key for key in rows[0] if key.startswith(_DECODER) == bool(prefix)]
@@ -147,7 +147,7 @@ class ImageProcessor:
 
     @property
     def reduces_labels(self) -> bool:
-        """Whether 0 counts nothing in label maps, and every other id is one lower in the model."""
+        """Return whether 0 is void in label maps, and every other id is one lower in the model."""
         return bool(getattr(getattr(self.transform, "processor", None), "do_reduce_labels", False))
 
     def follow(self, ids: np.ndarray, void: int) -> Tensor:
@@ -250,7 +250,7 @@ class _Transform:
 def settle_image_size(folder: Path, config: Any) -> None:
     """Give a config without an image size (models that take any) the one that its processor makes.
 
-    A processor that gives images sizes of their own is made to give squares of its shortest edge: a batch, and what a
+    A processor that gives images different sizes is made to give squares of its shortest edge: a batch, and what a
     model costs, needs one size.
     """
     from transformers import AutoImageProcessor
@@ -262,13 +262,13 @@ def settle_image_size(folder: Path, config: Any) -> None:
     wide, high = (tuple(_Transform(processor)(_wide(size)).shape[-2:]) for size in ((64, 96), (96, 64)))
     if wide != high:
         edge = dict(processor.size).get("shortest_edge") or min(wide)
-        log.info("%s gives images sizes of their own: taking %d x %d for all", folder, edge, edge)
+        log.info("%s gives images different sizes: taking %d x %d for all", folder, edge, edge)
         wide = (edge, edge)
     config.image_size = list(wide)
 
 
 def _wide(size: tuple[int, int]) -> Image:
-    """An image larger than `size` and of another shape: it shows whether a processor gives images their own sizes."""
+    """An image larger than `size` and of another shape: it shows whether a processor gives images different sizes."""
     from PIL import Image
 
     return Image.new("RGB", (3 * size[1] + 1, 2 * size[0] + 1))

@@ -1,4 +1,4 @@
-"""Where a model comes from: a MODEL argument -> a local folder, or a name in timm or torchvision. Nothing is loaded."""
+"""Resolve a MODEL argument to a local folder, or a name in timm or torchvision. Nothing is loaded."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Source:
     architecture: str = ""
     """The name of timm or torchvision; empty for transformers."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """What the model is made with, beside its name."""
+    """The arguments that the model is made with, beside its name."""
     image_cfg: dict[str, Any] = field(default_factory=dict)
-    """What config.json says about input size, normalisation and crop."""
+    """The entries of config.json about input size, normalisation and crop."""
     checkpoint: Path | None = None
     record: PrunedRecord | None = None
     """Set when the folder was made by `optin apply`."""
@@ -121,7 +121,7 @@ def _demo_folder(name: str) -> Path:
 def _from_folder(spec: str, folder: Path, weights: bool) -> Source:
     config = folder / "config.json"
     if not config.is_file():
-        raise InputError(f"{folder} holds no config.json, so it is no model directory")
+        raise InputError(f"{folder} holds no config.json, so it is not a model directory")
     record = read_pruned(folder) if (folder / FILE_NAME).is_file() else None
     try:
         data = json.loads(config.read_text())
@@ -172,7 +172,7 @@ def _from_torchvision(spec: str) -> Source:
     from torchvision import models
 
     name, args, checkpoint = _parts(spec)
-    known = models.list_models(module=models)  # classifiers: detection and others have modules of their own
+    known = models.list_models(module=models)  # classifiers: detection and others are in other modules
     if name not in known:
         near = _nearest(name, known)
         raise UsageError(
@@ -193,7 +193,7 @@ def _parts(spec: str) -> tuple[str, dict[str, Any], Path | None]:
     checkpoint = Path(str(args.pop("checkpoint"))).expanduser() if "checkpoint" in args else None
     for key in ("num_classes", "image_size"):
         if key in args and (type(args[key]) is not int or args[key] < 0):
-            raise UsageError(f"{key}={args[key]} in {spec} is no number", f"write for instance {key}=32")
+            raise UsageError(f"{key}={args[key]} in {spec} is not a number", f"write for instance {key}=32")
     if checkpoint is not None and not checkpoint.is_file():
         raise UsageError(f"no checkpoint at {checkpoint}")
     return name, args, checkpoint
@@ -232,7 +232,8 @@ def _download(spec: str, weights: bool) -> Path:
         raise UsageError(f"{spec!r} is neither a directory nor a valid hub id") from error
     except (HTTPError, OSError) as error:
         raise InputError(
-            f"{spec} is no local directory and can't be fetched from the hub: {first_line(error).partition('. ')[0]}",
+            f"{spec} is not a local directory and can't be fetched from the hub: "
+            f"{first_line(error).partition('. ')[0]}",
             nearest_path(Path(spec))
             or "check the name and the network, or download the model and give its directory",
         ) from error

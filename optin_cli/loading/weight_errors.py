@@ -1,4 +1,4 @@
-"""What is told of weights that can't be used: how they differ from a model's, or what a library raised for them."""
+"""Error messages for checkpoints that do not fit the model, or that a library can't read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAMED = 3  # weights of each kind of misfit that an error names
 
 
 def misfits(model: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> list[str]:
-    """How the weights of a checkpoint differ from those that a model has: one phrase a kind, the first few of each."""
+    """Describe how the weights of a checkpoint differ from a model's: one phrase a kind, the first few of each."""
     ours, theirs = ({key: _shape(value) for key, value in state.items()} for state in (model, checkpoint))
     kinds = {
         "of another shape": [
@@ -32,8 +32,8 @@ def misfits(model: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> list[
 
 def other_shapes(found: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> str:
     """`misfits`' phrase for (key, shape in the file, shape in the model)."""
-    told = [_of_shapes(key, _sizes(theirs), _sizes(ours)) for key, theirs, ours in found]
-    return _first_few(told, "of another shape")
+    shapes = [_of_shapes(key, _sizes(theirs), _sizes(ours)) for key, theirs, ours in found]
+    return _first_few(shapes, "of another shape")
 
 
 def _of_shapes(key: str, theirs: str, ours: str) -> str:
@@ -78,22 +78,22 @@ class clear_errors:
                 f"{spec}: its weights can't be fetched",
                 f"check the network, or give a file: {library}:NAME?checkpoint=FILE",
             ) from error
-        if isinstance(error, struct.error | EOFError):  # torch.load of what is no file of its own
+        if isinstance(error, struct.error | EOFError):  # torch.load of a file that it did not write
             raise InputError(f"{spec}: its weights are damaged", "copy or download them again") from error
         if isinstance(error, OSError | ValueError | RuntimeError | LookupError | TypeError):
             raise InputError(f"{spec} can't be opened: {first}", self._arguments()) from error
         if type(error).__name__ == "SafetensorError":
-            told = f"{spec}: its safetensors file is damaged: {first}"
+            message = f"{spec}: its safetensors file is damaged: {first}"
             if self.source.record is not None:
-                raise ArtefactError(told, "run `optin apply` again") from error
-            raise InputError(told, "copy or download it again") from error
+                raise ArtefactError(message, "run `optin apply` again") from error
+            raise InputError(message, "copy or download it again") from error
 
     def _arguments(self) -> str | None:
-        """What to check where a model was made by name with arguments of the user's."""
+        """Return what to check if a model was made by name with arguments of the user's."""
         if self.source.folder is not None or not self.source.arguments:
             return None
         library = self.source.library
         return (
-            f"check what stands behind the ?: checkpoint=FILE, num_classes=10, and arguments that "
+            f"check the arguments behind the ?: checkpoint=FILE, num_classes=10, and arguments that "
             f"{library}'s {self.source.architecture} takes"
         )

@@ -1,1 +1,1 @@
-"""What a model costs (latency, memory, MACs, bytes) and how good it still is (metrics, fidelity, gates)."""
+"""Measure a model's cost (latency, memory, MACs, bytes) and quality (metrics, fidelity, gates)."""

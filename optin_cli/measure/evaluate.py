@@ -1,4 +1,4 @@
-"""How good a model is at its task, and how close it stays to the dense one. One pass over the data."""
+"""Evaluate a model on its task and against the dense model, in one pass over the data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ROUNDING = 1e-9
 
 @dataclass
 class Evaluation:
-    """What `evaluate` found. Metrics are in points, where 100 is perfect; a perplexity and a squared error are not."""
+    """The result of `evaluate`. Metrics are in points (100 is perfect), but for a perplexity and a squared error."""
 
     task: str
     examples: int
@@ -112,7 +112,7 @@ def gate(evaluation: Evaluation, max_drop: float) -> None:
 
 
 class _Kept:
-    """What a task keeps of one model's outputs until all batches are through."""
+    """The outputs of one model, as far as the task needs them, until all batches are through."""
 
     def __init__(self) -> None:
         self.items: dict[int, Any] = {}

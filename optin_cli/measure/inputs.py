@@ -127,7 +127,7 @@ def _check_recording(model: OpenModel, size: int) -> None:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What differs between the kinds of examples that models read."""
+    """The differences between the kinds of examples that models read."""
 
     default: Callable[[OpenModel], int]
     check: Callable[[OpenModel, int], None]

@@ -29,7 +29,7 @@ _SATURATED = 1.5
 
 @dataclass(frozen=True)
 class Setting:
-    """What is timed: a batch of examples of one size."""
+    """A setting to time: a batch of examples of one size."""
 
     batch_size: int
     size: int
@@ -64,7 +64,7 @@ class Timing:
     saturated: bool
     """False when twice the batch takes less than 1.5 times as long: a smaller model can't show its speed."""
     execution: str = EAGER.name
-    """How the forwards were run."""
+    """The way that the forwards were run."""
 
 
 def bench(
@@ -110,7 +110,7 @@ def bench(
 
 
 def speedup(dense: Timing, pruned: Timing) -> float:
-    """How many times faster `pruned` is, by the medians of one setting. Raises `ValueError` for two settings.
+    """Return how many times faster `pruned` is, by the medians of one setting. Raises `ValueError` for two settings.
 
     Example:
         >>> dense, pruned = optin.bench(small, baseline=model, batch_size=2, seq_len=8, repeats=2, seconds=0)

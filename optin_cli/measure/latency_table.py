@@ -46,7 +46,7 @@ _SHORTEST_MS = 1.0
 
 
 def table_setting(model: OpenModel, batch_size: int, size: int) -> TimedSetting:
-    """What a table is made for: times hold for nothing else."""
+    """The conditions that a table is made for: times hold for no others."""
     cpu = model.device.type == "cpu"
     return {
         "device": device_name(model.device),

@@ -1,4 +1,4 @@
-"""How a model's forward is run while it is timed: as it is, compiled by torch, or replayed as a CUDA graph."""
+"""Ways to run a model's forward while it is timed: as it is, compiled by torch, or replayed as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHAPES = 4  # that each model may be compiled for
 
 @dataclass(frozen=True)
 class Execution:
-    """How every model of a benchmark is run."""
+    """The way that every model of a benchmark is run."""
 
     compile: bool = False
     """By `torch.compile`, for the one shape of its inputs."""
@@ -46,7 +46,7 @@ EAGER = Execution()
 
 
 class Runner(Protocol):
-    """What is timed."""
+    """A model as it is timed."""
 
     @property
     def spec(self) -> str: ...

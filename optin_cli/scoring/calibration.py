@@ -1,4 +1,4 @@
-"""What all engines measure against: the same batches, the same sampled rows, the dense features."""
+"""The calibration that all engines share: batches, sampled rows and dense features."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from optin_cli.structure.anatomy import ATTENTION_MASK, Site
 log = logging.getLogger("optin")
 
 Scores = tuple[np.ndarray, np.ndarray]
-"""What an engine finds of a site on one batch: (trajectory [units, columns], output [units])."""
+"""Scores of a site on one batch: (trajectory [units, columns], output [units])."""
 
 # What a call costs before it computes anything, in tokens of work: below it, cutting padding off costs more.
 _CALL_OVERHEAD = {"cpu": 32, "cuda": 1 << 13}
 
 
 def measured_blocks(site: Site, depth: int) -> list[int]:
-    """Blocks whose features make the trajectory of a site's units: the deeper ones; for the last block its own."""
+    """Return the blocks whose features make a site's trajectory: the deeper ones, or the last block itself."""
     return [block for block in range(min(site.block + 1, depth - 1), depth) if block not in site.passed]
 
 
@@ -143,7 +143,7 @@ class Calibration:
         """For each piece, flat (example * tokens + token) positions of the rows that enter the relations.
 
         Real tokens only, drawn by seed and batch: the same tokens however the batch is cut. `tokens` is the
-        length of each piece's features, `mask` the input that tells their padding.
+        length of each piece's features, `mask` the input that marks their padding.
         """
         candidates = []
         for piece, length in zip(pieces, tokens, strict=True):
@@ -173,7 +173,7 @@ class Calibration:
         return {z: drawn[kind] for z, kind in kinds.items()}
 
     def generator(self, batch: int, stream: int = 0) -> torch.Generator:
-        """A CPU generator of its own for each (seed, batch, stream), so that work can stop and resume anywhere."""
+        """Return a separate CPU generator for each (seed, batch, stream), so that work can stop and resume anywhere."""
         mixed = (self.seed * 1_000_003 + batch) * 1_000_003 + stream
         return torch.Generator().manual_seed(mixed % (2**63))
 

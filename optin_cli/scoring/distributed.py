@@ -1,7 +1,7 @@
 """Several processes that score together: started by torchrun, `accelerate launch` or SLURM, never by us.
 
 Each takes every n-th item and hands its results to the first, which writes the one file. Alone, a team has one
-member and nothing is sent. The first process that fails tells why; the others end with its exit code, in silence.
+member and nothing is sent. The first process that fails reports why; the others end with its exit code, in silence.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger("optin")
 # done, and the connections of a process that dies are closed by its system.
 _APPEAR = timedelta(minutes=5)
 _FOREVER = timedelta(days=30)
-_TELLING = 2.0  # seconds: torchrun ends all processes as soon as one ends, also the one that is telling why
+_REPORTING = 2.0  # seconds: torchrun ends all processes as soon as one ends, also the one that reports why
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Team:
     rank: int = 0
     size: int = 1
     store: Any = field(default=None, repr=False)
-    """What all processes can read: whether one of them has failed."""
+    """A flag that all processes can read: whether one of them has failed."""
 
     @property
     def leads(self) -> bool:
@@ -46,7 +46,7 @@ class Team:
         return items[self.rank :: self.size]
 
     def gather(self, mine: T) -> list[T]:
-        """What every process has, in rank order, for the leader; nothing for the others."""
+        """Collect the value of every process on the leader, in rank order; the others get nothing."""
         if self.size == 1:
             return [mine]
         import torch.distributed as dist
@@ -72,7 +72,7 @@ class Team:
         self.broadcast(None)
 
     def first(self, function: Callable[[], T]) -> T:
-        """What `function` gives the leader, for everyone; the others don't call it."""
+        """Call `function` on the leader alone and return its result in every process."""
         return self.broadcast(function() if self.leads else None)
 
     def check_same(self, identity: dict[str, Any]) -> None:
@@ -110,7 +110,7 @@ class Team:
             code = self._exit_code()
         except RuntimeError:  # the process that kept the store is gone: nobody knows who was first
             return
-        time.sleep(_TELLING)
+        time.sleep(_REPORTING)
         raise PeerFailure(code) from error
 
 
@@ -152,7 +152,7 @@ def joined() -> Iterator[Team]:
     try:
         yield team
     except PeerFailure:
-        time.sleep(_TELLING)
+        time.sleep(_REPORTING)
         raise
     except BaseException as error:
         team.fail(error)

@@ -33,7 +33,7 @@ class Graph:
     features: dict[int, Tensor]
     output: Tensor
     chained: bool = True
-    """Whether whatever is asked for depends on every site before it."""
+    """Whether every requested output depends on every site before it."""
 
     def gradients(
         self, source: Tensor, seed: Tensor, sites: Sequence[Site], reduced: bool = True

@@ -1,4 +1,4 @@
-"""What would be scored: the model, its calibration batches, the method and its settings."""
+"""The plan of a scoring run: the model, its calibration batches, the method and its settings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Plan:
         return method_named(self.settings.method)
 
     def identity(self) -> dict[str, Any]:
-        """What makes two scorings the same work."""
+        """Return the facts that make two scoring runs the same work."""
         settings = asdict(self.settings)
         settings.pop("output_weight")  # parts are stored apart, so lambda never means scoring again
         if not self.settings.tokens:  # a ranking that has them, too, serves

@@ -40,5 +40,5 @@ class Worker:
             self.totals.add(item, arrays)
 
     def token_sites(self) -> list[RankedTokens]:
-        """What merging tokens costs behind each block; none if that was not asked for."""
+        """Return the cost of merging tokens behind each block; empty if it was not asked for."""
         return self.merging.sites() if self.merging else []

@@ -32,7 +32,7 @@ log = logging.getLogger("optin")
 
 
 def existing(path: Path, plan: Plan, *, any_lambda: bool = False) -> Ranking | None:
-    """The ranking already at `path` if it is the one this plan would make; None if there is no file.
+    """Return the ranking already at `path` if it is the one this plan would make; None if there is no file.
 
     `any_lambda` accepts scores combined with another lambda: their parts are the same. Raises `UsageError` when
     the file is something else, naming what differs.
@@ -43,7 +43,9 @@ def existing(path: Path, plan: Plan, *, any_lambda: bool = False) -> Ranking | N
     try:
         ranking = read_ranking(path)
     except ArtefactError as error:
-        raise UsageError(f"{path} exists and is no readable ranking ({error.template[0]})", redo) from error
+        raise UsageError(
+            f"{path} exists and is not a readable ranking ({error.template[0]})", redo
+        ) from error
     wanted, have = plan.identity(), ranking.settings["identity"]
     # the weights of a model may be those of one that merges other tokens
     differs = [key for key in {**wanted, "merges": None} if have.get(key) != wanted.get(key)]
@@ -152,7 +154,7 @@ class _Run:
         self.worker = Worker(plan)
         if team.leads:  # it clears what another plan left, before anyone adds to it
             self.partial = Partial(output, identity)
-            # once in the parts, once in the ranking: better told now than after hours of work
+            # once in the parts, once in the ranking: better refused now than after hours of work
             check_space(output, 2 * _sketch_bytes(self.worker.method) - self.partial.nbytes())
         team.barrier()
         if not team.leads:
@@ -193,16 +195,16 @@ class _Run:
 
     def _one(self, item: Item) -> Arrays:
         label = f"batch {item.batch + 1}/{self.batches}, {item.site or item.engine}"
-        told = 0.0
+        reported = 0.0
 
-        def tell(work: float) -> None:
-            nonlocal told
-            told += work
+        def report(work: float) -> None:
+            nonlocal reported
+            reported += work
             self._advance(work * self.team.size, label)  # the others do as much in the meantime
 
-        found = self.worker.run(item, tell)
+        found = self.worker.run(item, report)
         self.partial.put(item.key, found)
-        self._advance((item.work - told) * self.team.size, label)
+        self._advance((item.work - reported) * self.team.size, label)
         return found
 
     def _advance(self, work: float, label: str) -> None:

@@ -1,4 +1,4 @@
-"""What scoring is asked to do."""
+"""Settings of scoring."""
 
 from __future__ import annotations
 

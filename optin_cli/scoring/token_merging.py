@@ -1,4 +1,4 @@
-"""What merging tokens costs: at one boundary at a time, a few counts each, measured like a unit's removal.
+"""Score the merging of tokens: one boundary at a time, a few counts each, measured like a unit's removal.
 
 The trajectory is that of the blocks behind the boundary, with tokens spread back to their original positions: the same
 sampled rows as for units, in the same relational loss, beside the same change of the output.
@@ -35,7 +35,7 @@ def boundary_name(block: int) -> str:
 
 
 def columns(block: int, depth: int) -> list[int]:
-    """The blocks whose features tell what merging behind `block` changes: the deeper ones."""
+    """Return the blocks whose features measure what merging behind `block` changes: the deeper ones."""
     return list(range(block + 1, depth))
 
 
@@ -90,7 +90,7 @@ class TokenMerging:
         self.output[block] += weight * arrays[f"{item.site}/o"]
 
     def sites(self) -> list[RankedTokens]:
-        """What merging tokens costs behind each block."""
+        """Return the cost of merging tokens behind each block."""
         return [
             RankedTokens(block, list(self.levels), found, self.trajectory[block], self.output[block])
             for block, found in self.columns.items()

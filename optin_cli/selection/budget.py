@@ -1,4 +1,4 @@
-"""What a budget is: an amount of one resource that a mask may use. A new kind is one class (budgets.py has several).
+"""The base of budgets: amounts of one resource that a mask may use. A new kind is one class (budgets.py has several).
 
 A mask uses `fixed`, plus the `costs` of each site's units, less what sums over sites count too much where a layer is
 between two sites (`overcounted`). `scale` turns the amount that was asked into those terms. All of them depend on the
@@ -26,7 +26,7 @@ from optin_cli.structure.coupled_layers import SharedLayer
 
 @dataclass(frozen=True)
 class Case:
-    """What the costs of units depend on."""
+    """The facts that the costs of units depend on."""
 
     ranking: Ranking
     sites: Sequence[RankedSite]
@@ -36,7 +36,7 @@ class Case:
     seen: Sequence[float]
     """[blocks] tokens that each block sees."""
     dense: bool = True
-    """Whether shares are of the original dense model; otherwise of the ranked one."""
+    """True if shares are of the original dense model; otherwise they are of the ranked one."""
     table: LatencyTable | None = None
 
     @cached_property
@@ -61,7 +61,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Budget(ABC):
-    """What a mask may use of one resource.
+    """The amount of one resource that a mask may use.
 
     A kind needs `name`, `option`, `scale` and `unit_cost`; one whose costs are not proportional to the number of units
     says `linear = False` and has `costs`. The rest has defaults that suit most kinds::
@@ -91,7 +91,7 @@ class Budget(ABC):
     metavar: ClassVar[str] = "FRACTION"
     """How the option's help writes an amount."""
     linear: ClassVar[bool] = True
-    """Whether n units of a site cost n times one."""
+    """Return whether n units of a site cost n times one."""
     whole_sequences: ClassVar[str] = ""
     """Why costs don't follow a schedule of merged tokens; '' where they do."""
 
@@ -109,7 +109,7 @@ class Budget(ABC):
 
     @property
     def is_share(self) -> bool:
-        """Whether the amount is a share of the whole."""
+        """Return whether the amount is a share of the whole."""
         return True
 
     @property
@@ -139,7 +139,7 @@ class Budget(ABC):
         if not 0 < self.amount < math.inf:
             amount = f"{self.amount:g}"
             said = param(self.entries()[0], meta=amount, python=f"{self.key}={amount}")
-            raise UsageError(f"{said} is no amount", "give more than 0")
+            raise UsageError(f"{said} is not an amount", "give more than 0")
 
     def eased(self, progress: float) -> Self | None:
         """The budget of a step on the way, `progress` in (0, 1): shares fall geometrically; None: nothing holds yet."""
@@ -153,14 +153,14 @@ class Budget(ABC):
 
     @abstractmethod
     def scale(self, case: Case) -> float:
-        """What an amount of 1 is, in the terms of `costs`: all that the dense model uses, for a share."""
+        """Return what an amount of 1 is, in the terms of `costs`: all that the dense model uses, for a share."""
 
     def fixed(self, case: Case) -> float:
-        """What the model uses outside its sites, where the budget counts that."""
+        """Return what the model uses outside its sites, if the budget counts that."""
         return 0
 
     def unit_cost(self, case: Case, site: RankedSite) -> float:
-        """What one unit of a site uses. Of a layer between two sites, each has half."""
+        """Return what one unit of a site uses. Of a layer between two sites, each has half."""
         raise NotImplementedError(f"{type(self).__name__} has neither unit_cost nor costs")
 
     def costs(self, case: Case, site: RankedSite, counts: Ints) -> Floats:
@@ -168,11 +168,11 @@ class Budget(ABC):
         return np.float64(self.unit_cost(case, site)) * counts
 
     def layers(self, case: Case, pairs: Sequence[float]) -> float:
-        """What so many `pairs` of units use of each layer between two sites. 0: nothing depends on pairs."""
+        """Return what so many `pairs` of units use of each layer between two sites. 0: nothing depends on pairs."""
         return 0.0
 
     def shared_whole(self, case: Case) -> float:
-        """What the layers between two sites use with all units."""
+        """Return what the layers between two sites use with all units."""
         return self.layers(case, [case.units[layer.made] * case.units[layer.read] for layer in case.shared])
 
     def overcounted(self, case: Case, kept: Mapping[str, int]) -> float:
@@ -184,7 +184,7 @@ class Budget(ABC):
         return np.float64(self.layers(case, case.halves(site))) * counts
 
     def capacity(self, case: Case) -> float:
-        """What the sites may use. Raises `ArtefactError` where that can't be known."""
+        """Return what the sites may use. Raises `ArtefactError` if that can't be known."""
         return self.amount * self.scale(case) - self.fixed(case)
 
     def show(self, case: Case, used: float) -> str:
@@ -192,7 +192,7 @@ class Budget(ABC):
         return f"{math.ceil((self.fixed(case) + used) / self.scale(case) * 1e4) / 1e4:.4f}"
 
     def used(self, case: Case, kept: Mapping[str, int]) -> float:
-        """What the whole model uses with `kept` units in each site."""
+        """Return what the whole model uses with `kept` units in each site."""
         if self.linear:  # whole numbers stay whole
             by_site = sum(kept[s.name] * self.unit_cost(case, s) for s in case.sites)
         else:
@@ -200,13 +200,13 @@ class Budget(ABC):
         return self.fixed(case) + by_site - self.overcounted(case, kept)
 
     def reached(self, case: Case, kept: Mapping[str, int]) -> dict[str, float]:
-        """What a mask's `reached` says of this kind."""
+        """Return the entries of a mask's `reached` for this kind."""
         return {self.key: self.used(case, kept) / self.scale(case)}
 
 
 def parse_number(number: str, text: str, option: str, way_out: str) -> float:
-    """`number`, which stands in the option's `text`. Raises `UsageError` with the way to write it."""
+    """Parse `number`, a part of the option's `text`. Raises `UsageError` with the way to write it."""
     try:
         return float(number)
     except ValueError as error:
-        raise UsageError(f"{option} {text!r} is no number", way_out) from error
+        raise UsageError(f"{option} {text!r} is not a number", way_out) from error

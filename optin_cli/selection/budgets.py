@@ -117,7 +117,7 @@ class Latency(Budget):
     """A share of the latency that a table gives the whole model, or milliseconds."""
 
     ms: bool = False
-    """Whether the amount is milliseconds."""
+    """Return whether the amount is in milliseconds."""
 
     name, option, linear = "latency", "--latency", False
     help = f"Share of the latency, or milliseconds (12.5ms); needs {param('latency_table')}."
@@ -181,7 +181,7 @@ class Latency(Budget):
             return predicted_ms(case.ranking, table, {site.name: site.units for site in case.ranking.sites})
         if table.model["digest"] != table.model["dense_digest"]:
             raise ArtefactError(
-                f"the latency table is of the pruned {table.model['id']}: it can't tell shares of the dense model",
+                f"the latency table is of the pruned {table.model['id']}: it can't give shares of the dense model",
                 f"make one of the dense model, or use {param('relative_to', 'current')}",
             )
         return table.total_ms

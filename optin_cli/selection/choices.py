@@ -1,4 +1,4 @@
-"""What the solver chooses among: the sizes each site may have, and classes of sites that are solved as one."""
+"""The choices of the knapsack: the sizes each site may have, and classes of sites that are solved as one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Ladder:
     costs: Floats
     """[budgets, rungs] what they use of each budget."""
     step: tuple[float, ...] | None = None
-    """What one rung up costs, where all rungs cost the same and gain ever less; None for any other shape."""
+    """The cost of one rung up, if all rungs cost the same and gain ever less; None for any other shape."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Class:
     """Ladders that are climbed together: of one step, or a single one of any shape.
 
     Ladders of one step are interchangeable rung by rung, so the best n rungs up of the class are the n with the
-    largest gains, and one ladder with those prefix sums stands for all of them.
+    largest gains, and one ladder with those prefix sums represents all of them.
     """
 
     members: tuple[int, ...]
-    """Which ladders."""
+    """Indices of the ladders."""
     gains: Floats
     """[rungs]"""
     costs: Floats
@@ -61,7 +61,7 @@ class Class:
         return np.min(rungs, axis=0) - 1 if rungs else np.full(room.shape[1], len(self.gains) - 1)
 
     def rungs(self, height: int) -> list[int]:
-        """How far up each member is when the class is `height` rungs up."""
+        """Return how far up each member is when the class is `height` rungs up."""
         if self.owner is None:
             return [height]
         return np.bincount(self.owner[:height], minlength=len(self.members)).tolist()

@@ -1,4 +1,4 @@
-"""Latency where layers stand between two sites: a table's curves hold a part of such a layer each, measured while the
+"""Latency of layers between two sites: a table's curves hold a part of such a layer each, measured while the
 other site was whole.
 
 Of a site's time, the layer's part is taken to be as large as of the site's MACs, and to shrink in both sites as their
@@ -17,7 +17,7 @@ from optin_cli.selection.choices import Floats, Ints
 
 
 class SharedTimes:
-    """The milliseconds of the layers that stand between two sites of a ranking, by a table of the model's."""
+    """The milliseconds of the layers between two sites of a ranking, from the model's latency table."""
 
     def __init__(self, ranking: Ranking, table: LatencyTable) -> None:
         self.table = table
@@ -40,7 +40,7 @@ class SharedTimes:
 
     @property
     def whole(self) -> float:
-        """What all of these layers take when nothing is pruned, in ms."""
+        """Return the time of all these layers when nothing is pruned, in ms."""
         return sum(sum(part.values()) for part in self.parts)
 
     def overcounted(self, kept: Mapping[str, int]) -> float:

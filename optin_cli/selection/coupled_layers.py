@@ -1,4 +1,4 @@
-"""Budgets where layers stand between two sites, so that costs are products and not sums.
+"""Solve budgets where layers couple two sites, so that costs are products and not sums.
 
 Half of such a layer for each of its sites never counts too little, but too much wherever both lose units: a chain
 asked for 60 % would get 36 %. So the sums are allowed more than the budget, as much more as what is really used
@@ -70,7 +70,7 @@ class Products:
 
 
 def solve_products(problem: Problem) -> Solution | None:
-    """The best choice found whose products meet every budget; `solver.solve` where there are no products.
+    """Return the best choice found whose products meet every budget; `solver.solve` if there are no products.
 
     Returns None when nothing was found that meets them.
     """

@@ -54,7 +54,7 @@ class Rearrangement:
     error: float
     """Standard error, over its examples, of the difference of `held_out`."""
     dropped: bool
-    """The held-out half did not confirm the gain: the exchanges found were not made, and the losses tell why."""
+    """The held-out half did not confirm the gain: the exchanges found were not made; the losses show why."""
 
 
 def halves(
@@ -98,7 +98,7 @@ def _scaled(part: Mapping[str, Rows], names: Sequence[str], rows: Ints, worth: F
 
 
 def pools(ladders: Sequence[Ladder], site: Ints, scope: str) -> list[Pool]:
-    """What may be exchanged for what: units of one site, or with `global` of all sites of one cost a unit.
+    """Return the groups within which units may be exchanged: one site, or with `global` all sites of one cost a unit.
 
     Sites whose sizes are not free (rounded, kept whole, or of a latency that units do not add up to) keep theirs.
     """
@@ -127,7 +127,7 @@ def rearrange(
 
         ||sum of the removed units' rows||^2 + ridge * sum of their scores,
 
-    the ridge standing for what the rows of half the examples can't know. On the held-out half the loss is without
+    the ridge accounting for what the rows of half the examples don't show. On the held-out half the loss is without
     it: the moves up to its least are made, if that is `_ERRORS` standard errors below the start, and none otherwise.
     Costs stay within `capacities`, sizes between the rungs of `ladders`.
     """
@@ -167,7 +167,7 @@ def rearrange(
 
 
 def as_facts(found: Rearrangement) -> Exchanged:
-    """What a mask records of it."""
+    """Return the entries that a mask records."""
     fit, held_out = (Change(before=before, after=after) for before, after in (found.fit, found.held_out))
     return {
         "ridge": RIDGE,
@@ -200,7 +200,7 @@ class _HeldOutLoss:
         self.least = self._loss(self.sum, start)
 
     def better(self, removed: Flags) -> bool:
-        """Whether `removed`, a few moves after the last one asked about, is the best so far."""
+        """Return whether `removed`, a few moves after the last set asked about, is the best so far."""
         self.sum, self.last = self._moved(self.last, self.sum, removed), removed.copy()
         loss = self._loss(self.sum, removed)
         if loss < self.least:

@@ -27,7 +27,7 @@ class Problem:
     merges: tuple[int, ...] = ()
     """Tokens merged behind each block."""
     weighting: tuple[FeatureWeights, float] = (OPTIN_SUM, 0.0)
-    """How the scores were put together: (feature weights, lambda)."""
+    """The weights that the scores were combined with: (feature weights, lambda)."""
 
     @property
     def budgets(self) -> tuple[Budget, ...]:
@@ -35,7 +35,7 @@ class Problem:
 
     @cached_property
     def case(self) -> Case:
-        """What the costs of units depend on."""
+        """The facts that the costs of units depend on."""
         dense = self.request.relative_to == "dense"
         return Case(self.ranking, self.sites, self.tokens, self.seen, dense, self.request.table)
 
@@ -71,7 +71,7 @@ class Problem:
 
     @property
     def share(self) -> float:
-        """What the tightest budget leaves of the ranked sites."""
+        """Return the share that the tightest budget leaves of the ranked sites."""
         whole = np.sum([self._costs(site, np.array([site.units]))[:, 0] for site in self.sites], axis=0)
         return float(np.min(self.capacities / np.maximum(whole, 1e-300), initial=1.0))
 
@@ -131,7 +131,7 @@ def pose(ranking: Ranking, request: Request) -> Problem:
 
 
 def _check_parts(ranking: Ranking, request: Request) -> bool:
-    """Whether scores can be put together anew. Raises `UsageError` where they were asked to be and can't."""
+    """Return whether scores can be combined with other weights. Raises `UsageError` if that is asked for in vain."""
     parts = ranking.settings.get("recombines", True) and all(s.columns for s in ranking.sites if s.units)
     if not parts and (request.output_weight is not None or request.feature_weights is not None):
         option = param("output_weight" if request.feature_weights is None else "feature_weights")
@@ -143,7 +143,7 @@ def _check_parts(ranking: Ranking, request: Request) -> bool:
 
 
 def _climbing(ms: Floats) -> Ints:
-    """Rungs above which no larger one is faster: a size that is slower than a larger one is no choice."""
+    """Return the rungs above which no larger one is faster: a size that is slower than a larger one is never chosen."""
     return np.flatnonzero(ms <= np.minimum.accumulate(ms[::-1])[::-1])
 
 

@@ -23,11 +23,11 @@ _FEW = 512
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The best choice met, and whether it is proved to be the best there is."""
+    """The best choice found, and whether it is proved to be optimal."""
 
     picks: list[int]
     short: float
-    """How far below the bound it scores."""
+    """The distance of its score from the bound."""
     optimal: bool
 
 

@@ -25,7 +25,7 @@ from optin_cli.selection.token_merging import MergeSolution, merge_tokens
 def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = None) -> Mask:
     """The best mask within the budgets of `request`; a bare number is a share of the MACs.
 
-    `sketch` is the ranking's: what the request's interactions are told by.
+    `sketch` is the ranking's: the request's interactions are computed from it.
     Raises `UsageError` for a request no ranking could serve, `ArtefactError` for a latency table that does not
     belong and `BudgetError` naming the smallest budget that can be reached.
     """
@@ -44,7 +44,7 @@ def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = N
         return mask_of(problem, solution, keep, merged=merged)
     if sketch is None or not len(sketch):
         raise UsageError(
-            "the ranking holds no sketch: nothing tells how its units interact",
+            "the ranking holds no sketch, and interactions are computed from it",
             f"leave {param('interactions')} out, or score again without "
             f"{param('sketch', False, python='sketch_rows=0')}",
         )
@@ -110,7 +110,7 @@ def mask_of(
 
 
 def reached(problem: Problem, kept: Mapping[str, int]) -> Reached:
-    """What a model with `kept` units in each site uses of the built-in resources, and of others that were asked for."""
+    """Return what a model with `kept` units in each site uses of the built-in resources, and of others asked for."""
     others = [budget for budget in problem.budgets if type(budget) not in BUILT_IN]
     found: dict[str, float] = {}
     for budget in (*(kind(1.0) for kind in BUILT_IN), *others):

@@ -1,4 +1,4 @@
-"""What a mask is asked for: budgets, what the guards hold back, and how scores and costs are read."""
+"""Settings of a mask: budgets, guards, and how scores and costs are combined."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Request:
             "mean, deep, last, or one for each block.",
         },
     )
-    """None takes the ranking's own."""
+    """None takes those of the ranking."""
     interactions: str = field(
         default="none",
         metadata={
@@ -152,7 +152,7 @@ class Request:
 
     @cached_property
     def asked(self) -> tuple[Budget, ...]:
-        """All budgets: those with a name of their own, then the further ones."""
+        """All budgets: the built-in ones, then those in `budgets`."""
         named = (
             None if self.flops is None else Macs(self.flops),
             None if self.params is None else Params(self.params),
@@ -190,7 +190,9 @@ class Request:
                 f"{param('min_heads')}, {param('min_neurons')} and {param('min_channels')} can't be negative"
             )
         if not 0 <= self.max_prune <= 1:
-            raise UsageError(f"{param('max_prune', float(self.max_prune))} is no share", "give one in [0, 1]")
+            raise UsageError(
+                f"{param('max_prune', float(self.max_prune))} is not a share", "give one in [0, 1]"
+            )
         if self.round_to != ROUND_AUTO and (isinstance(self.round_to, str) or self.round_to < 1):
             raise UsageError(param("round_to", self.round_to), "give 8, 16, 32, 64 or auto")
         self._check_merging()
@@ -200,7 +202,7 @@ class Request:
             raise UsageError(f"{param('tokens', float(self.tokens))}: a sequence has at least one token")
         if self.output_weight is not None and not 0 <= self.output_weight < math.inf:
             raise UsageError(
-                f"{param('output_weight', float(self.output_weight))} is no weight", "give 0 or more"
+                f"{param('output_weight', float(self.output_weight))} is not a weight", "give 0 or more"
             )
         if self.interactions not in SCOPES:
             raise UsageError(param("interactions", self.interactions), f"use {', '.join(SCOPES)}")
@@ -263,7 +265,7 @@ class Request:
         return min(max(least, share), site.units)
 
     def multiple(self, site: RankedSite, size: int) -> int:
-        """What the units of `site` are kept in multiples of; `size` is `round_size`'s.
+        """Return the multiple that the units of `site` are rounded to; `size` is that of `round_size`.
 
         With `auto` the features of a site, units * width, come in multiples of `size`, or of a power of two below it
         where that left too few sizes to choose from.
@@ -284,7 +286,7 @@ def _units_of(features: int, site: RankedSite) -> int:
 
 
 def weighting(request: Request, ranking: Ranking, share: float) -> tuple[FeatureWeights, float]:
-    """How the parts of scores count, (feature weights, lambda): as asked, else as the ranking has it.
+    """Return the weights of the parts of scores, (feature weights, lambda): as asked, else as the ranking has it.
 
     What neither says, or says to be `auto`, follows `share`: what the tightest budget leaves. Raises `UsageError` for a
     wrong number of weights.

@@ -24,7 +24,7 @@ _TOLERANCE = 1e-12
 
 @dataclass(frozen=True)
 class Solution:
-    """How many units each site keeps, what that scores and costs, and the best that any choice could score."""
+    """The units that each site keeps, their score and costs, and an upper bound of any choice's score."""
 
     counts: list[int]
     score: float
@@ -33,7 +33,7 @@ class Solution:
     bound: float
     """Value of the LP relaxation: no choice within the budgets scores more."""
     optimal: bool
-    """Whether it is proved that no choice scores more. Then a larger budget never scores less, either."""
+    """True if it is proved that no choice scores more. Then a larger budget never scores less, either."""
 
     @property
     def gap(self) -> float:

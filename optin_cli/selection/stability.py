@@ -1,4 +1,4 @@
-"""How far a ranking would change with other calibration examples: what its batches say of each other.
+"""Estimate how far a ranking would change with other calibration examples, from the spread over its batches.
 
 Batches come sorted by text length, so a plain random half may be of short texts. Neighbouring batches make pairs,
 one of each pair goes to either half (balanced half-samples, McCarthy 1969): the halves are alike in length, and half
@@ -21,7 +21,7 @@ ALL = "all"
 TARGET = 0.95
 BUDGETS = (0.8, 0.6, 0.4)
 FEWEST_BATCHES = 3
-"""Fewer make one split at most, or none: nothing to tell scatter by."""
+"""Fewer make one split at most, or none: too few to estimate scatter."""
 _SPLITS = 100
 _SIGMAS = 2.0
 """Standard errors to either side of a score: about 95 %."""
@@ -77,16 +77,16 @@ class Stability:
 
     @property
     def low(self) -> bool:
-        """Whether some kind falls short of the target."""
+        """Return whether some kind falls short of the target."""
         return self.needed is None or self.needed > self.examples
 
 
 def stability(
     ranking: Ranking, target: float = TARGET, *, splits: int = _SPLITS, nearest: int = 5, seed: int = 0
 ) -> Stability | None:
-    """What the batches of a ranking say of its scores.
+    """Estimate the stability of a ranking's scores from its batches.
 
-    None when there are fewer than three of them, or when the scores are no mean over batches.
+    None when there are fewer than three of them, or when the scores are not means over batches.
     """
     batches = len(ranking.batch_weights)
     sites = [site for site in ranking.sites if site.units]
@@ -168,7 +168,7 @@ def calibration_examples(ranking: Ranking) -> int:
 
 
 def _by_batch(sites: list[RankedSite], weights: FeatureWeights) -> Floats | None:
-    """(batches, units): the score that each batch alone gives; None where scores are no mean over batches.
+    """(batches, units): the score that each batch alone gives; None where scores are not means over batches.
 
     Every method's score is a mixture of the two parts, one for each kind of unit: it is solved for, not assumed.
     `weights` is how the trajectory's columns add up in it.
@@ -192,7 +192,7 @@ def _by_batch(sites: list[RankedSite], weights: FeatureWeights) -> Floats | None
 
 
 def _halves(batches: int, splits: int, seed: int) -> Iterator[np.ndarray]:
-    """Which batches are in the first half: one of each two neighbours, drawn; a last odd one in either."""
+    """Draw the batches of the first half: one of each two neighbours; a last odd one in either."""
     rng = np.random.default_rng(seed)
     for _ in range(splits):
         first = rng.integers(0, 2, -(-batches // 2)).astype(bool)

@@ -27,7 +27,7 @@ _DEAR = 24
 """Dear units of each side that are weighed against many cheap ones, and how many of those exactly."""
 _WEIGHED = 3
 _LEAST_GAIN = 1e-5
-"""Of the loss at the start: what single precision can tell from nothing."""
+"""Smallest change that single precision resolves, as a share of the loss at the start."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class _Trade:
 
 
 class Exchange:
-    """A removed set with everything that tells what the next move would change."""
+    """A removed set, with all that the effect of the next move depends on."""
 
     def __init__(
         self, rows: Rows, diagonal: Floats, removed: Flags, site: Ints, least: Ints, room: Floats
@@ -88,7 +88,7 @@ class Exchange:
                 return
 
     def _guarded(self, shared: Sequence[Pool]) -> list[Pool]:
-        """Sites that may lose no unit to another site: their own units still change places."""
+        """Sites that may lose no unit to another site; units within one site still change places."""
         sites = [s for pool in shared for s in np.unique(self.site[pool.units])]
         return [Pool(np.flatnonzero(self.site == s), None) for s in sites if self.kept[s] <= self.least[s]]
 
@@ -145,7 +145,7 @@ class Exchange:
         return pairs
 
     def _spare(self, units: Ints, leaves: bool) -> Flags:
-        """Which of `units` their sites can spare; all, where another unit of the site comes back."""
+        """Return which of `units` their sites can spare: all, if another unit of the site comes back."""
         if not leaves:
             return np.ones(len(units), dtype=bool)
         return (self.kept > self.least)[self.site[units]]

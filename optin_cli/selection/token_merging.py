@@ -27,7 +27,7 @@ _SOLVED = 4
 
 @dataclass(frozen=True)
 class MergeSolution:
-    """What was found: the problem with its schedule, its sizes, what merging loses, and the bound on the net score."""
+    """The problem with its schedule, the sizes, the loss of merging, and a bound on the net score."""
 
     problem: Problem
     solution: Solution

@@ -25,7 +25,7 @@ _FIRST_STEP = 8
 
 @dataclass(frozen=True)
 class Boundaries:
-    """Where tokens may merge, and what that loses."""
+    """The boundaries where tokens may merge, and the losses there."""
 
     tokens: int
     """Of a whole sequence."""
@@ -42,7 +42,7 @@ class Boundaries:
         return float(sum(losses[count] for count, losses in pairs))
 
     def allows(self, schedule: Schedule) -> bool:
-        """True if every count can be merged where it stands."""
+        """Return whether every count can be merged at its boundary."""
         seen = tokens_by_block(self.tokens, self.depth, schedule, self.prefix)
         whole = all(after == before - n for before, after, n in zip(seen, seen[1:], schedule, strict=False))
         return whole and min(schedule, default=0) >= 0 and self.loss(schedule) < float("inf")
@@ -144,7 +144,7 @@ class _Hull:
         return self.gains[rungs] - prices * self.counts[rungs]
 
     def counts_at(self, prices: Floats) -> Floats:
-        """How many units are best at each price of a unit."""
+        """Return the best number of units at each price of a unit."""
         return self.counts[np.searchsorted(self.falling, -prices)]
 
 

@@ -1,4 +1,4 @@
-"""The vocabulary of everything else: units stand in sites, sites in blocks, blocks in an anatomy.
+"""The vocabulary of everything else: an anatomy has blocks, a block has sites, a site has units.
 
 Plain dataclasses without torch. An engine that works on these works on every architecture.
 """
@@ -38,7 +38,7 @@ CHANNELS = "channels"
 
 TEXT, IMAGE, AUDIO = "text", "image", "audio"
 MODALITIES = (TEXT, IMAGE, AUDIO)
-"""Which kind of data a model reads."""
+"""Kinds of data that models read."""
 
 TOKENS, SEQUENCE, NHWC, NCHW = "tokens", "sequence", "nhwc", "nchw"
 LAYOUTS = (TOKENS, SEQUENCE, NHWC, NCHW)
@@ -60,13 +60,13 @@ class Producer:
     shared: bool = field(default=False, metadata=holds(TRUTH))
     """One slice for all heads of a group: the keys and values of grouped-query attention."""
     per_batch: bool = field(default=False, metadata=holds(TRUTH))
-    """It runs once a batch, on relative positions: its MACs are no unit's."""
+    """It runs once a batch, on relative positions: its MACs belong to no unit."""
     width: int = field(default=0, metadata=holds(SIZE))
     """Rows of a unit in each part, where they are not as many as the consumer's columns: the sampling points of
     deformable attention. 0 where they are."""
 
     def rows_of(self, rows: int, group: int) -> int:
-        """Rows of a unit in each part, where `rows` stand for its `group` heads."""
+        """Return the rows of a unit in each part; `rows` are those of its `group` heads."""
         return self.width or (rows // group if self.shared else rows)
 
 
@@ -83,9 +83,9 @@ class UnitInput:
     argument: str = field(metadata=holds(ARGUMENT))
     """Its name."""
     axis: int = field(metadata=holds(WHOLE))
-    """Where the slices are. Count from the end (-3) where leading axes come and go."""
+    """The axis of the slices. Count from the end (-3) where leading axes come and go."""
     returned: int = field(default=0, metadata=holds(WHOLE))
-    """Where in the tuple that the module returns it is given back for the next block, whole; 0 if it is not."""
+    """Its index in the tuple that the module returns, if it is passed on to the next block whole; 0 if it is not."""
     maker: str = field(default="", metadata=holds(ANY_TEXT))
     """The method of `module` that makes it for all units, where it is not given and the module has what that takes:
     (queries, keys, device, past_seen_tokens), as T5's first block does for the others."""
@@ -115,10 +115,10 @@ class Bypass:
     in_tuple: int = field(default=0, metadata=holds(SIZE))
     """Size of the tuple that it returns, of which the others become None; 0 where it returns a tensor."""
     cache: str = field(default="", metadata=holds(OPTIONAL_ARGUMENT))
-    """Its argument that is a cache of the keys and values of its own tokens. The cache counts tokens, so it gets them
+    """The argument with the cache of keys and values of the tokens it reads. The cache counts tokens, so it gets them
     without heads too."""
     attended: str = field(default="", metadata=holds(OPTIONAL_ARGUMENT))
-    """Its argument with what it attends to, where that is not its own tokens: the cache is then of those."""
+    """The argument with what it attends to, if that is another sequence: the cache then belongs to that sequence."""
     empty: bool = field(default=False, metadata=holds(TRUTH))
     """The module is in front of the consumer, and gives no features."""
 
@@ -171,7 +171,7 @@ class Site:
     """`blocks.<block>.<its table's name>`: what `protect` globs match and what artefacts use as key."""
     kind: str = field(metadata=holds(UNIT_KIND))
     block: int
-    """Where the consumer stands; in a chain the producer stands in an earlier block."""
+    """Index of the consumer's block; in a chain the producer is in an earlier block."""
     units: int
     """Units present now (fewer than in the dense model once pruned)."""
     width: int
@@ -187,7 +187,7 @@ class Site:
     readers: tuple[str, ...] = field(default=(), metadata=holds(PATHS))
     masked_at: str = field(default="", metadata=holds(OPTIONAL_PATH))
     axis: int = -1
-    """Where the units stand in what is masked, counted from the end: -3 in (examples, channels, height, width)."""
+    """The axis of the units in the masked tensor, counted from the end: -3 in (examples, channels, height, width)."""
     batch_axis: int = field(default=0, metadata=holds(SIZE))
     norm: str = field(default="", metadata=holds(OPTIONAL_PATH))
     counts: dict[str, str] = field(default_factory=dict, metadata=holds(COUNTS))
@@ -247,7 +247,7 @@ class TokenSite:
     heads: str
     """Name of the site of heads whose keys are compared."""
     keys: Producer
-    """What gives the keys: all of its output, or part number `part` of a fused projection."""
+    """The layer that gives the keys: all of its output, or part number `part` of a fused projection."""
     part: int
     attention: str
     """The module whose argument `bias` is added to the logits: (batch, 1, 1, tokens) of the tokens' log sizes."""
@@ -263,14 +263,14 @@ class Stream:
     layout: str = TOKENS
     """One of `LAYOUTS`."""
     mask: str = ATTENTION_MASK
-    """The input of the model that tells which of its tokens are no padding, (batch, tokens)."""
+    """The model input that marks real tokens, as opposed to padding: (batch, tokens)."""
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The ordered blocks of a model and the sites that stand in them. Paths are `get_submodule` paths.
+    """The ordered blocks of a model and the sites in them. Paths are `get_submodule` paths.
 
-    Blocks may share a module, which runs once for each: their sites stand in the first of them.
+    Blocks may share a module, which runs once for each: their sites are in the first of them.
     """
 
     family: str
@@ -298,7 +298,7 @@ class Anatomy:
         raise KeyError(name)
 
     def uses(self, block: int) -> int:
-        """How many blocks share the module of one."""
+        """Return how many blocks share the module of `block`."""
         return self.blocks.count(self.blocks[block])
 
     def stream_of(self, block: int) -> Stream:

@@ -1,4 +1,4 @@
-"""What models of recordings read: spectrograms of one size, and the transcript so far where there is a decoder."""
+"""Inputs of speech models: spectrograms of one size, and the transcript so far where there is a decoder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def feature_shape(config: Any) -> tuple[int, int]:
 
 
 def has_decoder(model: nn.Module) -> bool:
-    """Whether a transcript is read as well."""
+    """Return whether the model reads a transcript as well."""
     return _TOKENS in inspect.signature(model.forward).parameters
 
 
@@ -41,7 +41,7 @@ def transcript_length(config: Any) -> int:
 
 
 def sizes(model: nn.Module) -> tuple[int, int]:
-    """What a model is timed at, and the largest it takes: tokens of the transcript, or frames without a decoder."""
+    """Return the size to time a model at and its largest: tokens of the transcript, or frames without a decoder."""
     config: Any = model.config
     if has_decoder(model):
         return transcript_length(config), config.max_target_positions

@@ -20,14 +20,14 @@ ChangePath = Callable[[str], str]
 
 
 class Kind(Protocol):
-    """What a field holds. `Plain`, `DottedPath`, `Listed`, `Keyed`, `Patterns` and `Record` are all there are."""
+    """The values that a field holds: `Plain`, `DottedPath`, `Listed`, `Keyed`, `Patterns` and `Record` exist."""
 
     @property
     def words(self) -> str:
-        """What a value must be, for errors and pages."""
+        """The values it accepts, in words, for errors and pages."""
 
     def problems(self, value: Any, where: str) -> list[str]:
-        """What is wrong with plain data; `where` names the field."""
+        """List what is wrong with plain data; `where` names the field."""
 
     def read(self, value: Any) -> Any:
         """The field's value from plain data without problems."""
@@ -133,7 +133,7 @@ class Record:
 
     cls: type
     short: str = ""
-    """The field that a bare string stands for."""
+    """The field that a bare string sets."""
     optional: bool = False
 
     @property
@@ -166,13 +166,13 @@ def holds(kind: Kind, required: bool | None = None) -> dict[str, Any]:
 
 
 def kind_of(one: Field[Any]) -> Kind:
-    """What a field holds."""
+    """Return what a field holds."""
     kind: Kind = one.metadata["kind"]
     return kind
 
 
 def is_required(one: Field[Any]) -> bool:
-    """Whether plain data must have a field."""
+    """Return whether plain data must have the field."""
     required = one.metadata["required"]
     return not _has_default(one) if required is None else bool(required)
 
@@ -188,9 +188,9 @@ def shape(cls: type) -> str:
 
 
 def problems(cls: type, data: Any, prefix: str = "") -> list[str]:
-    """What keeps plain data from being a `cls`: each field that is missing, unknown or of the wrong kind.
+    """List what keeps plain data from being a `cls`: each field that is missing, unknown or of the wrong kind.
 
-    `prefix` stands before the names of its fields: `sites[0].`.
+    `prefix` precedes the names of its fields: `sites[0].`.
     """
     if not isinstance(data, dict):
         return [f"{prefix.rstrip('.') or 'it'} must be a mapping, not {data!r}"]

@@ -12,7 +12,7 @@ from optin_cli.structure.anatomy import NCHW, NHWC, SEQUENCE
 HIDDEN = "hidden_states"
 
 CACHES = ("past_key_values", "cache", "past_key_value", "layer_past")
-"""What versions of transformers call the argument with the cache of keys and values."""
+"""Names of the argument with the cache of keys and values, over versions of transformers."""
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -42,7 +42,7 @@ def is_linear(layer: nn.Module) -> bool:
 
 
 def shape_of(layer: nn.Module, path: str) -> Shape:
-    """Sizes of `layer`; raises `InputError` naming `path` when it is no layer that a site is made of."""
+    """Sizes of `layer`; raises `InputError` naming `path` when a site can't be made of it."""
     biased = getattr(layer, "bias", None) is not None
     if is_transposed(layer):
         inputs, outputs = layer.weight.shape  # type: ignore[misc]
@@ -108,12 +108,12 @@ def carried_weights(layer: nn.Module) -> tuple[int, int]:
 
 
 def channel_axis(layer: nn.Module) -> int:
-    """Where the channels stand in what `layer` reads and gives: last, before the two axes of space for images."""
+    """Return the channel axis of a layer's input and output, counted from the end: -1, or -3 for images."""
     return -3 if isinstance(layer, nn.Conv2d | nn.BatchNorm2d) else -1
 
 
 def along(axis: int, values: Tensor) -> Tensor:
-    """`values` [channels] shaped to multiply a tensor whose channels stand at `axis`, counted from the end."""
+    """`values` [channels] shaped to multiply a tensor whose channels are at `axis`, counted from the end."""
     return values.reshape(-1, *[1] * (-axis - 1))
 
 
@@ -163,7 +163,7 @@ def output_size(layer: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def patches(layer: nn.Module, x: Tensor) -> Tensor:
-    """What each position of the output is a linear map of, [examples, positions, inputs * taps], as in `matrix`.
+    """Return what each output position is a linear map of, [examples, positions, inputs * taps], as in `matrix`.
 
     `x` is what `layer` is given: [examples, inputs, height, width] for a Conv2d, [examples, ..., inputs] for a
     Linear; or [rows, inputs], which stay as they are.
@@ -228,7 +228,7 @@ def _empty(layer: nn.Module) -> None:
 
 
 def _through_linear(layer: Any, x: Tensor) -> Tensor:
-    """A Conv1D without inputs or outputs, which its own forward can't reshape."""
+    """A Conv1D without inputs or outputs, which `Conv1D.forward` can't reshape."""
     return F.linear(x, layer.weight.t(), layer.bias)
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 
 def most_merged(tokens: float, prefix: int) -> int:
-    """How many of `tokens` can be merged at once: half of those that are not among the `prefix` in front."""
+    """Return how many of `tokens` can be merged at once: half of those behind the first `prefix`."""
     return max(0, int(tokens) - prefix) // 2
 
 
 def tokens_by_block(tokens: float, depth: int, merges: Sequence[int], prefix: int) -> list[float]:
-    """How many of `tokens` each of `depth` blocks sees."""
+    """Return how many of `tokens` each of `depth` blocks sees."""
     seen = [tokens]
     for block in range(depth - 1):
         count = merges[block] if block < len(merges) else 0

@@ -1,1 +1,1 @@
-"""What a model is for: one object a task, with everything that is special about it."""
+"""Tasks: the purpose of a model, with its output, labels, loss and metrics. One class a task."""

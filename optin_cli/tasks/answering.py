@@ -1,4 +1,4 @@
-"""Where in a text a question is answered: extractive question answering, as in SQuAD."""
+"""Extractive question answering, as in SQuAD: find the span of a text that answers a question."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class QuestionAnswering(Task):
         return found
 
     def needed(self, batches: Batches) -> str | None:
-        """What a table of texts can't say."""
+        """Return what a table of texts lacks."""
         if batches.examples.columns.label is not None:
             return None
         return "the answers that question answering is labelled with (text and answer_start)"

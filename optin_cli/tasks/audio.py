@@ -1,4 +1,4 @@
-"""What models of recordings are for: a class, or a transcript."""
+"""Tasks of speech models: a class, or a transcript."""
 
 from __future__ import annotations
 

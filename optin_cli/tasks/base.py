@@ -1,4 +1,4 @@
-"""What every task answers: what a model's output is, how rows become examples, what a loss and a metric are.
+"""The interface of a task: the model's output, how rows become examples, the loss and the metrics.
 
 An output is always a tensor [batch, rows, classes] with a weight for each row, so that the losses need no case
 for each task: one row for a classifier or an embedding, one for each token of a tagger, two (start and end)
@@ -36,24 +36,24 @@ class Task:
     auto_class: ClassVar[str]
     """The class of transformers that opens a model for the task."""
     architectures: ClassVar[tuple[str, ...]]
-    """How the names of model classes for the task end."""
+    """Endings of the names of model classes for the task."""
     reader: ClassVar[Reader] = ROWS
-    """How the rows of a data set become examples."""
+    """The reader that turns the rows of a data set into examples."""
     term: ClassVar[Term] = KL
-    """How outputs are compared in scores."""
+    """The term that compares outputs in scores."""
     main: ClassVar[tuple[str, ...]] = ("accuracy",)
     """Metrics that a drop is about: the first that was measured."""
     sampled: ClassVar[bool] = False
     """`output` gives a sample of the rows, and `full_output` all of them."""
     reads_stages: ClassVar[bool] = False
-    """Heads for it read the hidden states of several blocks: whatever the family says, these are no chain then."""
+    """Heads for it read the hidden states of several blocks: whatever the family says, blocks are unchained then."""
     label_option: ClassVar[str] = param("label")
     """The parameter that names what the labels are read from."""
 
     label2id: Mapping[str, int] = field(default_factory=dict, hash=False)
     """The model's own numbers of its classes, by name."""
     classes: int = 0
-    """How many classes the model has."""
+    """Return how many classes the model has."""
 
     @classmethod
     def from_config(cls, config: Any, folder: Path | None) -> Task:
@@ -75,7 +75,7 @@ class Task:
         return ones(inputs, 1)
 
     def full_output(self, model: Forward, inputs: Inputs) -> Tensor:
-        """What metrics are measured on, where `output` gives a sample of it."""
+        """Return the output that metrics are measured on, if `output` gives a sample of it."""
         return self.output(model, inputs)
 
     def full_weights(self, inputs: Inputs) -> Tensor:
@@ -113,7 +113,7 @@ class Task:
         return labels
 
     def needed(self, batches: Batches) -> str | None:
-        """What the data must have besides a label column for `targets` to be there, if it lacks that."""
+        """Return what the data lacks for `targets`, besides a label column; None if it lacks nothing."""
         return None
 
     def loss(self, output: Tensor, labels: Sequence[Any]) -> Tensor:
@@ -123,7 +123,7 @@ class Task:
     # how good a model is
 
     def keep(self, batch: Batch, output: Tensor, weights: Tensor, labels: Any) -> list[Any]:
-        """What the metrics need of a batch's output, one item for each example. `labels` are those of all data."""
+        """Return what metrics need of a batch's output, one item for each example. `labels` are those of all data."""
         return list(output[:, 0].cpu())
 
     def metrics(self, kept: Sequence[Any], labels: Any, batches: Batches) -> dict[str, float]:
@@ -140,7 +140,7 @@ class Task:
         return numbering([[0, 1]], feature, self.label2id, batches.examples.data.spec)(1)
 
     def lost(self, metric: str, ours: float, baseline: float) -> float:
-        """What a largest drop is compared with: points of a metric that are lost to the baseline."""
+        """Return the drop of a metric from the baseline's, in points."""
         return baseline - ours
 
     def compare(self, output: Tensor, baseline: Tensor, weights: Tensor) -> dict[str, float]:
@@ -152,7 +152,7 @@ class Task:
     def fidelity(
         self, sums: Mapping[str, float], ours: Sequence[Any], theirs: Sequence[Any], device: torch.device
     ) -> dict[str, float]:
-        """How close a model stays to its baseline, from the sums of `compare` and what both `keep`."""
+        """Return how close a model stays to its baseline, from the sums of `compare` and what both `keep`."""
         return {name: value / sums["rows"] for name, value in sums.items() if name != "rows"}
 
 

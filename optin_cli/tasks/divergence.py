@@ -1,4 +1,4 @@
-"""How far the outputs of a model are from those of its baseline, by the term that a task compares them with.
+"""Measure how far the outputs of a model are from its baseline's, by the term that a task compares them with.
 
 In float64: KL of two close distributions is a difference of second order, of which float32 would leave two digits.
 """

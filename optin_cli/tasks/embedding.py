@@ -59,7 +59,7 @@ class Embedding(Task):
         return nn.functional.normalize(pooled, dim=-1)[:, None, :]
 
     def labels(self, batches: Batches) -> list[float] | None:
-        """How alike the texts of each pair are."""
+        """Return how alike the texts of each pair are."""
         labels = batches.labels() if batches.separate else None
         return None if labels is None else number_labels(labels, batches.examples.where)
 

@@ -26,7 +26,7 @@ _LOGITS = 1 << 24
 
 @dataclass
 class TokenPredictions:
-    """What became of the tokens of one window that were to be predicted."""
+    """Predictions of the tokens of one window."""
 
     nats: float
     """Sum of their negative log likelihoods."""
@@ -50,7 +50,7 @@ class NextToken(Task):
         return max(1, _LOGITS // max(1, self.classes))
 
     def targets(self, batches: Batches) -> Any:
-        """Text is its own label: it need not vary as classes do."""
+        """Return the labels; a text is the label, and need not vary as classes do."""
         return self.labels(batches)
 
     def keep(self, batch: Batch, output: Tensor, weights: Tensor, labels: Any) -> list[Any]:
@@ -78,7 +78,7 @@ class NextToken(Task):
         return sums
 
     def lost(self, metric: str, ours: float, baseline: float) -> float:
-        """How many per cent the perplexity rises; of other metrics, points."""
+        """Return how many per cent the perplexity rises; of other metrics, points."""
         return 100 * (ours / baseline - 1) if metric == "perplexity" else super().lost(metric, ours, baseline)
 
 
@@ -108,7 +108,7 @@ class LanguageModeling(NextToken):
         return _mask(inputs)
 
     def labels(self, batches: Batches) -> list[list[int]]:
-        """The text is its own label: the tokens of each window but the first."""
+        """Return the labels: the tokens of each window but the first."""
         return [row["input_ids"][1:] for row in batches.encoded.inputs]
 
     def loss(self, output: Tensor, labels: Sequence[Any]) -> Tensor:

@@ -39,7 +39,9 @@ def classification(
     found = {"top1" if images else "accuracy": metrics.accuracy_score(labels, predicted)}
     if classes == 2:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a single class is no news: the coefficient is 0 by convention
+            warnings.simplefilter(
+                "ignore"
+            )  # a single class needs no warning: the coefficient is 0 by convention
             found["f1"] = metrics.f1_score(labels, predicted, pos_label=positive, zero_division=0.0)
             found["matthews"] = metrics.matthews_corrcoef(labels, predicted)
     if images and classes > 5:
@@ -191,7 +193,7 @@ Entity = tuple[str, int, int]
 
 
 def are_tags(names: Iterable[str]) -> bool:
-    """Whether classes are tags of IOB1, IOB2, IOBES or BILOU: O, B-PER, I-PER, ..."""
+    """Return whether classes are tags of IOB1, IOB2, IOBES or BILOU: O, B-PER, I-PER, ..."""
     names = list(names)
     return len(names) > 1 and "O" in names and all(_TAG.fullmatch(name) for name in names)
 

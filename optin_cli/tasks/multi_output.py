@@ -1,4 +1,4 @@
-"""Several labels of a whole example, each an output of its own: what values and switches have in common."""
+"""Tasks with several labels of a whole example, each a separate output: the base of values and switches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class MultiOutputTask(Task, ABC):
     """Labels of texts; data has a list of them for each row, or a column for each label."""
 
     problem: ClassVar[str]
-    """What a config calls it (`problem_type`)."""
+    """The name in a config (`problem_type`)."""
 
     name = "sequence-classification"
     auto_class = "AutoModelForSequenceClassification"

@@ -21,7 +21,7 @@ from optin_cli.tasks.multi_output import MultiOutputTask, OfImages
 
 @dataclass(frozen=True)
 class Regression(MultiOutputTask):
-    """Values of texts; a single one may stand as a number in each row."""
+    """Values of texts; a single one may be a plain number in each row."""
 
     problem = "regression"
     term = SQUARES

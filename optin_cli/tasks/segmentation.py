@@ -108,10 +108,10 @@ class Segmentation(Task):
         absent = sorted(set(range(self.classes)) - set(true.tolist()))
         if absent:
             names = {number: name for name, number in self.label2id.items()}
-            told = ", ".join(names.get(number, str(number)) for number in absent[:10])
+            missing = ", ".join(names.get(number, str(number)) for number in absent[:10])
             log.warning(
                 "%d of %d classes never occur in %s, miou is the mean of the others: %s%s",
-                len(absent), self.classes, where, told, " .." if len(absent) > 10 else "",
+                len(absent), self.classes, where, missing, " .." if len(absent) > 10 else "",
             )  # fmt: skip
         return metrics.segmentation(true, seen, counts)
 

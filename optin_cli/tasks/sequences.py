@@ -31,7 +31,7 @@ class SequenceClassification(Task):
 
     @classmethod
     def from_config(cls, config: Any, folder: Path | None) -> Task:
-        """Values (a single logit is one) and several labels at once are tasks of their own."""
+        """Values (a single logit is one) and several labels at once are separate tasks."""
         single = Regression if getattr(config, "num_labels", 2) == 1 else cls
         return _TEXTS.get(getattr(config, "problem_type", None), single)._of_classes(config)
 

@@ -67,7 +67,7 @@ class TokenClassification(Task):
         return {**entity_f1(*sides), **found}
 
     def _tags(self, batches: Batches) -> list[str]:
-        """The names of the classes: the model's, or the data's where the model has none of its own."""
+        """Return the names of the classes: the model's, or the data's if the model has none."""
         ours = [name for name, _ in sorted(self.label2id.items(), key=lambda item: item[1])]
         rows, label = batches.examples.rows, batches.examples.columns.label
         theirs = class_names(rows.features[label]) if label else []

@@ -36,7 +36,7 @@ class Blocks:
 
 
 def within(path: str, block: str) -> bool:
-    """True if a module is `block` or stands inside."""
+    """Return whether a module is `block` or inside it."""
     return path == block or path.startswith(f"{block}.")
 
 
@@ -67,7 +67,7 @@ def find_blocks(module: nn.Module, run: Run, weights: Mapping[str, float]) -> Bl
 
 
 def _near_miss(run: Run, groups: Mapping[str, Sequence[str]], weights: Mapping[str, float]) -> str:
-    """What keeps the modules that hold most sites from being blocks; '' where nothing does."""
+    """Return what keeps the modules that hold most sites from being blocks; '' if nothing does."""
     several = [path for path, calls in run.calls.items() if len(calls) > 1 and path in weights]
     if several:
         return (
@@ -93,9 +93,9 @@ def _passes_hidden_states(call: Call) -> bool:
 @dataclass(frozen=True)
 class _Chain:
     paths: tuple[str, ...]
-    """Modules of one pattern of names, and what stands between them."""
+    """Modules of one pattern of names, and what is between them."""
     holders: int
-    """How many of those of the pattern hold sites."""
+    """The number of those of the pattern that hold sites."""
     held: float
     """The weights of all their sites."""
 
@@ -155,7 +155,7 @@ def _is_hidden(run: Run, path: str) -> bool:
 
 
 def _layout(module: nn.Module, run: Run, chain: Sequence[str]) -> str:
-    """How hidden states lie: where the axis is whose size is not that of another one."""
+    """Return the layout of hidden states: where the axis is whose size differs from all others."""
     shapes = []
     for path in chain:
         call = run.once(path)

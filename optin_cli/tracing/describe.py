@@ -64,7 +64,7 @@ def _entry(site: TracedSite, block: str) -> str:
 
 
 def _reads(site: TracedSite, producer: str) -> bool:
-    """Whether a producer stands beside a reader: the expansion of a squeeze-and-excite."""
+    """Return whether a producer is beside a reader: the expansion of a squeeze-and-excite."""
     return any(producer.rpartition(".")[0] == reader.rpartition(".")[0] != "" for reader in site.readers)
 
 

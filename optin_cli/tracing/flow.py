@@ -1,4 +1,4 @@
-"""Which outputs of which layers reach an input of a layer, by gradients that stop at the next layer before.
+"""Find the outputs of layers that reach an input of a layer, by gradients that stop at the next layer before.
 
 The output of every Linear, Conv1D and Conv2d becomes a leaf of the graph. The gradient of one input feature of a layer
 then is nonzero at exactly those outputs that it is made of, whatever happens in between: activations, gates,
@@ -37,7 +37,7 @@ def outputs_of(module: nn.Module) -> int:
 
 
 def is_carrier(module: nn.Module) -> bool:
-    """True for modules that may stand between, with something for each unit."""
+    """True for modules that may be between, with something for each unit."""
     return carries_units(module) and not isinstance(module, nn.Identity)
 
 
@@ -54,7 +54,7 @@ class Flow:
     _generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(1))
 
     def sources(self, path: str, feature: int | None = None) -> tuple[Sources, list[str]]:
-        """What one input feature of a layer (or all of them) is made of, and the carriers that it passed."""
+        """The sources of one input feature of a layer (or of all of them), and the carriers that it passed."""
         axis = channel_axis(self.module.get_submodule(path))
         total: Tensor | None = None
         for value in self.inputs.get(path, []):

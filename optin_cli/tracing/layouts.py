@@ -1,4 +1,4 @@
-"""How a projection holds its units, where that is not part after part: unit by unit, or once for a group of heads."""
+"""Layouts of a projection's units other than part after part: unit by unit, or once for a group of heads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Reached = frozenset[int]
 
 
 def is_by_unit(reached: Reached, parts: int, features: int) -> bool:
-    """Whether what makes a feature stands together in a fused projection, rather than once in each part."""
+    """Return whether the outputs behind a feature are adjacent in a fused projection, rather than one in each part."""
     if parts == 1 or len(reached) < 2:
         return False
     span = max(reached) - min(reached) + 1
@@ -18,7 +18,7 @@ def is_by_unit(reached: Reached, parts: int, features: int) -> bool:
 
 
 def part_after_part(seen: Mapping[int, Reached], parts: int, features: int) -> dict[int, Reached] | None:
-    """Input feature -> outputs it is made of, numbered as if each part stood together; None if no unit is so wide that
+    """Input feature -> outputs it is made of, numbered as if each part were contiguous; None if no unit is so wide that
     it holds them."""
     for width in _divisors(features):
         rows = parts * width

@@ -31,7 +31,7 @@ from optin_cli.tracing.record import (
     synthetic_inputs,
     unsettle,
 )
-from optin_cli.tracing.report import TOLD, alike, first_reasons, merged
+from optin_cli.tracing.report import SHOWN, alike, first_reasons, merged
 from optin_cli.tracing.sites import LeftOut, TracedSite, find_sites
 from optin_cli.tracing.tables import TableMatch, as_tables
 from optin_cli.tracing.verify import Trial, TrialFailure, complete, empties, mismatch
@@ -66,7 +66,7 @@ class Row:
 
 @dataclass
 class Proposal:
-    """What was found in a model."""
+    """The proposal for a model."""
 
     model: str
     family: Family
@@ -78,7 +78,7 @@ class Proposal:
     positions: int
     """Tokens (or positions) of an example of the trial."""
     untrained: bool = False
-    """Whether the weights were random, for want of others."""
+    """True if the weights were random, for want of others."""
 
 
 def propose(
@@ -145,7 +145,7 @@ def trace(
     tables, mixed = as_tables([module.get_submodule(path) for path in blocks.paths], held)
     left = merged([*left, *inside, *mixed], blocks)
     if not tables:
-        raise _nothing(module, "".join(f"; {gone.where}: {gone.why}" for gone in left[:TOLD]))
+        raise _nothing(module, "".join(f"; {gone.where}: {gone.why}" for gone in left[:SHOWN]))
     whole = WholeModel(module, inputs, run, blocks)
     family = _family(module, blocks, library, modality)
     checked = whole.check(replace(family, arguments=arguments, chained=whole.is_chained()), tables)
@@ -187,7 +187,7 @@ def _row(module: nn.Module, run: Run, blocks: Blocks, checked: TraceResult, fitt
 
 
 def _pooled(module: nn.Module, run: Run, site: TracedSite) -> bool:
-    """Whether all layers of a site see one position of an example: a squeeze-and-excite, a head. They cost nothing."""
+    """Return whether all layers of a site see one position of an example: a squeeze-and-excite, a head."""
     for path in (site.consumer, *(producer.path for producer in site.producers)):
         call = run.once(path)
         outputs = outputs_of(module.get_submodule(path))
@@ -266,7 +266,7 @@ def _try_all(
             held.append((_solve(trial, table, site, solved), blocks.paths.index(block)))
         except TrialFailure as reason:
             left.append(LeftOut(site.consumer, str(reason)))
-    why = "these stand outside of the chain of blocks: what each gives is not what the next one is given"
+    why = "these are outside of the chain of blocks: what each gives is not what the next one is given"
     left += [LeftOut(pattern, why) for pattern, sites in outside.items() if len(sites) > 1]
     return held, left
 

@@ -28,7 +28,7 @@ RUN_ERRORS = (
     AssertionError,
     ZeroDivisionError,
 )
-"""What a forward raises when sizes don't fit."""
+"""Errors that a forward raises when sizes don't fit."""
 _LONGEST = 200  # characters of an error
 
 Key = tuple[Any, ...]
@@ -42,9 +42,9 @@ class Call:
     kwargs: dict[str, Any]
     output: Any
     reads: Key
-    """Which tensor its first argument was when it began; () where that is none."""
+    """Identity of its first argument when it began; () if that is not a tensor."""
     writes: Key
-    """Which tensor it gave, or gave first in a tuple; () where that is none."""
+    """Identity of its output, or of the first in a tuple; () if that is not a tensor."""
 
     @property
     def given(self) -> Tensor | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from optin_cli.tracing.blocks import Blocks
 from optin_cli.tracing.sites import LeftOut, common_parent
 
-TOLD = 4  # reasons in an error
+SHOWN = 4  # reasons in an error
 
 
 def alike(path: str) -> str:
@@ -17,13 +17,13 @@ def alike(path: str) -> str:
 
 
 def first_reasons(left: Sequence[LeftOut]) -> str:
-    """The first few reasons, of what stands within one of several alike modules."""
-    told: dict[tuple[str, str], str] = {}
+    """The first few reasons, of layers within one of several alike modules."""
+    reasons: dict[tuple[str, str], str] = {}
     for gone in left:
         home = common_parent(gone.layers) if gone.layers else gone.where
         if re.search(r"\d", home):
-            told.setdefault((alike(gone.where), alike(gone.why)), gone.why.replace(f"{home}.", ""))
-    return "".join(f"; {where}: {why}" for (where, _), why in list(told.items())[:TOLD])
+            reasons.setdefault((alike(gone.where), alike(gone.why)), gone.why.replace(f"{home}.", ""))
+    return "".join(f"; {where}: {why}" for (where, _), why in list(reasons.items())[:SHOWN])
 
 
 def merged(left: Sequence[LeftOut], blocks: Blocks) -> list[LeftOut]:
@@ -34,12 +34,12 @@ def merged(left: Sequence[LeftOut], blocks: Blocks) -> list[LeftOut]:
         where = gone.where.removeprefix(f"{block}.") if block else gone.where
         why = gone.why.replace(f"{block}.", "") if block else gone.why
         lines.setdefault((where, why), []).append(blocks.paths.index(block) if block else -1)
-    told = []
+    reasons = []
     for (where, why), indices in lines.items():
         numbers = sorted({i for i in indices if i >= 0})
         several = "all blocks" if len(numbers) == len(blocks.paths) else f"blocks {_spans(numbers)}"
-        told.append(LeftOut(f"{where} ({several})" if numbers else where, why))
-    return told
+        reasons.append(LeftOut(f"{where} ({several})" if numbers else where, why))
+    return reasons
 
 
 def _spans(numbers: Sequence[int]) -> str:

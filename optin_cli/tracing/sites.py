@@ -19,7 +19,7 @@ _LOOKED_AT, _MOST_LOOKED_AT = 4, 24  # input features of a layer
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A place where units could stand, and why it is left out."""
+    """A place that could be a site, and why it is left out."""
 
     where: str
     why: str
@@ -72,7 +72,7 @@ def common_parent(paths: Sequence[str]) -> str:
 
 
 class Unfit(Exception):
-    """What keeps a layer from being a consumer."""
+    """A reason why a layer can't be a consumer."""
 
 
 class MixedInputs(Unfit):
@@ -98,9 +98,7 @@ def find_sites(module: nn.Module, flow: Flow, run: Run) -> tuple[list[TracedSite
         except Unfit as reason:
             if shared is None:
                 left.append(LeftOut(path, str(reason), layers))
-            elif not isinstance(
-                reason, MixedInputs
-            ):  # layers that read one residual stream are nothing to tell
+            elif not isinstance(reason, MixedInputs):  # layers that read one residual stream need no reason
                 left.append(LeftOut(path, f"what it reads, {shared} reads too", layers))
             continue
         if shared is not None:
@@ -156,7 +154,7 @@ def _grouped(
     module: nn.Module, seen: Mapping[int, Sources], outputs: Mapping[str, int], features: int
 ) -> tuple[list[str], int, dict[int, Sources]] | None:
     """(layers that hold something once for a group of heads, heads in a group, `seen` with their outputs numbered as if
-    each head had its own); None where that is not so."""
+    each head had one); None where that is not so."""
     shared = [p for p, n in outputs.items() if n < features and is_layer(module.get_submodule(p))]
     groups = {features / outputs[p] for p in shared}
     if len(groups) != 1 or not (group := groups.pop()).is_integer():
@@ -204,9 +202,7 @@ def _units(
         )
     sizes = {p: outputs_of(module.get_submodule(p)) for p in carried}
     if odd := [p for p in carried if sizes[p] not in (features, units)]:
-        raise Unfit(
-            f"{odd[0].rpartition('.')[2]} stands between, with {sizes[odd[0]]} channels for {features}"
-        )
+        raise Unfit(f"{odd[0].rpartition('.')[2]} is between, with {sizes[odd[0]]} channels for {features}")
     small += [p for p in carried if sizes[p] != features]
     kind = HEADS if width > 1 else CHANNELS if isinstance(layer, nn.Conv2d) else NEURONS
     producers = tuple(

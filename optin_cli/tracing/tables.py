@@ -25,7 +25,7 @@ class TableMatch:
 def as_tables(
     blocks: Sequence[nn.Module], held: Iterable[tuple[SiteTable, int]]
 ) -> tuple[list[TableMatch], list[LeftOut]]:
-    """Named tables of the sites that `held` in a block each, and what no table can tell apart from the rest.
+    """Named tables of the sites that `held` in a block each, and what no table can distinguish from the rest.
 
     Tables of one name are alternatives, the most demanding first.
     """
@@ -41,12 +41,12 @@ def as_tables(
     left: list[LeftOut] = []
     for fitted in sorted(wanted, key=lambda f: (-len(_paths(f.table)), -len(f.blocks))):
         earlier = {i for other in done if other.table.label == fitted.table.label for i in other.blocks}
-        told = _told_apart(blocks, fitted, earlier)
-        if told is None:
+        distinct = _distinguished(blocks, fitted, earlier)
+        if distinct is None:
             why = "other blocks have modules of the same names that can't be sliced this way"
             left.append(LeftOut(f"blocks.{fitted.blocks[0]}.{fitted.table.consumer}", why))
         else:
-            done.append(told)
+            done.append(distinct)
     labels = [fitted.table.label for fitted in wanted]
     return named(sorted(done, key=lambda fitted: labels.index(fitted.table.label))), left
 
@@ -79,8 +79,8 @@ def _paths(table: SiteTable) -> list[str]:
     return [*(producer.path for producer in table.producers), *table.readers, table.consumer]
 
 
-def _told_apart(blocks: Sequence[nn.Module], fitted: TableMatch, earlier: set[int]) -> TableMatch | None:
-    """The table with what it requires, so that it fits its own blocks and none but those `earlier` ones have taken."""
+def _distinguished(blocks: Sequence[nn.Module], fitted: TableMatch, earlier: set[int]) -> TableMatch | None:
+    """The table with what it requires, so that it fits these blocks and none but those `earlier` ones have taken."""
     table, own = fitted.table, [blocks[i] for i in fitted.blocks]
     lacking = tuple(path for path in _paths(table) if not all(has_path(block, path) for block in blocks))
     table = replace(table, requires=lacking)
@@ -113,7 +113,7 @@ def _real(block: nn.Module, path: str) -> bool:
 
 
 def _fits(block: nn.Module, table: SiteTable) -> bool:
-    """Whether `dissect` would find the site of a table in a block, or fail over it."""
+    """Return whether `dissect` would find the site of a table in a block, or fail over it."""
     try:
         dissect(Holder(block), Family("trace", ("Holder",), ("block",), (table,)), costs=False)
     except OptinError as error:

@@ -34,7 +34,7 @@ class TrialFailure(Exception):
 
 
 class Holder(nn.Module):
-    """A block on its own, as a model that `dissect` takes."""
+    """A single block, as a model that `dissect` takes."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -43,17 +43,17 @@ class Holder(nn.Module):
 
 @dataclass(frozen=True)
 class Trial:
-    """A block, how the model calls it, and where in it a site stands."""
+    """A block, the arguments that the model calls it with, and the module in it that holds a site."""
 
     block: nn.Module
     call: Call
     root: str
     """Path in the block of the module that holds the site; '' for the block itself."""
     cached: bool = False
-    """Whether the model fills a cache of keys and values, unless it is told not to."""
+    """True if the model fills a cache of keys and values by default."""
 
     def run(self, block: nn.Module) -> list[Tensor]:
-        """The hidden states that `block` gives. What else it returns has sizes of its own: attention weights."""
+        """The hidden states that `block` gives. What else it returns has other sizes: attention weights."""
         with torch.no_grad(), seeded():
             args = [_copied(value) for value in self.call.args]
             kwargs = {name: _copied(value) for name, value in self.call.kwargs.items()}
@@ -84,7 +84,7 @@ def complete(trial: Trial, table: SiteTable, units: int, width: int) -> SiteTabl
 
 
 def mismatch(trial: Trial, table: SiteTable) -> str | None:
-    """What goes wrong when units of the site are sliced away; None if nothing does."""
+    """Return what goes wrong when units of the site are sliced away; None if nothing does."""
     try:
         anatomy = _anatomy(trial.block, table)
     except OptinError as error:
@@ -148,7 +148,7 @@ def _masked(trial: Trial, anatomy: Anatomy, kept: Sequence[int]) -> list[Tensor]
 
 
 def _difference(trial: Trial, anatomy: Anatomy, kept: Sequence[int], expected: list[Tensor]) -> str | None:
-    """How the sliced block differs from what is expected of it."""
+    """Describe how the sliced block differs from what is expected of it."""
     site = anatomy.sites[0]
     try:
         smaller = Holder(copy.deepcopy(trial.block))
@@ -160,7 +160,7 @@ def _difference(trial: Trial, anatomy: Anatomy, kept: Sequence[int], expected: l
 
 
 def same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Whether outputs agree to `TOLERANCE`."""
+    """Return whether outputs agree to `TOLERANCE`."""
     if [t.shape for t in found] != [t.shape for t in expected]:
         return False
     return all(
@@ -201,7 +201,7 @@ def _changes(trial: Trial, table: SiteTable, units: int, width: int) -> tuple[li
 
 
 def _kinds(attribute: str, value: int, units: int, features: int) -> Iterator[str]:
-    """What an attribute may count. The size of one head is never a count."""
+    """Return what an attribute may count. The size of one head is never a count."""
     if attribute.endswith("head_dim") or (attribute.endswith("head_size") and "all" not in attribute):
         return
     if value == units:
@@ -251,7 +251,7 @@ def _with(table: SiteTable, changes: Sequence[Change]) -> SiteTable:
 
 
 def _orders(named: list[Change], others: list[Change]) -> Iterator[list[Change]]:
-    """What to try, the likely first: nothing but names, one or two more, everything, everything but one, one alone."""
+    """Yield what to try, the likely first: only names, one or two more, everything, all but one, one alone."""
     yield named
     for one in others:
         yield [*named, one]

@@ -59,7 +59,7 @@ class WholeModel:
 
     @torch.no_grad()
     def is_chained(self) -> bool:
-        """Whether each block changes what comes after the next one through that one alone. If not, a later block or
+        """Return whether each block changes what follows the next one through that one alone. If not, a later block or
         the head reads what several blocks give."""
         gave: dict[str, Tensor] = {}
 
@@ -134,7 +134,7 @@ class WholeModel:
         if predicted > saved * (1 + _CLOSE) or saved > predicted * _FAR:
             share = 1 - sum(kept.values()) / sum(site.units for site in anatomy)
             raise ValueError(
-                f"its MACs can't be told from a table: without {100 * share:.0f} % of its units the model saves "
+                f"its MACs don't follow from a table: without {100 * share:.0f} % of its units the model saves "
                 f"{saved:.0f} for an example, and {predicted:.0f} are counted"
             )
         shared = any(_shares(anatomy, site) for site in anatomy)
@@ -166,7 +166,7 @@ class WholeModel:
         smaller: nn.Module,
         dtype: torch.dtype | None = None,
     ) -> bool:
-        """Whether the sliced model computes what the masked one does, in its own `dtype` or another."""
+        """Return whether the sliced model computes what the masked one does, in the model's `dtype` or another."""
         whole, inputs = self.module, self.inputs
         if dtype:
             whole, smaller = copy.deepcopy(whole).to(dtype), copy.deepcopy(smaller).to(dtype)
@@ -183,7 +183,7 @@ class WholeModel:
 
 
 def _on_hidden(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-    """A forward hook that changes the hidden states, which may stand first in a tuple."""
+    """A forward hook that changes the hidden states, which may be first in a tuple."""
 
     def hook(_: nn.Module, __: Any, output: Any) -> Any:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
@@ -192,6 +192,6 @@ def _on_hidden(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
 
 
 def _shares(anatomy: Anatomy, site: Site) -> bool:
-    """Whether a layer stands between this site and another: each then has half of its cost."""
+    """Return whether a layer is between this site and another: each then has half of its cost."""
     ends: list[str] = [p.path for p in site.producers]
     return any(other.consumer in ends for other in anatomy.in_block(site.block))

@@ -1,4 +1,4 @@
-"""Slice units out of the weights: select the producers' rows, the consumer's columns and what stands between them.
+"""Slice units out of the weights: select the producers' rows, the consumer's columns and what is between them.
 
 The same function shrinks a trained model (`apply`) and a meta-device skeleton that is about to receive a
 pruned checkpoint (`load`): only shapes and indices matter.
@@ -68,7 +68,7 @@ def rows_of(site: Site, producer: Producer, units: Tensor) -> Tensor:
     width = site.rows_of(producer)
     if producer.by_unit:
         return features_of(units, producer.parts * width)
-    # else part-major: part p of feature f stands in row p * features + f
+    # else part-major: part p of feature f is row p * features + f
     features = features_of(units, width)
     return torch.cat([features + part * site.units * width for part in range(producer.parts)])
 

@@ -30,7 +30,7 @@ from optin_cli.structure.merge_schedule import most_merged
 
 
 def match(keys: Tensor, count: int, protected: int = 0) -> Tensor:
-    """Where each token goes when `count` tokens are merged into the ones most like them.
+    """Match `count` tokens with the ones most like them, and return where each token goes.
 
     `keys` is (batch, tokens, width); the first `protected` tokens (class token, registers) stay as they are. Returns
     (batch, tokens): the place of each among those that are left, which keep their order. `count` is capped by
@@ -70,7 +70,7 @@ def spread(tokens: Tensor, source: Tensor) -> Tensor:
 
 
 def log_sizes(sizes: Tensor, dtype: torch.dtype) -> Tensor:
-    """What proportional attention adds to the logits of the keys: (batch, 1, 1, tokens)."""
+    """Return what proportional attention adds to the logits of the keys: (batch, 1, 1, tokens)."""
     return sizes.log().to(dtype)[:, None, None, :]
 
 
@@ -159,7 +159,7 @@ def install_merges(
     return merging
 
 
-# Hooks are objects: a deep copy of the model has its own, which share a Merging of their own.
+# Hooks are objects: those of a deep copy of the model share a copy of the Merging.
 
 
 class _Begin:

@@ -1,4 +1,4 @@
-"""Arguments with one slice a unit, made outside the block: a sliced module sees the slices of its own units.
+"""Arguments with one slice a unit, made outside the block: a sliced module sees the slices of the units it has left.
 
 A position bias that the first block makes for all blocks (T5) is passed along whole, since every block has units of
 its own left.
@@ -22,7 +22,7 @@ class _Selector:
         self.unit_input = unit_input
         self.units = units
         self.whole: Tensor | None = None
-        """What the last call was given, or made itself."""
+        """The value that the last call was given, or made itself."""
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -41,7 +41,7 @@ class _Selector:
         return whole.index_select(self.unit_input.axis, index)
 
     def make(self, whole: Tensor) -> Tensor:
-        """What the module made itself, for all units."""
+        """The value that the module made itself, for all units."""
         self.whole = whole
         return self.of(whole)
 

@@ -15,7 +15,7 @@ from torch import nn
 from optin_cli.architectures.families import Family, SiteTable, StreamTable, family_from_dict, family_to_dict
 from optin_cli.architectures.resolve import dissect
 from optin_cli.compensation.compensate import compensate
-from optin_cli.compensation.residual import find_sum_point
+from optin_cli.compensation.residual import find_residual_sum
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.examples import sample
@@ -138,10 +138,10 @@ class SequenceFirst(nn.Module):
 @pytest.mark.parametrize("examples", [3, 5])
 def test_the_sum_is_found_where_tokens_come_first(examples):
     block, hidden = SequenceFirst(), torch.randn(5, examples, 6)
-    own = find_sum_point(block, "down", ((hidden,), {}), layout="sequence", batch_axis=1)
+    own = find_residual_sum(block, "down", ((hidden,), {}), layout="sequence", batch_axis=1)
     assert own.place == OUTPUT and own.batch_axis == 1
     # tanh hides the first sum from every module, so its own output is all there is
-    inner = find_sum_point(block, "out", ((hidden,), {}), layout="sequence", batch_axis=0)
+    inner = find_residual_sum(block, "out", ((hidden,), {}), layout="sequence", batch_axis=0)
     assert not inner.found and inner.batch_axis == 0
     assert torch.equal(as_rows(hidden, "sequence"), hidden.transpose(0, 1))
 

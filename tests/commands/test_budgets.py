@@ -75,7 +75,7 @@ def test_lists_that_can_not_be_written(ranking, tmp_path):
         tmp_path, *args, tmp_path / "m-{}.json", *both, code=2, says="--flops and --params are both lists"
     )
     refused(tmp_path, *args, tmp_path / "m-{}.json", "--flops", "0.9,0.9", code=2, says="twice")
-    refused(tmp_path, *args, tmp_path / "m-{}.json", "--flops", "0.9,", code=2, says="is no number")
+    refused(tmp_path, *args, tmp_path / "m-{}.json", "--flops", "0.9,", code=2, says="is not a number")
 
 
 def test_a_list_is_written_whole_or_not_at_all(ranking, tmp_path):
@@ -89,14 +89,14 @@ def test_a_list_is_written_whole_or_not_at_all(ranking, tmp_path):
     ("args", "says"),
     [
         ([], "no budget is given"),
-        (["--flops", "much"], "--flops 'much' is no number"),
+        (["--flops", "much"], "--flops 'much' is not a number"),
         (["--memory", "small"], "60 for 60 MiB"),
         (["--latency", "fast", "--latency-table", "t.json"], "12.5ms"),
         (["--latency", "12", "--latency-table", "t.json"], "is not a fraction"),
         (["--latency", "0.5"], "optin bench MODEL --table"),
         (["--flops", "0.5", "--only", "wheels"], "it has heads, neurons"),
         (["--flops", "0.5", "--round-to", "few"], "8, 16, 32, 64 or auto"),
-        (["--flops", "0.5", "--max-prune-per-layer", "90"], "is no share"),
+        (["--flops", "0.5", "--max-prune-per-layer", "90"], "is not a share"),
         (["--flops", "0.5", "--latency-table", "no.json"], "No such file"),
     ],
 )

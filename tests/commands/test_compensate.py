@@ -124,7 +124,7 @@ def test_prune_compensates_too(tmp_path):
     [
         (["--compensate", "magic"], "unknown compensation 'magic'"),
         (["--samples", "0"], "--samples 0: at least 1"),
-        (["--memory", "much"], "--memory 'much' is no size"),
+        (["--memory", "much"], "--memory 'much' is not a size"),
         (["--batch-size", "0"], "--batch-size 0"),
         (["--data", "no.csv"], "no data at no.csv"),
         (["--split", "test"], "say how to read --data, which is not given"),
@@ -177,5 +177,5 @@ def test_sizes(text, count):
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "nan", "inf", "4 apples", "1TiBB"])
 def test_no_sizes(text):
-    with pytest.raises(UsageError, match="is no size"):
+    with pytest.raises(UsageError, match="is not a size"):
         byte_count(text, "memory")

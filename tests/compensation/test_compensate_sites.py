@@ -15,7 +15,7 @@ from helpers.models import saved_model, shared_model
 from helpers.runs import SWIN_WINDOWS, window_rows
 
 from optin_cli.compensation.compensate import compensate
-from optin_cli.compensation.residual import find_sum_point
+from optin_cli.compensation.residual import find_residual_sum
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batches
 from optin_cli.execution.activation_cache import ActivationCache
@@ -27,7 +27,7 @@ from optin_cli.transforms.masking import masked, masks_from_keep
 
 @torch.no_grad()
 def seen(model: OpenModel, keep, batches: Batches, site, place):
-    """(input of a site's consumer, tensor at its sum point) in full passes of the masked model, by real token."""
+    """(input of a site's consumer, tensor at its sum with the residual) in full passes, masked, by real token."""
     block = model.module.get_submodule(model.anatomy.blocks[site.block])
     into, at = [], []
     with ExitStack() as stack:
@@ -151,4 +151,4 @@ def sum_place(model, site, batches):
             hidden = run_block(module, calls.arguments(block, 0, hidden))[OUTPUT].detach()
         arguments = calls.arguments(site.block, 0, hidden)
     consumer = site.consumer.removeprefix(f"{path}.")
-    return find_sum_point(model.module.get_submodule(path), consumer, arguments).place
+    return find_residual_sum(model.module.get_submodule(path), consumer, arguments).place

@@ -1,4 +1,4 @@
-"""Layer scales are the gain of the sum point behind them."""
+"""Layer scales are the gain of the residual sum behind them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from helpers.models import shared_model
 from helpers.runs import random_inputs
 
-from optin_cli.compensation.residual import find_sum_point
+from optin_cli.compensation.residual import find_residual_sum
 from optin_cli.data.batches import Batch
 from optin_cli.execution.activation_cache import ActivationCache
 from optin_cli.execution.block_streams import BlockCalls
@@ -28,7 +28,7 @@ LAYER_SCALES = {
 
 
 @pytest.mark.parametrize("name", LAYER_SCALES)
-def test_a_layer_scale_is_the_gain_of_the_sum_point(name):
+def test_a_layer_scale_is_the_gain_of_the_residual_sum(name):
     model = shared_model(name)
     path = model.anatomy.blocks[1]
     block = model.module.get_submodule(path)
@@ -39,6 +39,6 @@ def test_a_layer_scale_is_the_gain_of_the_sum_point(name):
     for site in model.anatomy.in_block(1):
         scale = block.get_parameter(LAYER_SCALES[name][site.kind == "neurons"]).detach()
         assert float(scale.std()) > 0.01
-        point = find_sum_point(block, site.consumer.removeprefix(f"{path}."), arguments)
+        point = find_residual_sum(block, site.consumer.removeprefix(f"{path}."), arguments)
         assert point.found
         torch.testing.assert_close(point.gain.float(), scale, rtol=1e-4, atol=1e-6)

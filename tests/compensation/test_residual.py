@@ -11,7 +11,7 @@ from torch import nn
 
 from optin_cli.architectures.resolve import dissect, family_of
 from optin_cli.compensation.read_positions import read_positions
-from optin_cli.compensation.residual import find_sum_point
+from optin_cli.compensation.residual import find_residual_sum
 from optin_cli.data.batches import Batch
 from optin_cli.execution.activation_cache import ActivationCache
 from optin_cli.execution.block_runs import OUTPUT, Place, order_of, run_block
@@ -51,8 +51,8 @@ def opened_block(model, block):
 def test_the_sum_is_found_in_every_family(name):
     model = shared_model(name)
     block, arguments, consumers = opened_block(model, 1)
-    heads = find_sum_point(block, consumers[HEADS], arguments)
-    neurons = find_sum_point(block, consumers[NEURONS], arguments)
+    heads = find_residual_sum(block, consumers[HEADS], arguments)
+    neurons = find_residual_sum(block, consumers[NEURONS], arguments)
     if name in POST_NORM:
         expected = [Place(module, 0, 0) for module in POST_NORM[name]]
     else:
@@ -69,7 +69,7 @@ def test_there_the_output_counts_once(name):
     model = shared_model(name)
     block, arguments, consumers = opened_block(model, 2)
     for consumer in consumers.values():
-        point = find_sum_point(block, consumer, arguments)
+        point = find_residual_sum(block, consumer, arguments)
         own = Place(consumer, 0, None)
         with torch.no_grad():
             found = run_block(block, arguments, {own, point.place})
@@ -90,7 +90,7 @@ def test_a_layer_scale_is_the_gain():
     for site, scale, place in zip(
         anatomy.in_block(1), ("ls1", "ls2"), (Place("norm2", 0, 0), OUTPUT), strict=True
     ):
-        point = find_sum_point(module.blocks[1], site.consumer.removeprefix("blocks.1."), ((hidden,), {}))
+        point = find_residual_sum(module.blocks[1], site.consumer.removeprefix("blocks.1."), ((hidden,), {}))
         assert point.place == place
         gamma = getattr(module.blocks[1], scale).gamma.detach().double()
         torch.testing.assert_close(point.gain, gamma, rtol=1e-6, atol=1e-12)
@@ -108,7 +108,7 @@ class Odd(nn.Module):
 
 
 def test_without_a_sum_the_consumers_own_output_is_the_target():
-    point = find_sum_point(Odd(), "first", ((torch.randn(2, 3, 4),), {}))
+    point = find_residual_sum(Odd(), "first", ((torch.randn(2, 3, 4),), {}))
     assert (point.found, point.place) == (False, Place("first", 0, None))
     assert bool((point.gain == 1).all())
 
@@ -158,7 +158,7 @@ def test_the_rows_of_shifted_windows_are_found_where_they_are_added(name, block)
     """Oracle: the numbers of the positions, padded, shifted and cut into windows."""
     model = shared_model(name)
     module, arguments, consumers = opened_block(model, block)
-    point = find_sum_point(module, consumers[HEADS], arguments)
+    point = find_residual_sum(module, consumers[HEADS], arguments)
     assert point.found
     torch.testing.assert_close(point.gain, torch.ones_like(point.gain))
     expected = window_rows(name, block)
@@ -172,7 +172,7 @@ def test_the_rows_of_shifted_windows_are_found_where_they_are_added(name, block)
 def test_rows_in_order_need_no_table(name):
     model = shared_model(name)
     block, arguments, consumers = opened_block(model, 1)
-    point = find_sum_point(block, consumers[NEURONS], arguments)
+    point = find_residual_sum(block, consumers[NEURONS], arguments)
     assert (point.place, point.found, point.rows) == (OUTPUT, True, None)
 
 
@@ -186,5 +186,5 @@ def test_windows_whose_order_depends_on_the_example_are_not_taken_for_a_sum():
             y = self.out(x)
             return x + torch.stack([y[0], *y[1:].flip(1)])
 
-    point = find_sum_point(Fickle(), "out", ((torch.randn(3, 5, 4),), {}))
+    point = find_residual_sum(Fickle(), "out", ((torch.randn(3, 5, 4),), {}))
     assert not point.found

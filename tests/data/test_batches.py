@@ -200,7 +200,7 @@ def test_an_image_that_breaks_after_it_was_looked_at_is_an_input_error_that_name
     folder = tiny_image_folder(tmp_path / "d", n=4, classes=["cat"])
     batches = image_batches(folder)
     (folder / "cat" / "002.png").write_bytes(b"not an image")
-    with pytest.raises(InputError, match="row 2 can't be used: it is no image"):
+    with pytest.raises(InputError, match="row 2 can't be used: it is not an image"):
         list(batches)
 
 

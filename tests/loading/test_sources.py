@@ -305,7 +305,7 @@ def test_a_hub_that_fails_is_one_input_error_with_the_way_out(monkeypatch, error
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(InputError, match="org/some-model is no local directory") as caught:
+    with pytest.raises(InputError, match="org/some-model is not a local directory") as caught:
         resolve("org/some-model")
     assert "give its directory" in str(caught.value)
     assert str(error).splitlines()[0] in str(caught.value)

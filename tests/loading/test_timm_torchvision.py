@@ -109,7 +109,7 @@ def test_a_pickle_that_is_none_is_damaged_weights(content, tmp_path):
 
 @pytest.mark.parametrize("key", ["num_classes", "image_size"])
 def test_an_argument_that_is_no_number_is_a_usage_error(key):
-    with pytest.raises(UsageError, match=f"{key}=ten .* is no number"):
+    with pytest.raises(UsageError, match=f"{key}=ten .* is not a number"):
         opened(f"torchvision:resnet18?{key}=ten")
 
 

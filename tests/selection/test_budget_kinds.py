@@ -193,7 +193,7 @@ def test_options_are_read_by_their_kinds(registered):
         (Macs(0.9), registered(0.5)), (Macs(0.9), registered(0.25)),
     ]  # fmt: skip
     assert all(request.min_heads == 1 for request in found.values())
-    with pytest.raises(UsageError, match=r"heads 'half' is no number") as caught:
+    with pytest.raises(UsageError, match=r"heads 'half' is not a number") as caught:
         with_budgets(Request(), {"--heads": "half"})
     assert "write heads=0.6" in caught.value.hint
 

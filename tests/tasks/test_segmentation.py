@@ -152,7 +152,7 @@ def test_nothing_but_void_and_no_masks_are_refused(tmp_path):
     with pytest.raises(UsageError, match="no labels for segmentation") as caught:
         evaluate(model, images)
     assert "with mask" in str(caught.value)
-    with pytest.raises(UsageError, match="fisher needs labels"):
+    with pytest.raises(UsageError, match="method='fisher' needs labels"):
         read_labels(model, images, "fisher")
     assert evaluate(model, images, model).fidelity["agreement"] == pytest.approx(100)
 

@@ -40,7 +40,7 @@ def test_heads_whose_cost_no_table_tells_are_left_out():
     """Hiera attends within windows in one stage and pools the queries of another."""
     proposal = traced("hiera")
     assert [row.table.label for row in proposal.rows] == ["neurons"]
-    assert "attn.proj: its MACs can't be told from a table" in reasons(proposal)
+    assert "attn.proj: its MACs don't follow from a table" in reasons(proposal)
 
 
 @pytest.mark.parametrize(

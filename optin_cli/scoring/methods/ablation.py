@@ -66,7 +66,7 @@ class AblationMethod(TrajectoryMethod):
 
 
 class UnitEngine(Protocol):
-    """What scores single units of a site on one batch."""
+    """Scores single units of a site on one batch."""
 
     def score(self, site: Site, units: np.ndarray, on_units: Callable[[int], None]) -> Scores: ...
 

@@ -1,4 +1,4 @@
-"""What a scoring method is: a class that says what it needs, cuts its work into items, runs one, and combines them."""
+"""The interface of a scoring method: say what it needs, cut the work into items, run one, combine the results."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Item:
     probes: tuple[int, int] = (0, 0)
     """First probe and the one after the last."""
     estimates: bool = False
-    """Its scores are sums over its probes, to be divided by the number of all probes. Scores that are no estimates
+    """Its scores are sums over its probes, to be divided by the number of all probes. Scores that are not estimates
     replace them."""
     work: float = field(default=0.0, compare=False)
     """About how many forward passes of one batch it takes."""
@@ -54,7 +54,7 @@ class Item:
 
 
 class Measured(Protocol):
-    """What the finished items have given so far."""
+    """The results of the items finished so far."""
 
     def sites(self) -> list[RankedSite]:
         """Every site with its parts, not yet combined."""
@@ -165,7 +165,7 @@ def item_scores(
     trajectory_rows: Mapping[str, np.ndarray] | None = None,
     output_rows: Mapping[str, np.ndarray] | None = None,
 ) -> Arrays:
-    """What an item found, as it is kept on disk. Each part maps site names to arrays.
+    """Return the results of an item as they are kept on disk. Each part maps site names to arrays.
 
     `output` is [units] and `trajectory` [units, columns], without columns where it is left out. The rows are
     gradients for the sketch, [rows, units].

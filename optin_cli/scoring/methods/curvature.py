@@ -4,8 +4,8 @@ At the full mask the loss and its gradient are zero, so the leading term of I(u)
 Gauss-Newton is exact: I(u) ~ sum_z ||dR_z/dm_u||^2 + lambda (dy/dm_u)^T H (dy/dm_u). For a random sign matrix V
 E[(d<V, R>/dm_u)^2] = ||dR/dm_u||^2, for every unit at once (docs/method.md, section 3).
 
-A probe is one backward pass from every feature and one from the output. Each starts at its own block, so that a
-unit's own block stays out of its trajectory and every deeper block has a column of its own. The gradient splits
+A probe is one backward pass from every feature and one from the output. Each starts at one block, so that a
+unit's block stays out of its trajectory and every deeper block has a separate column. The gradient splits
 into one part an example, because examples meet in no activation; squares are taken of the parts. That drops what
 two examples share, but also the products of their unrelated signs, which are most of the scatter.
 """
@@ -97,7 +97,7 @@ class CurvatureMethod(TrajectoryMethod):
         target, done = self.settings.rel_error, self._probed
         if target is None or self._banded or not self.estimated:
             return []
-        wanted = 2  # the scatter of one probe can't be told
+        wanted = 2  # one probe has no scatter
         if done:
             error = measured.probing_error()
             wanted = min(max(done + 1, round(0.8 * done * (error / target) ** 2)), 2 * done, MOST_PROBES)
@@ -170,19 +170,19 @@ def curvature(
     Gradients of the probes with a number below `sketched` are kept as rows.
     """
     sites = [site for site in sites if site.units]
-    told = 0
+    reported = 0
 
-    def tell(done: int) -> None:
-        nonlocal told
-        if done > told:  # a second try tells nothing twice
-            on_probe(done - told)
-            told = done
+    def report(done: int) -> None:
+        nonlocal reported
+        if done > reported:  # a second try reports nothing twice
+            on_probe(done - reported)
+            reported = done
 
     return in_pieces(
         calibration,
         index,
         sites,
-        lambda pieces: _probed(calibration, index, pieces, sites, probes, sketched, tell),
+        lambda pieces: _probed(calibration, index, pieces, sites, probes, sketched, report),
         beside=1 + min(len(probes), _PROBES_AT_ONCE),
     )
 
@@ -194,7 +194,7 @@ def _probed(
     sites: Sequence[Site],
     probes: range,
     sketched: int,
-    tell: Callable[[int], None],
+    report: Callable[[int], None],
 ) -> ProbeSums:
     model = calibration.model
     depth = len(model.anatomy.blocks)
@@ -232,7 +232,7 @@ def _probed(
                         tally.add_output(sites, _by_probe(found, copies), place)
                     first += len(piece)
                     del graph, unit  # before the next piece's graph is made
-                tell(chunk[-1] + 1 - probes.start)
+                report(chunk[-1] + 1 - probes.start)
     return tally.result
 
 
@@ -296,7 +296,7 @@ class _DensePass:
             calibration.check_finite(features, index)
             self.tokens.append(max((math.prod(f.shape[:2]) for f in features.values()), default=1))
             if not self.rows:
-                # images are all of one length; text is of its own
+                # images are all of one length; text is not
                 lengths = {z: [feature.shape[1]] * len(pieces) for z, feature in features.items()}
                 self.rows = calibration.feature_rows(index, pieces, lengths)
             for z in measured:  # rows alone are kept: whole features of a batch can be large

@@ -47,7 +47,7 @@ class FisherMethod(ScoringMethod):
 
 @dataclass
 class Fisher:
-    """What one batch gives, site name -> array."""
+    """Results of one batch, site name -> array."""
 
     output: dict[str, np.ndarray]
     """(units,): mean over rows of the squared gradients; of one mean gradient with `per_batch`."""

@@ -62,7 +62,7 @@ class KnowledgeMethod(ScoringMethod):
 
 @dataclass
 class Knowledge:
-    """What one batch gives, site name -> array."""
+    """Results of one batch, site name -> array."""
 
     representational: dict[str, np.ndarray]
     """(units, 1)"""

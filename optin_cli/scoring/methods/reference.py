@@ -168,7 +168,7 @@ class Reference:
         return self._replay[1]
 
     def _relations(self, variant: dict[int, Tensor], number: int) -> list[float]:
-        """||R - R'||_F^2 of every feature of unit `number` of all, each on rows of its own."""
+        """||R - R'||_F^2 of every feature of unit `number` of all, each on different rows."""
         generator = self.calibration.generator(self.index, stream=1 + number)
         found = []
         for z, feature in sorted(variant.items()):

@@ -1,4 +1,4 @@
-"""What curvature and ablation share: trajectory and output, measured apart and put together by OPTIN's equation 1."""
+"""The base of curvature and ablation: trajectory and output terms, combined by OPTIN's equation 1."""
 
 from __future__ import annotations
 
