@@ -18,7 +18,7 @@ from rich.table import Table
 from optin_cli.errors import OptinError, Spelling, first_line, in_python, spelled
 
 JSON_SCHEMA_VERSION = 1
-_PLAIN_INTERVAL = 5.0  # seconds between progress lines where there is no terminal
+_PLAIN_INTERVAL = 5.0  # seconds between progress lines without a terminal
 
 
 _muted = False

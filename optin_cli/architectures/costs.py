@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from optin_cli.architectures.schema import SiteTable
 from optin_cli.structure.anatomy import Site
-from optin_cli.structure.coupled_layers import SharedLayer
+from optin_cli.structure.coupled_layers import CoupledLayer
 from optin_cli.structure.layers import carried_weights, shape_of
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def unit_costs(
         yield Cost(path, rows * macs, rows * params)
 
 
-def shared_layers(model: nn.Module, sites: Sequence[Site], seen: Positions | None) -> tuple[SharedLayer, ...]:
+def coupled_layers(
+    model: nn.Module, sites: Sequence[Site], seen: Positions | None
+) -> tuple[CoupledLayer, ...]:
     """The layers that make the units of one site from those of another."""
     found = []
     for site in sites:
@@ -67,7 +69,7 @@ def shared_layers(model: nn.Module, sites: Sequence[Site], seen: Positions | Non
                     shape = shape_of(model.get_submodule(producer.path), producer.path)
                     weights = producer.parts * site.rows * other.width * shape.taps
                     share = seen.share(producer.path) if seen else 1
-                    found.append(SharedLayer(site.name, other.name, plain(weights * share), weights))
+                    found.append(CoupledLayer(site.name, other.name, plain(weights * share), weights))
     return tuple(found)
 
 

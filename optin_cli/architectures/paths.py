@@ -1,7 +1,7 @@
 """Put a family's tables into a block: paths from the model, and what a chain's table leaves out filled in.
 
 A chain has no residual: the units of a site are the outputs of one layer and the inputs of the next one, which may
-stand in another block. Modules are registered in the order they run.
+be in another block. Modules are registered in the order they run.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from optin_cli.architectures.costs import Cost, plain, shared_layers, unit_costs
+from optin_cli.architectures.costs import Cost, coupled_layers, plain, unit_costs
 from optin_cli.architectures.families import DOCS, TOWERS, find_family, known_families
 from optin_cli.architectures.paths import LINKED, linked, passing_blocks, placed
 from optin_cli.architectures.schema import Family, SiteTable
@@ -98,7 +98,7 @@ def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
         count_prefix(base, family),
         streams=tuple(streams),
         chained=family.chained and len(streams) == 1,
-        shared=shared_layers(model, sites, seen),
+        shared=coupled_layers(model, sites, seen),
     )
 
 

@@ -162,7 +162,7 @@ class Family:
     """`config.model_type` of transformers models, or the class name of any other module; `torchvision.ConvNeXt` is that
     library's class alone."""
     blocks: str | tuple[str, ...] = field(metadata=holds(Patterns(optional=True), required=False))
-    """Path of the list of blocks, from the base model (without the task head); or patterns (`*` stands for any part
+    """Path of the list of blocks, from the base model (without the task head); or patterns (`*` matches any part
     of a name), which all blocks match. The blocks run in the order in which their modules are registered, and each
     receives what the one before gives. None and Identity are not blocks."""
     sites: tuple[SiteTable, ...] = field(

@@ -24,7 +24,7 @@ ModelFacts = TypedDict(
     },
 )
 """A ranked model. digest: SHA-256 of its weights; merges: tokens merged behind each block; chained: sites that nothing
-goes around; shared: `SharedLayer`s between two sites; prefix: tokens in front that are never merged, where others can
+goes around; shared: `CoupledLayer`s between two sites; prefix: tokens in front that are never merged, where others can
 be."""
 
 

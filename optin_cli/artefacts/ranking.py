@@ -24,7 +24,7 @@ from optin_cli.artefacts.files import atomic_file, check_kind, digest_bytes, dig
 from optin_cli.artefacts.sketch import Sketch, fill_sketch, load_sketch
 from optin_cli.artefacts.token_ranking import RankedTokens, fill_tokens, load_tokens
 from optin_cli.errors import ArtefactError, UsageError, first_line
-from optin_cli.structure.coupled_layers import SharedLayer
+from optin_cli.structure.coupled_layers import CoupledLayer
 from optin_cli.structure.merge_schedule import tokens_by_block
 
 FORMAT = "optin-ranking"
@@ -118,9 +118,9 @@ class Ranking:
         return list(self.model.get("merges", ()))
 
     @property
-    def shared(self) -> list[SharedLayer]:
+    def shared(self) -> list[CoupledLayer]:
         """Layers between two sites."""
-        return [SharedLayer(**layer) for layer in self.model.get("shared", ())]
+        return [CoupledLayer(**layer) for layer in self.model.get("shared", ())]
 
     def tokens_by_block(self, tokens: float, merges: Sequence[int]) -> list[float]:
         """Return how many tokens each block sees, with a schedule of merges."""

@@ -4,7 +4,7 @@ Block by block, and in a block the sites in the order they run. The target of a 
 where the consumer's output joins the residual; what there is to work with is the pruned model's own stream, all
 earlier sites refitted. So a site makes up for what it lost itself and for what is still wrong before it
 (docs/method.md, section 6). Before that its producers learn to read this stream: their targets are the units that
-the dense model makes of its own. No labels, no gradients.
+the dense model gives for its input. No labels, no gradients.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Targets of compensation in a block: the layers behind the units, and those that make them.
 
 The consumer of a site is to bring the residual stream back to the dense one. A producer reads another stream than the
-dense one did: it is to make of it what the dense producer made of its own, for the units that are kept.
+dense one did: it is to give what the dense producer gave for the dense input, for the units that are kept.
 """
 
 from __future__ import annotations

@@ -326,7 +326,7 @@ def _per_layer(anatomy: Anatomy, mask: Mask) -> dict[str, dict[str, int]]:
     layers: dict[str, dict[str, int]] = {}
     for site in anatomy:
         layer, units = layers.setdefault(str(site.block), {}), len(mask.keep[site.name])
-        plain = site.label == site.kind  # of two sites of heads, one has a name of its own
+        plain = site.label == site.kind  # of two sites of heads, one has another name
         layer[_CONFIG_NAMES.get(site.kind, site.label) if plain else site.label] = units * site.group
         if site.group > 1:
             layer["num_key_value_heads"] = units

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from optin_cli.tasks.divergence import BINARY_KL, SQUARES, Term, binary_kl, class_kl
 
 Signs = torch.Generator | Iterator[Tensor]
-"""What random signs come from: a generator, or what `draw_signs` took from one, in the order of use."""
+"""The source of random signs: a generator, or what `draw_signs` took from one, in the order of use."""
 
 _HELD = 1 << 24  # logits in float64 at a time
 

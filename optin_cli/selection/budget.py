@@ -20,8 +20,8 @@ from optin_cli.artefacts.latency import LatencyTable
 from optin_cli.artefacts.ranking import RankedSite, Ranking
 from optin_cli.errors import UsageError, param
 from optin_cli.selection.choices import Floats, Ints
-from optin_cli.selection.coupled_latency import SharedTimes
-from optin_cli.structure.coupled_layers import SharedLayer
+from optin_cli.selection.coupled_latency import CoupledTimes
+from optin_cli.structure.coupled_layers import CoupledLayer
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Case:
         return {site.name: site.units for site in self.sites}
 
     @cached_property
-    def shared(self) -> list[SharedLayer]:
+    def shared(self) -> list[CoupledLayer]:
         """Layers between two sites."""
         return self.ranking.shared
 
     @cached_property
-    def times(self) -> SharedTimes | None:
+    def times(self) -> CoupledTimes | None:
         """The milliseconds of those layers, where there are any and a table."""
-        return SharedTimes(self.ranking, self.table) if self.table and self.shared else None
+        return CoupledTimes(self.ranking, self.table) if self.table and self.shared else None
 
     def halves(self, site: RankedSite) -> list[float]:
         """[shared layers] pairs that one unit of a site has of each layer's cost."""
@@ -87,9 +87,9 @@ class Budget(ABC):
     option: ClassVar[str]
     """The option that asks for it: `--flops`."""
     help: ClassVar[str] = ""
-    """What the option's help says; by default the first line of the class's docstring."""
+    """The text of the option's help; by default the first line of the class's docstring."""
     metavar: ClassVar[str] = "FRACTION"
-    """How the option's help writes an amount."""
+    """The placeholder of an amount in the option's help."""
     linear: ClassVar[bool] = True
     """Return whether n units of a site cost n times one."""
     whole_sequences: ClassVar[str] = ""

@@ -16,7 +16,7 @@ from optin_cli.artefacts.ranking import Ranking
 from optin_cli.selection.choices import Floats, Ints
 
 
-class SharedTimes:
+class CoupledTimes:
     """The milliseconds of the layers between two sites of a ranking, from the model's latency table."""
 
     def __init__(self, ranking: Ranking, table: LatencyTable) -> None:
@@ -68,5 +68,5 @@ class SharedTimes:
 
 def predicted_ms(ranking: Ranking, table: LatencyTable, kept: Mapping[str, int]) -> float:
     """The milliseconds of a model with `kept` units in each site."""
-    over = SharedTimes(ranking, table).overcounted(kept) if ranking.shared else 0.0
+    over = CoupledTimes(ranking, table).overcounted(kept) if ranking.shared else 0.0
     return table.model_ms(kept) - over

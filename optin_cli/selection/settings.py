@@ -31,7 +31,7 @@ _WIDE = ("heads",)
 """Kinds that a `round_to` of so many units does not round: their units are wide already."""
 _GPU_FEATURES = {"float16": 64, "bfloat16": 64}
 _GPU_FEATURES_OTHERWISE = 32
-"""What `auto` keeps features in multiples of on a GPU: rows of 128 bytes, float32 as TF32 too."""
+"""The multiple of features that `auto` keeps on a GPU: rows of 128 bytes, float32 as TF32 too."""
 _FEWEST_STEPS = {"heads": 4}
 _FEWEST_STEPS_OTHERWISE = 8
 """Sizes that `auto` leaves a site to choose from, at least: a narrow layer is rounded less."""

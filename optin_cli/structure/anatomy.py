@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from optin_cli.structure.coupled_layers import SharedLayer, overcounted
+from optin_cli.structure.coupled_layers import CoupledLayer, overcounted
 from optin_cli.structure.fields import (
     ANY_PATH,
     ANY_TEXT,
@@ -285,7 +285,7 @@ class Anatomy:
     chained: bool = True
     """Each block needs the hidden states of the one before and nothing else that changes with it. Where blocks need
     more (an encoder's output, an earlier stage's), whatever is run is the whole model."""
-    shared: tuple[SharedLayer, ...] = ()
+    shared: tuple[CoupledLayer, ...] = ()
     """Layers between two sites."""
 
     def __iter__(self) -> Iterator[Site]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class SharedLayer:
+class CoupledLayer:
     """A layer that makes the units of one site from those of another. Each site has half of its cost."""
 
     made: str
@@ -30,7 +30,7 @@ class SharedLayer:
 
 
 def overcounted(
-    layers: Iterable[SharedLayer], units: Mapping[str, int], kept: Mapping[str, int]
+    layers: Iterable[CoupledLayer], units: Mapping[str, int], kept: Mapping[str, int]
 ) -> tuple[float, float]:
     """(MACs for each token, parameters) by which sums over sites are above what the `kept` of `units` cost."""
     found = [(layer, layer.pairs_saved(units, kept)) for layer in layers]

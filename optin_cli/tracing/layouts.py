@@ -32,7 +32,7 @@ def part_after_part(seen: Mapping[int, Reached], parts: int, features: int) -> d
 
 def one_for_each_head(seen: Mapping[int, Reached], group: int, outputs: int) -> dict[int, Reached] | None:
     """Input feature -> outputs it is made of, of a layer that `group` neighbouring heads share, numbered as if each
-    had its own; None if no head is so wide that it holds them."""
+    had one; None if no head is wide enough to hold them."""
     for width in _divisors(outputs):
         if all(r // width == f // (group * width) for f, reached in seen.items() for r in reached):
             return {

@@ -245,7 +245,7 @@ def _chunks(probes: range, size: int) -> list[range]:
 
 
 def _copies(calibration: Calibration, piece: Batch, tokens: int, probes: int) -> int:
-    """How many probes go through one backward pass, each with a copy of `piece` in the graph; a divisor of `probes`.
+    """Return how many probes share one backward pass, each with a copy of `piece` in the graph; a divisor of `probes`.
 
     On a GPU as many as keep it busy while the next kernels are launched, and as fit into memory.
     """
@@ -268,7 +268,7 @@ def _block_weights(calibration: Calibration) -> int:
 def _drawn(
     generators: Sequence[torch.Generator], draw: Callable[[torch.Generator], Tensor], device: torch.device
 ) -> Iterator[Iterator[Tensor]]:
-    """What `draw` takes from each generator. For a GPU threads draw ahead: a core draws the signs of a probe for longer
+    """Return the draws of each generator. For a GPU threads draw ahead: a core draws the signs of a probe for longer
     than the GPU works on it."""
     if device.type == "cpu" or len(generators) == 1:
         yield map(draw, generators)
@@ -315,7 +315,7 @@ class _DensePass:
 
     @property
     def _sizes(self) -> list[int]:
-        """How many signs each of a probe's seeds takes, in the order in which they are drawn."""
+        """Return how many signs each of a probe's seeds takes, in the order in which they are drawn."""
         return [*(len(f) ** 2 for f in self.features.values()), math.prod(self._output_shape)]
 
     def draw(self, generator: torch.Generator) -> Tensor:
