@@ -51,7 +51,12 @@ def run_page(text: str, names: dict) -> list[str]:
     return done
 
 
-@pytest.mark.parametrize("page", PAGES_THAT_RUN)
+LONG = ("docs/quickstart.md", "docs/api.md")
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] * (page in LONG)) for page in PAGES_THAT_RUN]
+)
 def test_a_page_runs_as_it_is_written(page, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run_page(pages()[page], names)

@@ -220,7 +220,7 @@ def test_dry_run_scores_nothing(tmp_path):
 def test_control_c_exits_with_130_and_the_next_run_resumes(tmp_path):
     data = tiny_text_csv(tmp_path)
     command = [sys.executable, "-m", "optin_cli", "score", str(saved_model("bert")), "--data", str(data)]
-    command += ["-o", str(tmp_path / "r.h5"), "--samples", "60", "--batch-size", "1", "--method", "ablation"]
+    command += ["-o", str(tmp_path / "r.h5"), "--samples", "30", "--batch-size", "1", "--method", "ablation"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from typing import Any
 
-from click.testing import Result
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -17,7 +16,7 @@ FAST = ["--samples", "12", "--batch-size", "6", "--probes", "1"]
 """Options that make scoring a tiny model a matter of a second."""
 
 
-def run(*args: object, code: int = 0, app: Typer = main.app) -> Result:
+def run(*args: object, code: int = 0, app: Typer = main.app) -> Any:
     """Run a command in this process and check its exit code."""
     result = CliRunner().invoke(app, [str(arg) for arg in args])
     assert result.exit_code == code, f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
