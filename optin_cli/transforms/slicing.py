@@ -7,13 +7,16 @@ pruned checkpoint (`load`): only shapes and indices matter.
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
-from optin_cli.structure.anatomy import CHANNELS, Anatomy, Bypass, Producer, Site, UnitInput
+from optin_cli.structure.anatomy import CHANNELS, HEADS, Anatomy, Bypass, Producer, Site, UnitInput
 from optin_cli.structure.hidden_states import hidden_argument
 from optin_cli.structure.layers import select_carried, select_inputs, select_outputs, select_slices
 from optin_cli.transforms.feature_info import update_feature_info
@@ -57,10 +60,14 @@ def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
         owner, _, name = path.rpartition(".")
         module = model.get_submodule(owner)
         select_slices(module, name, axis, chosen if getattr(module, name).shape[axis] == site.units else made)
-    if site.bypass and not units:
+    if units:
+        return
+    if site.bypass:
         consumer = "" if site.bypass.empty else site.consumer.removeprefix(f"{site.bypass.module}.")
         inside = [given for given in site.unit_inputs if given.module == site.bypass.module]
         _bypass(model.get_submodule(site.bypass.module), consumer, site.bypass, inside)
+    elif site.kind == HEADS:
+        _attend_without_heads(model.get_submodule(_around(site)))
 
 
 def rows_of(site: Site, producer: Producer, units: Tensor) -> Tensor:
@@ -81,7 +88,6 @@ def features_of(units: Tensor, width: int) -> Tensor:
 def _bypass(module: nn.Module, consumer: str, bypass: Bypass, unit_inputs: Sequence[UnitInput]) -> None:
     """Make `module` give no features, or what a `consumer` in it makes of them. A class, so that copies do it too."""
     signature = inspect.signature(module.forward)
-    unbound = inspect.signature(type(module).forward)
 
     class Bypassed(type(module)):  # type: ignore[misc]
         _is_hf_initialized = True  # else transformers would, and may divide by a number of heads
@@ -102,10 +108,50 @@ def _bypass(module: nn.Module, consumer: str, bypass: Bypass, unit_inputs: Seque
                 output = self.get_submodule(consumer)(output)
             return (output, *[None] * (bypass.in_tuple - 1)) if bypass.in_tuple else output
 
-    Bypassed.forward.__signature__ = unbound  # type: ignore[attr-defined]
-    Bypassed.__name__ = type(module).__name__
-    Bypassed.__module__ = type(module).__module__
-    module.__class__ = Bypassed
+    _become(module, Bypassed)
+
+
+def _become(module: nn.Module, changed: type[nn.Module]) -> None:
+    """Make `module` one of a subclass of its class that looks like the class from outside."""
+    changed.forward.__signature__ = inspect.signature(type(module).forward)  # type: ignore[attr-defined]
+    changed.__name__ = type(module).__name__
+    changed.__module__ = type(module).__module__
+    module.__class__ = changed
+
+
+def _around(site: Site) -> str:
+    """The innermost module that has the site's consumer and all its producers inside."""
+    paths = [path.split(".")[:-1] for path in (site.consumer, *(one.path for one in site.producers))]
+    shared = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
+    return ".".join(names[0] for names in shared)
+
+
+def _attend_without_heads(module: nn.Module) -> None:
+    """Make `module` run where torch can't attend without heads: up to 2.11 at least its CPU kernel divides by zero,
+    which ends the process."""
+
+    class WithoutHeads(type(module)):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            with _EmptyAttention():
+                return super().forward(*args, **kwargs)
+
+    _become(module, WithoutHeads)
+
+
+class _EmptyAttention(TorchFunctionMode):
+    """Within it, attention of no numbers is a product of no numbers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is scaled_dot_product_attention:
+            query, key, value = _attended(*args, **kwargs)
+            if not query.numel():
+                return query @ key.transpose(-2, -1) @ value
+        return func(*args, **kwargs)
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return query, key, value
 
 
 def _count_attended(cache: Any, hidden: Tensor, layer: int) -> None:
