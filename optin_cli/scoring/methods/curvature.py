@@ -42,7 +42,8 @@ log = logging.getLogger("optin")
 _PROBES_AT_ONCE = 8  # seeds of so many are held; the graph is recorded once for all of them
 _SEEDS = 1 << 26  # and of the output so many numbers: a language model's rows are long
 # MACs of a block, of all probes in one backward pass. Beyond this a GPU is busy for longer than its kernels take to be
-# launched, and copies would only cost forwards. A CPU is always busy.
+# launched, and copies would only cost forwards: on an H200 8 probes of BERT-base take 0.74 s without copies, 0.55 s at
+# 2^36, 0.52 s at 2^37, 0.56 s at 2^38 and 2^39. A CPU is always busy.
 _WORK_PER_CALL = {"cuda": 1 << 37}
 _IMPOSSIBLE = -1e4  # a logit: what question answering gives to padding
 
