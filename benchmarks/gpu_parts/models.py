@@ -15,11 +15,12 @@ import torch
 from helpers.tokenizers import save_tokenizer
 
 from optin_cli.architectures.resolve import dissect
-from optin_cli.artefacts.ranking import RankedSite, Ranking
+from optin_cli.artefacts.ranking import Ranking
 from optin_cli.execution.macs import observed_tokens
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.measure.inputs import default_size, dummy_inputs
 from optin_cli.measure.latency import device_name
+from optin_cli.scoring.totals import ranked_site
 from optin_cli.selection.select import select
 from optin_cli.selection.settings import Request
 from optin_cli.transforms.slicing import slice_model
@@ -93,15 +94,8 @@ def random_ranking(model: OpenModel, seed: int = 0) -> Ranking:
     tokens = float(observed_tokens(model, dummy_inputs(model, 1, default_size(model))))
     rng = np.random.default_rng(seed)
     sites = [
-        RankedSite(
-            name=site.name,
-            kind=site.kind,
-            block=site.block,
-            units=site.units,
-            width=site.width,
-            macs_per_token=site.macs_per_token,
-            macs_per_pair=site.macs_per_pair,
-            params_per_unit=site.params_per_unit,
+        ranked_site(
+            site,
             score=rng.random(site.units) * site.macs_per_unit(tokens),
             trajectory=np.zeros((site.units, 0)),
             output=np.zeros(site.units),

@@ -10,10 +10,10 @@ from optin_cli.artefacts.files import check_no_folder
 from optin_cli.artefacts.latency import LatencyTable, read_latency_table
 from optin_cli.artefacts.mask import Mask, write_mask
 from optin_cli.artefacts.ranking import Ranking, read_ranking, read_sketch
-from optin_cli.errors import UsageError, param
+from optin_cli.errors import param
 from optin_cli.selection.budget import Budget
 from optin_cli.selection.select import select as solve
-from optin_cli.selection.settings import TOKEN_SEARCHES, Request
+from optin_cli.selection.settings import Request, token_fields
 from optin_cli.sizes import parse_size
 
 
@@ -135,17 +135,11 @@ def make_request(
         memory = parse_size(memory, param("memory"), "MiB", f"write {param('memory', meta='60MiB')}") / 2**20
     if feature_weights is not None and not isinstance(feature_weights, str):
         feature_weights = tuple(feature_weights)
-    if isinstance(tokens, str) and tokens not in TOKEN_SEARCHES:
-        raise UsageError(
-            f"{param('tokens', tokens)} is neither a way to merge tokens nor a length",
-            f"use {', '.join(TOKEN_SEARCHES)}, or a number of tokens",
-        )
-    merging = {"merge": tokens} if isinstance(tokens, str) else {"tokens": tokens}
     return Request(
         memory=memory,
         table=table,
         feature_weights=feature_weights,
         protect=(protect,) if isinstance(protect, str) else tuple(protect),
-        **merging,
+        **token_fields(tokens),
         **plain,
     )

@@ -13,7 +13,7 @@ from optin_cli.artefacts.latency import read_latency_table
 from optin_cli.commands.groups import Group, Text, flag_of, option
 from optin_cli.errors import UsageError, param, spelled
 from optin_cli.selection.budgets import budget_kinds
-from optin_cli.selection.settings import TOKEN_SEARCHES, Request
+from optin_cli.selection.settings import Request, token_fields
 
 
 class BudgetGroup(Group):
@@ -28,7 +28,7 @@ class BudgetGroup(Group):
             "table": Text(lambda path, name: read_latency_table(path), type=Path),
             "round_to": Text(_round_to, default="1"),
             "feature_weights": Text(_feature_weights),
-            "tokens": Text(_tokens),
+            "tokens": Text(token_fields),
         }
         super().__init__(Request, without=without, shared="force", panel="Budget", texts=texts)
         self.single = single
@@ -96,19 +96,6 @@ def _parts(option: str, text: str) -> list[str]:
     return parts
 
 
-def _tokens(text: str, name: str) -> dict[str, Any]:
-    """Fields of the request that `--tokens` sets: how tokens are merged, or the length MACs are counted for."""
-    if text in TOKEN_SEARCHES:
-        return {"merge": text}
-    try:
-        return {"tokens": float(text)}
-    except ValueError as error:
-        raise UsageError(
-            f"{param(name, meta=repr(text))} is neither a way to merge tokens nor a length",
-            f"use {', '.join(TOKEN_SEARCHES)}, or a number of tokens",
-        ) from error
-
-
 def _feature_weights(text: str, name: str) -> str | tuple[float, ...]:
     """A name, or numbers; `Request.check` knows the names."""
     if not any(letter.isdigit() for letter in text):
@@ -117,7 +104,7 @@ def _feature_weights(text: str, name: str) -> str | tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(
-            f"{param(name, meta=repr(text))} is no list of numbers",
+            f"{param(name, meta=repr(text))} is not a list of numbers",
             "write a weight for each block as 0,0.5,1",
         ) from error
 

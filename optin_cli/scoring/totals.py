@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,22 @@ from optin_cli.artefacts.ranking import RankedSite
 from optin_cli.artefacts.sketch import Sketch
 from optin_cli.scoring.calibration import Scores
 from optin_cli.scoring.methods.base import Arrays, Item, ScoringMethod
+from optin_cli.structure.anatomy import Site
+
+
+def ranked_site(site: Site, **parts: Any) -> RankedSite:
+    """A site of the model as a ranking has it, with the `parts` of its scores; `score` is zero until it is combined."""
+    return RankedSite(
+        name=site.name,
+        kind=site.kind,
+        block=site.block,
+        units=site.units,
+        width=site.width,
+        macs_per_token=site.macs_per_token,
+        macs_per_pair=site.macs_per_pair,
+        params_per_unit=site.params_per_unit,
+        **{"score": np.zeros(site.units), **parts},
+    )
 
 
 class Totals:
@@ -47,16 +64,8 @@ class Totals:
     def sites(self) -> list[RankedSite]:
         """Every site with its parts: means over the batches, and each batch alone. The score is not yet set."""
         return [
-            RankedSite(
-                name=site.name,
-                kind=site.kind,
-                block=site.block,
-                units=site.units,
-                width=site.width,
-                macs_per_token=site.macs_per_token,
-                macs_per_pair=site.macs_per_pair,
-                params_per_unit=site.params_per_unit,
-                score=np.zeros(site.units),
+            ranked_site(
+                site,
                 trajectory=trajectory,
                 output=output,
                 columns=self.columns[site.name],

@@ -39,6 +39,19 @@ _LOADS = 8
 """A GPU's tensor cores load so many parts of such a row, of 16 bytes each: `auto` rounds to no less than one."""
 
 
+def token_fields(tokens: str | float | None, name: str = "tokens") -> dict[str, Any]:
+    """Fields of a `Request` that one value sets: how tokens are merged, or the length that MACs are counted for."""
+    if tokens is None or tokens in TOKEN_SEARCHES:
+        return {"merge": tokens} if tokens else {}
+    try:
+        return {"tokens": float(tokens)}
+    except ValueError as error:
+        raise UsageError(
+            f"{param(name, meta=repr(tokens))} is neither a way to merge tokens nor a length",
+            f"use {', '.join(TOKEN_SEARCHES)}, or a number of tokens",
+        ) from error
+
+
 @dataclass(frozen=True)
 class Request:
     """At least one budget; all of them hold together. The defaults hold nothing back."""
