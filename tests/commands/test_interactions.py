@@ -67,7 +67,7 @@ def test_what_a_ranking_can_not_serve_is_refused(folder, tmp_path):
     refused(2, "--interactions pairs", "select", folder / "r.h5", *out, "--interactions", "pairs")
     refused(2, "no parts to recombine", "select", folder / "m.h5", *out, "--feature-weights", "deep")
     refused(2, "2 weights for 3 blocks", "select", folder / "r.h5", *out, "--feature-weights", "1,1")
-    refused(2, "no list of numbers", "select", folder / "r.h5", *out, "--feature-weights", "1,x")
+    refused(2, "not a list of numbers", "select", folder / "r.h5", *out, "--feature-weights", "1,x")
     assert not list(tmp_path.iterdir())
 
 
