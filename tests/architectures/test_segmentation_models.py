@@ -10,15 +10,10 @@ import numpy as np
 import pytest
 import torch
 from helpers.data import tiny_masks
+from helpers.lazy import Lazy
 from helpers.models import copy_of, opened, randomise, saved_model, shared_model
 from helpers.runs import outputs, random_inputs
 from PIL import Image
-from transformers import (
-    BeitConfig,
-    BeitForSemanticSegmentation,
-    Mask2FormerImageProcessor,
-    SegformerImageProcessor,
-)
 
 from optin_cli.architectures.families import family_from_dict, family_to_dict
 from optin_cli.architectures.positions import image_size
@@ -32,6 +27,8 @@ from optin_cli.scoring.losses import output_change
 from optin_cli.scoring.methods.ablation import Ablation
 from optin_cli.transforms.masking import masked, masks_from_keep
 from optin_cli.transforms.slicing import slice_model
+
+transformers = Lazy("transformers")
 
 
 def kinds(name: str) -> dict[int, list[str]]:
@@ -105,7 +102,7 @@ def with_processor(processor, folder):
 
 
 def test_the_processor_says_how_large_the_images_are(tmp_path):
-    model = with_processor(SegformerImageProcessor(size={"height": 48, "width": 64}), tmp_path)
+    model = with_processor(transformers.SegformerImageProcessor(size={"height": 48, "width": 64}), tmp_path)
     assert image_size(model.module) == (48, 64)
     assert model.processor(Image.new("RGB", (30, 90))).shape == (3, 48, 64)
     # the first block sees 24 x 32 positions, so that much more than at 32 x 32 is attended to
@@ -115,7 +112,9 @@ def test_the_processor_says_how_large_the_images_are(tmp_path):
 
 
 def test_a_processor_of_sizes_of_their_own_makes_squares(tmp_path):
-    processor = Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 200}, size_divisor=32)
+    processor = transformers.Mask2FormerImageProcessor(
+        size={"shortest_edge": 64, "longest_edge": 200}, size_divisor=32
+    )
     model = with_processor(processor, tmp_path)
     assert image_size(model.module) == (64, 64)
     for size in ((90, 30), (30, 90), (64, 64)):
@@ -129,13 +128,13 @@ def test_a_processor_of_sizes_of_their_own_makes_squares(tmp_path):
 
 def test_a_head_that_reads_stages_makes_no_chain(tmp_path):
     """BEiT is a chain of blocks, but for a head that reads them one by one. Oracle: a full forward pass."""
-    config = BeitConfig(
+    config = transformers.BeitConfig(
         hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48, image_size=32,
         patch_size=8, out_indices=[1, 2, 3, 4], num_labels=5, use_relative_position_bias=True, pool_scales=[1, 2],
         use_auxiliary_head=False,
     )  # fmt: skip
-    randomise(BeitForSemanticSegmentation(config)).save_pretrained(tmp_path / "model")
-    SegformerImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
+    randomise(transformers.BeitForSemanticSegmentation(config)).save_pretrained(tmp_path / "model")
+    transformers.SegformerImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
     model = opened(tmp_path / "model")
     assert (model.task.name, model.anatomy.chained) == ("segmentation", False)
     examples = sample(

@@ -7,22 +7,15 @@ import logging
 import pytest
 import torch
 from helpers.flops import flop_counter
+from helpers.lazy import Lazy
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import (
-    BertConfig,
-    BertModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    T5Config,
-    T5Model,
-    ViTConfig,
-    ViTModel,
-)
 
 from optin_cli.execution.macs import FORMULAS, MacCounter
+
+transformers = Lazy("transformers")
 
 LENGTH, WIDTH, NEURONS, LAYERS, HEADS = 12, 32, 48, 2, 4
 IMPLEMENTATIONS = ["eager", "sdpa", "flex_attention"]
@@ -42,7 +35,7 @@ def attention_block(tokens: int, width: int, neurons: int) -> int:
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_an_encoder_costs_what_the_formula_says(implementation):
-    config = BertConfig(
+    config = transformers.BertConfig(
         vocab_size=50,
         hidden_size=WIDTH,
         num_hidden_layers=LAYERS,
@@ -50,7 +43,7 @@ def test_an_encoder_costs_what_the_formula_says(implementation):
         intermediate_size=NEURONS,
         attn_implementation=implementation,
     )
-    model = BertModel(config).eval()
+    model = transformers.BertModel(config).eval()
     found = macs(lambda: model(torch.ones(3, LENGTH, dtype=torch.long)))
     assert found == 3 * (LAYERS * attention_block(LENGTH, WIDTH, NEURONS) + WIDTH**2)  # and the pooler
 
@@ -58,7 +51,7 @@ def test_an_encoder_costs_what_the_formula_says(implementation):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_a_causal_decoder_with_grouped_queries(implementation, groups):
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=50,
         hidden_size=WIDTH,
         num_hidden_layers=LAYERS,
@@ -67,7 +60,7 @@ def test_a_causal_decoder_with_grouped_queries(implementation, groups):
         intermediate_size=NEURONS,
         attn_implementation=implementation,
     )
-    model = LlamaForCausalLM(config).eval()
+    model = transformers.LlamaForCausalLM(config).eval()
     found = macs(lambda: model(torch.ones(2, LENGTH, dtype=torch.long), use_cache=False))
     shared = WIDTH * groups // HEADS  # columns of keys, and of values
     projections = LENGTH * WIDTH * (2 * WIDTH + 2 * shared)
@@ -79,7 +72,7 @@ def test_a_causal_decoder_with_grouped_queries(implementation, groups):
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_cross_attention_counts_both_lengths(implementation):
-    config = T5Config(
+    config = transformers.T5Config(
         vocab_size=50,
         d_model=WIDTH,
         d_kv=8,
@@ -89,7 +82,7 @@ def test_cross_attention_counts_both_lengths(implementation):
         num_decoder_layers=1,
     )
     config._attn_implementation = implementation
-    model = T5Model(config).eval()
+    model = transformers.T5Model(config).eval()
     asked, given_ = 5, LENGTH
     found = macs(
         lambda: model(
@@ -103,7 +96,7 @@ def test_cross_attention_counts_both_lengths(implementation):
 
 
 def test_a_vision_transformer_is_counted_as_torch_counts_its_eager_form():
-    config = ViTConfig(
+    config = transformers.ViTConfig(
         hidden_size=WIDTH,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
@@ -114,9 +107,9 @@ def test_a_vision_transformer_is_counted_as_torch_counts_its_eager_form():
     image = torch.zeros(2, 3, 16, 16)
     config._attn_implementation = "eager"
     with torch.no_grad(), flop_counter() as counter:
-        ViTModel(config).eval()(image)
+        transformers.ViTModel(config).eval()(image)
     config._attn_implementation = "sdpa"
-    assert macs(lambda: ViTModel(config).eval()(image)) == counter.get_total_flops() // 2
+    assert macs(lambda: transformers.ViTModel(config).eval()(image)) == counter.get_total_flops() // 2
 
 
 @given(

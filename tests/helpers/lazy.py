@@ -13,4 +13,8 @@ class Lazy:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith(
+            "_"
+        ):  # pytest asks every name of a test file whether it is a mock or wraps one
+            raise AttributeError(attribute)
         return getattr(importlib.import_module(self._name), attribute)

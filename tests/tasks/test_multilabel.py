@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 
 import numpy as np
@@ -41,7 +42,11 @@ def model_of(**overrides) -> OpenModel:
     return opened(tiny_model("bert", new_folder() / "m", **settings))
 
 
-MODEL = model_of()
+@functools.cache
+def dense_model() -> OpenModel:
+    return model_of()
+
+
 TEXTS = sentences(20, 6)
 TRUTH = np.random.default_rng(8).integers(0, 2, (20, 4))
 
@@ -88,10 +93,10 @@ def logits(model: OpenModel) -> torch.Tensor:
 @pytest.mark.parametrize("how", ["numbers", "names", "ones", "classes", "columns"])
 def test_metrics_are_sklearns_however_labels_are_stored(how, tmp_path):
     path, options = stored(tmp_path, how)
-    data = batches(MODEL, path, **options)
-    np.testing.assert_array_equal(MODEL.task.labels(data), TRUTH)
-    result = evaluate(MODEL, data, MODEL)
-    found = logits(MODEL)
+    data = batches(dense_model(), path, **options)
+    np.testing.assert_array_equal(dense_model().task.labels(data), TRUTH)
+    result = evaluate(dense_model(), data, dense_model())
+    found = logits(dense_model())
     guess = found.sigmoid() > 0.5
     assert result.metrics == pytest.approx(
         {
@@ -107,11 +112,15 @@ def test_metrics_are_sklearns_however_labels_are_stored(how, tmp_path):
 def test_fidelity_is_of_single_labels(tmp_path):
     other = opened(
         tiny_model(
-            "bert", new_folder() / "o", seed=5, num_labels=4, problem_type=MODEL.module.config.problem_type
+            "bert",
+            new_folder() / "o",
+            seed=5,
+            num_labels=4,
+            problem_type=dense_model().module.config.problem_type,
         )
     )
-    found = evaluate(other, batches(other, stored(tmp_path, "numbers")[0]), MODEL).fidelity
-    ours, dense = logits(other).double(), logits(MODEL).double()
+    found = evaluate(other, batches(other, stored(tmp_path, "numbers")[0]), dense_model()).fidelity
+    ours, dense = logits(other).double(), logits(dense_model()).double()
     p, q = (torch.stack([x.sigmoid(), (-x).sigmoid()]) for x in (dense, ours))
     assert found["agreement"] == pytest.approx(100 * float(((ours > 0) == (dense > 0)).double().mean()))
     assert 0 < found["agreement"] < 100
@@ -119,33 +128,33 @@ def test_fidelity_is_of_single_labels(tmp_path):
 
 
 def test_the_loss_is_transformers_own(tmp_path):
-    data = batches(MODEL, stored(tmp_path, "numbers")[0])
-    targets, batch = MODEL.task.targets(data), data[0]
+    data = batches(dense_model(), stored(tmp_path, "numbers")[0])
+    targets, batch = dense_model().task.targets(data), data[0]
     wanted = [targets[i] for i in batch.example_ids]
     with torch.no_grad():
-        whole = MODEL.module(**batch.inputs, labels=torch.tensor(np.array(wanted)).float()).loss
-        found = MODEL.task.loss(MODEL.output(batch.inputs), wanted)
+        whole = dense_model().module(**batch.inputs, labels=torch.tensor(np.array(wanted)).float()).loss
+        found = dense_model().task.loss(dense_model().output(batch.inputs), wanted)
     torch.testing.assert_close(found.mean(), whole)
 
 
 def test_fisher_is_the_squared_gradient_of_that_loss(tmp_path):
     path, options = stored(tmp_path, "columns")
-    plan = make_plan(MODEL, DataSpec(str(path), **options), ScoreSettings(method="fisher", samples=8))
+    plan = make_plan(dense_model(), DataSpec(str(path), **options), ScoreSettings(method="fisher", samples=8))
     check_fisher(plan, tmp_path / "r.h5", TEXTS, TRUTH, F.binary_cross_entropy_with_logits)
 
 
 @pytest.mark.parametrize("method", ["ablation", "curvature"])
 def test_the_output_term_is_the_binary_kl_of_a_full_forward(method, tmp_path):
     settings = ScoreSettings(method=method, samples=20, temperature=2.0, probes=64)
-    plan = make_plan(MODEL, DataSpec(str(stored(tmp_path, "numbers")[0])), settings)
+    plan = make_plan(dense_model(), DataSpec(str(stored(tmp_path, "numbers")[0])), settings)
     ranking = stage.score(plan, tmp_path / "r.h5")
-    dense, kept = logits(MODEL), 0.0 if method == "ablation" else 0.98
+    dense, kept = logits(dense_model()), 0.0 if method == "ablation" else 0.98
     site = next(site for site in ranking.sites if site.name == "blocks.1.heads")
     for unit in range(site.units):
         mask = torch.ones(site.units)
         mask[unit] = kept
-        with masked(MODEL.module, MODEL.anatomy, {site.name: mask}):
-            changed = logits(MODEL)
+        with masked(dense_model().module, dense_model().anatomy, {site.name: mask}):
+            changed = logits(dense_model())
         p, q = ((x.double() / 2).sigmoid() for x in (dense, changed))
         exact = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(1).mean() / (1 - kept) ** 2
         assert site.output[unit] == pytest.approx(float(exact), rel=1e-3 if method == "ablation" else 0.35)
@@ -167,13 +176,13 @@ def test_images_have_labels_too(tmp_path):
 
 def test_labels_that_do_not_fit(tmp_path):
     with pytest.raises(InputError, match="several labels at once"):
-        evaluate(MODEL, batches(MODEL, json_lines(tmp_path, [1] * 20)[0]))
+        evaluate(dense_model(), batches(dense_model(), json_lines(tmp_path, [1] * 20)[0]))
     with pytest.raises(InputError, match=r"label 4, but the model has classes 0\.\.3"):
-        evaluate(MODEL, batches(MODEL, json_lines(tmp_path, [[4]] * 20)[0]))
+        evaluate(dense_model(), batches(dense_model(), json_lines(tmp_path, [[4]] * 20)[0]))
     path, _ = stored(tmp_path, "columns")
     with pytest.raises(UsageError, match="no column 'hope'"):
-        batches(MODEL, path, label="joy,hope")
+        batches(dense_model(), path, label="joy,hope")
     with pytest.raises(
         InputError, match=r"2 label columns were given, but the model has 4(.|\n)*a column for each: "
     ):
-        evaluate(MODEL, batches(MODEL, path, label="joy,anger"))
+        evaluate(dense_model(), batches(dense_model(), path, label="joy,anger"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 
 import numpy as np
@@ -39,7 +40,11 @@ def model_of(name: str = "bert", seed: int = 0, **overrides) -> OpenModel:
     return opened(tiny_model(name, new_folder() / "m", seed=seed, **{**names, **overrides}))
 
 
-MODEL = model_of()
+@functools.cache
+def dense_model() -> OpenModel:
+    return model_of()
+
+
 TEXTS = sentences(20, 6)
 TRUTH = np.random.default_rng(4).normal(size=(20, 3)).round(3)
 
@@ -85,10 +90,10 @@ def values(model: OpenModel) -> torch.Tensor:
 @pytest.mark.parametrize("how", ["lists", "float32", "columns", "unnamed"])
 def test_metrics_are_scipys_means_however_labels_are_stored(how, tmp_path):
     path, options = stored(tmp_path, how)
-    data = batches(MODEL, path, **options)
-    np.testing.assert_allclose(MODEL.task.labels(data), TRUTH, rtol=1e-6)
-    result = evaluate(MODEL, data, MODEL)
-    found = values(MODEL).numpy()
+    data = batches(dense_model(), path, **options)
+    np.testing.assert_allclose(dense_model().task.labels(data), TRUTH, rtol=1e-6)
+    result = evaluate(dense_model(), data, dense_model())
+    found = values(dense_model()).numpy()
     expected = {
         "pearson": 100 * np.mean([stats.pearsonr(found[:, i], TRUTH[:, i]).statistic for i in range(3)]),
         "spearman": 100 * np.mean([stats.spearmanr(found[:, i], TRUTH[:, i]).statistic for i in range(3)]),
@@ -101,50 +106,50 @@ def test_metrics_are_scipys_means_however_labels_are_stored(how, tmp_path):
 def test_correlations_are_over_the_values_that_vary(tmp_path):
     truth = TRUTH.copy()
     truth[:, 1] = 0.5
-    metrics = evaluate(MODEL, batches(MODEL, json_lines(tmp_path, truth.tolist())[0])).metrics
-    found = values(MODEL).numpy()
+    metrics = evaluate(dense_model(), batches(dense_model(), json_lines(tmp_path, truth.tolist())[0])).metrics
+    found = values(dense_model()).numpy()
     expected = np.mean([stats.pearsonr(found[:, i], truth[:, i]).statistic for i in (0, 2)])
     assert metrics["pearson"] == pytest.approx(100 * expected, abs=1e-3)
     assert metrics["mse"] == pytest.approx(np.square(found - truth).mean(), rel=1e-4)
     with pytest.raises(InputError, match="are equal"):
-        evaluate(MODEL, batches(MODEL, json_lines(tmp_path, np.ones((20, 3)).tolist())[0]))
+        evaluate(dense_model(), batches(dense_model(), json_lines(tmp_path, np.ones((20, 3)).tolist())[0]))
 
 
 def test_fidelity_is_the_mean_difference(tmp_path):
     other = model_of(seed=5)
-    result = evaluate(other, batches(other, stored(tmp_path, "lists")[0]), MODEL)
-    expected = (values(other) - values(MODEL)).abs().mean()
+    result = evaluate(other, batches(other, stored(tmp_path, "lists")[0]), dense_model())
+    expected = (values(other) - values(dense_model())).abs().mean()
     assert result.fidelity == pytest.approx({"mean_abs_difference": float(expected)}, rel=1e-4)
 
 
 def test_the_loss_is_transformers_own(tmp_path):
-    data = batches(MODEL, stored(tmp_path, "lists")[0])
-    targets, batch = MODEL.task.targets(data), data[0]
+    data = batches(dense_model(), stored(tmp_path, "lists")[0])
+    targets, batch = dense_model().task.targets(data), data[0]
     wanted = [targets[i] for i in batch.example_ids]
     with torch.no_grad():
-        whole = MODEL.module(**batch.inputs, labels=torch.tensor(np.array(wanted)).float()).loss
-        found = MODEL.task.loss(MODEL.output(batch.inputs), wanted)
+        whole = dense_model().module(**batch.inputs, labels=torch.tensor(np.array(wanted)).float()).loss
+        found = dense_model().task.loss(dense_model().output(batch.inputs), wanted)
     torch.testing.assert_close(found.mean(), whole)
 
 
 def test_fisher_is_the_squared_gradient_of_that_loss(tmp_path):
     path, options = stored(tmp_path, "columns")
-    plan = make_plan(MODEL, DataSpec(str(path), **options), ScoreSettings(method="fisher", samples=8))
+    plan = make_plan(dense_model(), DataSpec(str(path), **options), ScoreSettings(method="fisher", samples=8))
     check_fisher(plan, tmp_path / "r.h5", TEXTS, TRUTH, torch.nn.functional.mse_loss)
 
 
 @pytest.mark.parametrize("method", ["ablation", "curvature"])
 def test_the_output_term_is_the_squared_error_of_a_full_forward(method, tmp_path):
     settings = ScoreSettings(method=method, samples=20, probes=64)
-    plan = make_plan(MODEL, DataSpec(str(stored(tmp_path, "lists")[0])), settings)
+    plan = make_plan(dense_model(), DataSpec(str(stored(tmp_path, "lists")[0])), settings)
     ranking = stage.score(plan, tmp_path / "r.h5")
-    dense, kept = values(MODEL), 0.0 if method == "ablation" else 0.98
+    dense, kept = values(dense_model()), 0.0 if method == "ablation" else 0.98
     site = next(site for site in ranking.sites if site.name == "blocks.1.heads")
     for unit in range(site.units):
         mask = torch.ones(site.units)
         mask[unit] = kept
-        with masked(MODEL.module, MODEL.anatomy, {site.name: mask}):
-            changed = values(MODEL)
+        with masked(dense_model().module, dense_model().anatomy, {site.name: mask}):
+            changed = values(dense_model())
         exact = (changed - dense).double().square().sum(1).mean() / (1 - kept) ** 2
         assert site.output[unit] == pytest.approx(float(exact), rel=1e-3 if method == "ablation" else 0.35)
 
@@ -166,14 +171,14 @@ def test_images_have_values_too(tmp_path):
 
 def test_labels_that_do_not_fit(tmp_path):
     with pytest.raises(InputError, match="one number a row, but the model gives 3"):
-        evaluate(MODEL, batches(MODEL, json_lines(tmp_path, [1.5] * 20)[0]))
+        evaluate(dense_model(), batches(dense_model(), json_lines(tmp_path, [1.5] * 20)[0]))
     with pytest.raises(InputError, match=r"label \[1.5, 2.0\], but the model gives 3 values"):
-        evaluate(MODEL, batches(MODEL, json_lines(tmp_path, [[1.5, 2.0]] * 20)[0]))
+        evaluate(dense_model(), batches(dense_model(), json_lines(tmp_path, [[1.5, 2.0]] * 20)[0]))
     with pytest.raises(InputError, match="without a label where a number is needed"):
-        evaluate(MODEL, batches(MODEL, json_lines(tmp_path, [[1.5, 2.0, None]] * 20)[0]))
+        evaluate(dense_model(), batches(dense_model(), json_lines(tmp_path, [[1.5, 2.0, None]] * 20)[0]))
     path, _ = stored(tmp_path, "columns")
     with pytest.raises(InputError, match="2 label columns were given, but the model has 3"):
-        evaluate(MODEL, batches(MODEL, path, label="valence,arousal"))
+        evaluate(dense_model(), batches(dense_model(), path, label="valence,arousal"))
 
 
 def test_one_value_may_stand_in_a_list_or_be_written_as_text(tmp_path):

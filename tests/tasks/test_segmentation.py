@@ -13,7 +13,6 @@ from helpers.lazy import Lazy
 from helpers.models import shared_model
 from PIL import Image
 from torch.nn import functional as F
-from transformers import Mask2FormerImageProcessor, SegformerImageProcessor
 
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
@@ -25,6 +24,8 @@ from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.measure.evaluate import evaluate
 from optin_cli.scoring.labels import read_labels
 from optin_cli.tasks.segmentation import Segmentation, map_size, query_scores, upsampled
+
+transformers = Lazy("transformers")
 
 oracle = Lazy("sklearn.metrics")
 
@@ -75,7 +76,7 @@ def smooth(shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 def test_pixels_get_the_classes_that_the_processors_give_them():
     logits = smooth((2, CLASSES, 12, 16), 0)
-    expected = SegformerImageProcessor().post_process_semantic_segmentation(
+    expected = transformers.SegformerImageProcessor().post_process_semantic_segmentation(
         SimpleNamespace(logits=logits), target_sizes=[(45, 70)] * 2
     )
     output = Segmentation(classes=CLASSES).output(lambda: SimpleNamespace(logits=logits), {})
@@ -84,7 +85,9 @@ def test_pixels_get_the_classes_that_the_processors_give_them():
     masks = SimpleNamespace(
         class_queries_logits=queries().class_queries_logits, masks_queries_logits=smooth((2, 7, 12, 16), 1)
     )
-    expected = Mask2FormerImageProcessor().post_process_semantic_segmentation(masks, [(45, 70)] * 2)
+    expected = transformers.Mask2FormerImageProcessor().post_process_semantic_segmentation(
+        masks, [(45, 70)] * 2
+    )
     output = Segmentation(classes=CLASSES).output(lambda: masks, {})
     for scores, seen in zip(
         output, expected, strict=True

@@ -6,13 +6,15 @@ import copy
 
 import pytest
 import torch
+from helpers.lazy import Lazy
 from helpers.models import opened, shared_model
 from helpers.pruning import pruned
-from timm.models._features import FeatureListNet
 
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.transforms.feature_info import update_feature_info
 from optin_cli.transforms.slicing import slice_model
+
+features = Lazy("timm.models._features")
 
 CNNS = ["timm-vgg", "timm-vgg-bn", "timm-resnet", "timm-efficientnet"]
 
@@ -29,7 +31,7 @@ def assert_true(module: torch.nn.Module) -> None:
         assert module.num_features == features.shape[1]
         assert module.head_hidden_size == module.forward_head(features, pre_logits=True).shape[1]
         nested = any("." in stage["module"] for stage in module.feature_info)
-        stages = FeatureListNet(
+        stages = features.FeatureListNet(
             copy.deepcopy(module), out_indices=range(len(module.feature_info)), flatten_sequential=nested
         )
         assert stages.feature_info.channels() == [stage.shape[1] for stage in stages(image)]
