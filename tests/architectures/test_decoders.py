@@ -7,12 +7,11 @@ import dataclasses
 import json
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
-import transformers
 from helpers.data import tiny_text_csv
 from helpers.families import BLOCKS, DECODERS, ENCODER_DECODERS
+from helpers.lazy import Lazy
 from helpers.models import in_dtype, opened, randomise, saved_model, shared_model
 from helpers.runs import random_inputs
 from torch import nn
@@ -35,6 +34,9 @@ from optin_cli.selection.select import select
 from optin_cli.tasks.sequences import SequenceClassification
 from optin_cli.transforms.masking import masked, masks_from_keep
 from optin_cli.transforms.slicing import slice_model
+
+datasets = Lazy("datasets")
+transformers = Lazy("transformers")
 
 every_decoder = pytest.mark.parametrize("name", DECODERS)
 UNEVEN = {

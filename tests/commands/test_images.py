@@ -7,17 +7,19 @@ import re
 from io import BytesIO
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.cli import run
 from helpers.data import tiny_image_folder
+from helpers.lazy import Lazy
 from helpers.models import saved_model, tiny_model
 from PIL import Image
 from pyarrow import parquet
 
 from optin_cli.artefacts.ranking import read_ranking
+
+datasets = Lazy("datasets")
 
 ROWS, BROKEN = 30, [4, 11]
 FAST = ["--samples", "16", "--batch-size", "4", "--method", "curvature", "--probes", "1"]
@@ -64,7 +66,7 @@ def hub(tmp_path, monkeypatch):
         table = {"image": [{"bytes": content, "path": "x"} for content in contents]}
         published = datasets.Dataset.from_dict({**table, "label": [i // 15 for i in range(ROWS)]})
         published = published.cast_column("image", datasets.Image())
-        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: published)
+        monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: published)
         return "org/pictures"
 
     return publish

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from io import BytesIO
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.data import sound, tiny_audio_folder
+from helpers.lazy import Lazy
 from pyarrow import parquet
 from scipy.io import wavfile
 
@@ -18,6 +18,8 @@ from optin_cli.data.examples import sample
 from optin_cli.data.readers import TRANSCRIPTS
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
+
+datasets = Lazy("datasets")
 
 RATE = 16000
 TONE = sound(0.2, RATE, 440)

@@ -6,11 +6,10 @@ import logging
 import re
 from io import BytesIO
 
-import datasets
 import numpy as np
 import pytest
-from datasets import Dataset
 from helpers.data import tiny_image_folder
+from helpers.lazy import Lazy
 from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +24,8 @@ from optin_cli.data.kinds import Kind
 from optin_cli.data.rows import draw
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError
+
+datasets = Lazy("datasets")
 
 IMAGE = Columns(image="image")
 
@@ -44,9 +45,9 @@ class Rows:
         self.broken = broken
         self.seen: list[int] = []
 
-    def at(self, row_ids: list[int], image: str | None = None) -> Dataset:
+    def at(self, row_ids: list[int], image: str | None = None) -> datasets.Dataset:
         self.seen += row_ids
-        return Dataset.from_dict({"image": [b"" if i in self.broken else png(i) for i in row_ids]})
+        return datasets.Dataset.from_dict({"image": [b"" if i in self.broken else png(i) for i in row_ids]})
 
 
 @st.composite
@@ -182,7 +183,9 @@ def test_a_short_stream_leaves_out_what_a_folder_does(samples, tmp_path):
 def test_a_long_stream_replaces_from_the_rows_it_has_read(tmp_path):
     broken = set(range(0, 600, 15))
     table = {"image": [None if i in broken else {"bytes": png(i), "path": None} for i in range(700)]}
-    Dataset.from_dict(table, datasets.Features(image=datasets.Image())).to_parquet(tmp_path / "t.parquet")
+    datasets.Dataset.from_dict(table, datasets.Features(image=datasets.Image())).to_parquet(
+        tmp_path / "t.parquet"
+    )
     found = images(tmp_path / "t.parquet", 30, stream=True)
     assert found.total == 600
     assert len(found.row_ids) == 30
@@ -202,7 +205,7 @@ def test_parquet_of_any_tool(form, stream, tmp_path):
         contents if form == "binary" else [{"bytes": c, "path": f"{i}.png"} for i, c in enumerate(contents)]
     )
     if form == "feature":
-        table = Dataset.from_dict({"picture": values, "label": [0, 1] * 3})
+        table = datasets.Dataset.from_dict({"picture": values, "label": [0, 1] * 3})
         table.cast_column("picture", datasets.Image()).to_parquet(tmp_path / "t.parquet")
     else:
         parquet.write_table(pa.table({"picture": values, "label": [0, 1] * 3}), tmp_path / "t.parquet")
@@ -215,7 +218,7 @@ def test_parquet_of_any_tool(form, stream, tmp_path):
 def test_a_broken_image_of_a_column_that_is_not_used_matters_to_nobody(tmp_path):
     good = [{"bytes": png(i), "path": None} for i in range(4)]
     features = datasets.Features(image=datasets.Image(), mask=datasets.Image())
-    Dataset.from_dict(
+    datasets.Dataset.from_dict(
         {"image": good, "mask": [None, *good[1:3], {"bytes": b"", "path": None}]}, features
     ).to_parquet(tmp_path / "t.parquet")
     assert images(tmp_path / "t.parquet").row_ids == [0, 1, 2, 3]

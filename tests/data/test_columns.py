@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from helpers.lazy import Lazy
 from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,25 +12,28 @@ from optin_cli.data.columns import Columns, find_columns
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
 
+datasets = Lazy("datasets")
+
+
 KINDS = {
-    "text": Value("string"),
-    "long text": Value("large_string"),
-    "number": Value("int64"),
-    "real": Value("float64"),
-    "class": ClassLabel(names=["bad", "good"]),
-    "image": Image(),
-    "words": List(Value("string")),
-    "tags": List(ClassLabel(names=["O", "NAME"])),
+    "text": lambda: datasets.Value("string"),
+    "long text": lambda: datasets.Value("large_string"),
+    "number": lambda: datasets.Value("int64"),
+    "real": lambda: datasets.Value("float64"),
+    "class": lambda: datasets.ClassLabel(names=["bad", "good"]),
+    "image": lambda: datasets.Image(),
+    "words": lambda: datasets.List(datasets.Value("string")),
+    "tags": lambda: datasets.List(datasets.ClassLabel(names=["O", "NAME"])),
 }
 
 
-def rows(**kinds: str) -> Dataset:
+def rows(**kinds: str) -> datasets.Dataset:
     """An empty data set with the named columns."""
-    features = Features({name: KINDS[kind] for name, kind in kinds.items()})
-    return Dataset.from_dict({name: [] for name in kinds}, features=features)
+    features = datasets.Features({name: KINDS[kind]() for name, kind in kinds.items()})
+    return datasets.Dataset.from_dict({name: [] for name in kinds}, features=features)
 
 
-def found(dataset: Dataset, modality: str = "text", **given) -> Columns:
+def found(dataset: datasets.Dataset, modality: str = "text", **given) -> Columns:
     return find_columns(dataset, DataSpec("DATA", **given), modality)
 
 

@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, Image
 from helpers.data import sentences, tiny_image_folder, tiny_text_csv
+from helpers.lazy import Lazy
 from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +17,8 @@ from optin_cli.data.readers import SIDES
 from optin_cli.data.rows import draw
 from optin_cli.data.sources import DataSpec, open_split
 from optin_cli.errors import InputError, UsageError
+
+datasets = Lazy("datasets")
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +141,7 @@ def test_no_examples_are_a_usage_error(csv, samples):
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "saved"])
 def test_a_split_without_rows_is_an_input_error(suffix, tmp_path):
     path = tmp_path / f"data.{suffix}"
-    nothing = Dataset.from_dict({"text": [], "label": []})
+    nothing = datasets.Dataset.from_dict({"text": [], "label": []})
     {"csv": nothing.to_csv, "parquet": nothing.to_parquet, "saved": nothing.save_to_disk}[suffix](path)
     with pytest.raises(InputError, match=rf"{path} \(train\) is empty"):
         sampled(path, 10)
@@ -147,7 +149,7 @@ def test_a_split_without_rows_is_an_input_error(suffix, tmp_path):
 
 def test_data_without_text_is_an_input_error(tmp_path):
     path = tmp_path / "data.csv"
-    Dataset.from_dict({"height": [1, 2], "width": [3.5, 4.0]}).to_csv(path)
+    datasets.Dataset.from_dict({"height": [1, 2], "width": [3.5, 4.0]}).to_csv(path)
     with pytest.raises(InputError, match="no text column; it has height, width"):
         sampled(path, 1)
 
@@ -155,7 +157,7 @@ def test_data_without_text_is_an_input_error(tmp_path):
 # fingerprints
 
 
-def saved(table: Dataset, path: Path) -> Path:
+def saved(table: datasets.Dataset, path: Path) -> Path:
     if path.suffix == ".csv":
         table.to_csv(path)
     elif path.suffix == ".jsonl":
@@ -179,7 +181,7 @@ TABLE = {"text": sentences(8), "label": [0, 1] * 4, "idx": list(range(8))}
 
 def fingerprint_of(folder: Path, table: dict[str, list], **options) -> str:
     path = folder / f"{len(list(folder.iterdir()))}.parquet"
-    Dataset.from_dict(table).to_parquet(path)
+    datasets.Dataset.from_dict(table).to_parquet(path)
     return sampled(path, **options).fingerprint
 
 
@@ -223,10 +225,10 @@ def sampled_images(path: Path, row_ids: list[int] | None = None) -> Examples:
 def test_the_fingerprint_of_images_is_of_their_bytes_wherever_they_are(tmp_path):
     folder = tiny_image_folder(tmp_path / "d", n=4)
     rows = open_split(DataSpec(str(folder)))
-    embedded = rows.cast_column("image", Image(decode=False)).map(
+    embedded = rows.cast_column("image", datasets.Image(decode=False)).map(
         lambda row: {"image": {"bytes": Path(row["image"]["path"]).read_bytes(), "path": None}}
     )
-    embedded.cast_column("image", Image()).to_parquet(tmp_path / "embedded.parquet")
+    embedded.cast_column("image", datasets.Image()).to_parquet(tmp_path / "embedded.parquet")
     fingerprint = sampled_images(folder).fingerprint
     assert sampled_images(tmp_path / "embedded.parquet").fingerprint == fingerprint
     assert sampled_images(tiny_image_folder(tmp_path / "e", n=4)).fingerprint == fingerprint

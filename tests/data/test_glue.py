@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 
-import datasets
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
 from helpers.data import sentences
 from helpers.lazy import Lazy
 from helpers.models import new_folder, opened, tiny_model
@@ -20,6 +18,8 @@ from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec, open_split
 from optin_cli.errors import UsageError
 from optin_cli.measure.evaluate import evaluate
+
+datasets = Lazy("datasets")
 
 oracle = Lazy("sklearn.metrics")
 
@@ -39,15 +39,19 @@ SCHEMAS = {
 }
 
 
-def table(name: str) -> Dataset:
+def table(name: str) -> datasets.Dataset:
     texts, classes = SCHEMAS[name]
     rng = np.random.default_rng(1)
-    label = ClassLabel(names=classes) if classes else Value("float32")
+    label = datasets.ClassLabel(names=classes) if classes else datasets.Value("float32")
     values = rng.integers(0, len(classes), 24) if classes else rng.uniform(0, 5, 24)
     columns = {text: sentences(24, i) for i, text in enumerate(texts)}
-    features = {**dict.fromkeys(texts, Value("string")), "label": label, "idx": Value("int32")}
+    features = {
+        **dict.fromkeys(texts, datasets.Value("string")),
+        "label": label,
+        "idx": datasets.Value("int32"),
+    }
     rows = {**columns, "label": values.tolist(), "idx": list(range(24))}
-    return Dataset.from_dict(rows, features=Features(features))
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
 
 
 @pytest.fixture
@@ -61,7 +65,7 @@ def hub(monkeypatch, tmp_path):
         return table(name)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
     return asked
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from io import BytesIO
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.data import tiny_masks
+from helpers.lazy import Lazy
 from PIL import Image
 from pyarrow import parquet
 
@@ -18,6 +18,8 @@ from optin_cli.data.label_maps import VOID, Masks, decode_mask
 from optin_cli.data.readers import MASKS, ROWS
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
+
+datasets = Lazy("datasets")
 
 IDS = np.array([[0, 1, 2], [3, 4, 255]], dtype=np.uint8)
 
@@ -113,7 +115,7 @@ def test_a_hub_data_set_has_masks_among_its_images(tmp_path, monkeypatch):
     image = Image.new("RGB", (3, 2))
     published = datasets.Dataset.from_dict({"pixel_values": [image], "label": [Image.fromarray(IDS)]})
     published = published.cast(datasets.Features(dict.fromkeys(published.features, datasets.Image())))
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: published)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: published)
     examples = read("org/scenes")
     assert (examples.columns.image, examples.columns.mask) == ("pixel_values", "label")
     assert masks_of(examples)[0].tolist() == [[0, 1, 2], [3, 4, VOID]]

@@ -6,13 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
-import datasets
 import pytest
-from datasets import Dataset, DatasetDict
 from helpers.data import sentences, tiny_image_folder, tiny_text_csv
+from helpers.lazy import Lazy
 
 from optin_cli.data.sources import DataSpec, open_split
 from optin_cli.errors import InputError, UsageError
+
+datasets = Lazy("datasets")
 
 TABLE = {"text": sentences(7), "label": [0, 1, 1, 0, 1, 0, 0]}
 
@@ -20,7 +21,7 @@ TABLE = {"text": sentences(7), "label": [0, 1, 1, 0, 1, 0, 0]}
 def write_table(path: Path, table: dict[str, list] = TABLE) -> Path:
     """Write a table in the format that the suffix names."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = Dataset.from_dict(table)
+    rows = datasets.Dataset.from_dict(table)
     if path.suffix == ".parquet":
         rows.to_parquet(path)
     elif path.suffix == ".jsonl":
@@ -34,7 +35,7 @@ def write_table(path: Path, table: dict[str, list] = TABLE) -> Path:
     return path
 
 
-def opened(path: Path | str, split: str = "train", **options) -> Dataset:
+def opened(path: Path | str, split: str = "train", **options) -> datasets.Dataset:
     return open_split(DataSpec(str(path), split, **options))
 
 
@@ -104,14 +105,14 @@ def test_a_folder_without_the_split_lists_the_ones_it_has(tmp_path):
 
 
 def test_a_saved_data_set_opens(tmp_path):
-    Dataset.from_dict(TABLE).save_to_disk(tmp_path / "d")
+    datasets.Dataset.from_dict(TABLE).save_to_disk(tmp_path / "d")
     assert opened(tmp_path / "d").to_dict() == TABLE
 
 
 def test_a_saved_dictionary_of_splits_opens_by_split(tmp_path):
     other = {"text": ["held out"], "label": [1]}
-    splits = {"train": Dataset.from_dict(TABLE), "validation": Dataset.from_dict(other)}
-    DatasetDict(splits).save_to_disk(tmp_path / "d")
+    splits = {"train": datasets.Dataset.from_dict(TABLE), "validation": datasets.Dataset.from_dict(other)}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "d")
     assert opened(tmp_path / "d").to_dict() == TABLE
     assert opened(tmp_path / "d", "validation").to_dict() == other
     with pytest.raises(UsageError, match=r"no split 'test'(.|\n)*train, validation"):
@@ -119,7 +120,7 @@ def test_a_saved_dictionary_of_splits_opens_by_split(tmp_path):
 
 
 def test_a_saved_data_set_without_its_rows_is_an_input_error(tmp_path):
-    Dataset.from_dict(TABLE).save_to_disk(tmp_path / "d")
+    datasets.Dataset.from_dict(TABLE).save_to_disk(tmp_path / "d")
     for path in (tmp_path / "d").glob("*.arrow"):
         path.unlink()
     with pytest.raises(InputError, match=str(tmp_path / "d")):
@@ -164,9 +165,9 @@ def hub(monkeypatch):
 
     def load_dataset(path, name=None, *, split):
         asked.append((path, name, split))
-        return Dataset.from_dict(TABLE)
+        return datasets.Dataset.from_dict(TABLE)
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
     return asked
 
 
@@ -197,18 +198,20 @@ def test_a_hub_data_set_is_never_asked_for_a_slice(hub):
 @pytest.mark.parametrize(
     "error",
     [
-        datasets.exceptions.DatasetNotFoundError("no such data set\nmore lines"),
-        ConnectionError("no connection"),
-        ValueError("Unknown split 'x'. Should be one of ['train']."),
-        ValueError("BuilderConfig 'x' not found."),
+        lambda: datasets.exceptions.DatasetNotFoundError("no such data set\nmore lines"),
+        lambda: ConnectionError("no connection"),
+        lambda: ValueError("Unknown split 'x'. Should be one of ['train']."),
+        lambda: ValueError("BuilderConfig 'x' not found."),
     ],
     ids=["not found", "offline", "split", "config"],
 )
 def test_a_hub_that_fails_is_one_input_error(monkeypatch, error):
+    error = error()
+
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr("datasets.load_dataset", fail)
     with pytest.raises(InputError, match="org/name") as caught:
         opened("org/name")
     assert str(error).splitlines()[0] in str(caught.value)

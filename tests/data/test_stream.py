@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
-from datasets import Dataset, IterableDataset
 from helpers.cli import run
 from helpers.data import sentences, tiny_image_folder, tiny_text_csv
+from helpers.lazy import Lazy
 from helpers.models import saved_model
 
 from optin_cli.artefacts.mask import read_mask
@@ -21,10 +20,12 @@ from optin_cli.data.readers import SIDES
 from optin_cli.data.sources import DataSpec, open_stream
 from optin_cli.errors import InputError, UsageError
 
+datasets = Lazy("datasets")
+
 
 def table(rows: int, path: Path) -> Path:
     """A file of texts and labels; its suffix says which kind."""
-    data = Dataset.from_dict({"text": sentences(rows), "label": [i % 3 for i in range(rows)]})
+    data = datasets.Dataset.from_dict({"text": sentences(rows), "label": [i % 3 for i in range(rows)]})
     write = {".csv": data.to_csv, ".jsonl": data.to_json, ".parquet": data.to_parquet}[path.suffix]
     write(str(path))
     return path
@@ -79,9 +80,9 @@ def test_nothing_behind_the_window_is_read(monkeypatch):
 
     def load_dataset(path, name=None, **options):
         asked.append((path, name, options))
-        return IterableDataset.from_generator(endless)
+        return datasets.IterableDataset.from_generator(endless)
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
     found = sample(DataSpec("glue/sst2", stream=True), "text", 8, 0)
     assert asked == [("nyu-mll/glue", "sst2", {"split": "train", "streaming": True})]
     assert max(read) < 20 * 8 + 100
@@ -110,7 +111,7 @@ def test_images_are_opened_only_when_used(tmp_path):
 @pytest.mark.parametrize("spec", ["builtin:docs", "saved"])
 def test_data_that_is_there_anyway_streams_too(spec, tmp_path):
     if spec == "saved":
-        Dataset.from_dict({"text": sentences(50)}).save_to_disk(tmp_path / "saved")
+        datasets.Dataset.from_dict({"text": sentences(50)}).save_to_disk(tmp_path / "saved")
         spec = str(tmp_path / "saved")
     found, plain = streamed(spec, 5), streamed(spec, 5, stream=False)
     whole = streamed(spec, None, stream=False)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from datasets import ClassLabel, Dataset
-
+from helpers.lazy import Lazy
 from helpers.models import shared_model
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.columns import find_columns
 from optin_cli.data.examples import Examples
 from optin_cli.data.sources import DataSpec
 
+datasets = Lazy("datasets")
+
 
 def rows_of(table: dict[str, list], classes: list[str] | None = None) -> Examples:
     """All rows of a table, as `sample` gives them, but without a file. `classes` names its labels."""
-    rows = Dataset.from_dict(table)
+    rows = datasets.Dataset.from_dict(table)
     if classes:
-        rows = rows.cast_column("label", ClassLabel(names=classes))
+        rows = rows.cast_column("label", datasets.ClassLabel(names=classes))
     data = DataSpec("DATA")
     ids = list(range(len(rows)))
     return Examples(data, find_columns(rows, data, "text"), ids, rows, len(rows), "")

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Lazy:
-    """Stands for the module `name`, and imports it when something is asked of it."""
+    """Stands for the module `name`, and imports it when something is asked of it. Patch the module by its path."""
 
     def __init__(self, name: str) -> None:
         self._name = name

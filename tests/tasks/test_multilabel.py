@@ -9,7 +9,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, List, Value
 from helpers.data import sentences
 from helpers.gradients import check_fisher
 from helpers.lazy import Lazy
@@ -26,6 +25,8 @@ from optin_cli.scoring import score as stage
 from optin_cli.scoring.losses import output_change
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.transforms.masking import masked
+
+datasets = Lazy("datasets")
 
 oracle = Lazy("sklearn.metrics")
 
@@ -68,9 +69,14 @@ def stored(folder, how: str):
     if how == "ones":
         return json_lines(folder, TRUTH.astype(float).tolist())
     if how == "classes":  # numbered otherwise than the model does
-        features = Features({"sentence": Value("string"), "labels": List(ClassLabel(names=NAMES[::-1]))})
+        features = datasets.Features(
+            {
+                "sentence": datasets.Value("string"),
+                "labels": datasets.List(datasets.ClassLabel(names=NAMES[::-1])),
+            }
+        )
         table = {"sentence": TEXTS, "labels": [[NAMES[i] for i in row] for row in numbers]}
-        Dataset.from_dict(table, features=features).save_to_disk(folder / "data")
+        datasets.Dataset.from_dict(table, features=features).save_to_disk(folder / "data")
         return folder / "data", {}
     path = folder / "train.csv"
     with path.open("w", newline="") as stream:

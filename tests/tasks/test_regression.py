@@ -9,7 +9,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features, Image, List, Value
 from helpers.data import sentences, tiny_image_folder
 from helpers.gradients import check_fisher
 from helpers.lazy import Lazy
@@ -24,6 +23,8 @@ from optin_cli.measure.evaluate import evaluate
 from optin_cli.scoring import score as stage
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.transforms.masking import masked
+
+datasets = Lazy("datasets")
 
 stats = Lazy("scipy.stats")
 
@@ -61,8 +62,13 @@ def stored(folder, how: str):
     if how == "lists":
         return json_lines(folder, TRUTH.tolist())
     if how == "float32":
-        features = Features({"sentence": Value("string"), "label": List(Value("float32"), length=3)})
-        Dataset.from_dict({"sentence": TEXTS, "label": TRUTH}, features=features).save_to_disk(
+        features = datasets.Features(
+            {
+                "sentence": datasets.Value("string"),
+                "label": datasets.List(datasets.Value("float32"), length=3),
+            }
+        )
+        datasets.Dataset.from_dict({"sentence": TEXTS, "label": TRUTH}, features=features).save_to_disk(
             folder / "data"
         )
         return folder / "data", {}
@@ -159,8 +165,10 @@ def test_images_have_values_too(tmp_path):
     assert (model.task.name, model.task.term) == ("image-classification", "squares")
     paths = sorted(map(str, tiny_image_folder(tmp_path / "images", 12).rglob("*.png")))[:12]
     table = {"image": paths, "label": TRUTH[: len(paths)].tolist()}
-    features = Features({"image": Image(), "label": List(Value("float64"))})
-    Dataset.from_dict(table, features=features).save_to_disk(tmp_path / "data")
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.List(datasets.Value("float64"))}
+    )
+    datasets.Dataset.from_dict(table, features=features).save_to_disk(tmp_path / "data")
     data = batches(model, tmp_path / "data")
     with torch.no_grad():
         found = torch.cat([model.module(**batch.inputs).logits for batch in data])

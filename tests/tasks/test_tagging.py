@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, List, Value
 from helpers.data import sentences
+from helpers.lazy import Lazy
 from helpers.models import new_folder, opened, shared_model, tiny_model
 from helpers.runs import examples
 from hypothesis import given
@@ -20,6 +20,8 @@ from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.measure.evaluate import evaluate
 from optin_cli.tasks.metrics import are_tags, entities, entity_f1
+
+datasets = Lazy("datasets")
 
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
@@ -79,8 +81,15 @@ def tagged(folder, order=TAGS, stored: str = "class"):
         lines = [{"tokens": w, "ner_tags": t} for w, t in zip(words, tags, strict=True)]
         path.write_text("\n".join(map(json.dumps, lines)))
         return path, words, tags
-    features = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=order))})
-    Dataset.from_dict({"tokens": words, "ner_tags": tags}, features=features).save_to_disk(folder / "data")
+    features = datasets.Features(
+        {
+            "tokens": datasets.List(datasets.Value("string")),
+            "ner_tags": datasets.List(datasets.ClassLabel(names=order)),
+        }
+    )
+    datasets.Dataset.from_dict({"tokens": words, "ner_tags": tags}, features=features).save_to_disk(
+        folder / "data"
+    )
     return folder / "data", words, tags
 
 
