@@ -2,10 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := -m pip install --quiet --disable-pip-version-check
+# what is imported is compiled then: compiling all of torch and transformers takes longer than all that tests import
+PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 TEST := -m pytest -n logical --maxprocesses 8
 # the newest torch and torchvision that are tested together; `make lock` resolves everything else around them
 LOCKED := torch==2.14.1 torchvision==0.29.1
+
+# an environment that forbids bytecode would have every process compile the libraries again
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo demo-vision test test-fast test-all test-oldest test-latest lint format versions bench docs docs-pages tutorial \
 	lock dist clean

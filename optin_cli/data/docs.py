@@ -10,6 +10,7 @@ import ast
 import hashlib
 import re
 import sysconfig
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -48,11 +49,9 @@ def _docstring_sentences(path: Path) -> set[str]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError, OSError):
         return set()  # templates and deliberately broken files are not a source of English
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     found: set[str] = set()
-    for node in ast.walk(tree):
-        text = ast.get_docstring(node) if isinstance(node, kinds) else None
-        for paragraph in (text or "").split("\n\n"):
+    for node in _documented(tree):
+        for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
             for sentence in _SENTENCE_END.split(" ".join(paragraph.split())):
                 words = len(sentence.split())
                 if (
@@ -63,3 +62,16 @@ def _docstring_sentences(path: Path) -> set[str]:
                 ):
                     found.add(sentence)
     return found
+
+
+def _documented(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Every node that can have a docstring. Expressions, most of a tree, hold none and are not walked."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+        for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+            inner = getattr(node, part, None)
+            if isinstance(inner, list):  # of a lambda or a conditional expression it is an expression
+                waiting.extend(inner)

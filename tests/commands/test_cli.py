@@ -173,10 +173,12 @@ def test_stdout_holds_the_path_and_stderr_the_rest(scored, tmp_path):
 
 
 def test_a_pipe_gets_plain_text_and_no_colours(scored, tmp_path):
-    out = process("eval", scored[0], "--data", scored[1], "--split", "train")
-    assert out.returncode == 0
-    assert "\x1b" not in out.stdout + out.stderr
-    assert "accuracy" in out.stdout
+    written = process("select", scored[2], "--flops", 0.5, "-o", tmp_path / "m.json")
+    table = process("families")
+    assert written.returncode == table.returncode == 0
+    assert "\x1b" not in written.stdout + written.stderr + table.stdout + table.stderr
+    assert "of the MACs" in written.stderr
+    assert "bert" in table.stdout
 
 
 def test_a_closed_pipe_is_no_error():

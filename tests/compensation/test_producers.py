@@ -75,7 +75,7 @@ def test_on_unseen_rows_units_are_more_like_the_dense_ones(name, folder):
     for producers in (False, True):
         fitted = copied(dense)
         settings = dataclasses.replace(AUTO, producers=producers)
-        fits = compensate(fitted, keep, batches_for(dense, folder, rows=400), settings)
+        fits = compensate(fitted, keep, batches_for(dense, folder, rows=200), settings)
         assert all(fit.after <= fit.before for fit in fits)
         errors[producers] = [made_error(dense, fitted, keep, unseen, site) for site in dense.anatomy]
     assert sum(errors[True]) < 0.95 * sum(errors[False])

@@ -92,6 +92,7 @@ def test_two_processes_finish_what_one_began_and_write_one_file(whole, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["r.h5"]
 
 
+@pytest.mark.slow
 def test_one_process_finishes_what_a_killed_team_began(whole, tmp_path, caplog):
     csv, expected = whole
     output = tmp_path / "r.h5"

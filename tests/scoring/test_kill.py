@@ -63,7 +63,7 @@ begun = time.monotonic()
 assert os.waitpid(start(folder / "whole.h5"), 0)[1] == 0
 length = time.monotonic() - begun
 parts, killed = [], 0
-for kill in range(8):
+for kill in range(4):
     pid = start(output)
     # a run that goes on has less to do: later kills come sooner
     time.sleep(random.uniform(0.2, 0.9) * length * (0.3 if kill else 0.5))
@@ -91,7 +91,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bytes(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr + (folder / "log").read_text()
     told = json.loads(done.stdout)
-    assert told["killed"] >= 3, told
+    assert told["killed"] >= 2, told
     assert any(told["parts"]), told  # kills did fall into the work
     assert told["digests"][0] == told["digests"][1]
     assert told["left"] == ["log", "r.h5", "whole.h5"]

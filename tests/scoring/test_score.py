@@ -108,11 +108,11 @@ def test_probing_goes_on_until_the_error_is_reached(tmp_path):
     counts, scatter = [], []
     exact = stage.score(
         plan_for(
-            tmp_path, settings=dataclasses.replace(SMALL, method="curvature", probes=300, sketch_rows=0)
+            tmp_path, settings=dataclasses.replace(SMALL, method="curvature", probes=200, sketch_rows=0)
         ),
         tmp_path / "exact.h5",
     )
-    for target in (0.3, 0.1):
+    for target in (0.4, 0.15):
         settings = dataclasses.replace(SMALL, method="curvature", rel_error=target, sketch_rows=0)
         found = stage.score(plan_for(tmp_path, settings=settings), tmp_path / f"{target}.h5")
         counts.append(found.settings["probed"])
@@ -122,8 +122,8 @@ def test_probing_goes_on_until_the_error_is_reached(tmp_path):
         ]
         scatter.append(float(np.median(np.concatenate(errors))))
     assert 2 <= counts[0] < counts[1] / 4  # the error falls with the root
-    assert scatter[0] < 0.3
-    assert scatter[1] < 0.1
+    assert scatter[0] < 0.4
+    assert scatter[1] < 0.15
 
 
 def test_the_band_is_scored_exactly_and_the_rest_by_probes(tmp_path):
