@@ -64,7 +64,9 @@ def _docstring_sentences(path: Path) -> set[str]:
     return found
 
 
-def _documented(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+def _documented(
+    tree: ast.Module,
+) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
     """Every node that can have a docstring. Expressions, most of a tree, hold none and are not walked."""
     waiting: list[ast.AST] = [tree]
     while waiting:
