@@ -39,8 +39,8 @@ class Products:
 
     def summed(self, counts: list[int]) -> Floats:
         """[budgets]: what `counts` units use by sums over sites."""
-        pairs = zip(self.problem.ladders, counts, strict=True)
-        return np.sum([ladder.costs[:, np.searchsorted(ladder.counts, n)] for ladder, n in pairs], axis=0)
+        pairs = zip(self.problem.site_sizes, counts, strict=True)
+        return np.sum([sizes.costs[:, np.searchsorted(sizes.counts, n)] for sizes, n in pairs], axis=0)
 
     def used(self, counts: list[int]) -> Floats:
         """[budgets]: what `counts` units really use."""
@@ -55,17 +55,17 @@ class Products:
 
     def bound(self) -> float:
         """No choice within the budgets scores more."""
-        ladders = []
-        for site, ladder in zip(self.problem.sites, self.problem.ladders, strict=True):
+        site_sizes = []
+        for site, sizes in zip(self.problem.sites, self.problem.site_sizes, strict=True):
             budgets, halves = self.problem.budgets, self.case.halves(site)
-            more = np.array([budget.beyond(self.case, site, ladder.counts) for budget in budgets])
-            step = ladder.step
+            more = np.array([budget.beyond(self.case, site, sizes.counts) for budget in budgets])
+            step = sizes.step
             if step is not None:
-                rung = ladder.counts[1] - ladder.counts[0]
+                more_units = sizes.counts[1] - sizes.counts[0]
                 each = [float(budget.layers(self.case, halves)) for budget in budgets]
-                step = tuple(cost + float(one * rung) for cost, one in zip(step, each, strict=True))
-            ladders.append(replace(ladder, costs=ladder.costs + more, step=step))
-        found = solve(ladders, self.problem.capacities + self.whole)
+                step = tuple(cost + float(one * more_units) for cost, one in zip(step, each, strict=True))
+            site_sizes.append(replace(sizes, costs=sizes.costs + more, step=step))
+        found = solve(site_sizes, self.problem.capacities + self.whole)
         return float("inf") if found is None else found.bound
 
 
@@ -74,14 +74,14 @@ def solve_products(problem: Problem) -> Solution | None:
 
     Returns None when nothing was found that meets them.
     """
-    best = solve(problem.ladders, problem.capacities)  # within the budgets by sums is within them
+    best = solve(problem.site_sizes, problem.capacities)  # within the budgets by sums is within them
     products = Products(problem)
     if not products or (best and best.counts == list(products.case.units.values())):
         return best
     low, high = 0.0, 0.5  # sums count at most half of a layer too much
     for _ in range(_STEPS):
         share = (low + high) / 2
-        found = solve(problem.ladders, problem.capacities + share * products.whole)
+        found = solve(problem.site_sizes, problem.capacities + share * products.whole)
         if found is not None and not products.fits(found.counts):
             high = share
             continue
@@ -90,6 +90,6 @@ def solve_products(problem: Problem) -> Solution | None:
             best = found
     if best is None:
         return None
-    everything = sum(float(ladder.gains[-1]) for ladder in problem.ladders)
+    everything = sum(float(sizes.gains[-1]) for sizes in problem.site_sizes)
     bound = max(min(products.bound(), everything), best.score)
     return replace(best, costs=products.used(best.counts), bound=bound, optimal=False)

@@ -16,7 +16,7 @@ from optin_cli.artefacts.facts import Change, Exchanged
 from optin_cli.artefacts.ranking import RankedSite
 from optin_cli.artefacts.sketch import Sketch
 from optin_cli.importance import OPTIN_SUM, FeatureWeights, trajectories
-from optin_cli.selection.choices import Floats, Ints, Ladder
+from optin_cli.selection.choices import Floats, Ints, Sizes
 from optin_cli.selection.swap_search import Exchange, Flags, Pool, Rows
 
 RIDGE = 2.0
@@ -97,16 +97,16 @@ def _scaled(part: Mapping[str, Rows], names: Sequence[str], rows: Ints, worth: F
     return columns * factor.astype(np.float32)[:, None]
 
 
-def pools(ladders: Sequence[Ladder], site: Ints, scope: str) -> list[Pool]:
+def pools(site_sizes: Sequence[Sizes], site: Ints, scope: str) -> list[Pool]:
     """Return the groups within which units may be exchanged: one site, or with `global` all sites of one cost a unit.
 
     Sites whose sizes are not free (rounded, kept whole, or of a latency that units do not add up to) keep theirs.
     """
     shared: dict[tuple[float, ...], list[int]] = {}
     found = []
-    for index, ladder in enumerate(ladders):
-        if scope == "global" and ladder.step is not None and ladder.counts[1] - ladder.counts[0] == 1:
-            shared.setdefault(ladder.step, []).append(index)
+    for index, sizes in enumerate(site_sizes):
+        if scope == "global" and sizes.step is not None and sizes.counts[1] - sizes.counts[0] == 1:
+            shared.setdefault(sizes.step, []).append(index)
         else:
             found.append(Pool(np.flatnonzero(site == index), None))
     found += [Pool(np.flatnonzero(np.isin(site, of)), np.array(step)) for step, of in shared.items()]
@@ -116,35 +116,35 @@ def pools(ladders: Sequence[Ladder], site: Ints, scope: str) -> list[Pool]:
 def rearrange(
     keep: Mapping[str, Sequence[int]],
     scores: Sequence[Floats],
-    ladders: Sequence[Ladder],
+    site_sizes: Sequence[Sizes],
     capacities: Floats,
     fit: Half,
     check: Half,
     scope: str,
     ridge: float = RIDGE,
 ) -> Rearrangement:
-    """Exchange units of `keep` (sites in the order of `scores` and `ladders`) as long as that lowers the joint loss
+    """Exchange units of `keep` (sites in the order of `scores` and `site_sizes`) as long as that lowers the joint loss
 
         ||sum of the removed units' rows||^2 + ridge * sum of their scores,
 
     the ridge accounting for what the rows of half the examples don't show. On the held-out half the loss is without
     it: the moves up to its least are made, if that is `_ERRORS` standard errors below the start, and none otherwise.
-    Costs stay within `capacities`, sizes between the rungs of `ladders`.
+    Costs stay within `capacities`, sizes are among `site_sizes`.
     """
     units = [len(s) for s in scores]
     site = np.repeat(np.arange(len(units)), units)
     worth = np.concatenate(scores)
     removed = _removed(keep, units)
     used = [
-        ladder.costs[:, np.searchsorted(ladder.counts, len(kept))]
-        for ladder, kept in zip(ladders, keep.values(), strict=True)
+        sizes.costs[:, np.searchsorted(sizes.counts, len(kept))]
+        for sizes, kept in zip(site_sizes, keep.values(), strict=True)
     ]
-    least = np.array([ladder.counts[0] for ladder in ladders])
+    least = np.array([sizes.counts[0] for sizes in site_sizes])
     room = capacities - np.sum(used, axis=0)
     exchange = Exchange(fit.rows, (1 + ridge) * worth, removed, site, least, room)
     checked = _HeldOutLoss(check, worth, removed)
     start, best, at = exchange.loss(), removed, 0
-    for _ in exchange.improve(pools(ladders, site, scope)):
+    for _ in exchange.improve(pools(site_sizes, site, scope)):
         if checked.better(exchange.removed):
             best, at = exchange.removed.copy(), exchange.moved
         if exchange.moved > 2 * at + _PATIENCE:

@@ -1,4 +1,4 @@
-"""From a ranking and a request to the ladders and budgets that the solver takes."""
+"""From a ranking and a request to the sizes and budgets that the solver takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optin_cli.artefacts.ranking import RankedSite, Ranking
 from optin_cli.errors import BudgetError, UsageError, param
 from optin_cli.importance import OPTIN_SUM, FeatureWeights, combine, own_output_weight, scored_with
 from optin_cli.selection.budget import Budget, Case
-from optin_cli.selection.choices import Floats, Ints, Ladder
+from optin_cli.selection.choices import Floats, Ints, Sizes
 from optin_cli.selection.settings import Request, check_table, round_size, weighting
 
 
@@ -61,8 +61,8 @@ class Problem:
         return round_size(self.request, self.ranking)
 
     @cached_property
-    def ladders(self) -> list[Ladder]:
-        return [self._ladder(site, scores) for site, scores in zip(self.sites, self.scores, strict=True)]
+    def site_sizes(self) -> list[Sizes]:
+        return [self._sizes(site, scores) for site, scores in zip(self.sites, self.scores, strict=True)]
 
     @cached_property
     def capacities(self) -> Floats:
@@ -78,15 +78,15 @@ class Problem:
     @property
     def least(self) -> Floats:
         """[budgets]: what the smallest sizes use of each."""
-        return np.sum([ladder.costs[:, 0] for ladder in self.ladders], axis=0)
+        return np.sum([sizes.costs[:, 0] for sizes in self.site_sizes], axis=0)
 
     def keep(self, counts: list[int]) -> dict[str, list[int]]:
         """The best `counts` units of each site, indices ascending; ties go to the lower index."""
         best = (np.sort(np.argsort(-s, kind="stable")[:n]) for s, n in zip(self.scores, counts, strict=True))
         return {site.name: units.tolist() for site, units in zip(self.sites, best, strict=True)}
 
-    def _ladder(self, site: RankedSite, scores: Floats) -> Ladder:
-        counts = self._sizes(site)
+    def _sizes(self, site: RankedSite, scores: Floats) -> Sizes:
+        counts = self._counts(site)
         prefix = np.concatenate([[0.0], np.cumsum(-np.sort(-scores))])
         costs = self._costs(site, counts)
         steps = np.unique(np.diff(counts))
@@ -97,9 +97,9 @@ class Problem:
             if not budget.linear:
                 kept = _climbing(costs[row])
                 counts, costs = counts[kept], costs[:, kept]
-        return Ladder(counts, prefix[counts], costs, step)
+        return Sizes(counts, prefix[counts], costs, step)
 
-    def _sizes(self, site: RankedSite) -> Ints:
+    def _counts(self, site: RankedSite) -> Ints:
         """The numbers of units that guards and rounding allow; all of them always are."""
         chained = site.name in self.ranking.model.get("chained", ())  # something must pass
         least = max(self.request.minimum(site), min(1, site.units) if chained else 0)
@@ -143,7 +143,7 @@ def _check_parts(ranking: Ranking, request: Request) -> bool:
 
 
 def _climbing(ms: Floats) -> Ints:
-    """Return the rungs above which no larger one is faster: a size that is slower than a larger one is never chosen."""
+    """Return the sizes above which no larger one is faster: a size that is slower than a larger one is never chosen."""
     return np.flatnonzero(ms <= np.minimum.accumulate(ms[::-1])[::-1])
 
 
@@ -156,7 +156,7 @@ def out_of_reach(problem: Problem) -> BudgetError:
     ]
     asked = " ".join(f"{budget.asked} can't be met: what must stay takes {shown}." for budget, shown in over)
     smallest = " ".join(budget.said(shown) for budget, shown in over)
-    guarded = any(len(ladder.counts) == 1 or ladder.counts[0] > 0 for ladder in problem.ladders)
+    guarded = any(len(sizes.counts) == 1 or sizes.counts[0] > 0 for sizes in problem.site_sizes)
     relax = (
         f"relax {param('min_heads')}, {param('min_neurons')}, {param('min_channels')}, {param('protect')} or other "
         "guards to go lower"

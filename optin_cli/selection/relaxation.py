@@ -1,8 +1,8 @@
 """The LP relaxation: an upper bound on what any choice within the budgets can score, and prices of the budgets.
 
-The relaxation may mix rungs of a class (any point below the concave hull of its gains over its costs). It is solved
+The relaxation may mix sizes of a class (any point below the concave hull of its gains over its costs). It is solved
 by Dantzig-Wolfe column generation: the master, a linear program of one row a budget and one for the mixture, is
-held as a simplex basis; at its prices every class picks its best rung by itself, and that pick is the next column.
+held as a simplex basis; at its prices every class picks its best size by itself, and that pick is the next column.
 Any prices >= 0 give a valid bound (weak duality), so stopping early costs tightness, never truth.
 """
 
@@ -28,12 +28,12 @@ class Relaxation:
     prices: Floats
     """[budgets], >= 0: score that one more unit of each budget is worth."""
     picks: list[int]
-    """A rung for each class, within the budgets."""
+    """A size for each class, within the budgets."""
     score: float
 
 
 def relax(classes: Sequence[Class], budgets: Floats) -> Relaxation:
-    """Solve the relaxation. The lowest rungs together must fit `budgets`, shape (budgets,), about 1 each."""
+    """Solve the relaxation. The smallest sizes together must fit `budgets`, shape (budgets,), about 1 each."""
     size = len(budgets)
     picks = [0] * len(classes)
     gain, usage = value(classes, picks)

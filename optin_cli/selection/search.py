@@ -1,8 +1,8 @@
 """The best whole choice, searched for around the relaxation's.
 
-At the relaxation's prices every rung of every class loses something against the class's best rung, and a choice
-scores the bound less the losses of its rungs less the price of the budget it leaves unused. So a choice within
-`depth` of the bound has only rungs that lose less than `depth`: few, when `depth` is small. All of them are listed
+At the relaxation's prices every size of every class loses something against the class's best size, and a choice
+scores the bound less the losses of its sizes less the price of the budget it leaves unused. So a choice within
+`depth` of the bound has only sizes that lose less than `depth`: few, when `depth` is small. All of them are listed
 class by class; if the best choice found is within `depth`, no other choice in the world is better.
 """
 
@@ -61,18 +61,18 @@ def search(
 
 
 class _Table:
-    """Losses of a class's rungs at the prices, and the rungs by loss."""
+    """Losses of a class's sizes at the prices, and the sizes by loss."""
 
     def __init__(self, members: Class, prices: Floats) -> None:
         self.costs = members.costs
         self.fitting = members.fitting
         worth = members.gains - prices @ members.costs
-        self.loss = worth.max() - worth  # [rungs]
+        self.loss = worth.max() - worth  # [sizes]
         self.by_loss = np.argsort(self.loss, kind="stable")
         self.sorted = self.loss[self.by_loss]
 
     def within(self, depth: float) -> Ints:
-        """Rungs that lose at most `depth`, the least first."""
+        """Sizes that lose at most `depth`, the least first."""
         return self.by_loss[: int(np.searchsorted(self.sorted, depth, side="right"))]
 
 
@@ -85,13 +85,13 @@ class _States:
     usage: Floats
     """[budgets, states]"""
     parent: Ints
-    rung: Ints
+    pick: Ints
 
 
 def _listed(
     tables: Sequence[_Table], prices: Floats, budgets: Floats, depth: float, most: int
 ) -> tuple[list[int] | None, float, bool]:
-    """(rungs of the best choice within `depth` of the bound, how far below it, whether all were listed)."""
+    """(sizes of the best choice within `depth` of the bound, how far below it, whether all were listed)."""
     *listed, last = tables
     near = [table.within(depth) for table in tables]
     low = [t.costs[:, n].min(axis=1) for t, n in zip(tables, near, strict=True)]  # [budgets] each
@@ -118,36 +118,36 @@ def _listed(
     states = trail[-1]
     fill = last.fitting(
         budgets[:, None] - states.usage
-    )  # gains never fall, so the highest rung that fits is best
+    )  # gains never fall, so the largest size that fits is best
     usage = states.usage + last.costs[:, fill]
     short = states.loss + last.loss[fill] + prices @ (budgets[:, None] - usage)
     end = int(np.argmin(short))
     missing, picks = float(short[end]), [int(fill[end])]
     for states in trail[:0:-1]:
-        picks.append(int(states.rung[end]))
+        picks.append(int(states.pick[end]))
         end = int(states.parent[end])
     return picks[::-1], missing, complete
 
 
-def _extended(states: _States, table: _Table, rungs: Ints, depth: float, most: int) -> _States:
-    """Every state with every rung that its loss leaves room for, least loss first; about `most` of them."""
+def _extended(states: _States, table: _Table, picks: Ints, depth: float, most: int) -> _States:
+    """Every state with every size that its loss leaves room for, least loss first; about `most` of them."""
     parts, total = [], 0
-    for rung in rungs:
-        count = int(np.searchsorted(states.loss, depth - table.loss[rung], side="right"))
+    for pick in picks:
+        count = int(np.searchsorted(states.loss, depth - table.loss[pick], side="right"))
         if not count or total > most:
             break
-        parts.append((rung, count))
+        parts.append((pick, count))
         total += count
     parent = np.concatenate([np.arange(count) for _, count in parts])
-    rung = np.repeat([r for r, _ in parts], [c for _, c in parts])
-    loss = states.loss[parent] + table.loss[rung]
-    usage = states.usage[:, parent] + table.costs[:, rung]
+    pick = np.repeat([r for r, _ in parts], [c for _, c in parts])
+    loss = states.loss[parent] + table.loss[pick]
+    usage = states.usage[:, parent] + table.costs[:, pick]
     order = np.argsort(loss, kind="stable")
-    return _States(loss[order], usage[:, order], parent[order], rung[order])
+    return _States(loss[order], usage[:, order], parent[order], pick[order])
 
 
 def _taken(states: _States, index: Ints) -> _States:
-    return _States(states.loss[index], states.usage[:, index], states.parent[index], states.rung[index])
+    return _States(states.loss[index], states.usage[:, index], states.parent[index], states.pick[index])
 
 
 def _undominated(states: _States, prices: Floats) -> _States:

@@ -59,7 +59,7 @@ def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = N
 
 def _rearranged(problem: Problem, keep: dict[str, list[int]], sketch: Sketch, room: Floats) -> Rearrangement:
     fit, check = halves(problem.sites, problem.scores, sketch, problem.weighting[0])
-    return rearrange(keep, problem.scores, problem.ladders, room, fit, check, problem.request.interactions)
+    return rearrange(keep, problem.scores, problem.site_sizes, room, fit, check, problem.request.interactions)
 
 
 def mask_of(

@@ -1,6 +1,6 @@
 """The constrained mask: a size for each site such that the kept score is largest and every budget holds.
 
-A multiple-choice knapsack (docs/method.md, section 4): choose a rung of each ladder. Ladders of one cost per unit
+A multiple-choice knapsack (docs/method.md, section 4): choose a size for each site. Sites of one cost per unit
 melt into a class, so a uniform transformer has two classes whatever its depth, and then every split is tried, which
 is exact for any number of budgets. Otherwise (several widths, measured latency) the Lagrangian relaxation gives
 prices, and the choices around it are listed until the best one is proved or there are too many. The distance to the
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optin_cli.selection.choices import Class, Floats, Ladder, classes_of
+from optin_cli.selection.choices import Class, Floats, Sizes, classes_of
 from optin_cli.selection.relaxation import relax, value
 from optin_cli.selection.search import SearchResult, search
 
@@ -40,35 +40,35 @@ class Solution:
         return max(0.0, self.bound - self.score)
 
 
-def solve(ladders: Sequence[Ladder], budgets: Floats) -> Solution | None:
+def solve(site_sizes: Sequence[Sizes], budgets: Floats) -> Solution | None:
     """Maximise the total gain such that the total costs stay within `budgets`, shape (budgets,).
 
-    Returns None when the lowest rungs alone exceed a budget. Ties go to the earlier ladder.
+    Returns None when the smallest sizes alone exceed a budget. Ties go to the earlier site.
     """
-    least = np.sum([ladder.costs[:, 0] for ladder in ladders], axis=0)  # [budgets]
-    most = np.sum([ladder.costs[:, -1] for ladder in ladders], axis=0)
+    least = np.sum([sizes.costs[:, 0] for sizes in site_sizes], axis=0)  # [budgets]
+    most = np.sum([sizes.costs[:, -1] for sizes in site_sizes], axis=0)
     slack = _TOLERANCE * np.maximum(most, np.abs(budgets))
     if (least > budgets + slack).any():
         return None
-    heights = [len(ladder.counts) - 1 for ladder in ladders]
+    heights = [len(sizes.counts) - 1 for sizes in site_sizes]
     binding = most > budgets + slack
     if not binding.any():
-        return _solution(ladders, heights, None, True)
+        return _solution(site_sizes, heights, None, True)
     # solve for what there is to choose within what can bind, in units in which a budget is at most one
     free = [i for i, height in enumerate(heights) if height]
-    taken = sum((ladder.costs[:, 0] for ladder in ladders if len(ladder.counts) == 1), np.zeros(len(budgets)))
+    taken = sum((sizes.costs[:, 0] for sizes in site_sizes if len(sizes.counts) == 1), np.zeros(len(budgets)))
     room = (np.maximum(budgets, least) + slack - taken)[binding] / most[binding]
-    classes = [_scaled(c, binding, most[binding]) for c in classes_of([ladders[i] for i in free])]
+    classes = [_scaled(c, binding, most[binding]) for c in classes_of([site_sizes[i] for i in free])]
     found, bound = _best(classes, room)
     for members, pick in zip(classes, found.picks, strict=True):
-        for member, height in zip(members.members, members.rungs(pick), strict=True):
+        for member, height in zip(members.members, members.sizes(pick), strict=True):
             heights[free[member]] = height
-    fixed = sum(float(ladder.gains[0]) for ladder in ladders if len(ladder.counts) == 1)
-    return _solution(ladders, heights, bound + fixed, found.optimal)
+    fixed = sum(float(sizes.gains[0]) for sizes in site_sizes if len(sizes.counts) == 1)
+    return _solution(site_sizes, heights, bound + fixed, found.optimal)
 
 
 def _best(classes: Sequence[Class], room: Floats) -> tuple[SearchResult, float]:
-    """The best rungs that fit, and the relaxation's bound on what any could gain."""
+    """The best sizes that fit, and the relaxation's bound on what any could gain."""
     relaxed = relax(classes, room)
     if len(classes) <= 2:
         return SearchResult(_every_split(classes, room), 0.0, True), relaxed.bound
@@ -85,12 +85,12 @@ def _scaled(members: Class, binding: np.ndarray, scale: Floats) -> Class:
 
 
 def _every_split(classes: Sequence[Class], room: Floats) -> list[int]:
-    """One or two classes: every rung of the shorter one, the rest of the budgets filled with the other."""
+    """One or two classes: every size of the shorter one, the rest of the budgets filled with the other."""
     if len(classes) == 1:
         return [int(classes[0].fitting(room[:, None])[0])]
     swapped = len(classes[0].gains) > len(classes[1].gains)
     short, long = classes[::-1] if swapped else classes
-    filled = long.fitting(room[:, None] - short.costs)  # [rungs of the shorter]
+    filled = long.fitting(room[:, None] - short.costs)  # [sizes of the shorter]
     scores = np.where(filled < 0, -np.inf, short.gains + long.gains[filled])
     best = int(np.argmax(scores))
     picks = [best, int(filled[best])]
@@ -108,26 +108,26 @@ def _filled(classes: Sequence[Class], picks: Sequence[int], room: Floats, prices
             top = int(members.fitting(left[:, None])[0])
             if top > pick:
                 worth = members.gains[pick + 1 : top + 1] - prices @ members.costs[:, pick + 1 : top + 1]
-                rung = int(np.argmax(worth))
-                gain = float(worth[rung] - members.gains[pick] + prices @ members.costs[:, pick])
+                up = int(np.argmax(worth))
+                gain = float(worth[up] - members.gains[pick] + prices @ members.costs[:, pick])
                 if gain > best:
-                    best, step = gain, (index, pick + 1 + rung)
+                    best, step = gain, (index, pick + 1 + up)
         if step is None:
             return picks
-        index, rung = step
-        usage = usage + classes[index].costs[:, rung] - classes[index].costs[:, picks[index]]
-        picks[index] = rung
+        index, size = step
+        usage = usage + classes[index].costs[:, size] - classes[index].costs[:, picks[index]]
+        picks[index] = size
 
 
 def _solution(
-    ladders: Sequence[Ladder], heights: Sequence[int], bound: float | None, optimal: bool
+    site_sizes: Sequence[Sizes], heights: Sequence[int], bound: float | None, optimal: bool
 ) -> Solution:
-    pairs = list(zip(ladders, heights, strict=True))
-    score = float(sum(ladder.gains[height] for ladder, height in pairs))
+    pairs = list(zip(site_sizes, heights, strict=True))
+    score = float(sum(sizes.gains[height] for sizes, height in pairs))
     return Solution(
-        [int(ladder.counts[height]) for ladder, height in pairs],
+        [int(sizes.counts[height]) for sizes, height in pairs],
         score,
-        np.sum([ladder.costs[:, height] for ladder, height in pairs], axis=0),
+        np.sum([sizes.costs[:, height] for sizes, height in pairs], axis=0),
         score if bound is None else max(bound, score),
         optimal,
     )

@@ -91,7 +91,7 @@ def _padded(merges: Schedule, none: Schedule) -> Schedule:
 
 def _searched(problem: Problem, boundaries: Boundaries, starts: list[Schedule]) -> ScheduleCandidates:
     room = float(problem.capacities[_macs_row(problem)])
-    return search_schedules(Pricing(problem.sites, problem.ladders, boundaries, room), starts)
+    return search_schedules(Pricing(problem.sites, problem.site_sizes, boundaries, room), starts)
 
 
 def _best(
@@ -101,7 +101,7 @@ def _best(
     found: list[MergeSolution] = []
     for schedule in dict.fromkeys([*searched.schedules[:_SOLVED], *starts]):
         merged = problem.with_merges(schedule)
-        if (solution := solve(merged.ladders, merged.capacities)) is not None:
+        if (solution := solve(merged.site_sizes, merged.capacities)) is not None:
             loss = boundaries.loss(schedule)
             found.append(MergeSolution(merged, solution, loss, max(searched.bound, solution.score - loss)))
     if not found:  # the search has raised the price of MACs until nothing else counted

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from optin_cli.artefacts.ranking import RankedSite
-from optin_cli.selection.choices import Floats, Ints, Ladder
+from optin_cli.selection.choices import Floats, Ints, Sizes
 from optin_cli.structure.merge_schedule import most_merged, tokens_by_block
 
 Schedule = tuple[int, ...]
@@ -52,15 +52,15 @@ class Pricing:
     """Sites and boundaries at a price of MACs."""
 
     def __init__(
-        self, sites: Sequence[RankedSite], ladders: Sequence[Ladder], boundaries: Boundaries, room: float
+        self, sites: Sequence[RankedSite], site_sizes: Sequence[Sizes], boundaries: Boundaries, room: float
     ) -> None:
         self.sites = sites
         self.boundaries = boundaries
         self.room = room
         """MACs within which sites and schedule must stay."""
-        score = sum(float(ladder.gains[-1]) for ladder in ladders)
+        score = sum(float(sizes.gains[-1]) for sizes in site_sizes)
         self.mean_price = score / max(room, 1.0) or 1.0
-        self.hulls = [_Hull(ladder) for ladder in ladders]
+        self.hulls = [_Hull(sizes) for sizes in site_sizes]
         states = np.arange(boundaries.tokens + 1)
         self.costs = [site.macs_per_token * states + site.macs_per_pair * states**2 for site in sites]
         """[tokens seen] of one unit of each site."""
@@ -122,26 +122,26 @@ class Pricing:
 
 
 class _Hull:
-    """The rungs of a ladder that are best at some price: gains over counts, concave."""
+    """The sizes of a site that are best at some price: gains over counts, concave."""
 
-    def __init__(self, ladder: Ladder) -> None:
-        counts, gains = ladder.counts, ladder.gains
+    def __init__(self, sizes: Sizes) -> None:
+        counts, gains = sizes.counts, sizes.gains
         kept: list[int] = []
-        rungs = range(len(counts))
-        if ladder.step is not None:  # concave already
-            kept, rungs = list(rungs), range(0)
-        for rung in rungs:
-            while len(kept) > 1 and not _bends(counts, gains, kept[-2], kept[-1], rung):
+        rest = range(len(counts))
+        if sizes.step is not None:  # concave already
+            kept, rest = list(rest), range(0)
+        for size in rest:
+            while len(kept) > 1 and not _bends(counts, gains, kept[-2], kept[-1], size):
                 kept.pop()
-            kept.append(rung)
+            kept.append(size)
         self.counts = counts[kept].astype(np.float64)
         self.gains = gains[kept]
         self.falling = -np.diff(self.gains) / np.diff(self.counts)  # minus the score of a unit, ascending
 
     def worth(self, prices: Floats) -> Floats:
         """The most that gains exceed the price of the units by, for each price of a unit."""
-        rungs = np.searchsorted(self.falling, -prices)
-        return self.gains[rungs] - prices * self.counts[rungs]
+        best = np.searchsorted(self.falling, -prices)
+        return self.gains[best] - prices * self.counts[best]
 
     def counts_at(self, prices: Floats) -> Floats:
         """Return the best number of units at each price of a unit."""
@@ -149,7 +149,7 @@ class _Hull:
 
 
 def _bends(counts: Ints, gains: Floats, one: int, two: int, three: int) -> bool:
-    """True if the middle of three rungs is above the line between the others."""
+    """True if the middle of three sizes is above the line between the others."""
     return bool(
         (gains[two] - gains[one]) * (counts[three] - counts[two])
         > (gains[three] - gains[two]) * (counts[two] - counts[one])

@@ -70,14 +70,14 @@ def sketch_of(ranking: Ranking, rank: int = 3, noise: float = 0.3, seed: int = 0
 
 def posed(ranking: Ranking, request: Request):
     problem = pose(ranking, request)
-    solution = solve(problem.ladders, problem.capacities)
+    solution = solve(problem.site_sizes, problem.capacities)
     return problem, problem.keep(solution.counts)
 
 
 def exchanged(ranking: Ranking, request: Request, sketch: Sketch, scope: str, ridge: float = 1.0):
     problem, keep = posed(ranking, request)
     fit, check = halves(problem.sites, problem.scores, sketch)
-    found = rearrange(keep, problem.scores, problem.ladders, problem.capacities, fit, check, scope, ridge)
+    found = rearrange(keep, problem.scores, problem.site_sizes, problem.capacities, fit, check, scope, ridge)
     return problem, keep, fit, check, found
 
 

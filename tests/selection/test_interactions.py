@@ -145,7 +145,7 @@ def test_every_budget_and_guard_still_holds(seed, flops, params, widths, size, l
         flops=flops, params=params, round_to=size, min_heads=least, min_neurons=2 * least, max_prune=0.9,
         protect=("blocks.1.heads",), interactions=scope,
     )  # fmt: skip
-    if solve(pose(ranking, request).ladders, pose(ranking, request).capacities) is None:
+    if solve(pose(ranking, request).site_sizes, pose(ranking, request).capacities) is None:
         return
     start = posed(ranking, request)[1]
     mask = select(ranking, request, sketch_of(ranking, seed=seed, rank=2, noise=0.1))
