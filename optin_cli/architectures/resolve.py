@@ -98,7 +98,7 @@ def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
         count_prefix(base, family),
         streams=tuple(streams),
         chained=family.chained and len(streams) == 1,
-        shared=coupled_layers(model, sites, seen),
+        coupled=coupled_layers(model, sites, seen),
     )
 
 

@@ -63,7 +63,7 @@ def check_merges(anatomy: Anatomy, merges: Sequence[int], what: str) -> None:
     depth = len(anatomy.blocks)
     if not any(merges) and len(merges) <= depth:
         return
-    if not anatomy.tokens:
+    if not anatomy.token_sites:
         raise ArtefactError(
             f"{what} merges tokens, and this model of family {anatomy.family!r} has no sites of tokens",
             "`optin families` lists the families whose tokens can be merged",

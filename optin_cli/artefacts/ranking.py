@@ -118,7 +118,7 @@ class Ranking:
         return list(self.model.get("merges", ()))
 
     @property
-    def shared(self) -> list[CoupledLayer]:
+    def coupled(self) -> list[CoupledLayer]:
         """Layers between two sites."""
         return [CoupledLayer(**layer) for layer in self.model.get("shared", ())]
 

@@ -135,9 +135,9 @@ def _model_facts(model: OpenModel) -> ModelFacts:
         facts["merges"] = model.merges
     if chained := [site.name for site in model.anatomy if site.chained]:
         facts["chained"] = chained
-    if model.anatomy.shared:
-        facts["shared"] = [asdict(layer) for layer in model.anatomy.shared]
-    if model.anatomy.tokens:
+    if model.anatomy.coupled:
+        facts["shared"] = [asdict(layer) for layer in model.anatomy.coupled]
+    if model.anatomy.token_sites:
         facts["prefix"] = model.anatomy.prefix
     return facts
 

@@ -27,7 +27,7 @@ _SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
 
 def boundaries(anatomy: Anatomy) -> list[int]:
     """Blocks behind which tokens can be merged: all but the last."""
-    return [site.block for site in anatomy.tokens][:-1]
+    return [site.block for site in anatomy.token_sites][:-1]
 
 
 def boundary_name(block: int) -> str:

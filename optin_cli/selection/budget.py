@@ -45,18 +45,18 @@ class Case:
         return {site.name: site.units for site in self.sites}
 
     @cached_property
-    def shared(self) -> list[CoupledLayer]:
+    def coupled(self) -> list[CoupledLayer]:
         """Layers between two sites."""
-        return self.ranking.shared
+        return self.ranking.coupled
 
     @cached_property
     def times(self) -> CoupledTimes | None:
         """The milliseconds of those layers, where there are any and a table."""
-        return CoupledTimes(self.ranking, self.table) if self.table and self.shared else None
+        return CoupledTimes(self.ranking, self.table) if self.table and self.coupled else None
 
     def halves(self, site: RankedSite) -> list[float]:
-        """[shared layers] pairs that one unit of a site has of each layer's cost."""
-        return [layer.halves(self.units).get(site.name, 0.0) for layer in self.shared]
+        """[coupled layers] pairs that one unit of a site has of each layer's cost."""
+        return [layer.halves(self.units).get(site.name, 0.0) for layer in self.coupled]
 
 
 @dataclass(frozen=True)
@@ -173,11 +173,11 @@ class Budget(ABC):
 
     def shared_whole(self, case: Case) -> float:
         """Return what the layers between two sites use with all units."""
-        return self.layers(case, [case.units[layer.made] * case.units[layer.read] for layer in case.shared])
+        return self.layers(case, [case.units[layer.made] * case.units[layer.read] for layer in case.coupled])
 
     def overcounted(self, case: Case, kept: Mapping[str, int]) -> float:
         """By how much sums over sites are above what `kept` units use."""
-        return self.layers(case, [layer.pairs_saved(case.units, kept) for layer in case.shared])
+        return self.layers(case, [layer.pairs_saved(case.units, kept) for layer in case.coupled])
 
     def beyond(self, case: Case, site: RankedSite, counts: Ints) -> Floats:
         """[counts]: what other sites have of the layers that they share with this one, as it has `counts` units."""

@@ -35,7 +35,7 @@ class Macs(Budget):
 
     def layers(self, case: Case, pairs: Sequence[float]) -> float:
         return (
-            sum(n * layer.macs_per_token for n, layer in zip(pairs, case.shared, strict=True)) * case.tokens
+            sum(n * layer.macs_per_token for n, layer in zip(pairs, case.coupled, strict=True)) * case.tokens
         )
 
     def reached(self, case: Case, kept: Mapping[str, int]) -> dict[str, float]:
@@ -66,7 +66,7 @@ class Params(Budget):
         return site.params_per_unit
 
     def layers(self, case: Case, pairs: Sequence[float]) -> float:
-        return sum(n * layer.params for n, layer in zip(pairs, case.shared, strict=True))
+        return sum(n * layer.params for n, layer in zip(pairs, case.coupled, strict=True))
 
     def reached(self, case: Case, kept: Mapping[str, int]) -> dict[str, float]:
         return {"params": self.used(case, kept), "dense_params": case.ranking.dense["params"]}

@@ -21,7 +21,7 @@ class CoupledTimes:
 
     def __init__(self, ranking: Ranking, table: LatencyTable) -> None:
         self.table = table
-        self.layers = ranking.shared
+        self.layers = ranking.coupled
         # the table may be of the dense model, and the ranking of a pruned one
         self.full = {name: int(site["units"]) for name, site in table.sites.items()}
         units = {site.name: site.units for site in ranking.sites}
@@ -68,5 +68,5 @@ class CoupledTimes:
 
 def predicted_ms(ranking: Ranking, table: LatencyTable, kept: Mapping[str, int]) -> float:
     """The milliseconds of a model with `kept` units in each site."""
-    over = CoupledTimes(ranking, table).overcounted(kept) if ranking.shared else 0.0
+    over = CoupledTimes(ranking, table).overcounted(kept) if ranking.coupled else 0.0
     return table.model_ms(kept) - over

@@ -29,7 +29,7 @@ class Products:
 
     @cached_property
     def whole(self) -> Floats:
-        """[budgets]: what the shared layers use with all units."""
+        """[budgets]: what the coupled layers use with all units."""
         return np.array([float(budget.shared_whole(self.case)) for budget in self.problem.budgets])
 
     def overcounted(self, counts: list[int]) -> Floats:

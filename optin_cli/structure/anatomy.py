@@ -276,7 +276,7 @@ class Anatomy:
     family: str
     blocks: tuple[str, ...]
     sites: tuple[Site, ...]
-    tokens: tuple[TokenSite, ...] = ()
+    token_sites: tuple[TokenSite, ...] = ()
     """One for each block, or none at all where tokens can't be merged."""
     prefix: int = 0
     """Tokens in front that are never merged: class token, registers."""
@@ -285,7 +285,7 @@ class Anatomy:
     chained: bool = True
     """Each block needs the hidden states of the one before and nothing else that changes with it. Where blocks need
     more (an encoder's output, an earlier stage's), whatever is run is the whole model."""
-    shared: tuple[CoupledLayer, ...] = ()
+    coupled: tuple[CoupledLayer, ...] = ()
     """Layers between two sites."""
 
     def __iter__(self) -> Iterator[Site]:
@@ -326,4 +326,4 @@ class Anatomy:
         units = {site.name: site.units for site in self}
         kept = units if kept is None else kept
         total = sum(site.macs_per_unit(seen[site.block]) * kept[site.name] for site in self)
-        return total - tokens * overcounted(self.shared, units, kept)[0]
+        return total - tokens * overcounted(self.coupled, units, kept)[0]

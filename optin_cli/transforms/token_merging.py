@@ -147,7 +147,7 @@ def install_merges(
     handles = merging._handles
     handles.append(blocks[0].register_forward_pre_hook(_Begin(merging)))
     first = next(block for block, count in enumerate(merges) if count)
-    for site in anatomy.tokens:
+    for site in anatomy.token_sites:
         if site.block < len(merges) and merges[site.block]:
             producer = model.get_submodule(site.keys.path)
             handles.append(producer.register_forward_hook(_Keys(merging, anatomy, site, keep)))

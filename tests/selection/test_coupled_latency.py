@@ -103,7 +103,7 @@ def test_a_measured_table_predicts_sliced_models(name, monkeypatch):
     ranking.sites = [copy.copy(ranking.sites[0]) for _ in model.anatomy]
     for ranked, site in zip(ranking.sites, model.anatomy, strict=True):
         ranked.name, ranked.units, ranked.macs_per_token = site.name, site.units, site.macs_per_token
-    ranking.model["shared"] = [vars(layer) for layer in model.anatomy.shared]
+    ranking.model["shared"] = [vars(layer) for layer in model.anatomy.coupled]
     inputs, rng = dummy_inputs(model, 2, 32), np.random.default_rng(0)
     for _ in range(3):
         kept = {site.name: int(rng.integers(site.units // 4 + 1, site.units + 1)) for site in model.anatomy}

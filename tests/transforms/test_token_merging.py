@@ -89,7 +89,7 @@ def test_no_more_than_half_of_what_is_free_merges():
 @pytest.mark.parametrize("name", WITH_TOKENS)
 def test_sites_of_tokens_stand_behind_every_block(name):
     anatomy = shared_model(name).anatomy
-    assert [site.block for site in anatomy.tokens] == list(range(len(anatomy.blocks)))
+    assert [site.block for site in anatomy.token_sites] == list(range(len(anatomy.blocks)))
     assert anatomy.prefix == PREFIX[name]
 
 
