@@ -87,7 +87,6 @@ docs-pages: $(VENV)/.ready ## write the generated parts of docs/ from the code
 	$(BIN)/python docs/field_tables.py
 
 docs: docs-pages ## build the site into site/; fails on a broken link
-	$(BIN)/python $(PIP) --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/mkdocs build --strict --quiet
 
 tutorial: $(VENV)/.ready ## run docs/tutorial.ipynb and keep what it shows
