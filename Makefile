@@ -31,7 +31,7 @@ demo-vision: $(VENV)/.ready ## prune the zoo's CIFAR-10 ViT; DATA=FOLDER holds C
 test: $(VENV)/.ready ## the test suite; needs no hub and no data
 	$(BIN)/python $(TEST)
 
-test-fast: $(VENV)/.ready ## a few minutes: what needs no model of more than a few layers and no other process
+test-fast: $(VENV)/.ready ## about a minute: what opens no model and starts no process
 	$(BIN)/python $(TEST) -m fast
 
 test-all: $(VENV)/.ready ## the slow tests, too: more examples of what the others check, real models and data

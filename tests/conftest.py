@@ -34,9 +34,10 @@ MANY = 4
 """Families from which on a test is about families, not about some that its author chose."""
 NOT_FAST = (
     "commands", "api", "export", "scoring", "compensation", "measure", "tracing", "execution", "loading", "transforms",
-    "architectures", "cuda",
+    "architectures", "tasks", "cuda", "test_steps.py", "test_without_datasets.py", "test_gpu_benchmark.py",
+    "test_workers.py", "test_builtin_docs.py",
 )  # fmt: skip
-"""Folders whose tests open models or start processes."""
+"""Folders and files whose tests open models, start processes or read every docstring."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,8 +52,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         many = len(families.get(_function(item), ())) >= MANY and EVERY_FAMILY not in item.nodeid
         if many and _family(item) not in REPRESENTATIVE:
             item.add_marker(pytest.mark.slow)
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        if not item.get_closest_marker("slow") and folder not in NOT_FAST:
+        places = item.path.relative_to(Path(__file__).parent).parts
+        if not item.get_closest_marker("slow") and not set(places).intersection(NOT_FAST):
             item.add_marker(pytest.mark.fast)
 
 
