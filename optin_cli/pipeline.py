@@ -278,4 +278,12 @@ def _opened(plan: Plan, spec: str) -> OpenModel:
     """Another model, opened as the plan's was."""
     task = plan.model.task.name if plan.model.source.library == "transformers" else None
     family = None if spec != plan.model.spec else plan.model.family
-    return open_model(spec, task=task, device=str(plan.model.device), dtype="float32", family=family)
+    trusted = plan.model.source.trust_remote_code
+    return open_model(
+        spec,
+        task=task,
+        device=str(plan.model.device),
+        dtype="float32",
+        family=family,
+        trust_remote_code=trusted,
+    )

@@ -31,6 +31,7 @@ def open_model(
     dtype: str = "float32",
     family: Family | str | Path | None = None,
     device_map: str | dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
 ) -> OpenModel:
     """Open a model: by its name or directory, or a module that is in memory already.
 
@@ -46,6 +47,7 @@ def open_model(
             small changes, which half precision drowns. A pruned copy is stored in the dtype of the weights.
         family: the table of an architecture that is not known: a `Family`, or a YAML file of one.
         device_map: spreads a transformers model over several devices, as in accelerate.
+        trust_remote_code: runs the Python code in the model's directory, for a class that transformers lacks.
 
     Returns:
         The open model, in eval mode: `module`, `anatomy` (the sites with their units), `task`, `processor`.
@@ -71,7 +73,13 @@ def open_model(
                 "a model on disk has one beside its weights",
             )
         return checkpoint.open_model(
-            str(model), task=task, device=device, dtype=dtype, family=table, device_map=device_map
+            str(model),
+            task=task,
+            device=device,
+            dtype=dtype,
+            family=table,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
         )
     if device_map is not None:
         raise UsageError(f"{param('device_map')} is for a model on disk", "open it by its name or directory")

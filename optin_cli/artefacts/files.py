@@ -62,16 +62,42 @@ def to_json(data: Any, indent: int = 0) -> str:
     return json.dumps(data)
 
 
+MOST_JSON = 64 * 2**20
+"""Bytes of the largest JSON file that is read: a mask of five million units has less."""
+
+
+def load_json(path: Path) -> Any:
+    """Read a JSON file that may hold anything.
+
+    Raises `OSError`, or `ValueError` where it is no JSON in UTF-8, larger than `MOST_JSON`, nested too deeply, or holds
+    numbers of thousands of digits: Python's parser has an exception of its own for each.
+    """
+    with path.open("rb") as stream:
+        content = stream.read(MOST_JSON + 1)
+    if len(content) > MOST_JSON:
+        raise ValueError(f"it is larger than {MOST_JSON >> 20} MiB")
+    try:
+        return json.loads(content.decode())
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not text in UTF-8 ({error.reason} at byte {error.start})") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        raise ValueError("a number in it has too many digits") from None
+
+
 def read_json(path: Path, what: str, way_out: str | None = None) -> dict[str, Any]:
     """Read one JSON object. `what` names the artefact in errors, `way_out` is what to do without it.
 
     Raises `UsageError` when the path can't be read, `ArtefactError` when it holds no JSON object.
     """
     try:
-        data = json.loads(path.read_text())
+        data = load_json(path)
     except OSError as error:
         raise UsageError(f"can't read {what} {path}: {error.strerror}", way_out) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:
         found = stated_kind(path)
         message = f"{path} is a {found}, not {what}" if found else f"{path} is not {what}: {error}"
         raise ArtefactError(message, way_out) from error
@@ -86,7 +112,7 @@ def stated_kind(path: Path) -> str | None:
         with path.open("rb") as stream:
             if stream.read(4) == b"\x89HDF":
                 return "ranking"
-        marker = json.loads(path.read_text())["format"]
+        marker = load_json(path)["format"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
     known = isinstance(marker, str) and marker.startswith("optin-")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 def families(
     task: options.Task,
+    trust_remote_code: options.TrustRemoteCode,
     writing: options.Output,
     trace: Annotated[
         str | None,
@@ -47,12 +48,13 @@ def families(
       optin families --trace ./my-ernie -o ernie.yaml
     """
     if trace is not None:
-        _trace(trace, output, task, modality, writing)
+        _trace(trace, output, task, modality, trust_remote_code, writing)
         return
     given = {
         "-o": output,
         "--task": task,
         "--modality": modality,
+        "--trust-remote-code": trust_remote_code,
         "--force": writing.force,
         "--quiet": writing.quiet,
     }
@@ -87,13 +89,14 @@ def _trace(
     output: Path | None,
     task: str | None,
     modality: str | None,
+    trust_remote_code: bool,
     writing: options.Writing,
 ) -> None:
     """Propose a table for `model`: to a file, or on stdout."""
     from optin_cli.tracing.propose import propose
 
     with console.progress(not writing.quiet) as on_progress:
-        proposal = propose(model, task, modality, on_progress)
+        proposal = propose(model, task, modality, on_progress, trust_remote_code)
     text = family_to_yaml(proposal.family, _comments(proposal))
     if output is not None:
         _write(output, text, writing.force)

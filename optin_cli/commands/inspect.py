@@ -39,6 +39,7 @@ log = logging.getLogger("optin")
 def inspect(
     artefact: Annotated[str, typer.Argument(metavar="FILE_OR_DIR", help="Ranking, mask or model.")],
     json: options.Json,
+    trust_remote_code: options.TrustRemoteCode,
     stability: Annotated[
         bool,
         typer.Option("--stability", help="How much a ranking's scores owe to which examples were drawn."),
@@ -65,7 +66,7 @@ def inspect(
     elif (path / FILE_NAME).is_file():
         _show_pruned(path, read_pruned(path), json)
     elif path.is_dir() or artefact.startswith(("demo:", "timm:", "torchvision:")):
-        _show_model(artefact, json)
+        _show_model(artefact, json, trust_remote_code)
     elif not path.exists():
         raise UsageError(f"nothing at {artefact}")
     elif path.suffix == ".json" or stated_kind(path) not in (None, "ranking"):
@@ -276,10 +277,10 @@ def _show_pruned(path: Path, record: PrunedRecord, json: bool) -> None:
             show_fits(title, done["sites"], stdout=True)
 
 
-def _show_model(spec: str, json: bool) -> None:
+def _show_model(spec: str, json: bool, trust_remote_code: bool) -> None:
     from optin_cli.loading.checkpoint import open_model
 
-    model = open_model(spec, device="cpu")
+    model = open_model(spec, device="cpu", trust_remote_code=trust_remote_code)
     units = {site.name: site.units for site in model.anatomy}
     if json:
         console.emit_json(

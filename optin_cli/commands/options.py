@@ -58,6 +58,14 @@ class Opening:
         metadata={"metavar": "auto", "help": "Spread a model over all GPUs, for one larger than a GPU."},
     )
 
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={
+            "panel": "Model",
+            "help": "Run the Python code in MODEL's directory, for a class that transformers lacks.",
+        },
+    )
+
     def open(self, model: str, dtype: str | None = None) -> OpenModel:
         """Open MODEL, perhaps in another dtype than was asked for."""
         from optin_cli.architectures.families import read_family
@@ -70,6 +78,7 @@ class Opening:
             dtype=dtype or self.dtype,
             family=read_family(self.family) if self.family else None,
             device_map=self.device_map,
+            trust_remote_code=self.trust_remote_code,
         )
 
 
@@ -77,6 +86,9 @@ SpreadOpening = Annotated[Opening, Group(Opening, panel="Machine")]
 TypedOpening = Annotated[Opening, Group(Opening, without="device_map", panel="Machine")]
 PlainOpening = Annotated[Opening, Group(Opening, without="dtype device_map", panel="Machine")]
 Task = Annotated[str | None, Group(Opening, "task", make=lambda task: task)]
+TrustRemoteCode = Annotated[
+    bool, Group(Opening, "trust_remote_code", make=lambda trust_remote_code: trust_remote_code)
+]
 
 # ---- data ----
 

@@ -131,7 +131,12 @@ def reopened(applied: Applied, model: OpenModel, mask: Mask) -> PrunedModel:
     """The pruned model that `existing` found, opened as `model` was."""
     assert applied.path is not None
     dtype = str(model.dtype).removeprefix("torch.")
-    there = open_model(str(applied.path), device=str(model.device), dtype=dtype)
+    there = open_model(
+        str(applied.path),
+        device=str(model.device),
+        dtype=dtype,
+        trust_remote_code=model.source.trust_remote_code,
+    )
     return _pruned(there, applied, mask, None)
 
 

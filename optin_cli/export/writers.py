@@ -70,7 +70,8 @@ class DirectoryWriter:
 
     def load(self, path: Path, model: OpenModel) -> OpenModel:
         dtype = str(model.dtype).removeprefix("torch.")
-        return open_model(str(path), device=str(model.device), dtype=dtype)
+        trusted = model.source.trust_remote_code
+        return open_model(str(path), device=str(model.device), dtype=dtype, trust_remote_code=trusted)
 
     def compare(self, expected: Sequence[Tensor], found: Sequence[Tensor], dtype: torch.dtype) -> Comparison:
         return compare_outputs(expected, found, dtype)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optin_cli.data.audio import Recording, resampled
 from optin_cli.errors import InputError, first_line
+from optin_cli.loading.custom_code import check_part
 from optin_cli.loading.processors import TextProcessor, text_processor, tokenizing
 from optin_cli.structure.audio_inputs import FEATURES, feature_shape
 
@@ -44,7 +45,9 @@ class AudioProcessor:
         return self.text.pad(rows)
 
 
-def audio_processor(folder: Path, config: Any, transcripts: bool) -> AudioProcessor:
+def audio_processor(
+    folder: Path, config: Any, transcripts: bool, trust_remote_code: bool = False
+) -> AudioProcessor:
     """The feature extractor of a transformers model directory; its tokenizer too, for `transcripts`.
 
     Raises `InputError` when the directory lacks one, or has one for other spectrograms than the model's.
@@ -52,13 +55,17 @@ def audio_processor(folder: Path, config: Any, transcripts: bool) -> AudioProces
     from transformers import AutoFeatureExtractor
 
     try:
-        extractor = AutoFeatureExtractor.from_pretrained(folder)
+        check_part(folder, "feature extractor", trust_remote_code)
+        extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except InputError:
+        raise
     except Exception as error:  # whatever its file holds
         raise InputError(
             f"{folder} has no usable feature extractor: {first_line(error)}",
             "put preprocessor_config.json beside config.json",
         ) from error
-    processor = AudioProcessor(extractor, text_processor(folder, config) if transcripts else None)
+    text = text_processor(folder, config, trust_remote_code) if transcripts else None
+    processor = AudioProcessor(extractor, text)
     silence = Recording(np.zeros(extractor.sampling_rate, np.float32), extractor.sampling_rate)
     given, wanted = tuple(processor(silence).shape), feature_shape(config)
     if given != wanted:

@@ -134,12 +134,12 @@ class OpenModel:
                 f"{self.spec} is a module in memory, and came without its tokenizer or image processor",
                 f"open it with {param('processor')}, or give batches of tensors",
             )
-        config = self.module.config
+        config, trusted = self.module.config, self.source.trust_remote_code
         if self.family.modality == AUDIO:
-            return audio_processor(self.source.folder, config, transcripts=has_decoder(self.module))
+            return audio_processor(self.source.folder, config, has_decoder(self.module), trusted)
         if self.family.modality == IMAGE:
-            return transformers_image_processor(self.source.folder, config)
-        return text_processor(self.source.folder, config)
+            return transformers_image_processor(self.source.folder, config, trusted)
+        return text_processor(self.source.folder, config, trusted)
 
     @cached_property
     def dense(self) -> DenseFacts:
@@ -194,11 +194,13 @@ def open_model(
     dtype: str = "auto",
     family: Family | None = None,
     device_map: str | dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
 ) -> OpenModel:
     """Open any MODEL argument.
 
     `dtype` `auto` computes in float32 on CPU and in the stored dtype on a GPU. `family` overrides the table that
     the architecture's name would pick. `device_map` spreads a transformers model over devices (see accelerate).
+    `trust_remote_code` runs the Python code that comes with a model of a class of its own.
     Raises `UsageError`, `InputError` or `UnknownArchitecture`.
     """
     if device_map is not None:
@@ -207,7 +209,9 @@ def open_model(
         raise UsageError(f"unknown dtype {dtype!r}", f"use auto, {', '.join(DTYPES)}")
     where = pick_device(device)
     compute = DTYPES.get(dtype) if device_map else None
-    source, module, found_task, stored = open_module(spec, task, device_map, compute)
+    source, module, found_task, stored = open_module(
+        spec, task, device_map, compute, trust_remote_code=trust_remote_code
+    )
     record = source.record
     if record is not None:
         family = _recorded(source)
@@ -237,13 +241,14 @@ def open_module(
     device_map: str | dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     weights: bool = True,
+    trust_remote_code: bool = False,
 ) -> tuple[Source, nn.Module, Task, torch.dtype]:
     """(source, module, task, dtype of the stored weights) of any MODEL that its library can build, in a table or not.
 
     `dtype` is for a `device_map` alone. Without need of `weights` a model is built from its config where they are not
     on this machine, with random ones (`Source.untrained`). Raises `UsageError` or `InputError`.
     """
-    source = resolve(spec, weights)
+    source = resolve(spec, weights, trust_remote_code)
 
     def reshape(module: nn.Module) -> None:
         if source.record is not None:
@@ -299,7 +304,9 @@ def _check_device_map(device_map: str | dict[str, Any], device: str) -> None:
         )
 
 
-def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> nn.Module:
+def load(
+    path: str | Path, *, device: str = "cpu", dtype: str = "auto", trust_remote_code: bool = False
+) -> nn.Module:
     """Load a pruned directory (or any other MODEL) as a ready module in eval mode.
 
     Its library's own functions give the tokenizer: `transformers.AutoTokenizer.from_pretrained("m-60/")`. Raises what
@@ -310,7 +317,8 @@ def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> nn.Mo
         >>> module(**batches[0]).logits.shape
         torch.Size([8, 2])
     """
-    return open_model(str(path), device=device, dtype=dtype).module.requires_grad_(True)
+    opened = open_model(str(path), device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    return opened.module.requires_grad_(True)
 
 
 def save_pruned(folder: Path, model: OpenModel, record: PrunedRecord) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from optin_cli.errors import InputError, UsageError, param
+from optin_cli.loading.custom_code import class_of, own_class
 from optin_cli.loading.processors import settle_image_size
 from optin_cli.loading.sources import Source
 from optin_cli.loading.weight_errors import other_shapes
@@ -35,12 +36,14 @@ def open_transformers(
     import transformers
 
     assert source.folder is not None
-    config = transformers.AutoConfig.from_pretrained(source.folder)
+    own = own_class(source)  # before transformers looks at the directory
+    trusted = source.trust_remote_code
+    config = transformers.AutoConfig.from_pretrained(source.folder, trust_remote_code=trusted)
     task_name = task_name or (source.record.task if source.record else None)
     task = task_from_config(config, source.folder, task_name)
     architecture = (config.architectures or [""])[0]
-    cls = getattr(transformers, architecture, None)
-    if (
+    cls: Any = class_of(own, source.folder) if own else getattr(transformers, architecture, None)
+    if not own and (
         cls is None
         or task_from_config(config, source.folder, None).name != task.name
         or (task.name == EMBEDDING and not architecture.endswith(PROJECTED))
@@ -54,7 +57,7 @@ def open_transformers(
                 f"a {config.model_type} model can't do {task.name}", f"choose another {param('task')}"
             )
     if AUDIO not in getattr(cls, "input_modalities", ()):
-        settle_image_size(source.folder, config)
+        settle_image_size(source.folder, config, trusted)
     if source.untrained:
         return _reshaped(cls, reshape)(config), task, torch.float32
     with _quiet():

