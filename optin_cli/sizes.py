@@ -1,6 +1,11 @@
-"""Sizes as people write them: `60MiB`, `1.5GB`."""
+"""Numbers as people give them: sizes as `60MiB`, and what no setting may be."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
 
 from optin_cli.errors import UsageError, param
 
@@ -25,3 +30,21 @@ def parse_size(text: str, option: str, unit: str, way_out: str) -> float:
     if not 0 <= count < float("inf"):
         raise UsageError(f"{option} {text!r} is not a size", way_out)
     return count
+
+
+def check_numbers(settings: type, values: Mapping[str, Any]) -> None:
+    """Raise `UsageError` for the first number among `values` that no field of `settings` may be.
+
+    A number is finite, and at least what the field's metadata has as `least`.
+    """
+    for field in fields(settings):
+        value, least = values.get(field.name), field.metadata.get("least")
+        check_finite(field.name, value)
+        if least is not None and value is not None and value < least:
+            raise UsageError(f"{param(field.name, value)}: at least {least} is needed")
+
+
+def check_finite(name: str, value: Any) -> None:
+    """Raise `UsageError` for a parameter's value that is NaN or infinite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{param(name, value)} is not a finite number")

@@ -60,6 +60,10 @@ class RankedSite:
         if not len(self.by_batch):
             self.by_batch = np.zeros((0, self.units, 2), np.float32)
 
+    def is_finite(self) -> bool:
+        """Return whether the score of every unit, and its parts, are numbers."""
+        return all(np.isfinite(getattr(self, part)).all() for part in _ARRAYS)
+
     def macs_per_unit(self, tokens: float) -> float:
         return self.macs_per_token * tokens + self.macs_per_pair * tokens * tokens
 
@@ -302,7 +306,7 @@ def _read_site(name: str, group: h5py.Group) -> RankedSite:
         )
     if site.by_batch.shape[1:] != (site.units, 2):
         raise ValueError(f"{name} has {site.units} units but by_batch of shape {site.by_batch.shape}")
-    if not all(np.isfinite(getattr(site, part)).all() for part in _ARRAYS):
+    if not site.is_finite():
         raise ValueError(f"{name} has scores that are not finite")
     return site
 

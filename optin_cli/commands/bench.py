@@ -38,14 +38,14 @@ class Settings:
         default=None, metadata={"help": "Sequence lengths, e.g. 64,128 (text models)."}
     )
     image_size: str | None = field(default=None, metadata={"help": "Image sides in pixels (vision models)."})
-    repeats: int = field(default=10, metadata={"help": "Forwards of each model, at least."})
+    repeats: int = field(default=10, metadata={"least": 1, "help": "Forwards of each model, at least."})
     seconds: float = field(default=5.0, metadata={"help": "Time spent on each setting."})
     compile: bool = field(default=False, metadata={"help": "Time the models as torch.compile makes them."})
     cuda_graph: bool = field(
         default=False,
         metadata={"help": "Record each model's forward as a CUDA graph and time its replay."},
     )
-    seed: int = field(default=0, metadata={"help": "Seed of everything drawn."})
+    seed: int = field(default=0, metadata={"least": 0, "help": "Seed of everything drawn."})
 
     @property
     def effort(self) -> dict[str, Any]:

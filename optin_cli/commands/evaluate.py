@@ -18,10 +18,14 @@ from optin_cli.errors import UsageError
 class Examples:
     """Which examples of the data are measured on, and how they are read."""
 
-    samples: int | None = field(default=None, metadata={"help": "Examples drawn by seed (default: all)."})
-    batch_size: int = field(default=32, metadata={"help": "Examples in a batch."})
-    max_length: int | None = field(default=None, metadata={"help": "Cut texts to this many tokens."})
-    seed: int = field(default=0, metadata={"help": "Seed of everything drawn."})
+    samples: int | None = field(
+        default=None, metadata={"least": 1, "help": "Examples drawn by seed (default: all)."}
+    )
+    batch_size: int = field(default=32, metadata={"least": 1, "help": "Examples in a batch."})
+    max_length: int | None = field(
+        default=None, metadata={"least": 1, "help": "Cut texts to this many tokens."}
+    )
+    seed: int = field(default=0, metadata={"least": 0, "help": "Seed of everything drawn."})
 
 
 @everyday("data", "baseline", "split", "samples", "batch_size", "device")

@@ -9,8 +9,8 @@ becomes one option for each field, and the function gets what the group makes of
     app.command()(as_command(score))
 
 A field is an option if its metadata has a `help`. The metadata may also have the `name` of the parameter (by default
-the field's), a `flag` (by default that name; `switch` adds `--no-...`, `short` a letter), a `metavar`, and a `panel` of
-the help.
+the field's), a `flag` (by default that name; `switch` adds `--no-...`, `short` a letter), a `metavar`, a `panel` of
+the help, and `least`, the smallest number that it takes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from optin_cli.errors import OptinError, Spelling, UsageError, spelled
+from optin_cli.sizes import check_finite, check_numbers
 
 Command = Callable[..., None]
 AnyCommand = TypeVar("AnyCommand", bound=Command)
@@ -111,7 +112,9 @@ class Group:
     def build(self, given: Mapping[str, Any]) -> Any:
         """What the options' values make, parameter -> value. An error names the parameters of this command."""
         try:
-            return self.make(**self.values(given))
+            values = self.values(given)
+            check_numbers(self.settings, values)
+            return self.make(**values)
         except OptinError as error:
             error.rename(self.names())
             raise
@@ -213,6 +216,8 @@ def as_command(function: Command) -> Command:
 
     @functools.wraps(function)
     def run(**given: Any) -> None:
+        for name, value in given.items():
+            check_finite(name, value)
         with ExitStack() as stack:
             arguments: dict[str, Any] = {}
             for name, source in sources.items():

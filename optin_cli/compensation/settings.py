@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from optin_cli.errors import UsageError, param
+from optin_cli.errors import UsageError
+from optin_cli.sizes import check_numbers
 
 GIB = 1 << 30
 METHODS = (AUTO, NONE, BIAS, SCALE, FULL) = ("auto", "none", "bias", "scale", "full")
@@ -37,10 +38,13 @@ class Compensation:
         },
     )
     samples: int = field(
-        default=2048, metadata={"help": "Examples to compensate on (default: 2048, or what there is)."}
+        default=2048,
+        metadata={"least": 1, "help": "Examples to compensate on (default: 2048, or what there is)."},
     )
-    batch_size: int = field(default=32, metadata={"help": "Examples in a batch."})
-    max_length: int | None = field(default=None, metadata={"help": "Cut texts to this many tokens."})
+    batch_size: int = field(default=32, metadata={"least": 1, "help": "Examples in a batch."})
+    max_length: int | None = field(
+        default=None, metadata={"least": 1, "help": "Cut texts to this many tokens."}
+    )
     held_out: int = 5
     """Every so many-th row chooses among the fits instead of being fitted."""
     ridges: tuple[float, ...] = RIDGES
@@ -53,7 +57,7 @@ class Compensation:
             "help": "Then measure the statistics of BatchNorms again, on the same examples.",
         },
     )
-    seed: int = field(default=0, metadata={"help": "Seed of everything drawn."})
+    seed: int = field(default=0, metadata={"least": 0, "help": "Seed of everything drawn."})
     memory: int = field(
         default=4 * GIB,
         metadata={"help": "Activations to hold in main memory; the rest goes to disk."},
@@ -63,9 +67,7 @@ class Compensation:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UsageError(f"unknown compensation {self.method!r}", f"choose one of {', '.join(METHODS)}")
-        for name in ("samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{param(name, getattr(self, name))}: at least 1 is needed")
+        check_numbers(type(self), vars(self))
 
     def identity(self) -> dict[str, Any]:
         """Return what an artefact records: plain data."""

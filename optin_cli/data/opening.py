@@ -12,7 +12,7 @@ from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.from_memory import BatchStore, HeldBatches
 from optin_cli.data.sources import IN_MEMORY, DataSpec
-from optin_cli.errors import UsageError
+from optin_cli.errors import UsageError, param
 
 
 class ReadsData(Protocol):
@@ -98,6 +98,9 @@ def open_batches(
     `row_ids` and `at_most` are those of `sample`, the rest those of `Batches`. Batches that the caller made are taken
     as they are, the first ones: size, length and order are theirs. Raises what `sample` raises.
     """
+    for name, value, least in (("seed", seed, 0), ("max_length", max_length, 1)):
+        if value is not None and value < least:
+            raise UsageError(f"{param(name, value)}: at least {least} is needed")
     reader = model.task.reader
     if isinstance(data.held, BatchStore):
         names = [name for name in inspect.signature(model.module.forward).parameters if name != "self"]

@@ -16,8 +16,8 @@ from optin_cli.artefacts.facts import ModelFacts
 from optin_cli.artefacts.files import check_space
 from optin_cli.artefacts.partial import Partial, clear_parts
 from optin_cli.artefacts.provenance import library_versions
-from optin_cli.artefacts.ranking import Ranking, read_ranking, write_ranking
-from optin_cli.errors import ArtefactError, UsageError, param
+from optin_cli.artefacts.ranking import RankedSite, Ranking, read_ranking, write_ranking
+from optin_cli.errors import ArtefactError, InputError, UsageError, param
 from optin_cli.execution.macs import count_macs
 from optin_cli.execution.precision import exact_convolutions
 from optin_cli.importance import own_output_weight
@@ -89,6 +89,8 @@ def _scored(plan: Plan, output: Path, on_progress: Progress, team: Team) -> Rank
     scores = worker.method.combine(sites)
     for site in sites:
         site.score = scores[site.name]
+    if team.leads:
+        _check_finite(sites, plan)
     sketch = worker.totals.sketch()
     ranking = Ranking(
         model=_model_facts(plan.model),
@@ -121,6 +123,20 @@ def _scored(plan: Plan, output: Path, on_progress: Progress, team: Team) -> Rank
     ranking = team.broadcast(ranking)
     run.partial.discard()  # only now: whoever failed before this finds the finished items again
     return ranking
+
+
+def _check_finite(sites: list[RankedSite], plan: Plan) -> None:
+    """Raise `InputError` for scores that no later stage could use, before a file has them."""
+    for site in sites:
+        if not site.is_finite():
+            weights = plan.model.module.parameters()
+            broken = not all(torch.isfinite(p).all() for p in weights if p.device.type != "meta")
+            raise InputError(
+                f"the scores of {site.name} are not finite, so that no ranking is written",
+                f"{plan.model.spec} has weights that are NaN or infinite: take another copy of it"
+                if broken
+                else f"its weights are very large, or {param('output_weight')} is: check both",
+            )
 
 
 def _model_facts(model: OpenModel) -> ModelFacts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from optin_cli.errors import UsageError, param
+from optin_cli.sizes import check_numbers
 
 DEFAULT_METHOD = "curvature"
 PRECISIONS = ("full", "reduced")
@@ -27,12 +28,18 @@ class ScoreSettings:
             "labels), knowledge (K-prune), reference (OPTIN's released code, for comparison), magnitude, random.",
         },
     )
-    samples: int = field(default=512, metadata={"help": "Calibration examples."})
-    batch_size: int = field(default=32, metadata={"help": "Examples in a batch."})
-    max_length: int | None = field(default=None, metadata={"help": "Cut texts to this many tokens."})
-    rows: int = field(default=768, metadata={"help": "Tokens of a batch that enter the relations."})
+    samples: int = field(default=512, metadata={"least": 1, "help": "Calibration examples."})
+    batch_size: int = field(default=32, metadata={"least": 1, "help": "Examples in a batch."})
+    max_length: int | None = field(
+        default=None, metadata={"least": 1, "help": "Cut texts to this many tokens."}
+    )
+    rows: int = field(
+        default=768, metadata={"least": 1, "help": "Tokens of a batch that enter the relations."}
+    )
     """OPTIN's K."""
-    probes: int = field(default=2, metadata={"panel": "Scoring", "help": "Curvature probes for each batch."})
+    probes: int = field(
+        default=2, metadata={"least": 1, "panel": "Scoring", "help": "Curvature probes for each batch."}
+    )
     rel_error: float | None = field(
         default=None,
         metadata={
@@ -94,14 +101,12 @@ class ScoreSettings:
             "help": "Measure what merging tokens costs, too (vision transformers).",
         },
     )
-    seed: int = field(default=0, metadata={"help": "Seed of everything drawn."})
+    seed: int = field(default=0, metadata={"least": 0, "help": "Seed of everything drawn."})
 
     def __post_init__(self) -> None:
+        check_numbers(type(self), vars(self))
         if self.head_weight <= 0:
             raise UsageError(f"a weight of heads of {self.head_weight:g} is not positive")
-        for name in ("samples", "batch_size", "rows", "probes"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{param(name, getattr(self, name))}: at least 1 is needed")
         if self.temperature is not None and self.temperature <= 0:
             raise UsageError(f"{param('temperature', self.temperature)}: must be positive")
         if self.output_weight is not None and self.output_weight < 0:
