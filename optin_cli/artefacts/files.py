@@ -12,11 +12,14 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints, is_typeddict
+from typing import Any, TypeVar, get_origin, get_type_hints
 
+from optin_cli.artefacts import typed
+from optin_cli.artefacts.kinds import description, load_json, stated_kind
 from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError, param
 
 Record = TypeVar("Record")
+_PROBLEMS_SHOWN = 12
 
 
 def digest_bytes(*chunks: bytes) -> str:
@@ -62,32 +65,6 @@ def to_json(data: Any, indent: int = 0) -> str:
     return json.dumps(data)
 
 
-MOST_JSON = 64 * 2**20
-"""Bytes of the largest JSON file that is read: a mask of five million units has less."""
-
-
-def load_json(path: Path) -> Any:
-    """Read a JSON file that may hold anything.
-
-    Raises `OSError`, or `ValueError` where it is no JSON in UTF-8, larger than `MOST_JSON`, nested too deeply, or holds
-    numbers of thousands of digits: Python's parser has an exception of its own for each.
-    """
-    with path.open("rb") as stream:
-        content = stream.read(MOST_JSON + 1)
-    if len(content) > MOST_JSON:
-        raise ValueError(f"it is larger than {MOST_JSON >> 20} MiB")
-    try:
-        return json.loads(content.decode())
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"it is not text in UTF-8 ({error.reason} at byte {error.start})") from None
-    except json.JSONDecodeError:
-        raise
-    except ValueError:
-        raise ValueError("a number in it has too many digits") from None
-
-
 def read_json(path: Path, what: str, way_out: str | None = None) -> dict[str, Any]:
     """Read one JSON object. `what` names the artefact in errors, `way_out` is what to do without it.
 
@@ -98,36 +75,14 @@ def read_json(path: Path, what: str, way_out: str | None = None) -> dict[str, An
     except OSError as error:
         raise UsageError(f"can't read {what} {path}: {error.strerror}", way_out) from error
     except ValueError as error:
-        found = stated_kind(path)
-        message = f"{path} is a {found}, not {what}" if found else f"{path} is not {what}: {error}"
-        raise ArtefactError(message, way_out) from error
+        if found := stated_kind(path):
+            raise ArtefactError(f"{path} is a {found}, not {what}", way_out) from error
+        kind = description(path)
+        why = f"{error}" if kind == "a JSON file" else f"it is {kind}"
+        raise ArtefactError(f"{path} is not {what}: {why}", way_out) from error
     if not isinstance(data, dict):
         raise ArtefactError(f"{path} is not {what}: it holds a {type(data).__name__}, not an object", way_out)
     return data
-
-
-def stated_kind(path: Path) -> str | None:
-    """`ranking`, `mask`, `latency table`: which artefact a file says it is; None where it does not say."""
-    try:
-        with path.open("rb") as stream:
-            if stream.read(4) == b"\x89HDF":
-                return "ranking"
-        marker = load_json(path)["format"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    known = isinstance(marker, str) and marker.startswith("optin-")
-    return marker.removeprefix("optin-").replace("-", " ") if known else None
-
-
-def check_kind(path: Path, kind: str, way_out: str) -> None:
-    """Raise `UsageError` unless a file is at `path`, `ArtefactError` when it says that it is an artefact of another
-    kind."""
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder, not a {kind}", way_out)
-    if not path.is_file():
-        raise UsageError(f"no {kind} at {path}", way_out)
-    if (found := stated_kind(path)) not in (None, kind):
-        raise ArtefactError(f"{path} is a {found}, not a {kind}", way_out)
 
 
 def read_record(
@@ -139,12 +94,13 @@ def read_record(
     *,
     maker: str,
     optional: tuple[str, ...] = (),
+    shallow: tuple[str, ...] = (),
 ) -> Record:
     """Read a JSON artefact into its dataclass; unknown keys are ignored.
 
     `marker` is the expected `format`, `version` the newest schema this optin reads, `maker` the command that writes
-    such a file. Raises `UsageError` for a path that can't be read and `ArtefactError` for another format, a newer
-    version, missing or mistyped fields.
+    such a file; of `shallow` fields only the outermost type is checked. Raises `UsageError` for a path that can't be
+    read and `ArtefactError` for another format, a newer version, missing or mistyped fields.
     """
     way_out = f"write one with `{maker}`"
     data = read_json(path, what, way_out)
@@ -157,22 +113,16 @@ def read_record(
         raise ArtefactError(
             f"{path} has schema version {found}; this optin reads up to {version}", "update optin"
         )
-    wanted = {name: _json_type(hint) for name, hint in get_type_hints(record).items()}
+    wanted = get_type_hints(record)
     problems = [f"{name} is missing" for name in wanted if name not in data and name not in optional]
-    problems += [
-        f"{name} must be a {kind}"
-        for name, kind in wanted.items()
-        if name in data and type(data[name]).__name__ != kind
-    ]
+    for name, hint in wanted.items():
+        if name in data:  # what earlier schemas lack, those who read it do without
+            plain = (get_origin(hint) or hint) if name in shallow else hint
+            problems += typed.problems(data[name], plain, name, complete=found == version)
     if problems:
-        raise ArtefactError(f"{path} is a damaged record: {', '.join(problems)}", f"run `{maker}` again")
+        listed = ", ".join(problems[:_PROBLEMS_SHOWN]) + (", .." if len(problems) > _PROBLEMS_SHOWN else "")
+        raise ArtefactError(f"{path} is a damaged record: {listed}", f"run `{maker}` again")
     return record(**{name: data[name] for name in wanted if name in data})
-
-
-def _json_type(hint: Any) -> str:
-    """The name of the type that JSON gives for a field: of `list[int]` list, of a typed dict dict."""
-    plain = get_origin(hint) or hint
-    return "dict" if is_typeddict(plain) else str(plain.__name__)
 
 
 def check_output(path: Path, kind: str) -> None:

@@ -89,27 +89,14 @@ def read_latency_table(path: str | Path) -> LatencyTable:
     path = Path(path)
     table = read_record(
         path, LatencyTable, "a latency table", FORMAT, SCHEMA_VERSION, maker=MAKER,
-        optional=("created", "versions"),
+        optional=("created", "versions"), shallow=("curves", "sites"),
     )  # fmt: skip
-    problems = [problem for check in (_facts, _curves, _sites) for problem in check(table)]
+    problems = [problem for check in (_curves, _sites) for problem in check(table)]
     if problems:
         raise ArtefactError(
             f"{path} is a damaged latency table: {'; '.join(problems)}", f"run `{MAKER}` again"
         )
     return table
-
-
-def _facts(table: LatencyTable) -> list[str]:
-    wanted = {
-        "model": ("id", "digest", "dense_digest", "family"),
-        "setting": ("device", "processor", "threads", "dtype", "batch_size", "size"),
-    }
-    return [
-        f"{part} lacks {key}"
-        for part, keys in wanted.items()
-        for key in keys
-        if key not in getattr(table, part)
-    ]
 
 
 def _curves(table: LatencyTable) -> list[str]:
@@ -133,4 +120,6 @@ def _sites(table: LatencyTable) -> list[str]:
             problems.append(f"{name} has no curve")
         elif type(site.get("units")) is not int or site["units"] < 0:
             problems.append(f"{name} has no number of units")
+        elif type(site.get("kind")) is not str:
+            problems.append(f"{name} has no kind")
     return problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -76,8 +77,9 @@ def read_mask(path: str | Path) -> Mask:
     """
     path = Path(path)
     mask = read_record(
-        path, Mask, "a mask", FORMAT, SCHEMA_VERSION, maker="optin select", optional=("summary", "merges")
-    )
+        path, Mask, "a mask", FORMAT, SCHEMA_VERSION, maker="optin select", optional=("summary", "merges"),
+        shallow=("keep", "units", "merges"),
+    )  # fmt: skip
     problems = _problems(mask)
     if problems:
         raise ArtefactError(f"{path} is a damaged mask: {'; '.join(problems)}", "run `optin select` again")
@@ -95,6 +97,11 @@ def _problems(mask: Mask) -> list[str]:
         for count in mask.merges
         if type(count) is not int or count < 0
     ]
+    if "row_ids" not in mask.calibration:
+        problems.append("calibration.row_ids is missing")
+    if mask.budget.get("latency_table"):
+        times = ("latency_ms", "table_latency_ms")
+        problems += [f"reached.{name} is missing" for name in times if name not in mask.reached]
     if problems:
         return problems
     if set(mask.keep) != set(mask.units):
@@ -109,7 +116,8 @@ def _problems(mask: Mask) -> list[str]:
         if outside:
             problems.append(f"{name}: index {outside[0]} out of range (0..{units - 1})")
         elif len(set(indices)) < len(indices):
-            problems.append(f"{name}: index {next(i for i in indices if indices.count(i) > 1)} twice")
+            twice = next(index for index, count in Counter(indices).items() if count > 1)
+            problems.append(f"{name}: index {twice} twice")
         elif indices != sorted(indices):
             problems.append(f"{name}: indices are not ascending")
     return problems

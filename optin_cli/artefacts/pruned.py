@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from safetensors import SafetensorError, safe_open
 
-from optin_cli.artefacts.facts import DenseFacts, PruningStep
+from optin_cli.artefacts import typed
+from optin_cli.artefacts.facts import DenseFacts, PrunedModel, PruningStep, UsedTable
 from optin_cli.artefacts.files import read_record, to_json
 from optin_cli.errors import ArtefactError
 
@@ -40,6 +41,52 @@ class PrunedRecord:
     """The prunings, the last one last."""
 
 
+class _Data(TypedDict):
+    spec: str
+
+
+class _Fit(TypedDict):
+    site: str
+    method: str
+    ridge: float | None
+    before: float
+    after: float
+    rows: int
+    note: NotRequired[str]
+    layer: NotRequired[str]
+
+
+class _Compensation(TypedDict):
+    method: str
+    rows: NotRequired[int]
+    data: NotRequired[_Data]
+    sites: NotRequired[list[_Fit]]
+
+
+class _Asked(TypedDict):
+    relative_to: str
+    latency_table: NotRequired[UsedTable | None]
+
+
+class _Reached(TypedDict):
+    flops: float
+    latency_ms: NotRequired[float]
+    table_latency_ms: NotRequired[float]
+
+
+class _Step(TypedDict):
+    """What optin reads of a `PruningStep`: steps that earlier versions made may lack the rest."""
+
+    model: PrunedModel
+    mask: str
+    budget: _Asked
+    reached: _Reached
+    compensation: NotRequired[_Compensation]
+    deviation: NotRequired[float]
+    checked_on: NotRequired[str]
+    params: NotRequired[int]
+
+
 def write_pruned(folder: Path, record: PrunedRecord) -> None:
     data = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **asdict(record)}
     (folder / FILE_NAME).write_text(to_json(data) + "\n")
@@ -54,9 +101,45 @@ def read_pruned(folder: str | Path) -> PrunedRecord:
         True
     """
     path, what = Path(folder) / FILE_NAME, "the record of a pruned model"
-    return read_record(
-        path, PrunedRecord, what, FORMAT, SCHEMA_VERSION, maker="optin apply", optional=("merges",)
-    )
+    record = read_record(
+        path, PrunedRecord, what, FORMAT, SCHEMA_VERSION, maker="optin apply", optional=("merges",),
+        shallow=("history",),
+    )  # fmt: skip
+    if problems := _problems(record):
+        raise ArtefactError(f"{path} is a damaged record: {', '.join(problems)}", "run `optin apply` again")
+    return record
+
+
+def read_checked(folder: str | Path) -> PrunedRecord:
+    """The same of a model whose outputs were compared, as of everything that has its final name."""
+    record = read_pruned(folder)
+    wanted = ("deviation", "checked_on", "params")
+    for index, step in enumerate(record.history):
+        if missing := [name for name in wanted if name not in step]:
+            raise ArtefactError(
+                f"{Path(folder) / FILE_NAME} is a damaged record: history[{index}].{missing[0]} is missing",
+                "run `optin apply` again",
+            )
+    return record
+
+
+def _problems(record: PrunedRecord) -> list[str]:
+    problems = typed.problems(record.history, list[_Step], "history")
+    if not record.history:
+        problems.append("history is empty")
+    if problems:
+        return problems
+    for index, step in enumerate(record.history):
+        done, where = step.get("compensation", {}), f"history[{index}]"
+        if done.get("sites"):
+            wanted = ("rows", "data")
+            problems += [f"{where}.compensation.{name} is missing" for name in wanted if name not in done]
+        if step["budget"].get("latency_table"):
+            times = ("latency_ms", "table_latency_ms")
+            problems += [
+                f"{where}.reached.{name} is missing" for name in times if name not in step["reached"]
+            ]
+    return problems
 
 
 def check_weights(folder: Path) -> None:

@@ -1,8 +1,9 @@
 """A ranking: the score of every unit of a model on a data set, with everything needed to trust and reuse it.
 
-HDF5 layout: root attributes (below), `/row_ids`, `/sites/<name>` with attributes and the datasets `score` [units],
-`trajectory` [units, columns], `output` [units] and `by_batch` [batches, units, 2], and optionally `/sketch` (see
-artefacts/sketch.py) and `/tokens` (see artefacts/tokens.py).
+An HDF5 file behind a line with its digest (artefacts/sealed.py). Layout: root attributes (below), `/row_ids`,
+`/sites/<name>` with attributes and the datasets `score` [units], `trajectory` [units, columns], `output` [units] and
+`by_batch` [batches, units, 2], and optionally `/sketch` (artefacts/sketch.py) and `/tokens`
+(artefacts/token_ranking.py).
 """
 
 from __future__ import annotations
@@ -13,23 +14,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from optin_cli.artefacts import typed
 from optin_cli.artefacts.facts import DataFacts, DenseFacts, ModelFacts
-from optin_cli.artefacts.files import atomic_file, check_kind, digest_bytes, digest_json
+from optin_cli.artefacts.files import atomic_file, digest_bytes, digest_json
+from optin_cli.artefacts.headers import Headers
+from optin_cli.artefacts.kinds import check_kind, description
+from optin_cli.artefacts.sealed import ROOM, is_whole, seal
 from optin_cli.artefacts.sketch import Sketch, fill_sketch, load_sketch
 from optin_cli.artefacts.token_ranking import RankedTokens, fill_tokens, load_tokens
-from optin_cli.errors import ArtefactError, UsageError, first_line
+from optin_cli.errors import ArtefactError, OptinError, UsageError, first_line
 from optin_cli.structure.coupled_layers import CoupledLayer
 from optin_cli.structure.merge_schedule import tokens_by_block
 
 FORMAT = "optin-ranking"
 SCHEMA_VERSION = 2
 Array = NDArray[np.float64]
+_PROBLEMS_SHOWN = 3
 
 
 @dataclass
@@ -163,10 +169,11 @@ def write_ranking(path: str | Path, ranking: Ranking, sketch: Sketch | None = No
     # on a full disk HDF5 fails late and noisily, plain bytes don't
     sketch = ranking.sketch if sketch is None else sketch
     image = io.BytesIO()
-    with h5py.File(image, "w") as file:
+    with h5py.File(image, "w", userblock_size=ROOM) as file:
         _fill(file, ranking)
         if sketch is not None:
             fill_sketch(file.create_group("sketch"), sketch)
+    seal(image.getbuffer())
     with atomic_file(Path(path)) as temporary:
         temporary.write_bytes(image.getbuffer())
 
@@ -219,9 +226,9 @@ def read_ranking(path: str | Path) -> Ranking:
         True
     """
     path = Path(path)
-    with _opened(path) as file:
-        ranking = _read(file)
-        if _checksum(ranking) != _text(file.attrs["checksum"]):
+    with _opened(path) as headers:
+        ranking = _read(headers)
+        if _checksum(ranking) != headers.attribute(headers.file, "checksum", str):
             raise _damaged(path)
         return ranking
 
@@ -236,10 +243,10 @@ def read_sketch(path: str | Path) -> Sketch | None:
         4
     """
     path = Path(path)
-    with _opened(path) as file:
-        if "sketch" not in file:
+    with _opened(path) as headers:
+        if "sketch" not in headers.file:
             return None
-        sketch = load_sketch(file["sketch"])
+        sketch = load_sketch(headers, headers.group(headers.file, "sketch"))
         if sketch is None:
             raise _damaged(path)
         return sketch
@@ -250,66 +257,92 @@ def _damaged(path: Path) -> ArtefactError:
 
 
 _AGAIN = "score again to replace it"
+_MAKE = "write one with `optin score MODEL --data DATA -o FILE.h5`"
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
+def _opened(path: Path) -> Iterator[Headers]:
     """An open ranking of the right kind and version; whatever HDF5 raises becomes one message."""
-    check_kind(path, "ranking", "write one with `optin score MODEL --data DATA -o FILE.h5`")
+    check_kind(path, "ranking", _MAKE)
     try:
-        with h5py.File(path, "r") as file:
-            if _text(file.attrs.get("format")) != FORMAT:
-                raise ArtefactError(f"{path} is an HDF5 file, but not a ranking written by optin", _AGAIN)
-            version = int(file.attrs["schema_version"])
-            if version != SCHEMA_VERSION:
-                newer = version > SCHEMA_VERSION
-                raise ArtefactError(
-                    f"{path} has schema version {version}; this optin reads version {SCHEMA_VERSION}",
-                    "update optin" if newer else _AGAIN,
-                )
-            if not bool(file.attrs.get("complete", False)):
-                raise ArtefactError(f"{path} is incomplete: its scoring did not finish", _AGAIN)
-            yield file
+        whole = is_whole(path, probe)
+        if whole is None:
+            raise ArtefactError(f"{path} is {description(path)}, not a ranking", _MAKE)
+        if not whole:
+            raise _damaged(path)
+        with _headers(path) as headers:
+            yield headers
     except PermissionError as error:
         raise UsageError(f"can't read {path}: {error.strerror}") from error
-    except (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+    except (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError) as error:
         raise ArtefactError(f"{path} is not a readable ranking: {first_line(error)}", _AGAIN) from error
 
 
-def _read(file: h5py.File) -> Ranking:
-    attributes: dict[str, Any] = {name: json.loads(_text(file.attrs[name])) for name in _JSON_ATTRIBUTES}
+@contextmanager
+def _headers(path: Path) -> Iterator[Headers]:
+    """The same of a file that is HDF5."""
+    with h5py.File(path, "r") as file:
+        headers = Headers(file, path)
+        if "format" not in file.attrs or headers.attribute(file, "format", str) != FORMAT:
+            raise ArtefactError(f"{path} is an HDF5 file, but not a ranking written by optin", _MAKE)
+        version = headers.attribute(file, "schema_version", int)
+        if version != SCHEMA_VERSION:
+            newer = version > SCHEMA_VERSION
+            raise ArtefactError(
+                f"{path} has schema version {version}; this optin reads version {SCHEMA_VERSION}",
+                "update optin" if newer else _AGAIN,
+            )
+        if not bool(file.attrs.get("complete", False)):
+            raise ArtefactError(f"{path} is incomplete: its scoring did not finish", _AGAIN)
+        yield headers
+
+
+def probe(path: str) -> None:
+    """Read all of a file, to see whether that ends; what is wrong with it, `read_ranking` says."""
+    try:
+        with _headers(Path(path)) as headers:
+            _read(headers)
+            if "sketch" in headers.file:
+                load_sketch(headers, headers.group(headers.file, "sketch"))
+    except (OptinError, OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError):
+        return
+
+
+def _read(headers: Headers) -> Ranking:
+    file = headers.file
+    attributes: dict[str, Any] = {name: headers.plain(file, name) for name in _JSON_ATTRIBUTES}
+    hints = get_type_hints(Ranking, include_extras=True)
+    problems = [p for name in _JSON_ATTRIBUTES for p in typed.problems(attributes[name], hints[name], name)]
+    if problems:
+        raise ValueError(", ".join(problems[:_PROBLEMS_SHOWN]))
     for name in _PLAIN_ATTRIBUTES:
-        value = file.attrs[name]
-        attributes[name] = value if isinstance(value, str) else value.item()
-    sites = [_read_site(name, group) for name, group in file["sites"].items()]
-    tokens = load_tokens(file["tokens"]) if "tokens" in file else []
+        attributes[name] = headers.attribute(file, name, hints[name])
+    groups = headers.group(file, "sites")
+    sites = [_read_site(headers, name, headers.group(groups, name)) for name in headers.names(groups)]
+    tokens = load_tokens(headers, headers.group(file, "tokens")) if "tokens" in file else []
+    rows = headers.array(file, "row_ids", (None,), "i").tolist()
     parts = {"sites", "token_sites", "row_ids", "sketch"}
     assert set(attributes) | parts == {f.name for f in fields(Ranking)}
-    return Ranking(**attributes, row_ids=file["row_ids"][:].tolist(), sites=sites, token_sites=tokens)
+    return Ranking(**attributes, row_ids=rows, sites=sites, token_sites=tokens)
 
 
-def _read_site(name: str, group: h5py.Group) -> RankedSite:
-    values: dict[str, Any] = {key: group.attrs[key] for key in _SITE_ATTRIBUTES}
-    values = {key: value if isinstance(value, str) else value.item() for key, value in values.items()}
-    site = RankedSite(
-        name=name,
-        **values,
-        columns=group.attrs["columns"].tolist(),
-        **{key: group[key][:].astype(np.float64) for key in ("score", "trajectory", "output")},
-        by_batch=group["by_batch"][:],
-    )
-    if site.score.shape != (site.units,) or site.output.shape != (site.units,):
-        raise ValueError(f"{name} has {site.units} units but scores of shape {site.score.shape}")
-    if site.trajectory.shape != (site.units, len(site.columns)):
-        raise ValueError(
-            f"{name} has {len(site.columns)} columns but a trajectory of {site.trajectory.shape}"
-        )
-    if site.by_batch.shape[1:] != (site.units, 2):
-        raise ValueError(f"{name} has {site.units} units but by_batch of shape {site.by_batch.shape}")
+def _read_site(headers: Headers, name: str, group: h5py.Group) -> RankedSite:
+    hints = get_type_hints(RankedSite)
+    values = {key: headers.attribute(group, key, hints[key]) for key in _SITE_ATTRIBUTES}
+    columns, units = headers.attribute(group, "columns", list), values["units"]
+    shapes = {
+        "score": (units,),
+        "trajectory": (units, len(columns)),
+        "output": (units,),
+        "by_batch": (None, units, 2),
+    }
+    try:
+        arrays = {key: headers.array(group, key, shape, "f") for key, shape in shapes.items()}
+    except ValueError as error:
+        raise ValueError(f"{name} has {units} units, {len(columns)} columns; {error}") from error
+    plain: dict[str, Any] = {key: array.astype(np.float64) for key, array in arrays.items()}
+    plain["by_batch"] = arrays["by_batch"]
+    site = RankedSite(name=name, **values, columns=columns, **plain)
     if not site.is_finite():
         raise ValueError(f"{name} has scores that are not finite")
     return site
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

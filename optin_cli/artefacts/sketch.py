@@ -8,12 +8,14 @@ sum_r (sum_{u in S} t_ru)^2 and the same for o (docs/method.md, section 5).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from optin_cli.artefacts.files import digest_bytes
+from optin_cli.artefacts.headers import Headers
 
 STORED = np.float16
 _CHUNK_ROWS = 64
@@ -57,24 +59,32 @@ def fill_sketch(group: h5py.Group, sketch: Sketch) -> None:
     group.attrs["checksum"] = _checksum(group)
 
 
-def load_sketch(group: h5py.Group) -> Sketch | None:
-    """Read what `fill_sketch` wrote; None when it does not match its checksum."""
-    if _checksum(group) != group.attrs["checksum"]:
-        return None
+def load_sketch(headers: Headers, group: h5py.Group) -> Sketch | None:
+    """Read what `fill_sketch` wrote; None when it does not match its checksum. Raises `ValueError` for
+    anything else."""
+    examples = headers.array(group, "examples", (None,), "i")
     parts: dict[str, dict[str, NDArray[np.float32]]] = {"trajectory": {}, "output": {}}
+    checked = [_digested(group["examples"], examples, 1.0)]
     for part, arrays in parts.items():
-        for name, dataset in group.get(part, {}).items():
-            arrays[name] = dataset[:].astype(np.float32) * np.float32(dataset.attrs["scale"])
-    return Sketch(group["examples"][:], **parts)
+        if part not in group:
+            continue
+        inner = headers.group(group, part)
+        for name in sorted(headers.names(inner)):
+            stored = headers.array(inner, name, (len(examples), None), "f")
+            scale = headers.attribute(inner[name], "scale", float)
+            checked.append(_digested(inner[name], stored, scale))
+            arrays[name] = stored.astype(np.float32) * np.float32(scale)
+    if digest_bytes(*checked) != headers.attribute(group, "checksum", str):
+        return None
+    return Sketch(examples, **parts)
 
 
 def _checksum(group: h5py.Group) -> str:
     datasets = [group["examples"]]
     for part in ("trajectory", "output"):
         datasets += [dataset for _, dataset in sorted(group.get(part, {}).items())]
-    return digest_bytes(
-        *(
-            d.name.encode() + repr(float(d.attrs.get("scale", 1.0))).encode() + d[:].tobytes()
-            for d in datasets
-        )
-    )
+    return digest_bytes(*(_digested(d, d[:], d.attrs.get("scale", 1.0)) for d in datasets))
+
+
+def _digested(dataset: h5py.Dataset, stored: NDArray[Any], scale: float) -> bytes:
+    return dataset.name.encode() + repr(float(scale)).encode() + stored.tobytes()

@@ -8,6 +8,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from optin_cli.artefacts.headers import Headers
+
 Array = NDArray[np.float64]
 
 
@@ -37,17 +39,21 @@ def fill_tokens(group: h5py.Group, sites: list[RankedTokens]) -> None:
             one.create_dataset(name, data=getattr(site, name), track_times=False)
 
 
-def load_tokens(group: h5py.Group) -> list[RankedTokens]:
+def load_tokens(headers: Headers, group: h5py.Group) -> list[RankedTokens]:
     """Read what `fill_tokens` wrote, block by block; raises `ValueError` where the shapes don't fit each other."""
     found = []
-    for block in sorted(group, key=int):
-        one = group[block]
-        counts, columns = one.attrs["counts"].tolist(), one.attrs["columns"].tolist()
-        trajectory, output = (one[name][:].astype(np.float64) for name in ("trajectory", "output"))
-        if trajectory.shape != (len(counts), len(columns)) or output.shape != (len(counts),):
-            raise ValueError(
-                f"the losses of merging behind block {block} don't fit their {len(counts)} counts"
+    for block in sorted(headers.names(group), key=int):
+        one = headers.group(group, block)
+        counts, columns = (headers.attribute(one, name, list) for name in ("counts", "columns"))
+        shapes = {"trajectory": (len(counts), len(columns)), "output": (len(counts),)}
+        try:
+            trajectory, output = (
+                headers.array(one, name, shape, "f").astype(np.float64) for name, shape in shapes.items()
             )
+        except ValueError as error:
+            raise ValueError(
+                f"the losses of merging behind block {block} don't fit their {len(counts)} counts: {error}"
+            ) from error
         if not (np.isfinite(trajectory).all() and np.isfinite(output).all()):
             raise ValueError(f"the losses of merging behind block {block} are not finite")
         if counts != sorted(set(counts)) or min(counts, default=1) < 1:

@@ -13,10 +13,11 @@ import typer
 from optin_cli import console
 from optin_cli.artefacts import latency
 from optin_cli.artefacts.facts import Asked
-from optin_cli.artefacts.files import read_json, stated_kind
+from optin_cli.artefacts.files import read_json
+from optin_cli.artefacts.kinds import stated_kind
 from optin_cli.artefacts.latency import LatencyTable, read_latency_table
 from optin_cli.artefacts.mask import Mask, read_mask
-from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, check_weights, read_pruned
+from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, check_weights, read_checked
 from optin_cli.artefacts.ranking import Ranking, read_ranking
 from optin_cli.commands import options
 from optin_cli.commands.present import exchanged, mask_facts, merged, ranking_facts, show_fits, show_sizes
@@ -64,7 +65,7 @@ def inspect(
     if stability:
         _show_stability(path, read_ranking(path), target, json)
     elif (path / FILE_NAME).is_file():
-        _show_pruned(path, read_pruned(path), json)
+        _show_pruned(path, read_checked(path), json)
     elif path.is_dir() or artefact.startswith(("demo:", "timm:", "torchvision:")):
         _show_model(artefact, json, trust_remote_code)
     elif not path.exists():
@@ -90,7 +91,7 @@ def _show_ranking(path: Path, ranking: Ranking, json: bool) -> None:
         ["mean tokens", f"{ranking.tokens:.2f}"],
         *([["merging tokens", "measured"]] if ranking.token_sites else []),
         ["MACs in sites", console.count(ranking.macs(ranking.tokens))],
-        ["MACs elsewhere", console.count(ranking.dense["fixed_macs"])],
+        ["MACs elsewhere", console.count(ranking.dense.get("fixed_macs", 0))],
         ["made", f"{ranking.created} in {console.duration(ranking.seconds)} on {ranking.device}"],
         ["digest", ranking.digest[:16]],
     ]

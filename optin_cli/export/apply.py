@@ -23,7 +23,7 @@ from optin_cli.artefacts.facts import PruningStep
 from optin_cli.artefacts.files import atomic_dir
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.provenance import library_versions
-from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned, write_pruned
+from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_checked, write_pruned
 from optin_cli.compensation.batch_norm import reestimate
 from optin_cli.compensation.compensate import compensate
 from optin_cli.compensation.least_squares import NONE
@@ -103,7 +103,7 @@ def existing(
     """
     if not (output / FILE_NAME).is_file():
         return None
-    last = read_pruned(output).history[-1]
+    last = read_checked(output).history[-1]
     # earlier models lack entries
     recorded = {"bn": False, "producers": False, **last.get("compensation", {"method": NONE})}
     asked = plan.identity() if plan else {"method": NONE, "bn": False, "producers": False}
@@ -114,7 +114,9 @@ def existing(
             f"{output} exists, made with another {what}",
             f"choose another name, or {param('force', True)} to replace it",
         )
-    fits = tuple(SiteFit(**fit) for fit in recorded.get("sites", ()))
+    known = {field.name for field in fields(SiteFit)}
+    sites = recorded.get("sites", ())
+    fits = tuple(SiteFit(**{name: fit[name] for name in known & set(fit)}) for fit in sites)
     return Applied(
         output,
         last["deviation"],

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from optin_cli.artefacts.files import load_json
+from optin_cli.artefacts.kinds import load_json
 from optin_cli.errors import InputError, param
 from optin_cli.loading.sources import Source
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from optin_cli.artefacts.files import load_json, nearest_path, read_json
+from optin_cli.artefacts.files import nearest_path, read_json
+from optin_cli.artefacts.kinds import load_json
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned
 from optin_cli.errors import InputError, UsageError, first_line
 

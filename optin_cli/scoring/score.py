@@ -46,12 +46,12 @@ def existing(path: Path, plan: Plan, *, any_lambda: bool = False) -> Ranking | N
         raise UsageError(
             f"{path} exists and is not a readable ranking ({error.template[0]})", redo
         ) from error
-    wanted, have = plan.identity(), ranking.settings["identity"]
+    wanted, have = plan.identity(), ranking.settings.get("identity", {})
     # the weights of a model may be those of one that merges other tokens
     differs = [key for key in {**wanted, "merges": None} if have.get(key) != wanted.get(key)]
     if differs:
         raise UsageError(f"{path} exists, made with other settings: {', '.join(differs)}", redo)
-    if not any_lambda and ranking.settings["output_weight"] != plan.settings.output_weight:
+    if not any_lambda and ranking.settings.get("output_weight") != plan.settings.output_weight:
         raise UsageError(
             f"{path} holds these scores, combined with lambda {own_output_weight(ranking):g}",
             "`optin select --lambda` recombines them without scoring; or choose another name, or "

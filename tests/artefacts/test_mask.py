@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.artefacts import kept_of, tiny_ranking
+from helpers.artefacts import ASKED, CALIBRATION, OBJECTIVE, REACHED, kept_of, tiny_ranking
 from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,10 +24,10 @@ def a_mask(**changes: Any) -> Mask:
         model_digest="m" * 64,
         ranking_digest="r" * 64,
         family="bert",
-        budget={"flops": 0.6, "memory": None, "relative_to": "dense", "tokens": 11.5, "latency_table": None},
-        reached={"flops": 0.598, "macs": 598.0, "dense_macs": 1000.0, "params": 420, "memory": 0.0016},
-        objective={"kept": 0.97, "bound": 0.971, "gap": 0.001, "optimal": True},
-        calibration={"spec": "data.csv", "split": "train", "row_ids": [1, 4]},
+        budget=dict(ASKED),
+        reached=dict(REACHED),
+        objective=dict(OBJECTIVE),
+        calibration=dict(CALIBRATION),
         units={"blocks.0.heads": 4, "blocks.0.neurons": 6},
         keep={"blocks.0.heads": [0, 3], "blocks.0.neurons": []},
         summary={"blocks.0.heads": "2/4", "blocks.0.neurons": "0/6"},
@@ -72,10 +72,10 @@ def masks(draw) -> Mask:
     return a_mask(
         model_digest=draw(st.text(max_size=8)),
         family=draw(st.text(max_size=8)),
-        budget=draw(numbers),
-        reached=draw(numbers),
-        objective=draw(numbers),
-        calibration={"row_ids": draw(st.lists(st.integers(0, 99), max_size=4))},
+        budget={**draw(numbers), **ASKED},
+        reached={**draw(numbers), **REACHED},
+        objective={**draw(numbers), **OBJECTIVE},
+        calibration={**CALIBRATION, "row_ids": draw(st.lists(st.integers(0, 99), max_size=4))},
         units=units,
         keep=keep,
         summary=draw(st.dictionaries(names, st.text(max_size=5), max_size=2)),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.artefacts import ASKED, REACHED
 from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,26 @@ from hypothesis import strategies as st
 from optin_cli.architectures.families import family_from_dict, family_to_dict, known_families
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned, write_pruned
 from optin_cli.errors import ArtefactError, UsageError
+
+DENSE = {
+    "id": "org/model",
+    "digest": "m" * 64,
+    "params": 10,
+    "macs_per_token": 6.0,
+    "macs_per_pair": 0.0,
+    "site_params": 8.0,
+}
+STEP = {
+    "model": {"id": "org/model", "digest": "m" * 64},
+    "ranking": "r" * 64,
+    "mask": "k" * 64,
+    "budget": ASKED,
+    "reached": REACHED,
+    "versions": {},
+    "deviation": 1e-7,
+    "checked_on": "noise",
+    "params": 7,
+}
 
 
 def a_record(**changes: Any) -> PrunedRecord:
@@ -26,8 +47,8 @@ def a_record(**changes: Any) -> PrunedRecord:
         family=json.loads(json.dumps(family_to_dict(known_families()[0]))),
         kept={"blocks.0.heads": [0, 2], "blocks.0.neurons": []},
         per_layer_config={"0": {"num_attention_heads": 2, "intermediate_size": 0}},
-        dense={"id": "org/model", "digest": "m" * 64, "params": 10},
-        history=[{"model": "org/model", "deviation": 1e-7}],
+        dense=dict(DENSE),
+        history=[dict(STEP)],
     )
     return dataclasses.replace(record, **changes)
 
@@ -55,14 +76,15 @@ kept = st.dictionaries(st.text(max_size=5), st.lists(st.integers(0, 99), max_siz
 @given(
     kept=kept,
     dense=numbers,
-    history=st.lists(numbers, max_size=3),
+    history=st.lists(numbers, min_size=1, max_size=3),
     sizes=st.dictionaries(
         st.text(max_size=3), st.dictionaries(st.text(max_size=5), st.integers()), max_size=3
     ),
 )
 def test_a_written_record_reads_back_the_same(tmp_path_factory, kept, dense, history, sizes):
     folder = tmp_path_factory.mktemp("pruned")
-    record = a_record(kept=kept, dense=dense, history=history, per_layer_config=sizes)
+    steps = [{**more, **STEP} for more in history]
+    record = a_record(kept=kept, dense={**dense, **DENSE}, history=steps, per_layer_config=sizes)
     write_pruned(folder, record)
     assert read_pruned(folder) == record
 

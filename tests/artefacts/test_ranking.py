@@ -8,8 +8,8 @@ import time
 import h5py
 import numpy as np
 import pytest
-from helpers.artefacts import tiny_ranking
-from helpers.rankings import as_plain, facts, ranked_sites, refused, words
+from helpers.artefacts import CALIBRATION, tiny_ranking
+from helpers.rankings import as_plain, facts, ranked_sites, refused, resealed, words
 from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,17 +24,19 @@ from optin_cli.artefacts.ranking import (
 from optin_cli.artefacts.sketch import Sketch
 from optin_cli.errors import ArtefactError
 
+MODEL, DENSE = tiny_ranking().model, tiny_ranking().dense
+
 
 @st.composite
 def rankings(draw) -> Ranking:
     return Ranking(
-        model={**draw(facts), "digest": draw(words)},
-        data={**draw(facts), "fingerprint": draw(words)},
+        model={**draw(facts), **MODEL, "digest": draw(words)},
+        data={**draw(facts), **CALIBRATION, "fingerprint": draw(words)},
         row_ids=sorted(draw(st.sets(st.integers(0, 2**40), max_size=5))),
         method=draw(words),
         settings=draw(facts),
         tokens=draw(st.floats(1, 512)),
-        dense=draw(facts),
+        dense={**draw(facts), **DENSE},
         sites=[draw(ranked_sites(block)) for block in range(draw(st.integers(0, 3)))],
         batch_weights=draw(st.lists(st.floats(0, 1), max_size=3)),
         device=draw(words),
@@ -109,7 +111,7 @@ def test_a_damaged_sketch_is_refused(path):
     write_ranking(path, tiny_ranking(), Sketch(np.arange(8), {}, {"blocks.0.heads": values}))
     with h5py.File(path, "r+") as file:
         file["sketch/output/blocks.0.heads"][0, 0] = 0.25
-    assert read_ranking(path).sites  # the scores are as they were
+    assert read_ranking(resealed(path)).sites  # the scores are as they were
     with pytest.raises(ArtefactError, match="damaged"):
         read_sketch(path)
 
@@ -118,7 +120,7 @@ def test_a_damaged_sketch_is_refused(path):
 def test_another_schema_is_refused(path, version):
     with h5py.File(path, "r+") as file:
         file.attrs["schema_version"] = version
-    assert "schema version" in refused(path)
+    assert "schema version" in refused(resealed(path))
 
 
 def test_the_digest_is_of_what_the_scores_are_and_came_from():

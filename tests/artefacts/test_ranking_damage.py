@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from helpers.artefacts import tiny_ranking
-from helpers.rankings import ARRAYS, as_plain, refused
+from helpers.rankings import ARRAYS, as_plain, refused, resealed
 
 from optin_cli.artefacts.ranking import (
     Ranking,
@@ -29,9 +29,28 @@ def test_a_folder_is_no_ranking(tmp_path):
         read_ranking(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\x89HDF\r\n\x1a\n", bytes(5000)])
-def test_a_file_that_is_not_hdf5_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"", "an empty file"),
+        (b"{}", "a JSON file"),
+        (bytes(5000), "a file of zeros"),
+        (b"text,label\nfilm,1\n", "a text file"),
+        (b"\x80\x04\x95 and so on", "a pickle"),
+        (b"PK\x03\x04", "a zip archive"),
+        (b'\x28\0\0\0\0\0\0\0{"w":{}}', "a safetensors file"),
+        (bytes(range(256)), "a binary file"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_file_of_another_kind_is_called_by_its_kind(tmp_path, content, kind):
     (tmp_path / "r.h5").write_bytes(content)
+    message = refused(tmp_path / "r.h5")
+    assert f"is {kind}" in message and "not a ranking" in message and "optin score" in message
+
+
+def test_hdf5_that_ends_after_its_first_bytes_is_refused(tmp_path):
+    (tmp_path / "r.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     assert "score again" in refused(tmp_path / "r.h5")
 
 
@@ -90,7 +109,7 @@ def without_circumstances(ranking: Ranking) -> dict:
 def change(path: Path, edit: Callable[[h5py.File], None]) -> Path:
     with h5py.File(path, "r+") as file:
         edit(file)
-    return path
+    return resealed(path)
 
 
 def test_an_unfinished_ranking_is_refused(path):

@@ -14,6 +14,7 @@ import pytest
 from helpers.cli import FAST, process, run
 from helpers.data import tiny_image_folder, tiny_text_csv
 from helpers.models import saved_model, tiny_model
+from helpers.rankings import resealed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -212,12 +213,13 @@ def test_damaged_rankings(scored, tmp_path):
     (tmp_path / "half.h5").write_bytes(ranking.read_bytes())
     with h5py.File(tmp_path / "half.h5", "a") as file:
         del file.attrs["complete"]
+    resealed(tmp_path / "half.h5")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = [1]
     out = tmp_path / "m.json"
     for name, says in (
-        ("cut.h5", "not a readable ranking"),
-        ("text.h5", "not a readable ranking"),
+        ("cut.h5", "is damaged"),
+        ("text.h5", "is a text file, not a ranking"),
         ("half.h5", "incomplete"),
         ("other.h5", "not a ranking"),
     ):

@@ -49,7 +49,7 @@ def tiny_ranking(blocks: int = 3, heads: int = 4, neurons: int = 6, seed: int = 
             "task": "embedding",
             "class": "BertModel",
         },
-        "data": {"spec": "data.csv", "config": None, "split": "train", "fingerprint": "f" * 64, "rows": 60},
+        "data": {name: value for name, value in CALIBRATION.items() if name != "row_ids"},
         "row_ids": [1, 4, 9],
         "method": "curvature",
         "settings": {"seed": 0, "probes": 4, "lambda": 1.0},
@@ -68,6 +68,23 @@ def tiny_ranking(blocks: int = 3, heads: int = 4, neurons: int = 6, seed: int = 
         "seconds": 1.5,
     }
     return Ranking(**{**facts, "sites": sites, **changes})
+
+
+ASKED = {
+    "flops": 0.6, "params": None, "memory": None, "latency": None, "latency_ms": None, "relative_to": "dense",
+    "tokens": 11.5, "output_weight": 0.3, "feature_weights": "sum", "interactions": "none", "min_heads": 0,
+    "min_neurons": 0, "min_channels": 0, "max_prune": 1.0, "protect": [], "only": None, "round_to": 1,
+    "latency_table": None,
+}  # fmt: skip
+REACHED = {
+    "flops": 0.598, "macs": 598.0, "dense_macs": 1000.0, "params": 420, "dense_params": 700, "memory": 0.0016,
+    "dense_memory": 0.0027,
+}  # fmt: skip
+OBJECTIVE = {"kept": 0.97, "bound": 0.971, "gap": 0.001, "optimal": True, "interactions": None}
+CALIBRATION = {
+    "spec": "data.csv", "config": None, "split": "train", "text": ["sentence"], "image": None, "label": "label",
+    "fingerprint": "f" * 64, "rows": 60, "row_ids": [1, 4],
+}  # fmt: skip
 
 
 def latency_table(sites: Iterable[RankedSite | Site], step: int = 1, **setting: Any) -> LatencyTable:

@@ -10,6 +10,7 @@ import torch
 from helpers.artefacts import tiny_ranking
 from helpers.data import tiny_image_folder, tiny_text_csv
 from helpers.models import opened, saved_model
+from helpers.rankings import resealed
 
 from optin_cli.artefacts.ranking import read_ranking, write_ranking
 from optin_cli.artefacts.token_ranking import RankedTokens
@@ -158,8 +159,8 @@ def test_losses_that_were_changed_are_noticed(part, tmp_path):
     with h5py.File(tmp_path / "r.h5", "a") as file:
         file[f"tokens/0/{part}"][0] = 9.0
     with pytest.raises(ArtefactError, match="damaged"):
-        read_ranking(tmp_path / "r.h5")
+        read_ranking(resealed(tmp_path / "r.h5"))
     with h5py.File(tmp_path / "r.h5", "a") as file:
         file["tokens/0"].attrs["counts"] = [4]
     with pytest.raises(ArtefactError, match="don't fit"):
-        read_ranking(tmp_path / "r.h5")
+        read_ranking(resealed(tmp_path / "r.h5"))
