@@ -12,11 +12,11 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from optin_cli.artefacts.files import check_no_folder, digest_json
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.ranking import Ranking, read_ranking, read_sketch
+from optin_cli.artefacts.temporary import scratch
 from optin_cli.compensation.plan import make_plan
 from optin_cli.compensation.settings import Compensation
 from optin_cli.errors import ArtefactError, UsageError, param
@@ -65,8 +65,8 @@ def score(
         check_no_folder(output, "ranking")
         found = None if force else scoring.existing(output, plan)
         return _with_sketch(found or scoring.score(plan, output, on_progress), output)
-    with TemporaryDirectory(prefix="optin-") as folder:
-        path = Path(folder) / "ranking.h5"
+    with scratch() as folder:
+        path = folder / "ranking.h5"
         return _with_sketch(scoring.score(plan, path, on_progress), path)
 
 

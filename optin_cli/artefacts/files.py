@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import glob
 import hashlib
 import json
 import os
@@ -14,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
-from optin_cli.artefacts import typed
+from optin_cli.artefacts import temporary, typed
 from optin_cli.artefacts.kinds import description, load_json, stated_kind
-from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError, param
+from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError
 
 Record = TypeVar("Record")
 _PROBLEMS_SHOWN = 12
@@ -126,18 +125,56 @@ def read_record(
 
 
 def check_output(path: Path, kind: str) -> None:
-    """Raise `UsageError` unless `path` can be created: its folder exists or can be made and is writable."""
+    """Make the folder of an output. Raises `UsageError` where `check_writable` does."""
+    check_writable(path, kind)
+    try:
+        target(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"can't create the folder {path.parent}: {error.strerror}") from error
+
+
+def check_writable(path: Path, kind: str) -> None:
+    """Raise `UsageError` unless `path` can be created, known before any work: nothing is left behind.
+
+    Raises `InputError` where the disk is full.
+    """
     if not path.name:
         raise UsageError(f"{path} is not a name for a {kind}")
     if kind != "folder":
         check_no_folder(path, kind)
-    parent = path.parent
     try:
-        parent.mkdir(parents=True, exist_ok=True)
+        real = target(path)
     except OSError as error:
-        raise UsageError(f"can't create the folder {parent}: {error.strerror}") from error
-    if not os.access(parent, os.W_OK):
-        raise UsageError(f"the folder {parent} is not writable")
+        raise UsageError(f"can't write {path}: {error.strerror}") from error
+    if kind == "folder" and os.path.ismount(real):
+        raise UsageError(
+            f"{path} is a mount point, which can't be replaced", f"give a name in it: {path / 'NAME'}"
+        )
+    there = real.parent
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise UsageError(f"can't create the folder {path.parent}: {there} is a file")
+    if not os.access(there, os.W_OK):
+        raise UsageError(f"the folder {there} is not writable")
+    trial = temporary.beside(there / real.name, "tmp")
+    try:
+        trial.mkdir()
+        trial.rmdir()
+    except OSError as error:
+        if disk_is_full(error):
+            raise InputError(f"the disk is full: {path} can't be written", "free some space") from error
+        raise UsageError(f"can't write {path}: {error.strerror}") from error
+
+
+def target(path: Path) -> Path:
+    """The path that is written for an output: of a symbolic link what it leads to, whether that is there or not."""
+    if not path.is_symlink():
+        return path
+    real = Path(os.path.realpath(path))
+    if real.is_symlink():
+        raise UsageError(f"{path} is a symbolic link that leads to itself")
+    return real
 
 
 def check_no_folder(path: Path | str, kind: str) -> None:
@@ -146,10 +183,18 @@ def check_no_folder(path: Path | str, kind: str) -> None:
     Text that ends in a slash means a folder, whether it is there or not.
     """
     folder = Path(path)
-    if folder.is_dir() or (isinstance(path, str) and path.endswith(("/", os.sep))):
+    if _is_folder(folder) or (isinstance(path, str) and path.endswith(("/", os.sep))):
         raise UsageError(
             f"{path} is a folder, not a name for a {kind}", f"give a name in it: {folder / 'NAME'}"
         )
+
+
+def _is_folder(path: Path) -> bool:
+    """Return whether a folder is there; False for a name that no file system takes."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def nearest_path(path: Path) -> str:
@@ -162,79 +207,58 @@ def nearest_path(path: Path) -> str:
     return f"did you mean {path.parent / close[0]}?" if close else ""
 
 
-def check_space(path: Path, needed: int) -> None:
+def check_space(path: Path, needed: float, way_out: str | None = None) -> None:
     """Raise `InputError` unless the disk has room for `needed` bytes at `path`."""
-    free = shutil.disk_usage(path.absolute().parent).free
+    there = target(path.absolute()).parent
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
     if needed > free:
         raise InputError(
             f"{path} needs {needed / 2**20:.0f} MiB and the disk has {free / 2**20:.0f} MiB left",
-            "free some space, or leave the sketch out "
-            f"({param('sketch', False, python='sketch_rows=0')}, or a smaller {param('sketch_rows')})",
+            f"free some space{f', or {way_out}' if way_out else ''}",
         )
-
-
-def _sweep(path: Path) -> None:
-    """Clear what a killed process left beside `path`: bring back an output it had moved aside, remove the rest."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
-        pid, _, kind = left.name.removeprefix(f".{path.name}.").partition(".")
-        if not pid.isdigit() or kind not in ("tmp", "old") or _is_running(int(pid)):
-            continue
-        if kind == "old" and not path.exists():
-            left.replace(path)
-        elif left.is_dir():
-            shutil.rmtree(left)
-        else:
-            left.unlink()
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; rename it to `path` on success, remove it on any failure."""
+    """Yield a temporary name beside `path`; rename it to `path` on success, remove it on any failure.
+
+    A symbolic link is written through.
+    """
     check_output(path, "file")
-    _sweep(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with _disk_errors(path):
-            yield temporary
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    real = target(path)
+    with _disk_errors(path), temporary.made(real, folder=False) as made:
+        yield made
+        with made.open("rb") as stream:
+            os.fsync(stream.fileno())
+        made.replace(real)
 
 
 @contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; it takes the place of `path` on success, vanishes on failure."""
+    """Yield a temporary folder beside `path`; it takes the place of `path` on success, vanishes on failure.
+
+    A symbolic link is written through.
+    """
     check_output(path, "folder")
-    _sweep(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    try:
-        with _disk_errors(path):
-            temporary.mkdir()
-            yield temporary
-            if path.exists():
-                path.replace(old)
+    real = target(path)
+    with _disk_errors(path), temporary.made(real, folder=True) as made:
+        yield made
+        if not real.exists():
+            made.replace(real)
+            return
+        old, lock = temporary.beside(real, "old"), temporary.hold(real)
+        try:
+            real.replace(old)
             try:
-                temporary.replace(path)
+                made.replace(real)
             except BaseException:
-                if old.exists():
-                    old.replace(path)
+                old.replace(real)
                 raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        finally:
+            temporary.remove(old)
+            temporary.release(lock)
 
 
 def disk_is_full(error: BaseException) -> bool:

@@ -14,31 +14,47 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from optin_cli.artefacts import temporary
 from optin_cli.artefacts.files import atomic_file, check_output, digest_json, read_json, to_json
-from optin_cli.errors import OptinError
+from optin_cli.errors import OptinError, UsageError
 
 log = logging.getLogger("optin")
+_LOCK = "lock"
 
 
 class Partial:
-    """Items of one unfinished artefact, in `<folder>/.<name>.partial/`."""
+    """Items of one unfinished artefact, in `<folder>/.<name>.partial/`.
+
+    One run at a time works on them: `announce` says that this process speaks for it, and holds their lock.
+    """
 
     def __init__(self, target: Path, identity: dict[str, Any], announce: bool = True) -> None:
-        """Open what an earlier run left for the same `identity`; clear anything else."""
+        """Open what an earlier run left for the same `identity`; clear anything else.
+
+        Raises `UsageError` where another run is at it.
+        """
         check_output(target, "file")
         self.folder = _folder(target)
-        stamp = self.folder / "identity.json"
-        if self.folder.exists():
-            changed = _changes(stamp, identity)
-            if changed:
-                log.warning("starting over: the unfinished run beside %s had another %s", target, changed)
-                shutil.rmtree(self.folder)
-            elif announce and len(self):
-                log.info("resuming: %d parts of %s are done", len(self), target)
+        self.lock: int | None = None
+        stamp, there = self.folder / "identity.json", self.folder.exists()
         self.folder.mkdir(exist_ok=True)
+        if announce:
+            self.lock = temporary.hold_alone(self.folder / _LOCK)
+            if self.lock is None:
+                raise UsageError(
+                    f"another run is scoring to {target}", "wait until it has ended, or choose another name"
+                )
+        if there and len(self):
+            if changed := _changes(stamp, identity):
+                log.warning("starting over: the unfinished run beside %s had another %s", target, changed)
+                self._clear()
+            elif announce:
+                log.info("resuming: %d parts of %s are done", len(self), target)
+        elif there and _changes(stamp, identity):
+            self._clear()
         if not stamp.exists():
-            with atomic_file(stamp) as temporary:
-                temporary.write_text(to_json({**identity, "digest": digest_json(identity)}))
+            with atomic_file(stamp) as made:
+                made.write_text(to_json({**identity, "digest": digest_json(identity)}))
 
     def __len__(self) -> int:
         return len(list(self.folder.glob("*.npz")))
@@ -61,16 +77,25 @@ class Partial:
             return None
 
     def put(self, key: str, arrays: dict[str, np.ndarray]) -> None:
-        with atomic_file(self.folder / f"{key}.npz") as temporary, temporary.open("wb") as stream:
+        with atomic_file(self.folder / f"{key}.npz") as made, made.open("wb") as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
 
     def nbytes(self) -> int:
         """Return the bytes of the finished items on disk."""
         return sum(path.stat().st_size for path in self.folder.glob("*.npz"))
 
+    def _clear(self) -> None:
+        for item in self.folder.iterdir():
+            if item.name != _LOCK:
+                temporary.remove(item)
+
     def discard(self) -> None:
         """Remove everything: the artefact itself is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Let another run have what is there."""
+        temporary.let_go(self.folder / _LOCK, self.lock)
 
 
 def clear_parts(target: Path) -> None:

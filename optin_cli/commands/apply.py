@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from optin_cli import console
+from optin_cli.artefacts.files import check_writable
 from optin_cli.artefacts.mask import read_mask
 from optin_cli.commands import options
 from optin_cli.commands.groups import everyday
@@ -43,6 +44,7 @@ def apply(
     from optin_cli.export import apply as stage
     from optin_cli.export.check import open_check
 
+    check_writable(output, "folder")
     chosen = read_mask(mask_file)
     opened = opening.open(model, "float32")
     stage.check_fit(opened, chosen)

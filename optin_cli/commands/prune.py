@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from optin_cli import console
+from optin_cli.artefacts.files import check_writable
 from optin_cli.commands import options
 from optin_cli.commands.budgets import BudgetGroup
 from optin_cli.commands.groups import Group, everyday
@@ -65,6 +66,9 @@ def prune(
     from optin_cli.scoring.plan import make_plan
 
     refuse_team("prune")
+    check_writable(output, "folder")
+    if ranking is not None:
+        check_writable(ranking, "ranking")
     pipeline.check_steps(steps, request)
     settings = replace(settings, tokens=request.merge != "none")
     settings = configured(settings)  # what it raises comes before the model is opened

@@ -71,14 +71,14 @@ def score(
 
       torchrun --nproc-per-node 4 -m optin_cli score MODEL --data DATA -o r.h5
     """
-    from optin_cli.artefacts.files import check_no_folder
+    from optin_cli.artefacts.files import check_writable
     from optin_cli.scoring import score as stage
     from optin_cli.scoring.methods.registry import configured
     from optin_cli.scoring.plan import make_plan
 
     if not team.leads:
         console.mute()
-    check_no_folder(output, "ranking")
+    check_writable(output, "ranking")
     if not sketch:
         settings = replace(settings, sketch_rows=0)
     settings = configured(settings)  # what it raises comes before the model is opened

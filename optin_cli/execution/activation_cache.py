@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Hashable
+from contextlib import ExitStack
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from optin_cli.artefacts.files import disk_is_full
+from optin_cli.artefacts.temporary import scratch
 from optin_cli.errors import InputError, param
 
 
@@ -27,6 +27,7 @@ class ActivationCache:
         """Bytes held in main memory."""
         self.used_on_gpu = 0
         self.folder: Path | None = None
+        self.on_disk = ExitStack()
         self.written = 0
 
     def __enter__(self) -> ActivationCache:
@@ -34,8 +35,7 @@ class ActivationCache:
 
     def __exit__(self, *_: object) -> None:
         self.held.clear()
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        self.on_disk.close()
 
     def __setitem__(self, key: Hashable, tensor: Tensor) -> None:
         self.drop(key)
@@ -49,7 +49,7 @@ class ActivationCache:
             self.used += size
             return
         if self.folder is None:
-            self.folder = Path(tempfile.mkdtemp(prefix="optin-"))
+            self.folder = self.on_disk.enter_context(scratch())
         path = self.folder / str(self.written)
         self.written += 1
         try:

@@ -20,7 +20,7 @@ from optin_cli.architectures.families import family_to_dict
 from optin_cli.architectures.resolve import dissect
 from optin_cli.architectures.token_sites import check_merges
 from optin_cli.artefacts.facts import PruningStep
-from optin_cli.artefacts.files import atomic_dir
+from optin_cli.artefacts.files import atomic_dir, check_space, check_writable
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_checked, write_pruned
@@ -73,7 +73,11 @@ class PrunedModel(OpenModel):
 
 
 def check_output(output: Path, model: OpenModel) -> None:
-    """Raise `UsageError` unless `output` is free, or a pruned model other than the one being read."""
+    """Raise `UsageError` unless `output` can be written, and is free or a pruned model other than the one being read.
+
+    Raises `InputError` where the disk is full.
+    """
+    check_writable(output, "folder")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not (output / FILE_NAME).is_file():
@@ -175,6 +179,9 @@ def prune_model(
     run, and `OptinError` when the check fails. The mask's schedule replaces the one that the model runs with.
     """
     check_fit(model, mask)
+    if output is not None:
+        check_output(output, model)
+        check_space(output, mask.reached["params"] * model.stored_dtype.itemsize)
     rows = check_rows(model, mask, batches or (plan.batches if plan else None))
     fits = _compensate(model, mask, plan, on_progress, teacher)
     if model.merging:

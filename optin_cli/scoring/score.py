@@ -17,7 +17,7 @@ from optin_cli.artefacts.files import check_space
 from optin_cli.artefacts.partial import Partial, clear_parts
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.artefacts.ranking import RankedSite, Ranking, read_ranking, write_ranking
-from optin_cli.errors import ArtefactError, InputError, UsageError, param
+from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError, param
 from optin_cli.execution.macs import count_macs
 from optin_cli.execution.precision import exact_convolutions
 from optin_cli.importance import own_output_weight
@@ -29,6 +29,10 @@ from optin_cli.scoring.plan import Plan, Progress
 from optin_cli.scoring.runner import Worker
 
 log = logging.getLogger("optin")
+_NO_SKETCH = (
+    f"leave the sketch out ({param('sketch', False, python='sketch_rows=0')}), or give a smaller "
+    f"{param('sketch_rows')}"
+)
 
 
 def existing(path: Path, plan: Plan, *, any_lambda: bool = False) -> Ranking | None:
@@ -84,6 +88,16 @@ def _scored(plan: Plan, output: Path, on_progress: Progress, team: Team) -> Rank
     team.check_same(identity)
     started = time.perf_counter()
     run = _Run(plan, identity, output, team, on_progress)
+    try:
+        return _written(run, plan, identity, output, team, started)
+    finally:
+        run.partial.close()
+
+
+def _written(
+    run: _Run, plan: Plan, identity: dict[str, Any], output: Path, team: Team, started: float
+) -> Ranking:
+    """Do what is left of a run and write its ranking."""
     worker = run.finish()
     sites = worker.totals.sites()
     scores = worker.method.combine(sites)
@@ -118,7 +132,7 @@ def _scored(plan: Plan, output: Path, on_progress: Progress, team: Team) -> Rank
     )
     if team.leads:
         if sketch is not None:
-            check_space(output, sketch.nbytes)
+            check_space(output, sketch.nbytes, _NO_SKETCH)
         write_ranking(output, ranking, sketch)
     ranking = team.broadcast(ranking)
     run.partial.discard()  # only now: whoever failed before this finds the finished items again
@@ -170,8 +184,13 @@ class _Run:
         self.worker = Worker(plan)
         if team.leads:  # it clears what another plan left, before anyone adds to it
             self.partial = Partial(output, identity)
-            # once in the parts, once in the ranking: better refused now than after hours of work
-            check_space(output, 2 * _sketch_bytes(self.worker.method) - self.partial.nbytes())
+            try:
+                # once in the parts, once in the ranking: better refused now than after hours of work
+                needed = 2 * _sketch_bytes(self.worker.method) - self.partial.nbytes()
+                check_space(output, needed, _NO_SKETCH)
+            except OptinError:
+                self.partial.close()
+                raise
         team.barrier()
         if not team.leads:
             self.partial = Partial(output, identity, announce=False)

@@ -7,11 +7,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
-from optin_cli.artefacts.files import atomic_dir, atomic_file
+from optin_cli.artefacts import temporary
+from optin_cli.artefacts.files import atomic_dir, atomic_file, check_writable
 from optin_cli.errors import ArtefactError, InputError, UsageError
 
 # files and folders side by side: `write` fills the yielded path, `read` gives its content
@@ -237,29 +240,165 @@ def test_every_kind_of_write_survives_a_real_limit_on_the_file_size(tmp_path):
     assert run.stdout == ""
 
 
-def _dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
+# what killed runs leave, and what others are writing
+
+
+def left_by(path: Path, program: str) -> Path:
+    """The temporary name beside `path` of a process that was killed while it wrote; `program` fills `made`."""
+    script = f"""
+import os, signal
+from pathlib import Path
+from optin_cli.artefacts import temporary
+from optin_cli.artefacts.files import atomic_dir, atomic_file
+path = Path({str(path)!r})
+{program}
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    return next(iter(path.parent.glob(f".{path.name}.*")))
+
+
+KILLED = "    os.kill(os.getpid(), signal.SIGKILL)"
+FILE = f"with atomic_file(path) as made:\n    made.write_text('half')\n{KILLED}"
+ASIDE = f"with atomic_dir(path) as made:\n    path.replace(temporary.beside(path, 'old'))\n{KILLED}"
 
 
 def test_leftovers_of_a_killed_run_are_swept_away(tmp_path):
-    dead, alive = _dead_pid(), os.getppid()
-    (tmp_path / f".m.h5.{dead}.tmp").write_text("half")
-    (tmp_path / f".m.h5.{alive}.tmp").write_text("another process is writing")
-    (tmp_path / f".other.h5.{dead}.tmp").write_text("another output")
-    with atomic_file(tmp_path / "m.h5") as temporary:
-        temporary.write_text("whole")
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        [f".m.h5.{alive}.tmp", f".other.h5.{dead}.tmp", "m.h5"]
-    )
+    left = left_by(tmp_path / "m.h5", FILE)
+    assert left.read_text() == "half"
+    other = left_by(tmp_path / "other.h5", FILE)
+    with atomic_file(tmp_path / "m.h5") as writing:
+        # another run beside this one sweeps what is dead alone
+        with atomic_file(tmp_path / "m.h5") as second:
+            second.write_text("second")
+        assert writing.exists() and not left.exists()
+        writing.write_text("whole")
+    assert (tmp_path / "m.h5").read_text() == "whole"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([other.name, "m.h5"])
 
 
 def test_an_output_that_a_killed_run_had_moved_aside_comes_back(tmp_path):
-    aside = tmp_path / f".model.{_dead_pid()}.old"
-    aside.mkdir()
-    (aside / "weights").write_text("the only copy")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("the only copy")
+    left_by(tmp_path / "model", ASIDE)
+    assert not (tmp_path / "model").exists()
     with pytest.raises(RuntimeError), atomic_dir(tmp_path / "model"):
         raise RuntimeError
     assert (tmp_path / "model" / "weights").read_text() == "the only copy"
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@both
+def test_a_process_of_the_same_id_is_no_obstacle(tmp_path, atomic, write, read):
+    """In containers every process has the id 1."""
+    (tmp_path / f".out.{os.getpid()}.tmp").mkdir()
+    with atomic(tmp_path / "out") as temporary:
+        write(temporary, "new")
+    assert read(tmp_path / "out") == "new"
+
+
+@pytest.mark.parametrize(("age", "stays"), [(60, True), (7200, False)], ids=["writing", "silent"])
+@pytest.mark.parametrize(
+    "owner", ["0123456789ab.0123456789abcdef", "4711"], ids=["elsewhere", "earlier version"]
+)
+def test_files_of_another_machine_are_swept_when_it_gives_no_sign_of_life(tmp_path, owner, age, stays):
+    other = tmp_path / f".m.h5.{owner}.tmp"
+    other.write_text("another machine is writing")
+    then = other.stat().st_mtime - age
+    os.utime(other, (then, then))
+    with atomic_file(tmp_path / "m.h5") as temporary:
+        temporary.write_text("whole")
+    assert other.exists() == stays
+
+
+def test_what_is_being_written_gives_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(temporary, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(temporary._heartbeat, "process", 0)  # a thread with that pause
+    with atomic_file(tmp_path / "m.h5") as made:
+        made.write_text("half")
+        os.utime(made, (0, 0))
+        for _ in range(200):
+            if made.stat().st_mtime > 0:
+                break
+            time.sleep(0.05)
+        assert made.stat().st_mtime > 0
+
+
+def test_a_forked_process_does_not_hold_what_its_parent_held(tmp_path):
+    (tmp_path / "lock").touch()
+    lock = temporary.hold(tmp_path / "lock")
+    assert temporary.hold(tmp_path / "lock") is None
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    temporary.release(lock)
+    again = temporary.hold(tmp_path / "lock")
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    assert again is not None
+    temporary.release(again)
+
+
+# links, names and places
+
+
+@both
+@pytest.mark.parametrize("there", [True, False], ids=["there", "to be made"])
+def test_a_symbolic_link_is_written_through(tmp_path, atomic, write, read, there):
+    (tmp_path / "link").symlink_to("disk/target")
+    (tmp_path / "disk").mkdir()
+    if there:
+        with atomic(tmp_path / "disk" / "target") as made:
+            write(made, "old")
+    for content in ("new", "newer"):
+        with atomic(tmp_path / "link") as made:
+            write(made, content)
+        assert (tmp_path / "link").is_symlink() and read(tmp_path / "disk" / "target") == content
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "link"]
+    assert [p.name for p in (tmp_path / "disk").iterdir()] == ["target"]
+
+
+@both
+def test_a_link_to_itself_is_a_usage_error(tmp_path, atomic, write, read):
+    (tmp_path / "link").symlink_to("link")
+    with pytest.raises(UsageError, match="leads to itself"), atomic(tmp_path / "link"):
+        pass
+
+
+@both
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path, atomic, write, read):
+    with atomic(tmp_path / ("a" * 255)) as made:
+        write(made, "new")
+    assert read(tmp_path / ("a" * 255)) == "new"
+    with pytest.raises(UsageError, match="name too long"), atomic(tmp_path / ("a" * 256)):
+        pass
+
+
+def test_a_place_is_tried_before_any_work_and_left_as_it_was(tmp_path):
+    check_writable(tmp_path / "new" / "folder" / "m.json", "mask")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mount_point_can_not_be_replaced():
+    with pytest.raises(UsageError, match="mount point"):
+        check_writable(Path("/proc"), "folder")
+    with pytest.raises(UsageError, match="/proc"):  # nothing can be made in it, whoever asks
+        check_writable(Path("/proc/new"), "folder")
+
+
+# scratch folders
+
+
+def test_a_scratch_folder_is_gone_at_the_end_and_so_is_that_of_a_killed_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "optin-mine").mkdir()  # somebody else's
+    program = f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}\nwith temporary.scratch():\n{KILLED}"
+    with pytest.raises(StopIteration):
+        left_by(tmp_path / "m.h5", program)
+    assert len(list(tmp_path.iterdir())) == 2
+    with temporary.scratch() as folder:
+        (folder / "x").touch()
+        with temporary.scratch():
+            assert folder.exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["optin-mine"]

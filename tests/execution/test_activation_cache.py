@@ -36,7 +36,7 @@ def test_a_store_spills_what_does_not_fit_and_cleans_up():
 
 
 def test_nothing_is_written_while_it_fits(monkeypatch):
-    monkeypatch.setattr(stores.tempfile, "mkdtemp", None)
+    monkeypatch.setattr(stores, "scratch", None)
     with ActivationCache(memory=400) as store:
         store["a"] = torch.zeros(100)
         store["a"] = torch.ones(100)
