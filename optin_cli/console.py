@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, Protocol
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from optin_cli.errors import OptinError, Spelling, first_line, in_python, spelled
+from optin_cli.errors import InputError, OptinError, Spelling, first_line, in_python, spelled
+from optin_cli.interrupts import silence
 
 JSON_SCHEMA_VERSION = 1
 _PLAIN_INTERVAL = 5.0  # seconds between progress lines without a terminal
@@ -30,6 +32,22 @@ class ProgressCallback(Protocol):
 
 def _stderr() -> Console:
     return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
+
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def shown(text: str) -> str:
+    """A text whose control characters are written out: names in a file could clear the reader's screen, or more."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def _say(text: str) -> None:
+    """Write to stderr. Work that is done is not undone because nobody can hear of it."""
+    try:
+        _stderr().print(text)
+    except OSError:
+        silence(sys.stderr.fileno())
 
 
 def mute() -> None:
@@ -52,15 +70,27 @@ class _NoteHandler(logging.Handler):
         if _muted:
             return
         kind = "warning: " if record.levelno >= logging.WARNING else ""
-        _stderr().print(f"[yellow]{kind}[/]{escape(record.getMessage())}")
+        _say(f"[yellow]{kind}[/]{escape(shown(record.getMessage()))}")
 
 
 def data(text: str) -> None:
-    """Write data to stdout, as it is."""
+    """Write data to stdout, as it is. Raises `InputError` where stdout takes none, other than a reader that left."""
     if _muted:
         return
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
-    sys.stdout.flush()
+    with _writing():
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        sys.stdout.flush()
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence(sys.stdout.fileno())
+        raise InputError(f"can't write to standard output: {error.strerror}") from error
 
 
 def emit_json(content: dict[str, Any]) -> None:
@@ -71,16 +101,16 @@ def emit_json(content: dict[str, Any]) -> None:
 def note(text: str) -> None:
     """One line for the reader, on stderr."""
     if not _muted:
-        _stderr().print(escape(text))
+        _say(escape(shown(text)))
 
 
 def error(problem: OptinError, spelling: Spelling = in_python) -> None:
     """One message: what, and what to do next, with parameters written in the `spelling` of whoever reads it."""
     what, hint = problem.template
-    text = f"[bold red]error:[/] {escape(spelled(what, spelling))}"
+    text = f"[bold red]error:[/] {escape(shown(spelled(what, spelling)))}"
     if hint:
-        text += f"\n  {escape(spelled(hint, spelling))}"
-    _stderr().print(text)
+        text += f"\n  {escape(shown(spelled(hint, spelling)))}"
+    _say(text)
 
 
 def unexpected(problem: BaseException) -> None:
@@ -90,9 +120,7 @@ def unexpected(problem: BaseException) -> None:
         return
     name, message = type(problem).__name__, first_line(problem)
     what = name if message == name else f"{name}: {message}"
-    _stderr().print(
-        f"[bold red]error:[/] unexpected {escape(what)}\n  set OPTIN_DEBUG=1 to see the traceback"
-    )
+    _say(f"[bold red]error:[/] unexpected {escape(shown(what))}\n  set OPTIN_DEBUG=1 to see the traceback")
 
 
 def table(
@@ -112,6 +140,19 @@ def table(
     console = Console(highlight=False) if stdout else _stderr()
     if not console.is_terminal:
         console = Console(stderr=not stdout, highlight=False, width=200)
+    columns, rows = [shown(name) for name in columns], [[shown(cell) for cell in row] for row in rows]
+    with _writing() if stdout else suppress(OSError):
+        _print_table(console, shown(title), columns, rows, numbers, keys)
+
+
+def _print_table(
+    console: Console,
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    numbers: bool,
+    keys: int,
+) -> None:
     if title:
         console.print(f"[bold]{escape(title)}[/]")
     widths = [max(len(cells[i]) for cells in (columns, *rows)) + 2 for i in range(len(columns))]
@@ -143,7 +184,7 @@ def _parts(widths: Sequence[int], keys: int, room: int) -> list[list[int]]:
 def facts(title: str, rows: Sequence[Sequence[str]]) -> None:
     """Names and values, one a line, on stdout."""
     width = max(len(row[0]) for row in rows)
-    data("\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows), ""]))
+    data(shown("\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows), ""])))
 
 
 @contextmanager
@@ -173,7 +214,7 @@ def _bar() -> Iterator[ProgressCallback]:
         task = bar.add_task("starting", total=None)
 
         def update(done: float, total: float, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=what)
+            bar.update(task, completed=done, total=total, description=escape(shown(what)))
 
         yield update
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -23,6 +22,7 @@ from optin_cli.commands.prune import prune
 from optin_cli.commands.score import score
 from optin_cli.commands.select import select
 from optin_cli.errors import OptinError, PeerFailure
+from optin_cli.interrupts import INTERRUPTED, TERMINATED, Terminated, exit_code, silence
 
 
 class _InPanels:
@@ -56,19 +56,28 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             console.error(error, spelling_of(command, COMMANDS.values()))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            console.note("interrupted; run the same command again to go on")
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            # the reader of our stdout went away; keep the interpreter from complaining about it at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise _ended(INTERRUPTED) from None
+        except Terminated:
+            raise _ended(TERMINATED) from None
+        except BrokenPipeError:  # the reader of our stdout went away
+            silence(sys.stdout.fileno())
             raise typer.Exit(0) from None
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
+            if (code := exit_code()) is not None:  # a library has made something else of the signal
+                raise _ended(code) from None
             console.unexpected(error)
             raise typer.Exit(1) from None
 
     return run
+
+
+def _ended(code: int) -> typer.Exit:
+    """The end that a signal has asked for."""
+    word = "interrupted" if code == INTERRUPTED else "ended by SIGTERM"
+    console.note(f"{word}; run the same command again to go on")
+    return typer.Exit(code)
 
 
 def _version(wanted: bool) -> None:

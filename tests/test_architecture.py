@@ -23,7 +23,7 @@ ROWS = [
     {"data"},
     {"artefacts"},
     {"structure", "console", "sizes"},
-    {"errors"},
+    {"errors", "interrupts"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROWS) for room in rooms}
 MODULES = sorted(PACKAGE.rglob("*.py"))

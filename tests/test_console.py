@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 
 from optin_cli import console
+from optin_cli.errors import InputError
 
 
 class Terminal(io.StringIO):
@@ -41,3 +43,22 @@ def test_words_are_folded_and_names_stay_whole(monkeypatch):
     words = " ".join(printed(monkeypatch, ["family", "fits", "note"], [[name, fits, note]], numbers=False))
     assert name in words
     assert "\u2026" not in words
+
+
+CONTROL = "\x1b[2J\x1b]52;c;aGk=\x07\r\x9b1m\u202e\x00"
+WRITTEN_OUT = r"\x1b[2J\x1b]52;c;aGk=\x07\r\x9b1m\u202e\x00"
+
+
+def test_control_characters_of_a_name_are_written_out(capsys):
+    console.note(f"note {CONTROL}")
+    console.error(InputError(f"{CONTROL} is bad", f"look at {CONTROL}"))
+    console.unexpected(ValueError(CONTROL))
+    console.configure_logging()
+    logging.getLogger("optin").warning("careful: %s", CONTROL)
+    console.facts(CONTROL, [["name", CONTROL]])
+    console.table(CONTROL, ["a", CONTROL], [["x", CONTROL]], stdout=True)
+    console.table("", [CONTROL], [[CONTROL]])
+    out, err = capsys.readouterr()
+    for text in (out, err):
+        assert not console._CONTROL.search(text)
+    assert out.count(WRITTEN_OUT) == 5 and err.count(WRITTEN_OUT) == 6  # an error ends with its first line
