@@ -141,6 +141,28 @@ class RunningTextReader(Reader):
         return Encoded(inputs, list(range(len(inputs))))  # a window counts as a row: some are held out
 
 
+class MaskedTextReader(Reader):
+    """A row is an example, of which some tokens are masked; what they were is the label."""
+
+    def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
+        """Find the text, which is the label."""
+        return replace(super().columns(dataset, data, modality), label=None, words=False)
+
+    def encode(self, rows: Dataset, columns: Columns, processor: Any, max_length: int | None) -> Encoded:
+        texts = [lines(rows[name][:]) for name in columns.text]
+        found = processor.tokenize(texts[0], texts[1] if len(texts) == 2 else None, max_length)
+        inputs, hidden = processor.masked(found)
+        return Encoded(inputs, list(range(len(inputs))), hidden)
+
+
+_MASKED_EVERY = 7
+
+
+def masked_positions(tokens: int) -> list[int]:
+    """Positions that are masked in a sequence of so many tokens: every seventh from the second on, at least one."""
+    return list(range(1, tokens, _MASKED_EVERY)) or [0]
+
+
 class TargetReader(Reader):
     """A row is a text and what is to be made of it; where there is no such column, the text itself."""
 
@@ -208,6 +230,7 @@ SIDES = SidesReader()
 LABELS = LabelsReader()
 WINDOWS = WindowReader()
 RUNNING_TEXT = RunningTextReader()
+MASKED_TEXT = MaskedTextReader()
 TARGETS = TargetReader()
 MASKS = MaskReader()
 TRANSCRIPTS = TranscriptReader()

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optin_cli.data.readers import Window
-from optin_cli.errors import InputError, first_line
+from optin_cli.data.batches import IGNORE
+from optin_cli.data.readers import Window, masked_positions
+from optin_cli.errors import InputError, first_line, param
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -94,6 +95,32 @@ class TextProcessor:
         length = len(ids) // max(1, count)
         windows = [front + ids[i * length : (i + 1) * length] for i in range(count)]
         return [{"input_ids": window, "attention_mask": [1] * len(window)} for window in windows]
+
+    def masked(
+        self, rows: Sequence[dict[str, list[int]]]
+    ) -> tuple[list[dict[str, list[int]]], list[list[int]]]:
+        """Rows with some tokens masked, and what was there: `IGNORE` for special tokens, which stay.
+
+        Raises `InputError` if there is no mask token.
+        """
+        mask = self.tokenizer.mask_token_id
+        if mask is None:
+            raise InputError(
+                "the tokenizer has no mask token, so words can't be hidden from a masked language model",
+                f"add it to the tokenizer (mask_token), or leave the head out: {param('task', 'embedding')}",
+            )
+        specials = set(self.tokenizer.all_special_ids)
+        found, hidden = [], []
+        for row in rows:
+            ids = list(row["input_ids"])
+            labels = [
+                IGNORE if ids[i] in specials else ids[i] for i in masked_positions(len(ids)) if i < len(ids)
+            ]
+            for position, label in zip(masked_positions(len(ids)), labels, strict=False):
+                ids[position] = ids[position] if label == IGNORE else mask
+            found.append({**row, "input_ids": ids})
+            hidden.append(labels)
+        return found, hidden
 
     def with_targets(
         self, texts: Sequence[str], targets: Sequence[str], max_length: int | None

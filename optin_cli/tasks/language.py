@@ -59,7 +59,8 @@ class NextToken(Task):
             wanted = torch.tensor(labels[example], device=logits.device)
             logits = logits[: len(wanted)]
             nats = F.cross_entropy(logits, wanted, reduction="sum") if len(wanted) else 0.0
-            found.append(TokenPredictions(float(nats), int((logits.argmax(-1) == wanted).sum()), len(wanted)))
+            right, count = int((logits.argmax(-1) == wanted).sum()), int((wanted != IGNORE).sum())
+            found.append(TokenPredictions(float(nats), right, count))
         return found
 
     def metrics(self, kept: Sequence[Any], labels: Any, batches: Batches) -> dict[str, float]:
