@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from optin_cli.errors import InputError, UsageError, param
-from optin_cli.loading.processors import settle_image_size
+from optin_cli.loading.processors import settle_image_size, settle_padding
 from optin_cli.loading.sources import Source
 from optin_cli.loading.weight_errors import other_shapes, stored_prefix
 from optin_cli.structure.anatomy import AUDIO
@@ -80,6 +80,7 @@ def open_transformers(
             "no task covers the head of a %s: it is kept as it is, and the rest is scored on its hidden states",
             cls.__name__,
         )
+    settle_padding(source.folder, module)
     # an embedding takes no notice of the pooler, so a checkpoint without one will do
     idle = [key for key in info["missing_keys"] if task.name == EMBEDDING and "pooler" in key]
     missing = sorted(set(info["missing_keys"]) - set(idle))

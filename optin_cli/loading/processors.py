@@ -35,6 +35,8 @@ class TextProcessor:
     max_length: int
     start: int | None = None
     """The token that an encoder-decoder's decoder begins with; None for any other model."""
+    vocabulary: int | None = None
+    """Tokens that the model knows; None where its config does not say."""
 
     def tokenize(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int | None = None
@@ -158,8 +160,19 @@ class TextProcessor:
             if names:
                 part = [{key.removeprefix(prefix): row[key] for key in names} for row in rows]
                 batch = self.tokenizer.pad(part, return_tensors="pt")
+                self._check_known(batch["input_ids"])
                 found |= {f"{prefix}{key}": batch[key] for key in batch}
         return found
+
+    def _check_known(self, ids: Tensor) -> None:
+        largest = int(ids.max()) if ids.numel() else 0
+        if self.vocabulary is not None and largest >= self.vocabulary:
+            raise InputError(
+                f"the tokenizer gives token {largest} ({self.tokenizer.convert_ids_to_tokens(largest)!r}), and the "
+                f"model knows {self.vocabulary} tokens",
+                "take the tokenizer that belongs to the model, or give the model embeddings for the tokens that were "
+                "added (resize_token_embeddings) and save both",
+            )
 
 
 @dataclass
@@ -205,9 +218,38 @@ def tokenizing(tokenizer: Any, config: Any, folder: Path | None = None) -> TextP
     """A tokenizer, which is set to pad on the right, with the longest sequence that its model takes."""
     tokenizer.padding_side = "right"  # a decoder counts positions from the first token, whatever it is
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        tokenizer.pad_token = _stand_in(tokenizer)
     start = getattr(config, "decoder_start_token_id", None)
-    return TextProcessor(tokenizer, _max_length(folder, tokenizer, config), start)
+    vocabulary = getattr(config, "vocab_size", None)
+    return TextProcessor(tokenizer, _max_length(folder, tokenizer, config), start, vocabulary)
+
+
+def _stand_in(tokenizer: Any) -> str | None:
+    """The token to pad with where there is none for it: one that ends no text, so that its last token can be told."""
+    usual = [token for token in (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token) if token]
+    ends = tokenizer("")["input_ids"][-1:]
+    return next((t for t in usual if [tokenizer.convert_tokens_to_ids(t)] != ends), *usual[:1] or [None])
+
+
+def settle_padding(folder: Path, module: Any) -> None:
+    """Give the config of a classifier that reads the last token a padding token, if it has none: the tokenizer's.
+
+    Without one transformers takes single texts alone.
+    """
+    config = module.config.get_text_config()
+    named = type(module).__name__.endswith("ForSequenceClassification")
+    if not named or getattr(config, "pad_token_id", None) is not None:
+        return
+    try:
+        tokenizer = text_processor(folder, module.config).tokenizer
+    except InputError:  # whoever reads texts is told so
+        return
+    config.pad_token_id = tokenizer.pad_token_id
+    log.info(
+        "config.json in %s names no pad_token_id: taking %r, which a pruned model's config.json names too",
+        folder,
+        tokenizer.pad_token,
+    )
 
 
 def _max_length(folder: Path | None, tokenizer: Any, config: Any) -> int:
