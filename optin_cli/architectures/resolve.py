@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from optin_cli.architectures.positions import Positions
 
 
+_OTHER_INPUTS = {"vision-encoder-decoder": "images", "speech-encoder-decoder": "recordings"}
 _NEAREST = 5  # families that the error about an unlisted architecture names
 
 
@@ -59,6 +60,12 @@ def family_of(model: nn.Module) -> Family:
         names = ", ".join(
             f"{f.name} ({', '.join(f.matches)})" for f in _nearest(model, model_type or type(model).__name__)
         )
+        if model_type in _OTHER_INPUTS:
+            raise UnknownArchitecture(
+                f"a {type(model).__name__} writes text about {_OTHER_INPUTS[model_type]}, and no task of optin does",
+                "prune its encoder alone: open it with transformers, save the encoder with save_pretrained, and give "
+                "that folder",
+            )
         raise UnknownArchitecture(
             f"no family table for {type(model).__name__}"
             + (f" (model_type {model_type!r})" if model_type else ""),

@@ -220,7 +220,9 @@ def tokenizing(tokenizer: Any, config: Any, folder: Path | None = None) -> TextP
     if tokenizer.pad_token is None:
         tokenizer.pad_token = _stand_in(tokenizer)
     start = getattr(config, "decoder_start_token_id", None)
-    vocabulary = getattr(config, "vocab_size", None)
+    parts = _parts(config)
+    known = [size for part in parts if (size := getattr(part, "vocab_size", None))]
+    vocabulary = min(known, default=None)
     return TextProcessor(tokenizer, _max_length(folder, tokenizer, config), start, vocabulary)
 
 
@@ -255,15 +257,25 @@ def settle_padding(folder: Path, module: Any) -> None:
 def _max_length(folder: Path | None, tokenizer: Any, config: Any) -> int:
     import json
 
-    named = ("max_position_embeddings", "max_target_positions")
-    positions = next(filter(None, (getattr(config, name, None) for name in named)), 512)
-    if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        positions -= 2  # their position ids start after the padding index
+    positions = min(map(_positions, _parts(config)))
     limits = [positions, tokenizer.model_max_length]
     sentence = folder and folder / "sentence_bert_config.json"
     if sentence and sentence.is_file():
         limits.append(json.loads(sentence.read_text()).get("max_seq_length") or positions)
     return int(min(limits))
+
+
+def _parts(config: Any) -> list[Any]:
+    """The configs of an encoder and a decoder that a model is made of; else its own."""
+    parts = [getattr(config, name, None) for name in ("encoder", "decoder")]
+    return [part for part in parts if hasattr(part, "model_type")] or [config]
+
+
+def _positions(config: Any) -> int:
+    named = ("max_position_embeddings", "max_target_positions")
+    positions = next(filter(None, (getattr(config, name, None) for name in named)), 512)
+    after_padding = getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "mpnet")
+    return positions - 2 if after_padding else positions  # position ids start after the padding index
 
 
 def transformers_image_processor(folder: Path, config: Any) -> ImageProcessor:

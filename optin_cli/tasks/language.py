@@ -43,7 +43,8 @@ class NextToken(Task):
 
     @classmethod
     def from_config(cls, config: Any, folder: Path | None) -> Task:
-        return cls(classes=getattr(config, "vocab_size", 0))
+        decoder = getattr(config, "decoder", None)  # of a model that is made of two
+        return cls(classes=getattr(config, "vocab_size", getattr(decoder, "vocab_size", 0)))
 
     @property
     def slots(self) -> int | None:
