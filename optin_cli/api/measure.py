@@ -9,7 +9,7 @@ from optin_cli.api.models import Data, Model, Progress, open_model, silent
 from optin_cli.artefacts.latency import LatencyTable
 from optin_cli.data.opening import as_data, open_batches
 from optin_cli.data.sources import DataSpec
-from optin_cli.errors import UsageError, param
+from optin_cli.errors import UnknownArchitecture, UsageError, param
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.measure import evaluate as measuring
 from optin_cli.measure import latency
@@ -63,7 +63,7 @@ def evaluate(
             f"{param('max_drop')} needs a dense model to compare with", f"give {param('baseline')}"
         )
     ours = open_model(model)
-    dense = None if baseline is None else open_model(baseline)
+    dense = None if baseline is None else _dense(baseline, ours)
     rows = as_data(data, split if isinstance(data, DataSpec) else split or "validation")
     batches = open_batches(rows, ours, samples, batch_size, seed, max_length=max_length)
     found = measuring.evaluate(ours, batches, dense, on_progress)
@@ -115,7 +115,7 @@ def bench(
     """
     ours = open_model(model)
     asked: int | Iterable[int] | None = _size_for(ours, seq_len, image_size)
-    models = [ours] if baseline is None else [open_model(baseline), ours]
+    models = [ours] if baseline is None else [_dense(baseline, ours), ours]
     return latency.bench(
         models,
         _numbers(batch_size),
@@ -173,6 +173,16 @@ def latency_table(
         seed=seed,
         on_progress=on_progress,
     )
+
+
+def _dense(baseline: Model, pruned: OpenModel) -> OpenModel:
+    """Open a baseline: of an unlisted architecture by the table that `pruned` carries."""
+    try:
+        return open_model(baseline)
+    except UnknownArchitecture:
+        if pruned.record is None:
+            raise
+        return open_model(baseline, family=pruned.family)
 
 
 def _size_for(model: OpenModel, seq_len: Any, image_size: Any) -> Any:

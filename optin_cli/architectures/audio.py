@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from optin_cli.architectures.schema import Family, SiteTable, StreamTable, linears
-from optin_cli.structure.anatomy import AUDIO, HEADS, NEURONS, Bypass
-
-# the keys have no bias; a decoder's block attends to itself and to the encoder's output
-_WHISPER_SELF, _WHISPER_CROSS = (
-    SiteTable(
-        HEADS,
-        name=name,
-        producers=linears(f"{module}.q_proj", f"{module}.k_proj", f"{module}.v_proj"),
-        consumer=f"{module}.out_proj",
-        unit_width=f"{module}.head_dim",
-        counts={f"{module}.num_heads": "units"},
-        bypass=Bypass(module, in_tuple=2, cache="past_key_values", attended=attended),
-        requires=(module,),
-    )
-    for module, name, attended in (("self_attn", "", ""), ("encoder_attn", "cross", "key_value_states"))
-)
+from optin_cli.architectures.decoders import BART_SITES
+from optin_cli.architectures.schema import Family, StreamTable
+from optin_cli.structure.anatomy import AUDIO
 
 AUDIOS = (
     Family(
         "whisper",
         ("whisper",),
         "",
-        (_WHISPER_SELF, _WHISPER_CROSS, SiteTable(NEURONS, producers=linears("fc1"), consumer="fc2")),
+        BART_SITES,
         AUDIO,
         streams=(StreamTable("encoder.layers"), StreamTable("decoder.layers", mask="decoder_attention_mask")),
         arguments={"use_cache": False},

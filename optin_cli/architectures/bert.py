@@ -125,6 +125,9 @@ ENCODERS = (
     Family("bert", ("bert",), "encoder.layer", BERT_SITES),
     Family("roberta", ("roberta", "xlm-roberta", "camembert"), "encoder.layer", BERT_SITES),
     Family("electra", ("electra",), "encoder.layer", BERT_SITES),
+    Family(
+        "dpr", ("dpr",), "bert_model.encoder.layer", BERT_SITES, note="encoders of questions and contexts"
+    ),
     Family("distilbert", ("distilbert",), "transformer.layer", _DISTILBERT_SITES),
     Family(
         "albert",

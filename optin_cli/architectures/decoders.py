@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from optin_cli.architectures.bert import BERT_SITES
 from optin_cli.architectures.schema import Family, SiteTable, StreamTable, linears
 from optin_cli.architectures.vit import MLP
 from optin_cli.structure.anatomy import HEADS, NEURONS, Bypass, Producer, UnitInput
@@ -112,6 +113,52 @@ _T5_SITES = (
     ),
 )
 
+# a decoder's block attends to itself and to the encoder's output; of Whisper the keys have no bias
+BART_SITES = (
+    *(
+        SiteTable(
+            HEADS,
+            name=name,
+            producers=linears(f"{module}.q_proj", f"{module}.k_proj", f"{module}.v_proj"),
+            consumer=f"{module}.out_proj",
+            unit_width=f"{module}.head_dim",
+            counts={f"{module}.num_heads": "units"},
+            bypass=Bypass(module, in_tuple=2, cache="past_key_values", attended=attended),
+            requires=(module,),
+        )
+        for module, name, attended in (("self_attn", "", ""), ("encoder_attn", "cross", "key_value_states"))
+    ),
+    SiteTable(NEURONS, producers=linears("fc1"), consumer="fc2"),
+)
+
+# BERT as encoder and as decoder, which has a cache
+_BERT_HEADS = BERT_SITES[0]
+_BERT_TO_BERT_SITES = (
+    replace(_BERT_HEADS, bypass=Bypass("attention.self", in_tuple=2, cache="past_key_values", empty=True)),
+    replace(
+        _BERT_HEADS,
+        name="cross",
+        producers=linears(*(f"crossattention.self.{name}" for name in ("query", "key", "value"))),
+        consumer="crossattention.output.dense",
+        unit_width="crossattention.self.attention_head_size",
+        counts={
+            "crossattention.self.num_attention_heads": "units",
+            "crossattention.self.all_head_size": "features",
+        },
+        bypass=Bypass(
+            "crossattention.self",
+            in_tuple=2,
+            cache="past_key_values",
+            attended="encoder_hidden_states",
+            empty=True,
+        ),
+        requires=("crossattention",),
+    ),
+    BERT_SITES[1],
+)
+
+_TWO_STREAMS = "MACs are counted for a decoder that reads as many tokens as its encoder"
+
 DECODERS = (
     Family("gpt2", ("gpt2",), "h", _GPT2_SITES, arguments=_NO_CACHE),
     Family(
@@ -133,6 +180,27 @@ DECODERS = (
         streams=(StreamTable("encoder.block"), StreamTable("decoder.block", mask="decoder_attention_mask")),
         arguments=_NO_CACHE,
         chained=False,  # nor is an encoder alone: its first block makes what the others read
-        note="MACs are counted for a decoder that reads as many tokens as its encoder",
+        note=_TWO_STREAMS,
+    ),
+    Family(
+        "bart",
+        ("bart", "mbart", "marian", "m2m_100", "pegasus", "plbart", "blenderbot", "blenderbot-small"),
+        "",
+        BART_SITES,
+        streams=(StreamTable("encoder.layers"), StreamTable("decoder.layers", mask="decoder_attention_mask")),
+        arguments=_NO_CACHE,
+        note=f"and NLLB, which is m2m_100; {_TWO_STREAMS}",
+    ),
+    Family(
+        "encoder-decoder",
+        ("encoder-decoder",),
+        "",
+        _BERT_TO_BERT_SITES,
+        streams=(
+            StreamTable("encoder.encoder.layer"),
+            StreamTable(("decoder.*.encoder.layer.*",), mask="decoder_attention_mask"),
+        ),
+        arguments=_NO_CACHE,
+        note=f"of BERTs and RoBERTas (bert2bert); {_TWO_STREAMS}",
     ),
 )

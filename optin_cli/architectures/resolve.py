@@ -6,6 +6,7 @@ import inspect
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -36,10 +37,14 @@ if TYPE_CHECKING:
     from optin_cli.architectures.positions import Positions
 
 
+_OTHER_INPUTS = {"vision-encoder-decoder": "images", "speech-encoder-decoder": "recordings"}
+_NEAREST = 5  # families that the error about an unlisted architecture names
+
+
 def family_of(model: nn.Module) -> Family:
     """The registered family of a model, by `config.model_type` or the name of its class.
 
-    Raises `UnknownArchitecture` naming what was looked for and which families there are.
+    Raises `UnknownArchitecture` naming what was looked for and the families whose names are nearest.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     candidates = [model_type] if model_type else []
@@ -52,14 +57,45 @@ def family_of(model: nn.Module) -> Family:
                 f"a {type(model).__name__} has two towers, and a family describes one list of blocks",
                 f"open a tower of it with {' or '.join(towers)}, save that with save_pretrained, and prune it",
             )
-        names = ", ".join(f"{f.name} ({', '.join(f.matches)})" for f in known_families())
+        names = ", ".join(
+            f"{f.name} ({', '.join(f.matches)})" for f in _nearest(model, model_type or type(model).__name__)
+        )
+        if model_type in _OTHER_INPUTS:
+            raise UnknownArchitecture(
+                f"a {type(model).__name__} writes text about {_OTHER_INPUTS[model_type]}, and no task of optin does",
+                "prune its encoder alone: open it with transformers, save the encoder with save_pretrained, and give "
+                "that folder",
+            )
         raise UnknownArchitecture(
             f"no family table for {type(model).__name__}"
             + (f" (model_type {model_type!r})" if model_type else ""),
             f"`optin families --trace MODEL -o FILE.yaml` proposes a table for {param('family')}; {DOCS} shows how to "
-            f"write one. Known are {names}",
+            f"write one. The nearest known are {names}; `optin families` lists all",
         )
     return family
+
+
+def _nearest(model: nn.Module, name: str) -> list[Family]:
+    """The families whose tables find most of their layers in `model`; of equal ones those spelt most like `name`."""
+
+    def likeness(family: Family) -> tuple[float, float]:
+        spelt = (
+            SequenceMatcher(None, name.lower(), other.lower()) for other in (family.name, *family.matches)
+        )
+        return _layers_found(model, family), max(matcher.ratio() for matcher in spelt)
+
+    return sorted(known_families(), key=likeness, reverse=True)[:_NEAREST]
+
+
+def _layers_found(model: nn.Module, family: Family) -> float:
+    """Share of the layers of a family's tables that the first block has."""
+    try:
+        blocks, _ = find_streams(model, family, base_prefix(model))
+    except (InputError, AttributeError):  # no such blocks, or a config that does not say how often they run
+        return 0.0
+    block = model.get_submodule(blocks[0])
+    paths = [path for t in family.sites for path in (t.consumer, *(p.path for p in t.producers)) if path]
+    return sum(has_path(block, path) for path in paths) / max(1, len(paths))
 
 
 def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:

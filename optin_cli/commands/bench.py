@@ -108,7 +108,7 @@ def bench(
         return
     models = [opened]
     if baseline:
-        models.insert(0, opening.open(baseline, str(opened.dtype)[6:]))
+        models.insert(0, opening.open_baseline(baseline, opened, str(opened.dtype)[6:]))
     with console.progress(not writing.json) as on_progress:
         timings = latency.bench(
             models,

@@ -10,7 +10,7 @@ import typer
 from optin_cli import console
 from optin_cli.commands import options
 from optin_cli.commands.groups import Group, everyday
-from optin_cli.commands.present import show_evaluation
+from optin_cli.commands.present import show_evaluation, show_reading
 from optin_cli.errors import UsageError
 
 
@@ -59,10 +59,11 @@ def evaluate(
     if max_drop is not None and baseline is None:
         raise UsageError("--max-drop needs a dense model to compare with", "give --baseline MODEL")
     opened = opening.open(model)
-    dense = opening.open(baseline) if baseline else None
+    dense = opening.open_baseline(baseline, opened) if baseline else None
     batches = open_batches(
         data, opened, examples.samples, examples.batch_size, examples.seed, max_length=examples.max_length
     )
+    show_reading(batches.examples)
     with console.progress(not json) as on_progress:
         evaluation = stage.evaluate(opened, batches, dense, on_progress)
     if json:

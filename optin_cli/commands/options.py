@@ -11,11 +11,12 @@ import typer
 from optin_cli.commands.groups import Group, Text
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.sources import DataSpec
-from optin_cli.errors import UsageError
+from optin_cli.errors import UnknownArchitecture, UsageError
 from optin_cli.scoring.settings import ScoreSettings
 from optin_cli.sizes import byte_count
 
 if TYPE_CHECKING:
+    from optin_cli.architectures.families import Family
     from optin_cli.loading.checkpoint import OpenModel
 
 
@@ -66,8 +67,8 @@ class Opening:
         },
     )
 
-    def open(self, model: str, dtype: str | None = None) -> OpenModel:
-        """Open MODEL, perhaps in another dtype than was asked for."""
+    def open(self, model: str, dtype: str | None = None, family: Family | None = None) -> OpenModel:
+        """Open MODEL, perhaps in another dtype than was asked for; by the table `family` if none was given."""
         from optin_cli.architectures.families import read_family
         from optin_cli.loading.checkpoint import open_model
 
@@ -76,10 +77,19 @@ class Opening:
             task=self.task,
             device=self.device,
             dtype=dtype or self.dtype,
-            family=read_family(self.family) if self.family else None,
+            family=read_family(self.family) if self.family else family,
             device_map=self.device_map,
             trust_remote_code=self.trust_remote_code,
         )
+
+    def open_baseline(self, model: str, pruned: OpenModel, dtype: str | None = None) -> OpenModel:
+        """Open the dense MODEL: of an unlisted architecture by the table that `pruned` carries."""
+        try:
+            return self.open(model, dtype)
+        except UnknownArchitecture:
+            if pruned.record is None:
+                raise
+            return self.open(model, dtype, pruned.family)
 
 
 SpreadOpening = Annotated[Opening, Group(Opening, panel="Machine")]

@@ -14,10 +14,20 @@ from optin_cli.artefacts.ranking import Ranking
 from optin_cli.selection.select import emptied_sites
 
 if TYPE_CHECKING:
+    from optin_cli.data.examples import Examples
     from optin_cli.export.apply import Applied
     from optin_cli.measure.evaluate import Evaluation
 
 log = logging.getLogger("optin")
+
+# ---- data ----
+
+
+def show_reading(examples: Examples) -> None:
+    """What is taken for the text, so that a misread file shows."""
+    if examples.reading:
+        console.note(examples.reading)
+
 
 # ---- rankings ----
 

@@ -13,7 +13,7 @@ from optin_cli.artefacts.files import check_writable
 from optin_cli.commands import options
 from optin_cli.commands.budgets import BudgetGroup
 from optin_cli.commands.groups import Group, everyday
-from optin_cli.commands.present import applied_facts, mask_facts, show_applied, show_mask
+from optin_cli.commands.present import applied_facts, mask_facts, show_applied, show_mask, show_reading
 from optin_cli.scoring.settings import ScoreSettings
 from optin_cli.selection.settings import Request
 
@@ -73,6 +73,8 @@ def prune(
     settings = replace(settings, tokens=request.merge != "none")
     settings = configured(settings)  # what it raises comes before the model is opened
     plan = make_plan(opening.open(model, "float32"), data, settings)
+    if not writing.quiet:
+        show_reading(plan.examples)
     path = ranking or pipeline.ranking_path(plan, Path("rankings"))
     with console.progress(not writing.quiet) as on_progress:
         *_, pruned = pipeline.prune_in_steps(

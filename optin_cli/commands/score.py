@@ -11,7 +11,7 @@ import typer
 from optin_cli import console
 from optin_cli.commands import options
 from optin_cli.commands.groups import Group, Within, everyday
-from optin_cli.commands.present import ranking_facts
+from optin_cli.commands.present import ranking_facts, show_reading
 from optin_cli.errors import UsageError
 from optin_cli.scoring import distributed
 from optin_cli.scoring.distributed import Team
@@ -88,6 +88,8 @@ def score(
     # half precision would drown the small changes that scores are made of: only on request
     opened = opening.open(model, "float32" if opening.dtype == "auto" else None)
     plan = make_plan(opened, data, settings, room)
+    if not writing.quiet:
+        show_reading(plan.examples)
     if dry_run:
         if team.leads:
             _show_plan(plan, writing.json)

@@ -6,26 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.data.sources import DataSpec
+from optin_cli.data.usual_names import AUDIOS, LABELS, MASKS, PAIRS, SINGLES
 from optin_cli.errors import InputError, UsageError, param
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-_PAIRS = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("question", "context"),
-    ("text1", "text2"),
-)
-_SINGLES = ("sentence", "text", "content", "review", "tweet", "sentence1")
-_MASKS = (
-    "mask", "masks", "annotation", "annotations", "segmentation", "segmentation_map", "semantic_mask", "label_map",
-    "label", "labels", "gt", "groundtruth", "ground_truth",
-)  # fmt: skip
-_AUDIOS = ("audio", "recording", "file", "path")
-_LABELS = ("label", "labels", "score", "similarity_score", "fine_label", "target", "ner_tags", "tags")
 
 
 @dataclass(frozen=True)
@@ -89,7 +74,7 @@ def find_columns(dataset: Dataset, data: DataSpec, modality: str, masks: bool = 
 
 
 def _label(features: dict[str, Any]) -> str | None:
-    named = next((name for name in _LABELS if name in features), None)
+    named = next((name for name in LABELS if name in features), None)
     return named or next((name for name, feature in features.items() if _is_class(feature)), None)
 
 
@@ -109,9 +94,9 @@ def _image(features: dict[str, Any], data: DataSpec) -> str:
 def _audio(features: dict[str, Any], data: DataSpec) -> str:
     """The column of recordings: the only one, or by its name, also where it holds paths."""
     found = [name for name, feature in features.items() if _is_audio(feature)]
-    named = next((name for name in _AUDIOS if name in found), None) or (found[0] if len(found) == 1 else None)
+    named = next((name for name in AUDIOS if name in found), None) or (found[0] if len(found) == 1 else None)
     if named is None and not found:
-        named = next((name for name in _AUDIOS if name in features and _is_string(features[name])), None)
+        named = next((name for name in AUDIOS if name in features and _is_string(features[name])), None)
     if named is not None:
         return named
     if not found:
@@ -128,7 +113,7 @@ def _audio(features: dict[str, Any], data: DataSpec) -> str:
 def _mask(features: dict[str, Any], data: DataSpec) -> str | None:
     """The column of label maps: by its name, or the only one of images beside the image."""
     images = [name for name, feature in features.items() if _is_image(feature) and name != data.image]
-    named = next((name for name in _MASKS if name in images), None)
+    named = next((name for name in MASKS if name in images), None)
     rest = [name for name in images if name != "image"]
     if named or (len(rest) == 1 and len(rest) < len(images) + bool(data.image)):
         return named or rest[0]
@@ -143,10 +128,10 @@ def _mask(features: dict[str, Any], data: DataSpec) -> str | None:
 def _text(features: dict[str, Any], data: DataSpec, label: str | None) -> tuple[str, ...]:
     strings = [n for n, f in features.items() if n != label and _is_words(f)]
     strings = strings or [n for n, f in features.items() if n != label and _is_string(f)]
-    for pair in _PAIRS:
+    for pair in PAIRS:
         if set(pair) <= set(strings):
             return pair
-    for single in _SINGLES:
+    for single in SINGLES:
         if single in strings:
             return (single,)
     if len(strings) in (1, 2):

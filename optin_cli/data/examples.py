@@ -6,10 +6,11 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optin_cli.artefacts.facts import DataFacts
 from optin_cli.artefacts.files import digest_chunks
+from optin_cli.data.blank_texts import leave_out_blank
 from optin_cli.data.broken_files import leave_out_broken, undecoded
 from optin_cli.data.columns import Columns
 from optin_cli.data.encoded_files import encoded
@@ -20,6 +21,8 @@ from optin_cli.errors import UsageError, param
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_SHOWN = 60  # characters of an example
 
 log = logging.getLogger("optin")
 
@@ -44,6 +47,13 @@ class Examples:
     def where(self) -> str:
         """The data's name in errors."""
         return f"{self.data.spec} ({self.data.split})"
+
+    @property
+    def reading(self) -> str:
+        """The columns taken for the text, with what they hold first; '' if there are none."""
+        columns = " and ".join(f"{name!r} ({_shown(self.rows[0][name])})" for name in self.columns.text)
+        label = f", the label from {self.columns.label!r}" if self.columns.label else ""
+        return f"{self.where}: reading the text from {columns}{label}" if columns else ""
 
     def describe(self) -> DataFacts:
         """Return what an artefact records, and `examples_again` needs."""
@@ -77,8 +87,8 @@ def sample(
 
     Where `reader` makes two examples of a row, half as many rows are drawn.
     A split with fewer rows is used whole, with a note unless `at_most`. A stream is read no further than the first
-    20 * `samples` rows, or the last of `row_ids`. Rows with broken files are left out, with a warning, and others
-    are drawn in their place. Raises `InputError` for an empty split, and when too many are broken.
+    20 * `samples` rows, or the last of `row_ids`. Rows with broken files or without text are left out, with a warning,
+    and others are drawn in their place. Raises `InputError` for an empty split, and when too many are.
     """
     if samples is not None and samples < 1:
         raise UsageError(f"{param('samples', samples)}: at least one example is needed")
@@ -91,10 +101,18 @@ def sample(
         drawn, broken = leave_out_broken(source, columns, drawn, seed, exactly=row_ids is not None)
         rows = undecoded(source.at(drawn, columns.stored), columns, data)
     else:
+        if row_ids is None:
+            drawn = leave_out_blank(source, columns.text, reader, drawn, seed)
         rows = source.at(drawn)
     if wanted and row_ids is None and wanted > source.total and not at_most:
         log.warning("%s has %d rows, fewer than the %d asked for: using all", data.spec, source.total, wanted)
     return Examples(data, columns, drawn, rows, source.total, _fingerprint(rows, columns), broken)
+
+
+def _shown(text: Any) -> str:
+    """The beginning of a text, or of a list of words, in quotes."""
+    line = " ".join((" ".join(map(str, text)) if isinstance(text, list) else str(text)).split())
+    return repr(line if len(line) <= _SHOWN else f"{line[: _SHOWN - 2]}..")
 
 
 def _fingerprint(rows: Dataset, columns: Columns) -> str:

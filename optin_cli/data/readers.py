@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from optin_cli.data import usual_names
 from optin_cli.data.columns import Columns, find_columns
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError, param
@@ -37,6 +39,10 @@ class Reader:
         """Find the columns. Raises what `find_columns` does."""
         return find_columns(dataset, data, modality, self.masks)
 
+    def lacks_text(self, texts: Sequence[Any]) -> bool:
+        """Return whether a row can't be read for want of text, given what its text columns hold."""
+        return all(is_blank(text) for text in texts)
+
     def sides(self, columns: Columns) -> int:
         """The least number of examples that a row makes; samples are counted in examples."""
         return 1
@@ -54,6 +60,9 @@ class Reader:
 
 class SidesReader(Reader):
     """Each of two text columns is a separate example: example 2 * row + side."""
+
+    def lacks_text(self, texts: Sequence[Any]) -> bool:
+        return any(is_blank(text) for text in texts)
 
     def sides(self, columns: Columns) -> int:
         return max(1, len(columns.text))
@@ -98,6 +107,9 @@ class WindowReader(Reader):
     length = 384
     """Tokens of a window by default."""
 
+    def lacks_text(self, texts: Sequence[Any]) -> bool:
+        return any(is_blank(text) for text in texts)
+
     def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
         """`question` and `context` with `answers`; any pair of texts, without labels, where these are not."""
         features = dataset.features
@@ -124,6 +136,10 @@ class RunningTextReader(Reader):
     length = 512
     """Tokens of a window by default."""
 
+    def lacks_text(self, texts: Sequence[Any]) -> bool:
+        """A blank line is part of a text."""
+        return False
+
     def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
         """The column `text` if there is one. The text is the label."""
         text = data.text or (("text",) if "text" in dataset.features else ())
@@ -141,11 +157,36 @@ class RunningTextReader(Reader):
         return Encoded(inputs, list(range(len(inputs))))  # a window counts as a row: some are held out
 
 
+class MaskedTextReader(Reader):
+    """A row is an example, of which some tokens are masked; what they were is the label."""
+
+    def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
+        """Find the text, which is the label."""
+        return replace(super().columns(dataset, data, modality), label=None, words=False)
+
+    def encode(self, rows: Dataset, columns: Columns, processor: Any, max_length: int | None) -> Encoded:
+        texts = [lines(rows[name][:]) for name in columns.text]
+        found = processor.tokenize(texts[0], texts[1] if len(texts) == 2 else None, max_length)
+        inputs, hidden = processor.masked(found)
+        return Encoded(inputs, list(range(len(inputs))), hidden)
+
+
+_MASKED_EVERY = 7
+
+
+def masked_positions(tokens: int) -> list[int]:
+    """Positions that are masked in a sequence of so many tokens: every seventh from the second on, at least one."""
+    return list(range(1, tokens, _MASKED_EVERY)) or [0]
+
+
 class TargetReader(Reader):
     """A row is a text and what is to be made of it; where there is no such column, the text itself."""
 
-    names = ("target", "summary", "highlights", "translation", "output")
+    names = usual_names.TARGETS
     """Columns that hold the target by default."""
+
+    def lacks_text(self, texts: Sequence[Any]) -> bool:
+        return any(is_blank(text) for text in texts)
 
     def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
         """Two text columns: `text` of two, `text` and `label`, a pair, or a text and a column of a usual name."""
@@ -169,7 +210,7 @@ class TargetReader(Reader):
 class TranscriptReader(Reader):
     """A row is a recording and what is said in it."""
 
-    names = ("text", "transcription", "transcript", "sentence", "normalized_text", "target")
+    names = usual_names.TRANSCRIPTS
     """Columns that hold the transcript by default."""
 
     def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
@@ -208,9 +249,15 @@ SIDES = SidesReader()
 LABELS = LabelsReader()
 WINDOWS = WindowReader()
 RUNNING_TEXT = RunningTextReader()
+MASKED_TEXT = MaskedTextReader()
 TARGETS = TargetReader()
 MASKS = MaskReader()
 TRANSCRIPTS = TranscriptReader()
+
+
+def is_blank(text: Any) -> bool:
+    """Return whether a text, or a list of words, holds nothing to read."""
+    return text is None or not (text if isinstance(text, list) else str(text).strip())
 
 
 def plain(texts: list[Any]) -> list[str]:

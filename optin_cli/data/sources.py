@@ -14,10 +14,14 @@ from optin_cli.data import docs, glue, squad
 from optin_cli.data.audio_folders import holds_recordings, open_recordings
 from optin_cli.data.folders import SUFFIXES, image_mask_pairs, names_of, split_folder
 from optin_cli.data.metadata import check_metadata
+from optin_cli.data.separated import SEPARATORS, check_encoding, check_header, separated
+from optin_cli.data.usual_names import NAMES
 from optin_cli.errors import InputError, UsageError, first_line, param
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
+
+log = logging.getLogger("optin")
 
 BUILTIN_DOCS = "builtin:docs"
 IN_MEMORY = "memory:"
@@ -136,6 +140,8 @@ def reading(data: DataSpec) -> Iterator[None]:
                 "free some space, or point HF_DATASETS_CACHE at another disk",
             ) from error
         cause = error.__cause__ or error
+        if (isinstance(cause, UnicodeDecodeError) or "UTF8" in str(cause)) and Path(data.spec).is_file():
+            check_encoding(Path(data.spec), all_of_it=True)
         raise InputError(
             f"{data.spec} can't be read as data: {first_line(cause)}", _to_check(Path(data.spec))
         ) from error
@@ -183,8 +189,8 @@ def _load(reader: str, *config: str | None, stream: bool, **options: Any) -> Any
 
 
 def _load_files(files: list[Path], data: DataSpec) -> Any:
-    suffixes = {file.suffix for file in files}
-    reader = _READERS.get(files[0].suffix)
+    suffixes = {file.suffix.lower() for file in files}
+    reader = _READERS.get(files[0].suffix.lower())
     if reader is None or len(suffixes) > 1:
         raise UsageError(
             f"{files[0]} is of no known kind",
@@ -193,10 +199,18 @@ def _load_files(files: list[Path], data: DataSpec) -> Any:
     options: dict[str, Any] = {}
     if reader == "csv":
         options = {"keep_default_na": False}  # "None", "null" and "NA" are words
-        if files[0].suffix == ".tsv":
-            options["sep"] = "\t"
-    if any(file.stat().st_size == 0 for file in files):
-        raise InputError(f"{files[0]} is empty")
+    if empty := [file for file in files if file.stat().st_size == 0]:
+        raise InputError(f"{empty[0]} is empty")
+    if reader == "csv":
+        usual = "\t" if files[0].suffix.lower() == ".tsv" else ","
+        table = separated(files[0], usual)
+        check_header(table, files[0], NAMES, filter(None, (*data.text, data.label)))
+        if table.separator != ",":
+            options["sep"] = table.separator
+        if table.separator != usual:
+            log.info("%s is separated by %s", files[0], SEPARATORS[table.separator])
+    elif reader in ("json", "text"):
+        check_encoding(files[0])
     if reader == "json" and squad.looks_like(files[0]):
         return squad.load(files)
     paths = {data.split: [str(f) for f in files]}

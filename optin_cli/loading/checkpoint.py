@@ -158,7 +158,7 @@ class OpenModel:
 
     def run(self, inputs: Mapping[str, Tensor]) -> Any:
         """One forward, with the arguments that its family adds to the data; what the module gives."""
-        return self.module(**inputs, **self.family.arguments)
+        return self.task.body(self.module)(**inputs, **self.family.arguments)
 
     def output(self, inputs: Mapping[str, Tensor], module: nn.Module | None = None) -> Tensor:
         """The model's output, [batch, rows, classes] (see `Task.output`); or that of a sliced copy, `module`."""

@@ -18,7 +18,7 @@ from optin_cli.architectures.families import Family
 from optin_cli.architectures.resolve import dissect, family_of
 from optin_cli.errors import InputError, UsageError
 from optin_cli.loading.checkpoint import DTYPES, OpenModel, pick_device
-from optin_cli.loading.sources import Source
+from optin_cli.loading.sources import Source, refuse_quantised
 from optin_cli.loading.timm_torchvision import LIBRARIES, num_classes, vision_task
 from optin_cli.tasks.base import Task
 from optin_cli.tasks.registry import TASKS, task_from_config
@@ -50,6 +50,11 @@ def open_held(
             f"a {type(original).__name__} has modules whose forward is replaced (spread over devices?): a copy of it "
             "would run the original",
             "open it by its name or folder",
+        )
+    if quantisation := getattr(getattr(original, "config", None), "quantization_config", None):
+        refuse_quantised(
+            f"the {type(original).__name__}",
+            vars(quantisation) if hasattr(quantisation, "__dict__") else quantisation,
         )
     twin = _copied(original, share=True).eval()
     stored = next((p.dtype for p in twin.parameters()), torch.float32)

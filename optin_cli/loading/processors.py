@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optin_cli.data.readers import Window
-from optin_cli.errors import InputError, first_line
+from optin_cli.data.batches import IGNORE
+from optin_cli.data.readers import Window, masked_positions
+from optin_cli.errors import InputError, first_line, param
 from optin_cli.loading.custom_code import check_part
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class TextProcessor:
     max_length: int
     start: int | None = None
     """The token that an encoder-decoder's decoder begins with; None for any other model."""
+    vocabulary: int | None = None
+    """Tokens that the model knows; None where its config does not say."""
 
     def tokenize(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int | None = None
@@ -96,6 +99,32 @@ class TextProcessor:
         windows = [front + ids[i * length : (i + 1) * length] for i in range(count)]
         return [{"input_ids": window, "attention_mask": [1] * len(window)} for window in windows]
 
+    def masked(
+        self, rows: Sequence[dict[str, list[int]]]
+    ) -> tuple[list[dict[str, list[int]]], list[list[int]]]:
+        """Rows with some tokens masked, and what was there: `IGNORE` for special tokens, which stay.
+
+        Raises `InputError` if there is no mask token.
+        """
+        mask = self.tokenizer.mask_token_id
+        if mask is None:
+            raise InputError(
+                "the tokenizer has no mask token, so words can't be hidden from a masked language model",
+                f"add it to the tokenizer (mask_token), or leave the head out: {param('task', 'embedding')}",
+            )
+        specials = set(self.tokenizer.all_special_ids)
+        found, hidden = [], []
+        for row in rows:
+            ids = list(row["input_ids"])
+            labels = [
+                IGNORE if ids[i] in specials else ids[i] for i in masked_positions(len(ids)) if i < len(ids)
+            ]
+            for position, label in zip(masked_positions(len(ids)), labels, strict=False):
+                ids[position] = ids[position] if label == IGNORE else mask
+            found.append({**row, "input_ids": ids})
+            hidden.append(labels)
+        return found, hidden
+
     def with_targets(
         self, texts: Sequence[str], targets: Sequence[str], max_length: int | None
     ) -> tuple[list[dict[str, list[int]]], list[list[int]]]:
@@ -132,8 +161,19 @@ class TextProcessor:
             if names:
                 part = [{key.removeprefix(prefix): row[key] for key in names} for row in rows]
                 batch = self.tokenizer.pad(part, return_tensors="pt")
+                self._check_known(batch["input_ids"])
                 found |= {f"{prefix}{key}": batch[key] for key in batch}
         return found
+
+    def _check_known(self, ids: Tensor) -> None:
+        largest = int(ids.max()) if ids.numel() else 0
+        if self.vocabulary is not None and largest >= self.vocabulary:
+            raise InputError(
+                f"the tokenizer gives token {largest} ({self.tokenizer.convert_ids_to_tokens(largest)!r}), and the "
+                f"model knows {self.vocabulary} tokens",
+                "take the tokenizer that belongs to the model, or give the model embeddings for the tokens that were "
+                "added (resize_token_embeddings) and save both",
+            )
 
 
 @dataclass
@@ -182,23 +222,64 @@ def tokenizing(tokenizer: Any, config: Any, folder: Path | None = None) -> TextP
     """A tokenizer, which is set to pad on the right, with the longest sequence that its model takes."""
     tokenizer.padding_side = "right"  # a decoder counts positions from the first token, whatever it is
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        tokenizer.pad_token = _stand_in(tokenizer)
     start = getattr(config, "decoder_start_token_id", None)
-    return TextProcessor(tokenizer, _max_length(folder, tokenizer, config), start)
+    parts = _parts(config)
+    known = [size for part in parts if (size := getattr(part, "vocab_size", None))]
+    vocabulary = min(known, default=None)
+    return TextProcessor(tokenizer, _max_length(folder, tokenizer, config), start, vocabulary)
+
+
+def _stand_in(tokenizer: Any) -> str | None:
+    """The token to pad with where there is none for it: one that ends no text, so that its last token can be told."""
+    usual = [token for token in (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token) if token]
+    ends = tokenizer("")["input_ids"][-1:]
+    return next((t for t in usual if [tokenizer.convert_tokens_to_ids(t)] != ends), *usual[:1] or [None])
+
+
+def settle_padding(folder: Path, module: Any) -> None:
+    """Give the config of a classifier that reads the last token a padding token, if it has none: the tokenizer's.
+
+    Without one transformers takes single texts alone.
+    """
+    config = module.config.get_text_config()
+    named = type(module).__name__.endswith("ForSequenceClassification")
+    if not named or getattr(config, "pad_token_id", None) is not None:
+        return
+    try:
+        tokenizer = text_processor(folder, module.config).tokenizer
+    except InputError:  # whoever reads texts is told so
+        return
+    config.pad_token_id = tokenizer.pad_token_id
+    log.info(
+        "config.json in %s names no pad_token_id: taking %r, which a pruned model's config.json names too",
+        folder,
+        tokenizer.pad_token,
+    )
 
 
 def _max_length(folder: Path | None, tokenizer: Any, config: Any) -> int:
     import json
 
-    named = ("max_position_embeddings", "max_target_positions")
-    positions = next(filter(None, (getattr(config, name, None) for name in named)), 512)
-    if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        positions -= 2  # their position ids start after the padding index
+    positions = min(map(_positions, _parts(config)))
     limits = [positions, tokenizer.model_max_length]
     sentence = folder and folder / "sentence_bert_config.json"
     if sentence and sentence.is_file():
         limits.append(json.loads(sentence.read_text()).get("max_seq_length") or positions)
     return int(min(limits))
+
+
+def _parts(config: Any) -> list[Any]:
+    """The configs of an encoder and a decoder that a model is made of; else its own."""
+    parts = [getattr(config, name, None) for name in ("encoder", "decoder")]
+    return [part for part in parts if hasattr(part, "model_type")] or [config]
+
+
+def _positions(config: Any) -> int:
+    named = ("max_position_embeddings", "max_target_positions")
+    positions = next(filter(None, (getattr(config, name, None) for name in named)), 512)
+    after_padding = getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "mpnet")
+    return positions - 2 if after_padding else positions  # position ids start after the padding index
 
 
 def transformers_image_processor(

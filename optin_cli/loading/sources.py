@@ -151,7 +151,9 @@ def _demo_folder(name: str) -> Path:
 def _from_folder(spec: str, folder: Path, weights: bool, trust_remote_code: bool) -> Source:
     config = folder / "config.json"
     if not config.is_file():
-        raise InputError(f"{folder} holds no config.json, so it is not a model directory")
+        raise InputError(
+            f"{folder} holds no config.json, so it is not a model directory", _other_format(folder)
+        )
     record = read_pruned(folder) if (folder / FILE_NAME).is_file() else None
     try:
         data = load_json(config)
@@ -159,6 +161,8 @@ def _from_folder(spec: str, folder: Path, weights: bool, trust_remote_code: bool
         raise InputError(f"{config} can't be read: {error}") from error
     if not isinstance(data, dict):
         raise InputError(f"{config} can't be read: it holds no object")
+    if quantisation := data.get("quantization_config"):
+        refuse_quantised(spec, quantisation)
     by_name = "architecture" in data and "model_type" not in data  # timm's layout
     source = Source(
         spec,
@@ -180,9 +184,45 @@ def _from_folder(spec: str, folder: Path, weights: bool, trust_remote_code: bool
     if not files:
         raise InputError(
             f"{folder} holds no weights",
-            "expected model.safetensors, its shards with an index, or pytorch_model.bin",
+            _other_format(folder)
+            or "expected model.safetensors, its shards with an index, or pytorch_model.bin",
         )
     return source
+
+
+_OTHER_FORMATS = {
+    "adapter_*": "it holds an adapter of peft: merge it into its model (merge_and_unload), and save that",
+    "*.gguf": "GGUF files hold quantised weights: give the model that they were made from",
+    "*.onnx": "an ONNX file can't be pruned: give the model that it was exported from",
+    "*.h5": "weights of TensorFlow aren't read: convert them with transformers 4, and save them as safetensors",
+    "*.msgpack": "weights of Flax aren't read: convert them with transformers 4, and save them as safetensors",
+    "checkpoint-*": "it holds checkpoints of a training run: give one of its folders, such as {found}",
+    "*.ckpt": "it holds a checkpoint of Lightning: save the model in it with save_pretrained",
+    "*.pt*": "it holds weights alone: load them into the model that they belong to, and save that with save_pretrained",
+}
+
+
+def _other_format(folder: Path) -> str | None:
+    """Say what to do with a folder in another format, by the files that it holds."""
+    for pattern, way_out in _OTHER_FORMATS.items():
+        if found := sorted(folder.glob(pattern)):
+            return way_out.format(found=found[-1])
+    return None
+
+
+def refuse_quantised(spec: str, quantisation: Any) -> None:
+    """Raise `InputError` for weights that are quantised, by whatever method: single rows can't be taken from them."""
+    settings = quantisation if isinstance(quantisation, dict) else {}
+    short = (
+        "bitsandbytes"
+        if any(key.startswith(("load_in_", "bnb_")) for key in settings)
+        else "an unnamed method"
+    )
+    raise InputError(
+        f"the weights of {spec} are quantised ({settings.get('quant_method') or short}), and a quantised Linear can't "
+        "be sliced",
+        "prune the model that they were quantised from, and quantise what is left",
+    )
 
 
 def _from_timm(spec: str) -> Source:

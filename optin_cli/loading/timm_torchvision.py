@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from torch import nn
 from optin_cli.artefacts.files import to_json
 from optin_cli.errors import InputError, UsageError
 from optin_cli.loading.sources import Source
-from optin_cli.loading.weight_errors import misfits
+from optin_cli.loading.weight_errors import misfits, stored_prefix
 from optin_cli.tasks.base import Task
 from optin_cli.tasks.embedding import EMBEDDING, Embedding
 from optin_cli.tasks.sequences import IMAGE, ImageClassification
+
+log = logging.getLogger("optin")
 
 LIBRARIES = ("timm", "torchvision")
 Reshape = Callable[[nn.Module], None]
@@ -46,7 +49,11 @@ def open_vision(
         state = load_state_dict(str(files[0]), device="cpu", weights_only=True)
         if task_name == EMBEDDING:
             state = {key: value for key, value in state.items() if not key.startswith("head")}
-        if problems := misfits(module.state_dict(), state):
+        wanted = module.state_dict()
+        if prefix := stored_prefix(wanted.keys() - state.keys(), state.keys() - wanted.keys()):
+            log.info("the weights in %s are stored under %r: they are read without it", files[0], prefix)
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+        if problems := misfits(wanted, state):
             raise InputError(
                 f"{files[0]} does not fit {source.library}'s {source.architecture}: {'; '.join(problems)}",
                 f"check the model name and its arguments ({source.library}:NAME?checkpoint=FILE&num_classes=10)",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch import Tensor
 from optin_cli.errors import ArtefactError, InputError, OptinError, first_line
 from optin_cli.loading.sources import Source
 
+_PREFIXES = ("module.", "_orig_mod.", "model.")
 _NAMED = 3  # weights of each kind of misfit that an error names
 
 
@@ -28,6 +31,23 @@ def misfits(model: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> list[
         "unexpected": [f"{key} ({shape})" for key, shape in theirs.items() if key not in ours],
     }
     return [_first_few(keys, kind) for kind, keys in kinds.items() if keys]
+
+
+def stored_prefix(missing: Iterable[str], unread: Iterable[str]) -> str:
+    """The prefix under which a checkpoint holds what is missing from a model: `module.` of DataParallel, `model.` of
+    Lightning, `_orig_mod.` of torch.compile, or several. Empty if there is none, and if two hold as much.
+
+    Libraries rename weights as they read them, so a usual prefix of all that is not read will do.
+    """
+    wanted, stored = set(missing), set(unread)
+    held = Counter(
+        key[: dot.end()] for key in stored for dot in re.finditer(r"\.", key) if key[dot.end() :] in wanted
+    )
+    most = held.most_common(2)
+    if most and most[0][1] > len(wanted) / 2:  # tied weights are stored once
+        return "" if len(most) > 1 and most[0][1] == most[1][1] else most[0][0]
+    usual = (p for p in _PREFIXES if wanted and stored and all(key.startswith(p) for key in stored))
+    return next(usual, "")
 
 
 def other_shapes(found: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> str:

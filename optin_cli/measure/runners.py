@@ -88,7 +88,7 @@ class CompiledRunner:
 
     def __init__(self, model: OpenModel) -> None:
         self.model = model
-        self.module = torch.compile(model.module, dynamic=False)
+        self.module = torch.compile(model.task.body(model.module), dynamic=False)
 
     @property
     def spec(self) -> str:

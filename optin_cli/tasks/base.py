@@ -66,6 +66,10 @@ class Task:
 
     # the model
 
+    def body(self, model: Forward) -> Forward:
+        """The part of `model` that its inputs run through: all of it, unless its head is of no task."""
+        return model
+
     def output(self, model: Forward, inputs: Inputs) -> Tensor:
         """Run `model`: float32 [batch, rows, classes] of logits, values or a unit-length embedding."""
         return logits_of(model(**inputs)).float()[:, None, :]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from optin_cli.data.batches import Batches
 from optin_cli.data.labels import check_varied, number_labels
 from optin_cli.data.readers import SIDES
-from optin_cli.errors import InputError
+from optin_cli.errors import InputError, param
 from optin_cli.tasks import metrics
 from optin_cli.tasks.base import Forward, Inputs, Task
 from optin_cli.tasks.divergence import SQUARES
@@ -22,7 +22,8 @@ from optin_cli.tasks.divergence import SQUARES
 EMBEDDING = "embedding"
 PROJECTED = "WithProjection"
 """Ends the names of classes whose embedding is a projection into a space that two towers share."""
-_PROJECTIONS = ("image_embeds", "text_embeds")
+_GIVEN = ("image_embeds", "text_embeds", "last_hidden_state", "pooler_output")
+"""What an output may hold, the first is taken: a pooled vector is one where there is nothing before it (DPR)."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,18 @@ class Embedding(Task):
 
 
 def _hidden_or_projection(result: Any) -> Tensor:
-    """Hidden states [batch, tokens, hidden], or [batch, dim] where the model projects them itself."""
-    projections = (getattr(result, name, None) for name in _PROJECTIONS)
-    return next((p for p in projections if p is not None), result.last_hidden_state)
+    """Hidden states [batch, tokens, hidden], or [batch, dim] where the model projects or pools them itself.
+
+    Raises `InputError` for a model that gives neither.
+    """
+    found = next((getattr(result, name) for name in _GIVEN if getattr(result, name, None) is not None), None)
+    if found is None:
+        given = ", ".join(result) if isinstance(result, Mapping) else type(result).__name__
+        raise InputError(
+            f"there is no embedding in what the model gives ({given})",
+            f"an embedding model gives {', '.join(_GIVEN)} or a tensor; choose another {param('task')}",
+        )
+    return found
 
 
 def _pooling(folder: Path | None) -> str:

@@ -43,7 +43,8 @@ class NextToken(Task):
 
     @classmethod
     def from_config(cls, config: Any, folder: Path | None) -> Task:
-        return cls(classes=getattr(config, "vocab_size", 0))
+        decoder = getattr(config, "decoder", None)  # of a model that is made of two
+        return cls(classes=getattr(config, "vocab_size", getattr(decoder, "vocab_size", 0)))
 
     @property
     def slots(self) -> int | None:
@@ -59,7 +60,8 @@ class NextToken(Task):
             wanted = torch.tensor(labels[example], device=logits.device)
             logits = logits[: len(wanted)]
             nats = F.cross_entropy(logits, wanted, reduction="sum") if len(wanted) else 0.0
-            found.append(TokenPredictions(float(nats), int((logits.argmax(-1) == wanted).sum()), len(wanted)))
+            right, count = int((logits.argmax(-1) == wanted).sum()), int((wanted != IGNORE).sum())
+            found.append(TokenPredictions(float(nats), right, count))
         return found
 
     def metrics(self, kept: Sequence[Any], labels: Any, batches: Batches) -> dict[str, float]:

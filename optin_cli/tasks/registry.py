@@ -9,8 +9,10 @@ from optin_cli.errors import UsageError
 from optin_cli.tasks.answering import QuestionAnswering
 from optin_cli.tasks.audio import AudioClassification, SpeechRecognition
 from optin_cli.tasks.base import Task
-from optin_cli.tasks.embedding import Embedding
+from optin_cli.tasks.embedding import PROJECTED, Embedding
+from optin_cli.tasks.hidden_states import HiddenStates
 from optin_cli.tasks.language import LanguageModeling
+from optin_cli.tasks.masked_language import MaskedLanguageModeling
 from optin_cli.tasks.segmentation import Segmentation
 from optin_cli.tasks.seq2seq import TextToText
 from optin_cli.tasks.sequences import ImageClassification, SequenceClassification
@@ -25,10 +27,12 @@ TASKS: dict[str, type[Task]] = {
         ImageClassification,
         AudioClassification,
         LanguageModeling,
+        MaskedLanguageModeling,
         SpeechRecognition,
         TextToText,
         Segmentation,
         Embedding,
+        HiddenStates,
     )
 }
 
@@ -36,10 +40,26 @@ TASKS: dict[str, type[Task]] = {
 def task_from_config(config: Any, folder: Path | None, override: str | None) -> Task:
     """The task of a transformers model, from `config.architectures` unless `override` names one.
 
-    A bare encoder, or one with a head of no known task, is an embedding model.
+    A bare encoder is an embedding model. One with a head of no known task is scored on its hidden states.
     """
     if override is not None and override not in TASKS:
         raise UsageError(f"unknown task {override!r}", f"choose one of {', '.join(TASKS)}")
     architecture = (getattr(config, "architectures", None) or [""])[0]
-    named = next((t for t in TASKS.values() if architecture.endswith(t.architectures)), Embedding)
+    named = next((t for t in TASKS.values() if architecture.endswith(t.architectures)), None)
+    named = named or (HiddenStates if has_other_head(architecture) else Embedding)
     return (TASKS[override] if override else named).from_config(config, folder)
+
+
+def has_other_head(architecture: str) -> bool:
+    """Return whether a class of transformers has a head that no task covers: it is no bare model."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    if not hasattr(transformers, architecture):
+        return False
+    bare: set[str] = set()
+    for names in MODEL_MAPPING_NAMES.values():
+        bare.update([names] if isinstance(names, str) else names)
+    ends = ("Model", "Encoder", PROJECTED)
+    named = architecture.endswith(ends) and not architecture.endswith(("HeadModel", "HeadsModel"))
+    return architecture not in bare and not named

@@ -27,7 +27,7 @@ class TextToText(NextToken):
 
     name = SEQ2SEQ
     auto_class = "AutoModelForSeq2SeqLM"
-    architectures = ("ForConditionalGeneration",)
+    architectures: ClassVar[tuple[str, ...]] = ("ForConditionalGeneration", "MTModel", "EncoderDecoderModel")
     reader: ClassVar[Reader] = TARGETS
 
     def output(self, model: Forward, inputs: Inputs) -> Tensor:

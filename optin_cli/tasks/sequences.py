@@ -27,7 +27,7 @@ class SequenceClassification(Task):
 
     name = SEQUENCE
     auto_class = "AutoModelForSequenceClassification"
-    architectures = ("ForSequenceClassification",)
+    architectures = ("ForSequenceClassification", "ForNextSentencePrediction")
 
     @classmethod
     def from_config(cls, config: Any, folder: Path | None) -> Task:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optin_cli.architectures.families import DOCS
 from optin_cli.architectures.resolve import family_of
 from optin_cli.architectures.schema import Family, SiteTable
 from optin_cli.errors import InputError, UnknownArchitecture, param
@@ -104,6 +106,19 @@ def propose(
     return replace(proposal, untrained=source.untrained)
 
 
+def _refuse_two_streams(module: Any) -> None:
+    """Raise `InputError` for an encoder and a decoder: what is traced is one list of blocks."""
+    if "decoder_input_ids" not in inspect.signature(module.forward).parameters:
+        return
+    name = _listed(module)
+    raise InputError(
+        f"a {type(module).__name__} is an encoder and a decoder, and one list of blocks is traced",
+        f"it is listed already, as {name!r}, and needs no table"
+        if name
+        else f"write its table by hand, with `streams` as `bart` has them (optin families --json): see {DOCS}",
+    )
+
+
 def trace(
     module: Any,
     inputs: Mapping[str, Tensor],
@@ -114,6 +129,7 @@ def trace(
     on_progress: OnProgress = _silent,
 ) -> Proposal:
     """Trace a model in eval mode on a batch of `BATCH` inputs. Its weights are moved a little, in place."""
+    _refuse_two_streams(module)
     inputs = dict(inputs)
     module.requires_grad_(False)
     try:

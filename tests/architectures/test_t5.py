@@ -1,4 +1,4 @@
-"""Encoder-decoders: the position biases that all blocks share, and generation with both caches."""
+"""Encoder-decoders: T5's position biases that all blocks share, and generation with both caches."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import pytest
 import torch
 from helpers.data import tiny_text_csv
 from helpers.families import BLOCKS, ENCODER_DECODERS
-from helpers.models import opened, saved_model, shared_model
+from helpers.models import opened, randomise, saved_model, shared_model
 from helpers.runs import outputs, random_inputs
 from torch import nn
 
+import optin_cli as optin
 from optin_cli.architectures.resolve import dissect
 from optin_cli.compensation.plan import make_plan as plan_compensation
 from optin_cli.compensation.settings import Compensation
@@ -109,3 +110,33 @@ def test_an_encoder_alone_is_an_embedding_model(tmp_path):
     pruned = opened(tmp_path / "pruned")
     assert type(pruned.module).__name__ == "T5EncoderModel"
     assert {site.name: site.units for site in pruned.anatomy} == {n: len(k) for n, k in mask.keep.items()}
+
+
+BARTS = ("BartForSequenceClassification", "MBartForConditionalGeneration", "PegasusForConditionalGeneration",
+         "PLBartForConditionalGeneration", "BlenderbotForConditionalGeneration",
+         "BlenderbotSmallForConditionalGeneration")  # fmt: skip
+
+
+@pytest.mark.parametrize("class_name", BARTS)
+def test_what_is_built_like_bart_has_its_sites(class_name):
+    """Of a model in memory: sliced equals masked, with units of every site gone."""
+    import transformers
+
+    cls = getattr(transformers, class_name)
+    module = randomise(cls(cls.config_class(**ENCODER_DECODERS["bart"][1]))).eval()
+    model = optin.open_model(module)
+    assert model.family.name == "bart"
+    assert {site.label for site in model.anatomy} == {"heads", "cross", "neurons"}
+    assert len(model.anatomy.blocks) == 2 * BLOCKS
+    keep = some(model)
+    inputs = random_inputs(model)
+    inputs["input_ids"][:, 0] = (
+        model.module.config.eos_token_id
+    )  # a classifier reads the last one of each text
+    if class_name.endswith("Classification"):
+        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    smaller = copy.deepcopy(model.module)
+    slice_model(smaller, model.anatomy, keep)
+    with masked(model.module, model.anatomy, masks_from_keep(model.anatomy, keep)):
+        expected = outputs(model, model.module, inputs)
+    torch.testing.assert_close(outputs(model, smaller, inputs), expected, rtol=0, atol=1e-5)

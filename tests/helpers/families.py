@@ -89,6 +89,28 @@ ENCODER_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_decoder_layers": 2},
     ),
 }
+_BART = {
+    "vocab_size": 80, "d_model": WIDTH, "encoder_layers": BLOCKS, "decoder_layers": BLOCKS,
+    "encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS, "encoder_ffn_dim": INNER,
+    "decoder_ffn_dim": INNER, "max_position_embeddings": MAX_LENGTH, "pad_token_id": 0, "bos_token_id": 2,
+    "eos_token_id": 3, "decoder_start_token_id": 3, "forced_eos_token_id": None,
+}  # fmt: skip
+_BERT_PART = {
+    **_LAYERS, "model_type": "bert", "intermediate_size": INNER, "max_position_embeddings": MAX_LENGTH,
+    "vocab_size": 80, "pad_token_id": 0,
+}  # fmt: skip
+ENCODER_DECODERS |= {
+    "bart": ("BartForConditionalGeneration", _BART),
+    "marian": ("MarianMTModel", {**_BART, "tie_word_embeddings": True}),
+    "m2m-100": ("M2M100ForConditionalGeneration", _BART),
+    "bert-to-bert": (
+        "EncoderDecoderModel",
+        {
+            "encoder": _BERT_PART, "decoder": {**_BERT_PART, "is_decoder": True, "add_cross_attention": True},
+            "pad_token_id": 0, "decoder_start_token_id": 2, "eos_token_id": 3, "vocab_size": 80,
+        },
+    ),
+}  # fmt: skip
 _WHISPER = {
     "vocab_size": 80, "d_model": WIDTH, "encoder_layers": BLOCKS, "encoder_attention_heads": HEADS,
     "decoder_attention_heads": HEADS, "encoder_ffn_dim": INNER, "decoder_ffn_dim": INNER, "num_mel_bins": 8,

@@ -9,7 +9,7 @@ from dataclasses import astuple
 import pytest
 import torch
 import yaml
-from helpers.families import ALL, BLOCKS, HEADS, INNER, MORE_FAMILIES, WIDTH
+from helpers.families import ALL, BLOCKS, ENCODER_DECODERS, HEADS, INNER, MORE_FAMILIES, WIDTH
 from helpers.flops import flop_counter
 from helpers.models import saved_model, shared_model
 from helpers.traced import UNLISTED, UNLISTED_TIMM, library_of, new_unlisted, trace_module, traced
@@ -54,8 +54,7 @@ PARTLY = {  # listed families -> why a trace finds less than their tables hold
 }
 
 REFUSED = {  # listed families -> why a trace finds nothing
-    "t5": "You must specify",  # a decoder wants inputs of its own
-    "t5-gated": "You must specify",
+    **dict.fromkeys(ENCODER_DECODERS, "an encoder and a decoder"),
     "albert": "runs 3 times",  # blocks share a module
     "albert-groups": "runs 2 times",
     "timm-vgg-bn": "no blocks are found",  # layers without residuals: units run from one block to the next
