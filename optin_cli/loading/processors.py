@@ -215,7 +215,7 @@ def text_processor(folder: Path, config: Any, trust_remote_code: bool = False) -
             raise ValueError("it holds no vocabulary")  # transformers makes one of special tokens alone
         processor = tokenizing(tokenizer, config, folder)
         with _unreported():
-            processor.pad(processor.tokenize(["a", "a b"]))
+            processor.tokenize(["a b"])
         return processor
     except InputError:
         raise
@@ -259,7 +259,7 @@ def _stand_in(tokenizer: Any) -> str | None:
     return next((t for t in usual if [tokenizer.convert_tokens_to_ids(t)] != ends), *usual[:1] or [None])
 
 
-def settle_padding(folder: Path, module: Any) -> None:
+def settle_padding(folder: Path, module: Any, trust_remote_code: bool = False) -> None:
     """Give the config of a classifier that reads the last token a padding token, if it has none: the tokenizer's.
 
     Without one transformers takes single texts alone.
@@ -269,7 +269,7 @@ def settle_padding(folder: Path, module: Any) -> None:
     if not named or getattr(config, "pad_token_id", None) is not None:
         return
     try:
-        tokenizer = text_processor(folder, module.config).tokenizer
+        tokenizer = text_processor(folder, module.config, trust_remote_code).tokenizer
     except InputError:  # whoever reads texts is told so
         return
     config.pad_token_id = tokenizer.pad_token_id
