@@ -96,6 +96,10 @@ class UsageError(OptinError):
     exit_code = 2
 
 
+class OutputDiffers(UsageError):
+    """An output is there already, and optin made it from other inputs."""
+
+
 class InputError(OptinError):
     """A model or a data set can't be used: unreadable, empty, without the columns or weights needed."""
 

@@ -68,4 +68,6 @@ def open_streams() -> None:
 def silence(number: int) -> None:
     """Send what is still to be written to a stream that takes nothing more to the null device: the interpreter would
     complain about it at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, number)
+    os.close(null)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from optin_cli.artefacts.ranking import Ranking, read_ranking, read_sketch
 from optin_cli.artefacts.temporary import scratch
 from optin_cli.compensation.plan import make_plan
 from optin_cli.compensation.settings import Compensation
-from optin_cli.errors import ArtefactError, UsageError, param
+from optin_cli.errors import ArtefactError, OutputDiffers, UsageError, param
 from optin_cli.export import apply as export
 from optin_cli.importance import AUTO
 from optin_cli.loading.checkpoint import OpenModel, open_model
@@ -84,6 +85,7 @@ def prune(
     at_most: bool = False,
     teacher: OpenModel | None = None,
     force: bool = False,
+    update: bool = False,
     final: Path | None = None,
     copied: bool = False,
     on_progress: Progress = lambda *_: None,
@@ -93,8 +95,9 @@ def prune(
     Without `output` or `ranking`, the one or the other is in memory alone. `compensation` reads more rows of the
     plan's data (`at_most`: as many as there are, without a note) and follows `teacher`, by default the plan's model,
     which is consumed in memory unless it is to be `copied`. The plan's lambda replaces the request's. `final` is where
-    the last of several steps goes, by default `output`: what is in its way ends the first one. Raises what the three
-    stages raise, before anything is scored where that can be known.
+    the last of several steps goes, by default `output`: what is in its way ends the first one, unless `update` replaces
+    what was made from other inputs. Raises what the three stages raise, before anything is scored where that can be
+    known.
     """
     request.check()
     if request.table is not None:
@@ -107,10 +110,11 @@ def prune(
         export.check_output(last, plan.model)
     found = None
     if ranking is not None:
-        if ranking.exists():
+        if ranking.exists() and not update:
             _check_belongs(ranking, plan)
-        found = scoring.existing(ranking, plan, any_lambda=plan.method.recombines)
-    if found is None and last is not None and not force:
+        with suppress(OutputDiffers) if update else nullcontext():
+            found = scoring.existing(ranking, plan, any_lambda=plan.method.recombines)
+    if found is None and last is not None and not (force or update):
         export.check_unmade(last)
     if ranking is None:
         scored = score(plan, on_progress=on_progress)
@@ -122,7 +126,8 @@ def prune(
     again = make_plan(plan.model, mask, compensation, plan.examples.data, at_most=at_most)
     reused = None
     if output is not None and not force:
-        reused = export.existing(output, plan.model, mask, again)
+        with suppress(OutputDiffers) if update else nullcontext():
+            reused = export.existing(output, plan.model, mask, again)
     if reused is not None:
         return Pruned(scored, ranking, found is not None, mask, reused)
     model = export.prune_model(
@@ -213,6 +218,7 @@ def prune_in_steps(
     compensation: Compensation = NO_COMPENSATION,
     at_most: bool = False,
     force: bool = False,
+    update: bool = False,
     copied: bool = False,
     on_progress: Progress = lambda *_: None,
 ) -> list[Pruned]:
@@ -252,6 +258,7 @@ def prune_in_steps(
                     at_most=at_most,
                     teacher=teacher,
                     force=force,
+                    update=update,
                     final=output,
                     copied=copied and step == 1,
                     on_progress=report if steps > 1 else on_progress,

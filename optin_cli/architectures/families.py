@@ -22,6 +22,7 @@ from optin_cli.architectures.segmentation import SEGMENTATION
 from optin_cli.architectures.swin import SWIN
 from optin_cli.architectures.torchvision import TORCHVISION
 from optin_cli.architectures.vit import TOWERS, VITS
+from optin_cli.artefacts.kinds import load_yaml
 from optin_cli.errors import UsageError
 from optin_cli.structure.fields import from_plain, problems, shortened
 
@@ -113,14 +114,12 @@ def read_family(path: str | Path) -> Family:
         >>> optin.read_family(folder / "mixer.yaml").sites[0].consumer
         'fc2'
     """
-    import yaml
-
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text())
+        data = load_yaml(path)
     except OSError as error:
         raise UsageError(f"can't read the anatomy file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UsageError(f"{path} is not YAML: {error}", f"{DOCS} shows a complete table") from error
     if not isinstance(data, dict):
         raise UsageError(f"{path} holds no table", f"{DOCS} shows a complete table")

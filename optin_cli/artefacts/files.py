@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
@@ -175,6 +175,12 @@ def target(path: Path) -> Path:
     if real.is_symlink():
         raise UsageError(f"{path} is a symbolic link that leads to itself")
     return real
+
+
+def renew(path: Path) -> None:
+    """Give an output that is reused the time of now: else make, and whoever goes by times, finds it old for ever."""
+    with suppress(OSError):  # it may be somebody else's
+        os.utime(path)
 
 
 def check_no_folder(path: Path | str, kind: str) -> None:

@@ -1,4 +1,4 @@
-"""What a file is, as far as its first bytes say, and JSON that somebody else wrote."""
+"""What a file is, as far as its first bytes say, and JSON and YAML that somebody else wrote."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ SEAL = b"optin ranking: HDF5 from byte 512 on; sha256 of that: "
 """Begins a ranking: HDF5 leaves room in front of itself for whoever wants to say what a file is."""
 MOST_JSON = 64 * 2**20
 """Bytes of the largest JSON file that is read: a mask of five million units has less."""
+MOST_YAML, _MOST_ITEMS = 2**20, 100_000
+"""Bytes and items of the largest YAML file that is read."""
 _LOOKED_AT = 4096
 _BEGINNINGS = {
     HDF5: "an HDF5 file",
@@ -54,6 +56,42 @@ def parse_json(content: str | bytes) -> Any:
         raise
     except ValueError:
         raise ValueError("a number in it has too many digits") from None
+
+
+def load_yaml(path: Path) -> Any:
+    """Read a small YAML file that may hold anything: plain data alone, whatever its tags say.
+
+    Raises `OSError`, or `ValueError` where it is no YAML, too large, nested too deeply, or its aliases unfold to more
+    than `_MOST_ITEMS`: nine lines can stand for 10^8.
+    """
+    import yaml
+
+    with path.open("rb") as stream:
+        content = stream.read(MOST_YAML + 1)
+    if len(content) > MOST_YAML:
+        raise ValueError(f"it is larger than {MOST_YAML >> 10} KiB")
+    try:
+        text = content.decode()
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and _unfolded(root, {}) > _MOST_ITEMS:
+            raise ValueError("its aliases unfold to more than any table holds")
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not text in UTF-8 ({error.reason} at byte {error.start})") from None
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+def _unfolded(node: Any, seen: dict[int, float]) -> float:
+    """Items below a node of a YAML document with every alias written out; infinite for one that holds itself."""
+    if id(node) not in seen:
+        seen[id(node)] = float("inf")  # until it is known
+        inner = node.value if isinstance(node.value, list) else []
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+        seen[id(node)] = 1 + sum(_unfolded(part, seen) for part in parts)
+    return seen[id(node)]
 
 
 def stated_kind(path: Path) -> str | None:

@@ -51,7 +51,7 @@ def apply(
     stage.check_output(output, opened)
     plan = make_plan(opened, chosen, refit.settings, data, at_most=refit.at_most, workers=workers)
     batches = open_check(opened, data) if data and plan is None else None
-    applied = None if writing.force else stage.existing(output, opened, chosen, plan)
+    applied = options.existing(writing, output, lambda: stage.existing(output, opened, chosen, plan))
     if applied is None:
         with console.progress(not writing.quiet) as on_progress:
             applied = stage.apply(opened, chosen, output, batches, plan, on_progress)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from optin_cli.artefacts.files import renew
 from optin_cli.commands.groups import Group, Text
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.sources import DataSpec
-from optin_cli.errors import UnknownArchitecture, UsageError
+from optin_cli.errors import OutputDiffers, UnknownArchitecture, UsageError
 from optin_cli.scoring.settings import ScoreSettings
 from optin_cli.sizes import byte_count
 
@@ -201,14 +203,42 @@ class Writing:
     """What happens to an output that is there, and what is printed."""
 
     force: bool = field(default=False, metadata={"help": "Replace an existing output."})
+    update: bool = field(
+        default=False,
+        metadata={
+            "help": "Replace an output that was made from other inputs; keep one that is up to date (for make)."
+        },
+    )
     quiet: bool = field(
         default=False, metadata={"short": "-q", "help": "Print only the path that was written."}
     )
     json: bool = field(default=False, metadata={"help": "Print one JSON object on stdout."})
 
 
+T = TypeVar("T")
+
+
+def existing(writing: Writing, path: Path, find: Callable[[], T | None]) -> T | None:
+    """What `find` finds at an output if it is to be kept; its time becomes that of now.
+
+    Raises what `find` raises: `OutputDiffers` unless such an output is to be replaced.
+    """
+    if writing.force:
+        return None
+    try:
+        found = find()
+    except OutputDiffers:
+        if not writing.update:
+            raise
+        return None
+    if found is not None:
+        renew(path)
+    return found
+
+
 Output = Annotated[Writing, Group(Writing, panel="Output")]
-Unquiet = Annotated[Writing, Group(Writing, without="quiet", panel="Output")]
+Unquiet = Annotated[Writing, Group(Writing, without="quiet update", panel="Output")]
+Proposal = Annotated[Writing, Group(Writing, without="update", panel="Output")]
 Json = Annotated[bool, Group(Writing, "json", panel="Output", make=lambda json: json)]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from optin_cli import console
-from optin_cli.artefacts.files import check_writable
+from optin_cli.artefacts.files import check_writable, renew
 from optin_cli.commands import options
 from optin_cli.commands.budgets import BudgetGroup
 from optin_cli.commands.groups import Group, everyday
@@ -79,8 +79,12 @@ def prune(
     with console.progress(not writing.quiet) as on_progress:
         *_, pruned = pipeline.prune_in_steps(
             plan, request, output, path, steps, rankings=path.parent, compensation=refit.settings,
-            at_most=refit.at_most, force=writing.force, on_progress=on_progress,
+            at_most=refit.at_most, force=writing.force, update=writing.update, on_progress=on_progress,
         )  # fmt: skip
+    if pruned.ranking_reused:
+        renew(path)
+    if pruned.applied.reused:
+        renew(output)
     if not writing.quiet:
         console.note(f"{'reused' if pruned.ranking_reused else 'wrote'} the ranking {path}")
         show_mask(pruned.mask)

@@ -94,7 +94,7 @@ def score(
         if team.leads:
             _show_plan(plan, writing.json)
         return
-    ranking = None if writing.force else team.first(lambda: stage.existing(output, plan))
+    ranking = team.first(lambda: options.existing(writing, output, lambda: stage.existing(output, plan)))
     reused = ranking is not None
     if ranking is None:
         with console.progress(not writing.quiet) as on_progress:

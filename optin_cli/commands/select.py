@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from optin_cli import console
-from optin_cli.artefacts.files import check_no_folder
+from optin_cli.artefacts.files import check_no_folder, renew
+from optin_cli.artefacts.kinds import stated_kind
 from optin_cli.artefacts.mask import Mask, mask_to_json, write_mask
 from optin_cli.artefacts.ranking import read_ranking, read_sketch
 from optin_cli.commands import options
@@ -55,7 +56,7 @@ def select(
         Path(output.replace("{}", name)): solve_mask(scored, request, sketch)
         for name, request in requests.items()
     }
-    reused = {path: _is_there(path, mask, writing.force) for path, mask in masks.items()}
+    reused = {path: _is_there(path, mask, writing) for path, mask in masks.items()}
     for path, mask in masks.items():
         if not reused[path]:
             write_mask(path, mask)
@@ -70,12 +71,15 @@ def select(
         console.data("\n".join(map(str, masks)))
 
 
-def _is_there(path: Path, mask: Mask, force: bool) -> bool:
-    """Whether `path` is this mask already; raises `UsageError` when it holds something else."""
+def _is_there(path: Path, mask: Mask, writing: options.Writing) -> bool:
+    """Whether `path` is this mask already; raises `UsageError` when it holds something else that is to stay."""
     check_no_folder(path, "mask")
-    same = path.is_file() and path.read_bytes() == mask_to_json(mask).encode()
-    if path.exists() and not same and not force:
+    if path.is_file() and path.read_bytes() == mask_to_json(mask).encode():
+        renew(path)
+        return True
+    replaced = writing.force or (writing.update and stated_kind(path) == "mask")
+    if path.exists() and not replaced:
         raise UsageError(
             f"{path} exists and holds something else", "choose another name, or --force to replace it"
         )
-    return same
+    return False

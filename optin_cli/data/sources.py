@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,12 +140,29 @@ def reading(data: DataSpec) -> Iterator[None]:
                 f"the disk is full: {data.spec} could not be put into the cache of `datasets`",
                 "free some space, or point HF_DATASETS_CACHE at another disk",
             ) from error
+        if failed := _in_cache(error):
+            raise InputError(
+                f"the cache of `datasets` can't be written: {failed}",
+                "point HF_HOME, or HF_DATASETS_CACHE, at a folder that you can write to",
+            ) from error
         cause = error.__cause__ or error
         if (isinstance(cause, UnicodeDecodeError) or "UTF8" in str(cause)) and Path(data.spec).is_file():
             check_encoding(Path(data.spec), all_of_it=True)
         raise InputError(
             f"{data.spec} can't be read as data: {first_line(cause)}", _to_check(Path(data.spec))
         ) from error
+
+
+def _in_cache(error: BaseException | None) -> OSError | None:
+    """The failure of a file operation in the cache of `datasets` that an error comes from, if it does."""
+    import datasets
+
+    homes = [str(datasets.config.HF_CACHE_HOME), str(datasets.config.HF_DATASETS_CACHE)]
+    while error is not None:
+        if isinstance(error, OSError) and str(error.filename or "").startswith(tuple(homes)):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _to_check(path: Path) -> str | None:
@@ -213,7 +231,7 @@ def _load_files(files: list[Path], data: DataSpec) -> Any:
         check_encoding(files[0])
     if reader == "json" and squad.looks_like(files[0]):
         return squad.load(files)
-    paths = {data.split: [str(f) for f in files]}
+    paths = {data.split: [glob.escape(str(f)) for f in files]}  # `data[1].csv` is a name, not a pattern
     return _load(reader, data_files=paths, split=_slice_safe(data.split), stream=data.stream, **options)
 
 

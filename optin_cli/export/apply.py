@@ -30,7 +30,7 @@ from optin_cli.compensation.least_squares import NONE
 from optin_cli.compensation.plan import CompensationPlan
 from optin_cli.compensation.settings import Progress, SiteFit
 from optin_cli.data.batches import Batches
-from optin_cli.errors import ArtefactError, OptinError, UsageError, param
+from optin_cli.errors import ArtefactError, OptinError, OutputDiffers, UsageError, param
 from optin_cli.export.check import Check, CheckRows, check_rows, expect
 from optin_cli.export.writers import DIRECTORY_WRITER, Comparison, Writer, compare_outputs
 from optin_cli.loading.checkpoint import OpenModel, open_model
@@ -114,7 +114,7 @@ def existing(
     same = (last["mask"], last["model"]["digest"]) == (mask.digest, model.digest)
     if not same or any(recorded.get(key) != value for key, value in asked.items()):
         what = "compensation" if same else "mask or model"
-        raise UsageError(
+        raise OutputDiffers(
             f"{output} exists, made with another {what}",
             f"choose another name, or {param('force', True)} to replace it",
         )

@@ -86,7 +86,7 @@ def open_transformers(
             "no task covers the head of a %s: it is kept as it is, and the rest is scored on its hidden states",
             cls.__name__,
         )
-    settle_padding(source.folder, module)
+    settle_padding(source.folder, module, trusted)
     # an embedding takes no notice of the pooler, so a checkpoint without one will do
     idle = [key for key in info["missing_keys"] if task.name == EMBEDDING and "pooler" in key]
     missing = sorted(set(info["missing_keys"]) - set(idle))

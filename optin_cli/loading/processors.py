@@ -6,7 +6,9 @@ A text processor tokenizes; an image processor maps a PIL image to a (3, h, w) t
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optin_cli.artefacts.kinds import load_json
 from optin_cli.data.batches import IGNORE
 from optin_cli.data.readers import Window, masked_positions
 from optin_cli.errors import InputError, first_line, param
+from optin_cli.interrupts import silence
 from optin_cli.loading.custom_code import check_part
+from optin_cli.loading.weight_errors import is_panic
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -208,14 +213,31 @@ def text_processor(folder: Path, config: Any, trust_remote_code: bool = False) -
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         if len(tokenizer) <= len(tokenizer.all_special_tokens):
             raise ValueError("it holds no vocabulary")  # transformers makes one of special tokens alone
+        processor = tokenizing(tokenizer, config, folder)
+        with _unreported():
+            processor.tokenize(["a b"])
+        return processor
     except InputError:
         raise
-    except Exception as error:  # the tokenizers library raises nothing more specific
+    except BaseException as error:  # the tokenizers library raises nothing more specific
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         raise InputError(
             f"{folder} has no usable tokenizer: {first_line(error)}",
             "put tokenizer.json (or the vocabulary files) beside config.json",
         ) from error
-    return tokenizing(tokenizer, config, folder)
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Within the context, what libraries in Rust write to standard error before they raise is dropped."""
+    stream = os.dup(2)
+    try:
+        silence(2)
+        yield
+    finally:
+        os.dup2(stream, 2)
+        os.close(stream)
 
 
 def tokenizing(tokenizer: Any, config: Any, folder: Path | None = None) -> TextProcessor:
@@ -237,7 +259,7 @@ def _stand_in(tokenizer: Any) -> str | None:
     return next((t for t in usual if [tokenizer.convert_tokens_to_ids(t)] != ends), *usual[:1] or [None])
 
 
-def settle_padding(folder: Path, module: Any) -> None:
+def settle_padding(folder: Path, module: Any, trust_remote_code: bool = False) -> None:
     """Give the config of a classifier that reads the last token a padding token, if it has none: the tokenizer's.
 
     Without one transformers takes single texts alone.
@@ -247,7 +269,7 @@ def settle_padding(folder: Path, module: Any) -> None:
     if not named or getattr(config, "pad_token_id", None) is not None:
         return
     try:
-        tokenizer = text_processor(folder, module.config).tokenizer
+        tokenizer = text_processor(folder, module.config, trust_remote_code).tokenizer
     except InputError:  # whoever reads texts is told so
         return
     config.pad_token_id = tokenizer.pad_token_id
@@ -259,13 +281,14 @@ def settle_padding(folder: Path, module: Any) -> None:
 
 
 def _max_length(folder: Path | None, tokenizer: Any, config: Any) -> int:
-    import json
-
     positions = min(map(_positions, _parts(config)))
     limits = [positions, tokenizer.model_max_length]
     sentence = folder and folder / "sentence_bert_config.json"
     if sentence and sentence.is_file():
-        limits.append(json.loads(sentence.read_text()).get("max_seq_length") or positions)
+        stored = load_json(sentence)
+        limits.append((stored.get("max_seq_length") if isinstance(stored, dict) else None) or positions)
+    if odd := [limit for limit in limits if type(limit) not in (int, float) or not limit >= 1]:
+        raise ValueError(f"its longest sequence is {odd[0]!r}")
     return int(min(limits))
 
 
@@ -291,13 +314,21 @@ def transformers_image_processor(
     """
     from transformers import AutoImageProcessor, ViTImageProcessor
 
+    check_part(folder, "image processor", trust_remote_code)
     try:
-        check_part(folder, "image processor", trust_remote_code)
-        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError):
-        size = _pair(getattr(getattr(config, "vision_config", config), "image_size", 224))
-        processor = ViTImageProcessor(size={"height": size[0], "width": size[1]})
-    return processing(processor, config, str(folder))
+        try:
+            processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError):
+            if (folder / "preprocessor_config.json").is_file():
+                raise
+            size = _pair(getattr(getattr(config, "vision_config", config), "image_size", 224))
+            processor = ViTImageProcessor(size={"height": size[0], "width": size[1]})
+        return processing(processor, config, str(folder))
+    except Exception as error:  # whatever its file holds
+        raise InputError(
+            f"{folder} has no usable image processor: {first_line(error)}",
+            "take the preprocessor_config.json that came with the model",
+        ) from error
 
 
 def processing(processor: Any, config: Any, where: str) -> ImageProcessor:

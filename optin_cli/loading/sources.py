@@ -8,9 +8,10 @@ import json
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 from urllib.parse import parse_qsl
 
+from optin_cli.artefacts import typed
 from optin_cli.artefacts.files import nearest_path, read_json
 from optin_cli.artefacts.kinds import load_json
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned
@@ -36,6 +37,16 @@ _EXTRAS = (
     "config_sentence_transformers.json",
     "*_Pooling/config.json",
 )
+
+
+class _ByName(TypedDict):
+    """config.json in timm's layout."""
+
+    architecture: str
+    library: NotRequired[str]
+    model_args: NotRequired[dict[str, Any]]
+    num_classes: NotRequired[int | None]
+    pretrained_cfg: NotRequired[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -164,6 +175,8 @@ def _from_folder(spec: str, folder: Path, weights: bool, trust_remote_code: bool
     if quantisation := data.get("quantization_config"):
         refuse_quantised(spec, quantisation)
     by_name = "architecture" in data and "model_type" not in data  # timm's layout
+    if by_name and (problems := typed.problems(data, _ByName, "it")):
+        raise InputError(f"{config} can't be read: {', '.join(problems)}")
     source = Source(
         spec,
         data.get("library", "timm") if by_name else "transformers",

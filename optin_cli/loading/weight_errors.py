@@ -107,6 +107,13 @@ class clear_errors:
             if self.source.record is not None:
                 raise ArtefactError(message, "run `optin apply` again") from error
             raise InputError(message, "copy or download it again") from error
+        if is_panic(error) or (isinstance(error, Exception) and not _is_ours(error)):
+            # values of a wrong type in its files: each library has exceptions of its own for them
+            name = type(error).__name__
+            said = first if first.startswith(name) else f"{name}: {first}"
+            raise InputError(
+                f"{spec} can't be opened: {said}", "look for wrong values in its config and processor files"
+            ) from error
 
     def _arguments(self) -> str | None:
         """Return what to check if a model was made by name with arguments of the user's."""
@@ -117,3 +124,16 @@ class clear_errors:
             f"check the arguments behind the ?: checkpoint=FILE, num_classes=10, and arguments that "
             f"{library}'s {self.source.architecture} takes"
         )
+
+
+def is_panic(error: BaseException) -> bool:
+    """Return whether a library in Rust has given up: what it raises is no `Exception`."""
+    return type(error).__name__ == "PanicException"
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Return whether our own code raised an error, which is then a fault of ours."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("optin_cli")

@@ -17,7 +17,7 @@ from optin_cli.artefacts.files import check_space
 from optin_cli.artefacts.partial import Partial, clear_parts
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.artefacts.ranking import RankedSite, Ranking, read_ranking, write_ranking
-from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError, param
+from optin_cli.errors import ArtefactError, InputError, OptinError, OutputDiffers, UsageError, param
 from optin_cli.execution.macs import count_macs
 from optin_cli.execution.precision import exact_convolutions
 from optin_cli.importance import own_output_weight
@@ -54,9 +54,9 @@ def existing(path: Path, plan: Plan, *, any_lambda: bool = False) -> Ranking | N
     # the weights of a model may be those of one that merges other tokens
     differs = [key for key in {**wanted, "merges": None} if have.get(key) != wanted.get(key)]
     if differs:
-        raise UsageError(f"{path} exists, made with other settings: {', '.join(differs)}", redo)
+        raise OutputDiffers(f"{path} exists, made with other settings: {', '.join(differs)}", redo)
     if not any_lambda and ranking.settings.get("output_weight") != plan.settings.output_weight:
-        raise UsageError(
+        raise OutputDiffers(
             f"{path} holds these scores, combined with lambda {own_output_weight(ranking):g}",
             "`optin select --lambda` recombines them without scoring; or choose another name, or "
             f"{param('force', True)}"

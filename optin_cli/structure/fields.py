@@ -10,6 +10,7 @@ every path) and the tables of docs/anatomy.md (docs/field_tables.py). All of the
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any, Protocol, TypeVar
@@ -47,7 +48,7 @@ class Plain:
     fits: Callable[[Any], bool]
 
     def problems(self, value: Any, where: str) -> list[str]:
-        return [] if self.fits(value) else [f"{where} must be {self.words}, not {value!r}"]
+        return [] if self.fits(value) else [f"{where} must be {self.words}, not {_brief(value)}"]
 
     def read(self, value: Any) -> Any:
         return value
@@ -79,7 +80,7 @@ class Listed:
     least: int = 0
 
     def problems(self, value: Any, where: str) -> list[str]:
-        wrong = [f"{where} must be {self.words}, not {value!r}"]
+        wrong = [f"{where} must be {self.words}, not {_brief(value)}"]
         if not isinstance(value, list | tuple) or len(value) < self.least:
             return wrong
         found = [p for i, item in enumerate(value) for p in self.item.problems(item, f"{where}[{i}]")]
@@ -115,7 +116,7 @@ class Patterns:
             fits = bool(value) or self.optional
         else:
             fits = isinstance(value, list | tuple) and bool(value) and all(map(is_text, value))
-        return [] if fits else [f"{where} must be {self.words}, not {value!r}"]
+        return [] if fits else [f"{where} must be {self.words}, not {_brief(value)}"]
 
     def read(self, value: Any) -> Any:
         return value if isinstance(value, str) else tuple(value)
@@ -145,7 +146,7 @@ class Record:
             return problems(self.cls, value, f"{where}.")
         if (value is None and self.optional) or (self.short and isinstance(value, str) and value):
             return []
-        return [f"{where} must be {self.words}, not {value!r}"]
+        return [f"{where} must be {self.words}, not {_brief(value)}"]
 
     def read(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -158,6 +159,15 @@ class Record:
 
     def map_paths(self, value: Any, change: ChangePath) -> Any:
         return value if value is None else map_paths(value, change)
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
+
+
+def _brief(value: Any) -> str:
+    """A value for an error: its beginning, if it is long."""
+    return _REPR.repr(value)
 
 
 def holds(kind: Kind, required: bool | None = None) -> dict[str, Any]:
@@ -195,7 +205,7 @@ def problems(cls: type, data: Any, prefix: str = "") -> list[str]:
     if not isinstance(data, dict):
         return [f"{prefix.rstrip('.') or 'it'} must be a mapping, not {data!r}"]
     known = {one.name: one for one in described(cls)}
-    found = [f"unknown field {prefix}{name}" for name in data if name not in known]
+    found = [f"unknown field {prefix}{str(name)[:80]}" for name in data if name not in known]
     for name, one in known.items():
         if name in data:
             found += kind_of(one).problems(data[name], f"{prefix}{name}")

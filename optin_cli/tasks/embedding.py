@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optin_cli.artefacts.kinds import load_json
 from optin_cli.data.batches import Batches
 from optin_cli.data.labels import check_varied, number_labels
 from optin_cli.data.readers import SIDES
@@ -119,5 +119,8 @@ def _pooling(folder: Path | None) -> str:
     path = folder / "1_Pooling" / "config.json" if folder else None
     if path is None or not path.is_file():
         return "mean"
-    settings = json.loads(path.read_text())
-    return "cls" if settings.get("pooling_mode_cls_token") else "mean"
+    try:
+        settings = load_json(path)
+    except ValueError as error:
+        raise InputError(f"{path} can't be read: {error}", "take the one that came with the model") from error
+    return "cls" if isinstance(settings, dict) and settings.get("pooling_mode_cls_token") else "mean"

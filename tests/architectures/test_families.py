@@ -310,3 +310,35 @@ def test_yaml_cannot_make_python_objects(tmp_path):
     with pytest.raises(UsageError):
         read_family(path)
     assert not proof.exists()
+
+
+ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
+)
+REST = "sites: [{kind: neurons, producers: [fc1], consumer: fc2}]\nblocks: layers\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{ALIASES}{REST}name: m\nmatches: *a8\n",
+        f"{ALIASES}{REST}name: *a8\n",
+        f"{REST}name: &n [*n]\n",
+        f"{REST}name: {'[' * 5000}{']' * 5000}\n",
+        f"{REST}name: {'9' * 5000}\n",
+        f"{REST}name: !!python/object/apply:os.system ['true']\n",
+        f"{REST}name: m\nmatches: {'x' * 2**20}\n",
+        f"{REST}name: m\nmatches: [1, {'x' * 5000}]\n",
+    ],
+    ids=["aliases", "aliases in a name", "cycle", "depth", "digits", "tag", "size", "long value"],
+)
+def test_hostile_yaml_is_a_short_usage_error(tmp_path, text):
+    (tmp_path / "f.yaml").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_family(tmp_path / "f.yaml")
+    assert str(tmp_path / "f.yaml") in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_aliases_may_save_lines(tmp_path):
+    (tmp_path / "f.yaml").write_text("name: &n m\nmatches: [*n]\n" + REST)
+    assert read_family(tmp_path / "f.yaml").matches == ("m",)

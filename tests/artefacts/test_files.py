@@ -11,6 +11,7 @@ from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optin_cli.artefacts import kinds
 from optin_cli.artefacts.files import (
     check_output,
     digest_bytes,
@@ -92,6 +93,30 @@ def test_anything_but_a_json_object_is_a_damaged_artefact(tmp_path, content):
     path = written(tmp_path / "a.json", content)
     with pytest.raises(ArtefactError, match=f"{path} is not a thing"):
         read_json(path, "a thing")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b'{"x": ' + b"9" * 5000 + b"}", "too many digits"),
+        (b'{"x": "\xff"}', "not text in UTF-8"),
+        (b"\x89PNG\r\n\x1a\n", "a PNG image"),
+        (b"", "an empty file"),
+    ],
+    ids=["depth", "digits", "bytes", "image", "empty"],
+)
+def test_json_that_the_parser_gives_up_on_is_a_damaged_artefact(tmp_path, content, says):
+    path = written(tmp_path / "a.json", content)
+    with pytest.raises(ArtefactError, match=f"{path} is not a thing: .*{says}"):
+        read_json(path, "a thing")
+
+
+def test_json_that_is_too_large_is_not_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr(kinds, "MOST_JSON", 100)
+    monkeypatch.setattr(kinds.json, "loads", lambda _: pytest.fail("it was parsed"))
+    with pytest.raises(ArtefactError, match="larger than"):
+        read_json(written(tmp_path / "a.json", b'{"x": "' + b"a" * 200 + b'"}'), "a thing")
 
 
 def test_a_path_that_can_not_be_read_is_a_usage_error(tmp_path):

@@ -266,3 +266,47 @@ def test_a_mask_cut_at_any_byte_is_refused(path):
     for length in range(len(content) - 2):
         path.write_bytes(content[:length])
         refused(path)
+
+
+@pytest.mark.parametrize("part", ["budget", "reached", "objective", "calibration"])
+def test_a_part_without_its_entries_is_refused_by_name(path, part):
+    assert f"{part}." in refused(change(path, lambda data: data.update({part: {}})))
+
+
+@pytest.mark.parametrize(
+    ("part", "entry", "value"),
+    [
+        ("budget", "tokens", "many"),
+        ("budget", "protect", [1]),
+        ("reached", "macs", None),
+        ("objective", "optimal", "yes"),
+        ("objective", "interactions", {"moved": 1}),
+        ("calibration", "rows", 1.5),
+        ("calibration", "row_ids", ["a"]),
+    ],
+)
+def test_an_entry_of_another_kind_is_refused_by_name(path, part, entry, value):
+    message = refused(change(path, lambda data: data[part].update({entry: value})))
+    assert f"{part}.{entry}" in message
+
+
+def test_a_mask_that_used_a_latency_table_has_its_times(path):
+    table = {
+        "device": "cpu", "processor": "", "threads": 1, "dtype": "float32", "batch_size": 1, "size": 8, "model": "m",
+        "of": "", "digest": "",
+    }  # fmt: skip
+    assert "reached.latency_ms is missing" in refused(
+        change(path, lambda data: data["budget"].update(latency_table=table))
+    )
+
+
+def test_many_repeated_indices_are_found_in_one_pass(path):
+    """Counting each of them again took minutes."""
+    count = 200_000
+    indices = [*range(count), count - 1]
+
+    def many(data: dict) -> None:
+        data["units"]["blocks.0.heads"] = count
+        data["keep"]["blocks.0.heads"] = indices
+
+    assert f"index {count - 1} twice" in refused(change(path, many))

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optin_cli.architectures.families import family_from_dict, family_to_dict, known_families
-from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned, write_pruned
+from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_checked, read_pruned, write_pruned
 from optin_cli.errors import ArtefactError, UsageError
 
 DENSE = {
@@ -139,3 +139,32 @@ def test_a_file_that_is_no_json_object_is_refused(tmp_path, content):
 def test_a_folder_without_a_record_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match=FILE_NAME):
         read_pruned(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change_to", "says"),
+    [
+        ({"history": []}, "history is empty"),
+        ({"history": [{}]}, "history[0].model is missing"),
+        ({"history": [{**STEP, "reached": {}}]}, "history[0].reached.flops is missing"),
+        (
+            {"history": [{**STEP, "compensation": {"method": "full", "sites": [{}]}}]},
+            "sites[0].site is missing",
+        ),
+        ({"history": [{**STEP, "params": "7"}]}, "history[0].params must be a whole number"),
+        ({"dense": {}}, "dense.id is missing"),
+        ({"dense": {**DENSE, "params": None}}, "dense.params must be a whole number"),
+        ({"kept": {"a": [None]}}, "kept.a[0] must be a whole number"),
+    ],
+    ids=str,
+)
+def test_a_record_that_lacks_what_is_in_its_parts_is_refused(tmp_path, change_to, says):
+    assert says in refused(change(tmp_path, lambda data: data.update(change_to)))
+
+
+@pytest.mark.parametrize("name", ["deviation", "checked_on", "params"])
+def test_what_was_never_compared_is_no_finished_model(tmp_path, name):
+    change(tmp_path, lambda data: data["history"][0].pop(name))
+    assert read_pruned(tmp_path).history  # as it is while it is compared
+    with pytest.raises(ArtefactError, match=f"{name} is missing"):
+        read_checked(tmp_path)

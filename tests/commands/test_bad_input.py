@@ -16,6 +16,8 @@ from helpers.data import tiny_image_folder, tiny_text_csv
 from helpers.models import saved_model, tiny_model
 from helpers.rankings import resealed
 
+from optin_cli.loading import checkpoint
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -344,3 +346,19 @@ def test_wrong_options(scored, tmp_path):
     bad(tmp_path, "bench", model, "--image-size", "32", code=2, says="--seq-len")
     bad(tmp_path, "bench", model, "--seq-len", "4096", code=2, says="64")
     run("score", model, code=2)
+
+
+def test_an_output_that_can_not_be_written_is_told_before_the_model_is_opened(scored, tmp_path, monkeypatch):
+    model, data, ranking = scored
+    mask, blocked = tmp_path / "m.json", tmp_path / "file" / "small"
+    run("select", ranking, "--flops", 0.6, "-o", mask)
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr(checkpoint, "open_model", lambda *_, **__: pytest.fail("the model was opened"))
+    for command in (
+        ("apply", model, mask, "-o", blocked),
+        ("prune", model, "--data", data, "--flops", 0.6, "-o", blocked),
+        ("prune", model, "--data", data, "--flops", 0.6, "-o", "/proc/small"),
+        ("score", model, "--data", data, "-o", tmp_path / "file" / "r.h5"),
+        ("score", model, "--data", data, "-o", tmp_path / ("a" * 300)),
+    ):
+        bad(tmp_path, *command, code=2, says="can't ")

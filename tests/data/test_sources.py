@@ -298,3 +298,22 @@ def test_rows_follow_a_file_that_changed(tmp_path):
     first = opened(path).to_dict()
     shutil.copy(tiny_text_csv(tmp_path / "other", rows=5, seed=9), path)
     assert opened(path).to_dict() != first
+
+
+@pytest.mark.parametrize("name", ["data[1].csv", "data[a-z]?.csv", "what*.csv"])
+def test_the_name_of_a_file_is_no_pattern(tmp_path, name):
+    (tmp_path / name).write_text("text,label\nfilm,1\n")
+    (tmp_path / "data1.csv").write_text("text,label\nnot this,0\nnor this,0\n")
+    assert open_split(DataSpec(str(tmp_path / name)))["text"] == ["film"]
+
+
+def test_a_cache_that_can_not_be_made_is_not_a_fault_of_the_data(tmp_path, monkeypatch):
+    import datasets
+
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "new.csv").write_text("text,label\nnever seen before,1\n")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(InputError) as caught:
+        open_split(DataSpec(str(tmp_path / "new.csv")))
+    assert "the cache of `datasets`" in str(caught.value) and "HF_DATASETS_CACHE" in str(caught.value)
+    assert "suffix" not in str(caught.value)

@@ -14,6 +14,7 @@ from helpers.models import saved_model, tiny_model
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 
 from optin_cli.errors import ArtefactError, InputError, UsageError
+from optin_cli.loading.checkpoint import pick_device
 from optin_cli.loading.sources import resolve
 
 
@@ -322,3 +323,9 @@ def test_a_hub_id_offline_is_an_input_error():
 def test_a_word_that_can_be_no_hub_id_is_a_usage_error(spec):
     with pytest.raises(UsageError, match="neither a directory nor a valid hub id"):
         resolve(spec)
+
+
+@pytest.mark.parametrize("name", ["mps", "meta", "hpu", "cuda:99", "nothing"])
+def test_a_device_that_is_not_for_computing_is_a_usage_error(name):
+    with pytest.raises(UsageError):
+        pick_device(name)
