@@ -29,8 +29,10 @@ _HOMES = {
     "optin_cli.api.prune": ("prune",),
     "optin_cli.api.score": ("score",),
     "optin_cli.api.select": ("select",),
+    "optin_cli.api.sweep": ("pick", "sweep"),
     "optin_cli.artefacts.latency": ("LatencyTable", "read_latency_table", "write_latency_table"),
     "optin_cli.artefacts.mask": ("Mask", "read_mask", "write_mask"),
+    "optin_cli.artefacts.point": ("Point", "Sweep", "read_sweep"),
     "optin_cli.artefacts.pruned": ("PrunedRecord", "read_pruned"),
     "optin_cli.artefacts.ranking": ("RankedSite", "Ranking", "read_ranking", "read_sketch", "write_ranking"),
     "optin_cli.data.sources": ("DataSpec",),
@@ -39,7 +41,7 @@ _HOMES = {
     ),
     "optin_cli.export.writers": ("Comparison", "Runnable", "Writer", "compare_outputs", "register_writer"),
     "optin_cli.measure.evaluate": ("Evaluation",),
-    "optin_cli.measure.latency": ("Timing", "speedup"),
+    "optin_cli.measure.latency": ("Timing", "speedup", "speedup_interval"),
     "optin_cli.structure.anatomy": (
         "Anatomy", "Bypass", "Producer", "RelativePositions", "Site", "Stream", "UnitInput",
     ),
@@ -60,13 +62,13 @@ __all__ = [  # noqa: RUF022 - in the order of a run
     "__version__",
     # the stages
     "open_model", "score", "select", "apply", "prune", "evaluate", "bench", "save", "load", "speedup",
-    "latency_table",
+    "speedup_interval", "latency_table", "sweep", "pick",
     # what they take and give
     "DataSpec", "OpenModel", "Ranking", "RankedSite", "Mask", "PrunedModel", "Applied", "SiteFit", "PrunedRecord",
-    "Evaluation", "Timing", "LatencyTable",
+    "Evaluation", "Timing", "LatencyTable", "Sweep", "Point",
     # files
     "read_ranking", "write_ranking", "read_sketch", "read_mask", "write_mask", "read_latency_table",
-    "write_latency_table", "read_pruned",
+    "write_latency_table", "read_pruned", "read_sweep",
     # architectures
     "register_family", "known_families", "read_family", "Family", "SiteTable", "Producer", "UnitInput", "Bypass",
     "RelativePositions", "StreamTable", "TokenTable", "Anatomy", "Site", "Stream",
@@ -87,6 +89,7 @@ if TYPE_CHECKING:
     from optin_cli.api.prune import prune
     from optin_cli.api.score import score
     from optin_cli.api.select import select
+    from optin_cli.api.sweep import pick, sweep
     from optin_cli.architectures.families import (
         Family,
         SiteTable,
@@ -98,6 +101,7 @@ if TYPE_CHECKING:
     )
     from optin_cli.artefacts.latency import LatencyTable, read_latency_table, write_latency_table
     from optin_cli.artefacts.mask import Mask, read_mask, write_mask
+    from optin_cli.artefacts.point import Point, Sweep, read_sweep
     from optin_cli.artefacts.pruned import PrunedRecord, read_pruned
     from optin_cli.artefacts.ranking import RankedSite, Ranking, read_ranking, read_sketch, write_ranking
     from optin_cli.compensation.settings import SiteFit
@@ -115,7 +119,7 @@ if TYPE_CHECKING:
     from optin_cli.export.writers import Comparison, Runnable, Writer, compare_outputs, register_writer
     from optin_cli.loading.checkpoint import OpenModel, load
     from optin_cli.measure.evaluate import Evaluation
-    from optin_cli.measure.latency import Timing, speedup
+    from optin_cli.measure.latency import Timing, speedup, speedup_interval
     from optin_cli.scoring.methods.base import ScoringMethod
     from optin_cli.scoring.methods.registry import register_method
     from optin_cli.selection.budget import Budget

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +17,6 @@ from optin_cli.errors import ArtefactError, UsageError
 
 if TYPE_CHECKING:
     from optin_cli.loading.checkpoint import OpenModel
-    from optin_cli.measure.latency import Timing
 
 log = logging.getLogger("optin")
 
@@ -79,6 +78,7 @@ def bench(
       optin bench demo:minilm --table cpu.json --batch-size 32 --seq-len 64
     """
     from optin_cli.measure import latency
+    from optin_cli.measure.comparison import compare
     from optin_cli.measure.inputs import default_size
     from optin_cli.measure.runners import Execution
 
@@ -172,53 +172,13 @@ def _tabulate(
         console.data(str(path))
 
 
-def compare(models: list[OpenModel], timings: list[Timing]) -> list[dict[str, Any]]:
-    """Timings as plain data, the pruned ones with their speed-up over the dense one of the same setting.
-
-    Where a latency table predicted the pruned model under the very setting, its prediction stands beside.
-    """
-    from optin_cli.measure import latency
-    from optin_cli.measure.memory import disk_bytes
-
-    rows: list[dict[str, Any]] = []
-    for index, timing in enumerate(timings):
-        which = models[index % len(models)]
-        row = {**asdict(timing), "disk_bytes": disk_bytes(which)}
-        if which is not models[0]:
-            dense = timings[index - index % len(models)]
-            ideal = latency.ideal_speedup(models[0], which, timing.setting.size)
-            row["speedup"] = latency.speedup(dense, timing)
-            row["ideal_speedup"] = ideal
-            row["efficiency"] = latency.efficiency(row["speedup"], ideal)
-        if (foretold := _prediction(which)) and _same_setting(foretold, timing):
-            row["predicted_ms"] = foretold["latency_ms"]
-            if which is not models[0] and foretold["of"] == models[0].digest:
-                rows[-1]["predicted_ms"] = foretold["table_latency_ms"]
-                row["predicted_speedup"] = foretold["table_latency_ms"] / foretold["latency_ms"]
-        rows.append(row)
-    return rows
-
-
-def _prediction(model: OpenModel) -> dict[str, Any] | None:
-    """What a latency table said of a pruned model: milliseconds, and the table's setting."""
-    if model.record is None:
-        return None
-    step = model.record.history[-1]
-    table = step["budget"].get("latency_table")
-    return {**step["reached"], **table} if table else None
-
-
-def _same_setting(foretold: dict[str, Any], timing: Timing) -> bool:
-    threads = timing.threads if timing.device == "cpu" else 0
-    here = (timing.device, timing.dtype, threads, timing.setting.batch_size, timing.setting.size)
-    return here == tuple(foretold[key] for key in ("device", "dtype", "threads", "batch_size", "size"))
-
-
 def _unmet(models: list[OpenModel], rows: list[dict[str, Any]]) -> list[str]:
     """Where to look for predictions that none of the settings could be compared with."""
+    from optin_cli.measure.comparison import prediction
+
     notes = []
     for model in models:
-        if (foretold := _prediction(model)) and not any("predicted_ms" in row for row in rows):
+        if (foretold := prediction(model)) and not any("predicted_ms" in row for row in rows):
             notes.append(
                 f"{foretold['latency_ms']:.2f} ms were predicted for {model.spec} at --batch-size "
                 f"{foretold['batch_size']}, size {foretold['size']}, {foretold['dtype']} on {foretold['device']}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from optin_cli import console
 from optin_cli.artefacts.mask import Mask
+from optin_cli.artefacts.point import Point, Sweep, over_seeds
 from optin_cli.artefacts.ranking import Ranking
 from optin_cli.selection.select import emptied_sites
 
@@ -201,6 +202,51 @@ def show_sizes(sizes: dict[str, int], of: dict[str, int] | None = None) -> None:
             cells.append(f"{sizes[name]}{total}" if name in sizes else "")
         rows.append(cells)
     console.table("", ["block", *kinds], rows, stdout=True)
+
+
+# ---- sweeps ----
+
+
+def point_facts(sweep: Sweep, point: Point) -> dict[str, object]:
+    """A point, with the directory of its model."""
+    return {"directory": str(sweep.directory(point)), **asdict(point)}
+
+
+def point_line(point: Point) -> str:
+    """`flops-0.6: 60.0 % of the MACs, accuracy 87.9 (-0.30), 1.43x at batch 32`."""
+    parts = [f"{100 * point.share:.1f} % of the MACs"]
+    if quality := point.quality:
+        lost = point.evaluation["main"] and f" (dense {point.evaluation['baseline_metrics'][quality[0]]:.2f})"
+        parts.append(f"{quality[0].replace('_', ' ')} {quality[1]:.2f}{lost or ''}")
+    parts += [f"{one['speedup']:.2f}x at batch {one['batch_size']}" for one in point.timings]
+    return f"{point.name}: {', '.join(parts)}"
+
+
+def show_points(points: Sequence[Point]) -> None:
+    """One line a point, on stderr; then the means over seeds, where there are several."""
+    batches = sorted({one["batch_size"] for point in points for one in point.timings})
+    names = list(dict.fromkeys(quality[0] for point in points if (quality := point.quality)))
+    columns = ["model", "MACs", "params", *(name.replace("_", " ") for name in names), "drop"]
+    columns += [f"speed-up at {batch}" for batch in batches]
+    rows = []
+    for point in points:
+        cells = [point.name, f"{100 * point.share:.1f} %", console.count(point.params)]
+        found = dict([point.quality] if point.quality else [])
+        cells += [f"{found[name]:.2f}" if name in found else "" for name in names]
+        cells.append("" if point.drop is None else f"{point.drop:.2f}")
+        for batch in batches:
+            timing = point.timing(batch)
+            cells.append(
+                f"{timing['speedup']:.2f}x ({timing['interval'][0]:.2f}..{timing['interval'][1]:.2f})"
+                if timing
+                else ""
+            )
+        rows.append(cells)
+    console.table("", columns, rows)
+    spread = [group for group in over_seeds(points) if group.seeds > 1]
+    if spread:
+        rows = [[one.name, str(one.seeds), f"{one.drop:.2f}", f"{one.deviation:.2f}"] for one in spread]
+        console.table("over seeds", ["budget", "seeds", "mean drop", "standard deviation"], rows)
 
 
 # ---- measurements ----
