@@ -27,6 +27,7 @@ _HOMES = {
     "optin_cli.api.measure": ("bench", "evaluate", "latency_table"),
     "optin_cli.api.models": ("open_model",),
     "optin_cli.api.prune": ("prune",),
+    "optin_cli.api.report": ("report",),
     "optin_cli.api.score": ("score",),
     "optin_cli.api.select": ("select",),
     "optin_cli.api.sweep": ("pick", "sweep"),
@@ -62,7 +63,7 @@ __all__ = [  # noqa: RUF022 - in the order of a run
     "__version__",
     # the stages
     "open_model", "score", "select", "apply", "prune", "evaluate", "bench", "save", "load", "speedup",
-    "speedup_interval", "latency_table", "sweep", "pick",
+    "speedup_interval", "latency_table", "sweep", "pick", "report",
     # what they take and give
     "DataSpec", "OpenModel", "Ranking", "RankedSite", "Mask", "PrunedModel", "Applied", "SiteFit", "PrunedRecord",
     "Evaluation", "Timing", "LatencyTable", "Sweep", "Point",
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     from optin_cli.api.measure import bench, evaluate, latency_table
     from optin_cli.api.models import open_model
     from optin_cli.api.prune import prune
+    from optin_cli.api.report import report
     from optin_cli.api.score import score
     from optin_cli.api.select import select
     from optin_cli.api.sweep import pick, sweep

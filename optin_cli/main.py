@@ -20,6 +20,7 @@ from optin_cli.commands.groups import as_command, spelling_of
 from optin_cli.commands.inspect import inspect
 from optin_cli.commands.pick import pick
 from optin_cli.commands.prune import prune
+from optin_cli.commands.report import report
 from optin_cli.commands.score import score
 from optin_cli.commands.select import select
 from optin_cli.commands.sweep import sweep
@@ -118,6 +119,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "sweep": sweep,
     "pick": pick,
+    "report": report,
     "inspect": inspect,
     "families": families,
 }

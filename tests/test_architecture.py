@@ -12,7 +12,7 @@ ROWS = [
     {"main"},
     {"commands"},
     {"api"},
-    {"trials"},
+    {"trials", "reporting"},
     {"pipeline"},
     {"export"},
     {"scoring", "selection", "compensation", "measure", "tracing"},

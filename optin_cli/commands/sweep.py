@@ -57,7 +57,8 @@ def sweep(
 ) -> None:
     """Prune to many budgets with one ranking, evaluate and time each model, and keep all of them as one folder.
 
-    What is there is kept: a sweep that was stopped goes on, and more budgets are added to those before.
+    It ends in a table and a page, `report.html`. What is there is kept: a sweep that was stopped goes on, and more
+    budgets are added to those before.
 
     Examples:
 
@@ -65,6 +66,7 @@ def sweep(
 
       optin sweep ./my-bert --data glue/sst2 --flops 0.7,0.5 --seeds 3 --variant random -o sweep/
     """
+    from optin_cli.reporting.write import write
     from optin_cli.scoring.distributed import refuse_team
     from optin_cli.trials.sweep import Series, check_requests
     from optin_cli.trials.sweep import sweep as stage
@@ -84,11 +86,19 @@ def sweep(
             on_progress,
             (lambda point: None) if writing.quiet else lambda point: console.note(point_line(point)),
         )
+    page = output / "report.html"
+    ranking = [points.ranking] if points.ranking else []
+    write([output, *ranking], page)
     if not writing.quiet:
         show_points(done.points)
+        console.note(f"wrote {page}")
     if writing.json:
         console.emit_json(
-            {"sweep": str(output), "points": [point_facts(done, point) for point in done.points]}
+            {
+                "sweep": str(output),
+                "report": str(page),
+                "points": [point_facts(done, point) for point in done.points],
+            }
         )
     else:
         console.data(str(output))

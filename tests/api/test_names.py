@@ -33,6 +33,7 @@ RUN = [
     "latency_table",
     "sweep",
     "pick",
+    "report",
     "save",
 ]
 

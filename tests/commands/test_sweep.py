@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -132,6 +134,28 @@ def test_seeds_draw_other_examples(data, tmp_path):
     assert len({point.ranking for point in points}) == 2
     mean = np.mean([point.drop for point in points])
     assert "over seeds" in result.stderr and f"{mean:.2f}" in result.stderr.split("over seeds")[1]
+
+
+def test_a_sweep_ends_in_a_report(swept, tmp_path):
+    text = (swept / "report.html").read_text()
+    assert re.findall(r"<figcaption>(.* against .*)</figcaption>", text) == [
+        f"{what} against {cost}"
+        for cost in ("MACs", "latency at batch 2")
+        for what in ("accuracy", "agreement")
+    ]
+    for point in read_sweep(swept).points:
+        assert f'<th scope="row">{point.name}</th>' in text
+        assert f"<title>{point.name}: {point.evaluation['metrics']['accuracy']:.2f} at" in text
+    fits = read_pruned(swept / "flops-0.4").history[-1]["compensation"]["sites"]
+    last = {fit["site"]: fit for fit in fits}["blocks.2.neurons"]
+    shown = text.split('<div data-fits="2">')[1].split("blocks.2.neurons")[1].split("</div>\n")[1]
+    assert f"{100 * last['before']:.3g} % → {100 * last['after']:.3g} % ({last['method']})" in shown
+    table = tmp_path / "t.csv"
+    run("report", swept, "--csv", table)
+    rows = {row["name"]: row for row in csv.DictReader(table.open())}
+    for point in read_sweep(swept).points:
+        assert float(rows[point.name]["drop"]) == point.drop
+        assert rows[point.name]["ms_batch_1"] == (str(point.timings[0]["ms"]) if point.timings else "")
 
 
 # ---- pick ----
