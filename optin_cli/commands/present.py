@@ -222,8 +222,8 @@ def point_line(point: Point) -> str:
     return f"{point.name}: {', '.join(parts)}"
 
 
-def show_points(points: Sequence[Point]) -> None:
-    """One line a point, on stderr; then the means over seeds, where there are several."""
+def show_points(points: Sequence[Point], *, stdout: bool = False) -> None:
+    """One line a point, on stderr unless it is the data itself; then the means over seeds, where there are several."""
     batches = sorted({one["batch_size"] for point in points for one in point.timings})
     names = list(dict.fromkeys(quality[0] for point in points if (quality := point.quality)))
     columns = ["model", "MACs", "params", *(name.replace("_", " ") for name in names), "drop"]
@@ -242,11 +242,13 @@ def show_points(points: Sequence[Point]) -> None:
                 else ""
             )
         rows.append(cells)
-    console.table("", columns, rows)
+    console.table("", columns, rows, stdout=stdout)
     spread = [group for group in over_seeds(points) if group.seeds > 1]
     if spread:
         rows = [[one.name, str(one.seeds), f"{one.drop:.2f}", f"{one.deviation:.2f}"] for one in spread]
-        console.table("over seeds", ["budget", "seeds", "mean drop", "standard deviation"], rows)
+        console.table(
+            "over seeds", ["budget", "seeds", "mean drop", "standard deviation"], rows, stdout=stdout
+        )
 
 
 # ---- measurements ----

@@ -62,9 +62,9 @@ def sweep(
 
     Examples:
 
-      optin sweep demo:minilm --data builtin:docs --flops 0.9,0.8,0.7,0.6,0.5 -o sweep/
+      optin sweep demo:minilm --data builtin:docs --flops 0.9,0.7,0.5 -o sweep/
 
-      optin sweep ./my-bert --data glue/sst2 --flops 0.7,0.5 --seeds 3 --variant random -o sweep/
+      optin sweep ./my-bert --data glue/sst2 --flops 0.5 --seeds 3 -o sweep/
     """
     from optin_cli.reporting.write import write
     from optin_cli.scoring.distributed import refuse_team
