@@ -24,7 +24,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "optin_cli.api.apply": ("apply", "save"),
-    "optin_cli.api.measure": ("bench", "evaluate", "latency_table"),
+    "optin_cli.api.measure": ("bench", "bench_generation", "evaluate", "latency_table"),
     "optin_cli.api.models": ("open_model",),
     "optin_cli.api.prune": ("prune",),
     "optin_cli.api.report": ("report",),
@@ -42,6 +42,7 @@ _HOMES = {
     ),
     "optin_cli.export.writers": ("Comparison", "Runnable", "Writer", "compare_outputs", "register_writer"),
     "optin_cli.measure.evaluate": ("Evaluation",),
+    "optin_cli.measure.generation": ("Generation",),
     "optin_cli.measure.latency": ("Timing", "speedup", "speedup_interval"),
     "optin_cli.structure.anatomy": (
         "Anatomy", "Bypass", "Producer", "RelativePositions", "Site", "Stream", "UnitInput",
@@ -62,11 +63,11 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [  # noqa: RUF022 - in the order of a run
     "__version__",
     # the stages
-    "open_model", "score", "select", "apply", "prune", "evaluate", "bench", "save", "load", "speedup",
-    "speedup_interval", "latency_table", "sweep", "pick", "report",
+    "open_model", "score", "select", "apply", "prune", "evaluate", "bench", "bench_generation", "save", "load",
+    "speedup", "speedup_interval", "latency_table", "sweep", "pick", "report",
     # what they take and give
     "DataSpec", "OpenModel", "Ranking", "RankedSite", "Mask", "PrunedModel", "Applied", "SiteFit", "PrunedRecord",
-    "Evaluation", "Timing", "LatencyTable", "Sweep", "Point",
+    "Evaluation", "Timing", "Generation", "LatencyTable", "Sweep", "Point",
     # files
     "read_ranking", "write_ranking", "read_sketch", "read_mask", "write_mask", "read_latency_table",
     "write_latency_table", "read_pruned", "read_sweep",
@@ -85,7 +86,7 @@ __all__ = [  # noqa: RUF022 - in the order of a run
 
 if TYPE_CHECKING:
     from optin_cli.api.apply import apply, save
-    from optin_cli.api.measure import bench, evaluate, latency_table
+    from optin_cli.api.measure import bench, bench_generation, evaluate, latency_table
     from optin_cli.api.models import open_model
     from optin_cli.api.prune import prune
     from optin_cli.api.report import report
@@ -121,6 +122,7 @@ if TYPE_CHECKING:
     from optin_cli.export.writers import Comparison, Runnable, Writer, compare_outputs, register_writer
     from optin_cli.loading.checkpoint import OpenModel, load
     from optin_cli.measure.evaluate import Evaluation
+    from optin_cli.measure.generation import Generation
     from optin_cli.measure.latency import Timing, speedup, speedup_interval
     from optin_cli.scoring.methods.base import ScoringMethod
     from optin_cli.scoring.methods.registry import register_method

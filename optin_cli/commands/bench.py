@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,7 @@ import typer
 from optin_cli import console
 from optin_cli.commands import options
 from optin_cli.commands.groups import Group, everyday
-from optin_cli.commands.present import show_timings
+from optin_cli.commands.present import show_generation, show_timings
 from optin_cli.errors import ArtefactError, UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("optin")
 
 _BATCH_SIZES, _TABLE_BATCH_SIZE = "1,32", "32"
+KNEE = "knee"
 _NOISY = 0.03
 """Error of a site's time, as a share of it, beyond which predictions are not worth much."""
 
@@ -31,7 +32,10 @@ class Settings:
 
     batch_size: str | None = field(
         default=None,
-        metadata={"help": f"Batch sizes (default: {_BATCH_SIZES}; {_TABLE_BATCH_SIZE} for a table)."},
+        metadata={
+            "help": f"Batch sizes (default: {_BATCH_SIZES}; {_TABLE_BATCH_SIZE} for a table), or knee: 1, 2, 4, ... "
+            "until more give the first model less than 5 % more throughput.",
+        },
     )
     seq_len: str | None = field(
         default=None, metadata={"help": "Sequence lengths, e.g. 64,128 (text models)."}
@@ -39,6 +43,13 @@ class Settings:
     image_size: str | None = field(default=None, metadata={"help": "Image sides in pixels (vision models)."})
     repeats: int = field(default=10, metadata={"least": 1, "help": "Forwards of each model, at least."})
     seconds: float = field(default=5.0, metadata={"help": "Time spent on each setting."})
+    new_tokens: int | None = field(
+        default=None,
+        metadata={
+            "metavar": "N",
+            "help": "Time decoders as they read --seq-len tokens (prefill) and write N more (decode).",
+        },
+    )
     compile: bool = field(default=False, metadata={"help": "Time the models as torch.compile makes them."})
     cuda_graph: bool = field(
         default=False,
@@ -58,6 +69,15 @@ def bench(
     opening: options.TypedOpening,
     writing: options.Unquiet,
     baseline: options.Baseline = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv",
+            metavar="FILE.csv",
+            rich_help_panel="Output",
+            help="Write the timings with timm's columns, too.",
+        ),
+    ] = None,
     table: Annotated[
         Path | None,
         typer.Option(
@@ -75,6 +95,10 @@ def bench(
 
       optin bench m-60/ --baseline demo:minilm --batch-size 1,32 --seq-len 64
 
+      optin bench m-60/ --baseline demo:minilm --batch-size knee --csv t.csv
+
+      optin bench small/ --baseline ./my-llama --new-tokens 64
+
       optin bench demo:minilm --table cpu.json --batch-size 32 --seq-len 64
     """
     from optin_cli.measure import latency
@@ -88,6 +112,8 @@ def bench(
         raise UsageError(
             "a latency table is of models run as they are", "leave --compile and --cuda-graph out"
         )
+    to_knee = timing.batch_size == KNEE
+    _check(timing, table, csv)
     opened = opening.open(model)
     images = opened.family.modality == "image"
     if (timing.seq_len if images else timing.image_size) is not None:
@@ -97,9 +123,9 @@ def bench(
         )
     asked = timing.seq_len or timing.image_size
     sizes = options.whole_numbers(asked, "--seq-len or --image-size") if asked else None
-    batch_sizes = options.whole_numbers(
-        timing.batch_size or (_BATCH_SIZES if table is None else _TABLE_BATCH_SIZE), "--batch-size"
-    )
+    default = _BATCH_SIZES if table is None else _TABLE_BATCH_SIZE
+    asked_sizes = default if to_knee else timing.batch_size or default
+    batch_sizes = options.whole_numbers(asked_sizes, "--batch-size")
     if table is not None:
         if len(batch_sizes) > 1 or len(sizes or []) > 1:
             raise UsageError("a table is for one batch size and one length", "make a table for each")
@@ -110,21 +136,83 @@ def bench(
     if baseline:
         models.insert(0, opening.open_baseline(baseline, opened, str(opened.dtype)[6:]))
     with console.progress(not writing.json) as on_progress:
-        timings = latency.bench(
-            models,
-            batch_sizes,
-            sizes,
-            **timing.effort,
-            execution=Execution(timing.compile, timing.cuda_graph),
-            on_progress=on_progress,
-        )
+        if timing.new_tokens is not None:
+            prompt = sizes[0] if sizes else None
+            _show_generation(models, batch_sizes, prompt, timing, writing.json, on_progress)
+            return
+        effort = {**timing.effort, "execution": Execution(timing.compile, timing.cuda_graph)}
+        if to_knee:
+            timings = latency.bench_to_knee(models, sizes, **effort, on_progress=on_progress)
+        else:
+            timings = latency.bench(models, batch_sizes, sizes, **effort, on_progress=on_progress)
     rows = compare(models, timings)
+    if csv is not None:
+        _write_csv(csv, rows, images)
     if writing.json:
         console.emit_json({"timings": rows})
     else:
         show_timings(rows)
         for other in _unmet(models, rows):
             console.note(other)
+
+
+def _check(timing: Settings, table: Path | None, csv: Path | None) -> None:
+    """Raise `UsageError` for settings that can't go together."""
+    if table is not None and (timing.batch_size == KNEE or timing.new_tokens is not None or csv is not None):
+        raise UsageError("a latency table is for one batch size", "leave knee, --new-tokens and --csv out")
+    if timing.new_tokens is None:
+        return
+    if timing.compile or timing.cuda_graph or timing.batch_size == KNEE or csv is not None:
+        raise UsageError(
+            "--new-tokens times models as they are, at batch sizes that are given",
+            "leave --compile, --cuda-graph, knee and --csv out",
+        )
+    if timing.seq_len is not None and "," in timing.seq_len:
+        raise UsageError("--new-tokens reads prompts of one length", "give --seq-len one number")
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]], images: bool) -> None:
+    """Write timings as a table for other tools."""
+    import csv
+    import io
+
+    from optin_cli.artefacts.files import atomic_file
+    from optin_cli.measure.comparison import csv_rows
+
+    found, text = csv_rows(rows, images), io.StringIO()
+    writer = csv.DictWriter(text, list(found[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text.getvalue())
+
+
+def _show_generation(
+    models: list[OpenModel],
+    batch_sizes: list[int],
+    prompt: int | None,
+    timing: Settings,
+    json: bool,
+    on_progress: console.ProgressCallback,
+) -> None:
+    """Time decoders as they read and write, and show it."""
+    from optin_cli.measure.generation import bench_generation
+
+    assert timing.new_tokens is not None
+    found = bench_generation(
+        models, batch_sizes, prompt, timing.new_tokens, **timing.effort, on_progress=on_progress
+    )
+    rows = []
+    for index, one in enumerate(found):
+        dense = found[index - index % len(models)]
+        rows.append(asdict(one))
+        if one is not dense:
+            rows[-1]["prefill_speedup"] = dense.prefill_ms / one.prefill_ms
+            rows[-1]["decode_speedup"] = dense.decode_ms / one.decode_ms
+    if json:
+        console.emit_json({"generation": rows})
+    else:
+        show_generation(rows)
 
 
 def _tabulate(

@@ -263,7 +263,7 @@ def show_timings(rows: list[dict[str, Any]]) -> None:
     foretold = any("predicted_ms" in row for row in rows)
     columns = ["model", "batch", "size", "median ms", "p10..p90"]
     columns += ["predicted ms"] if foretold else []
-    columns += ["per s", "MACs", "params", "disk", "peak mem", "speed-up", "of ideal"]
+    columns += ["per s", "MACs", "params", "disk", "peak mem", "speed-up", "95 % interval", "of ideal"]
     table = []
     for row in rows:
         predicted = f"{row['predicted_ms']:.2f}" if "predicted_ms" in row else ""
@@ -281,6 +281,7 @@ def show_timings(rows: list[dict[str, Any]]) -> None:
                 console.size(row["disk_bytes"]) if row["disk_bytes"] else "",
                 console.size(row["peak_memory"]),
                 f"{row['speedup']:.2f}x" if "speedup" in row else "",
+                "{:.2f}..{:.2f}".format(*row["speedup_interval"]) if "speedup_interval" in row else "",
                 f"{100 * row['efficiency']:.0f} %" if "efficiency" in row else "",
             ]
         )
@@ -292,12 +293,38 @@ def show_timings(rows: list[dict[str, Any]]) -> None:
                 f"{row['model']}: predicted {row['predicted_speedup']:.2f}x, measured {row['speedup']:.2f}x "
                 f"at batch {row['setting']['batch_size']}, size {row['setting']['size']}"
             )
+    for setting, point in dict.fromkeys((row["setting"]["batch_size"], row["point"]) for row in rows):
+        if point:
+            console.note(f"{point}: batch {setting}")
     idle = sorted({row["setting"]["batch_size"] for row in rows if not row["saturated"]})
     if idle:
         console.note(
             f"not saturated at batch {', '.join(map(str, idle))}: twice the batch takes less than 1.5 times as long, "
             "so a smaller model can't show its full speed there"
         )
+
+
+def show_generation(rows: list[dict[str, Any]]) -> None:
+    """Reading and writing apart: one line a model and batch size, on stdout."""
+    columns = [
+        "model",
+        "batch",
+        "prefill ms",
+        "tokens/s",
+        "speed-up",
+        "decode ms/token",
+        "tokens/s",
+        "speed-up",
+    ]
+    table = []
+    for row in rows:
+        cells = [row["model"], str(row["batch_size"])]
+        for part in ("prefill", "decode"):
+            speedup = f"{row[f'{part}_speedup']:.2f}x" if f"{part}_speedup" in row else ""
+            cells += [f"{row[f'{part}_ms']:.2f}", f"{row[f'{part}_tokens_per_second']:.0f}", speedup]
+        table.append(cells)
+    first = rows[0]
+    console.table(f"{first['new']} tokens after {first['prompt']}", columns, table, keys=2, stdout=True)
 
 
 _SHOWN = {"top1": "top-1", "top5": "top-5"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -50,3 +50,49 @@ def _same_setting(foretold: dict[str, Any], timing: Timing) -> bool:
     threads = timing.threads if timing.device == "cpu" else 0
     here = (timing.device, timing.dtype, threads, timing.setting.batch_size, timing.setting.size)
     return here == tuple(foretold[key] for key in ("device", "dtype", "threads", "batch_size", "size"))
+
+
+CSV_COLUMNS = (
+    "model",
+    "infer_samples_per_sec",
+    "infer_step_time",
+    "infer_batch_size",
+    "infer_img_size",
+    "infer_gmacs",
+    "param_count",
+)
+"""The names that timm's benchmark.py gives them: milliseconds, GMACs of an example, millions of parameters."""
+
+
+def csv_rows(rows: Sequence[Mapping[str, Any]], images: bool) -> list[dict[str, Any]]:
+    """Rows of `compare` with timm's columns first, then those that it does not have: `infer_seq_len` for what is no
+    image, quantiles, memory, speed-up, and the way that it was run."""
+    found = []
+    for row in rows:
+        size = row["setting"]["size"]
+        low, high = row.get("speedup_interval", ("", ""))
+        found.append(
+            {
+                "model": row["model"],
+                "infer_samples_per_sec": round(row["throughput"], 2),
+                "infer_step_time": round(row["median_ms"], 3),
+                "infer_batch_size": row["setting"]["batch_size"],
+                "infer_img_size": size if images else "",
+                "infer_gmacs": round(row["macs"] / 1e9, 4),
+                "param_count": round(row["params"] / 1e6, 3),
+                "infer_seq_len": "" if images else size,
+                "p10_ms": round(row["p10_ms"], 3),
+                "p90_ms": round(row["p90_ms"], 3),
+                "peak_memory_mib": round(row["peak_memory"] / 2**20, 1),
+                "speedup": row.get("speedup", ""),
+                "speedup_low": low,
+                "speedup_high": high,
+                "ideal_speedup": row.get("ideal_speedup", ""),
+                "point": row["point"],
+                "device": row["device"],
+                "threads": row["threads"],
+                "dtype": row["dtype"],
+                "execution": row["execution"],
+            }
+        )
+    return found

@@ -30,6 +30,8 @@ _RESAMPLES = 1000
 KNEE_GAIN = 1.05
 """Twice the batch gives less than this times the throughput: the device is full."""
 LARGEST_BATCH = 1024
+KNEE = "knee"
+"""In place of batch sizes: `bench_to_knee`."""
 SINGLE_STREAM, OFFLINE = "single stream", "offline"
 
 

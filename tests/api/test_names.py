@@ -30,6 +30,7 @@ RUN = [
     "prune",
     "evaluate",
     "bench",
+    "bench_generation",
     "latency_table",
     "sweep",
     "pick",
