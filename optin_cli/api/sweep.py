@@ -254,4 +254,6 @@ def _measured_on(data: Data, split: str | None) -> DataSpec:
 def _reopened(spec: str, dense: OpenModel) -> OpenModel:
     """A written model, opened as the dense one is."""
     dtype = str(dense.dtype).removeprefix("torch.")
-    return checkpoint.open_model(spec, device=str(dense.device), dtype=dtype)
+    return checkpoint.open_model(
+        spec, device=str(dense.device), dtype=dtype, trust_remote_code=dense.source.trust_remote_code
+    )

@@ -47,6 +47,7 @@ class Settings:
         default=None,
         metadata={
             "metavar": "N",
+            "least": 1,
             "help": "Time decoders as they read --seq-len tokens (prefill) and write N more (decode).",
         },
     )

@@ -73,7 +73,7 @@ class Goal:
         },
     )
     steps: int = field(
-        default=1, metadata={"help": "Reach the budget in so many steps, scoring again at each."}
+        default=1, metadata={"least": 1, "help": "Reach the budget in so many steps, scoring again at each."}
     )
 
     @property

@@ -26,7 +26,11 @@ class Points:
 
     seeds: int = field(
         default=1,
-        metadata={"panel": "Budget", "help": "Seeds: each scores, refits and measures on other draws."},
+        metadata={
+            "panel": "Budget",
+            "least": 1,
+            "help": "Seeds: each scores, refits and measures on other draws.",
+        },
     )
     variant: tuple[str, ...] = field(
         default=(),

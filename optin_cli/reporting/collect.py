@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optin_cli.artefacts.facts import Asked, Reached
-from optin_cli.artefacts.files import stated_kind
+from optin_cli.artefacts.kinds import stated_kind
 from optin_cli.artefacts.latency import LatencyTable, read_latency_table
 from optin_cli.artefacts.mask import Mask, read_mask
 from optin_cli.artefacts.point import SUFFIX, Point, Sweep, read_sweep

@@ -44,10 +44,10 @@ def block_costs(
         if table:
             ms[block] = ms.get(block, 0.0) + float(table.site_ms(site.name, [count])[0])
     units = {site.name: site.units for site in ranking.sites}
-    for layer in ranking.shared:
+    for layer in ranking.coupled:
         saved = layer.pairs_saved(units, kept) / 2
         for name in (layer.made, layer.read):
             macs[block_of[name]] -= saved * layer.macs_per_token * tokens
             params[block_of[name]] -= saved * layer.params
-    timed = bool(table) and not ranking.shared
+    timed = bool(table) and not ranking.coupled
     return [BlockCost(b, macs[b], params[b], ms[b] if timed else None) for b in sorted(macs)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from optin_cli.artefacts.point import Point, TimedPoint
 from optin_cli.errors import GateError, UsageError, param
+from optin_cli.sizes import check_numbers
 
 _ROUNDING = 1e-9
 
@@ -35,7 +36,7 @@ class Promise:
     )
     """Milliseconds."""
     batch_size: int | None = field(
-        default=None, metadata={"help": "Batch size that both are about, if there are several."}
+        default=None, metadata={"least": 1, "help": "Batch size that both are about, if there are several."}
     )
 
     def check(self) -> None:
@@ -45,6 +46,7 @@ class Promise:
                 "nothing is promised",
                 f"give {param('max_drop', 1.0)}, {param('min_speedup', 1.5)} or {param('max_latency', meta='8ms')}",
             )
+        check_numbers(Promise, vars(self))
         for name in ("min_speedup", "max_latency"):
             value = getattr(self, name)
             if value is not None and not value > 0:

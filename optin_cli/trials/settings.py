@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import UsageError, param
+from optin_cli.sizes import check_numbers
 
 RANDOM, UNCOMPENSATED = "random", "uncompensated"
 VARIANTS = (RANDOM, UNCOMPENSATED)
@@ -28,7 +29,11 @@ class Measuring:
     )
     eval_samples: int | None = field(
         default=None,
-        metadata={"panel": "Data", "help": "Examples to measure on, drawn by seed (default: all)."},
+        metadata={
+            "panel": "Data",
+            "least": 1,
+            "help": "Examples to measure on, drawn by seed (default: all).",
+        },
     )
     bench: bool = field(
         default=True, metadata={"switch": True, "help": "Time every point beside the dense model."}
@@ -37,17 +42,16 @@ class Measuring:
         default=(1, 32), metadata={"metavar": "N[,N..]", "help": "Batch sizes that are timed."}
     )
     seq_len: int | None = field(
-        default=None, metadata={"help": "Sequence length that is timed (text models)."}
+        default=None, metadata={"least": 1, "help": "Sequence length that is timed (text models)."}
     )
     image_size: int | None = field(
-        default=None, metadata={"help": "Side of the images that are timed (vision models)."}
+        default=None, metadata={"least": 1, "help": "Side of the images that are timed (vision models)."}
     )
-    repeats: int = field(default=10, metadata={"help": "Forwards of each model, at least."})
+    repeats: int = field(default=10, metadata={"least": 1, "help": "Forwards of each model, at least."})
     seconds: float = field(default=2.0, metadata={"help": "Time spent on each setting."})
 
     def __post_init__(self) -> None:
-        if self.eval_samples is not None and self.eval_samples < 1:
-            raise UsageError(f"{param('eval_samples', self.eval_samples)}: at least 1 is needed")
+        check_numbers(Measuring, vars(self))
         if self.bench and (not self.bench_batch_size or min(self.bench_batch_size) < 1):
             raise UsageError(f"{param('bench_batch_size')}: give at least one batch size, of at least 1")
 
