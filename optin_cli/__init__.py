@@ -24,13 +24,16 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "optin_cli.api.apply": ("apply", "save"),
-    "optin_cli.api.measure": ("bench", "evaluate", "latency_table"),
+    "optin_cli.api.measure": ("bench", "bench_generation", "evaluate", "latency_table"),
     "optin_cli.api.models": ("open_model",),
     "optin_cli.api.prune": ("prune",),
+    "optin_cli.api.report": ("report",),
     "optin_cli.api.score": ("score",),
     "optin_cli.api.select": ("select",),
+    "optin_cli.api.sweep": ("pick", "sweep"),
     "optin_cli.artefacts.latency": ("LatencyTable", "read_latency_table", "write_latency_table"),
     "optin_cli.artefacts.mask": ("Mask", "read_mask", "write_mask"),
+    "optin_cli.artefacts.point": ("Point", "Sweep", "read_sweep"),
     "optin_cli.artefacts.pruned": ("PrunedRecord", "read_pruned"),
     "optin_cli.artefacts.ranking": ("RankedSite", "Ranking", "read_ranking", "read_sketch", "write_ranking"),
     "optin_cli.data.sources": ("DataSpec",),
@@ -39,7 +42,8 @@ _HOMES = {
     ),
     "optin_cli.export.writers": ("Comparison", "Runnable", "Writer", "compare_outputs", "register_writer"),
     "optin_cli.measure.evaluate": ("Evaluation",),
-    "optin_cli.measure.latency": ("Timing", "speedup"),
+    "optin_cli.measure.generation": ("Generation",),
+    "optin_cli.measure.latency": ("Timing", "speedup", "speedup_interval"),
     "optin_cli.structure.anatomy": (
         "Anatomy", "Bypass", "Producer", "RelativePositions", "Site", "Stream", "UnitInput",
     ),
@@ -59,14 +63,14 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [  # noqa: RUF022 - in the order of a run
     "__version__",
     # the stages
-    "open_model", "score", "select", "apply", "prune", "evaluate", "bench", "save", "load", "speedup",
-    "latency_table",
+    "open_model", "score", "select", "apply", "prune", "evaluate", "bench", "bench_generation", "save", "load",
+    "speedup", "speedup_interval", "latency_table", "sweep", "pick", "report",
     # what they take and give
     "DataSpec", "OpenModel", "Ranking", "RankedSite", "Mask", "PrunedModel", "Applied", "SiteFit", "PrunedRecord",
-    "Evaluation", "Timing", "LatencyTable",
+    "Evaluation", "Timing", "Generation", "LatencyTable", "Sweep", "Point",
     # files
     "read_ranking", "write_ranking", "read_sketch", "read_mask", "write_mask", "read_latency_table",
-    "write_latency_table", "read_pruned",
+    "write_latency_table", "read_pruned", "read_sweep",
     # architectures
     "register_family", "known_families", "read_family", "Family", "SiteTable", "Producer", "UnitInput", "Bypass",
     "RelativePositions", "StreamTable", "TokenTable", "Anatomy", "Site", "Stream",
@@ -82,11 +86,13 @@ __all__ = [  # noqa: RUF022 - in the order of a run
 
 if TYPE_CHECKING:
     from optin_cli.api.apply import apply, save
-    from optin_cli.api.measure import bench, evaluate, latency_table
+    from optin_cli.api.measure import bench, bench_generation, evaluate, latency_table
     from optin_cli.api.models import open_model
     from optin_cli.api.prune import prune
+    from optin_cli.api.report import report
     from optin_cli.api.score import score
     from optin_cli.api.select import select
+    from optin_cli.api.sweep import pick, sweep
     from optin_cli.architectures.families import (
         Family,
         SiteTable,
@@ -98,6 +104,7 @@ if TYPE_CHECKING:
     )
     from optin_cli.artefacts.latency import LatencyTable, read_latency_table, write_latency_table
     from optin_cli.artefacts.mask import Mask, read_mask, write_mask
+    from optin_cli.artefacts.point import Point, Sweep, read_sweep
     from optin_cli.artefacts.pruned import PrunedRecord, read_pruned
     from optin_cli.artefacts.ranking import RankedSite, Ranking, read_ranking, read_sketch, write_ranking
     from optin_cli.compensation.settings import SiteFit
@@ -115,7 +122,8 @@ if TYPE_CHECKING:
     from optin_cli.export.writers import Comparison, Runnable, Writer, compare_outputs, register_writer
     from optin_cli.loading.checkpoint import OpenModel, load
     from optin_cli.measure.evaluate import Evaluation
-    from optin_cli.measure.latency import Timing, speedup
+    from optin_cli.measure.generation import Generation
+    from optin_cli.measure.latency import Timing, speedup, speedup_interval
     from optin_cli.scoring.methods.base import ScoringMethod
     from optin_cli.scoring.methods.registry import register_method
     from optin_cli.selection.budget import Budget

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from optin_cli.errors import InputError, OptinError, Spelling, first_line, in_python, spelled
 from optin_cli.interrupts import silence
@@ -185,6 +186,26 @@ def facts(title: str, rows: Sequence[Sequence[str]]) -> None:
     """Names and values, one a line, on stdout."""
     width = max(len(row[0]) for row in rows)
     data(shown("\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows), ""])))
+
+
+def drawing(title: str, lines: Sequence[str]) -> None:
+    """A chart of characters on stdout, in colour on a terminal; nothing where there is no line."""
+    if not lines or _muted:
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(title)}[/]")
+    for line in lines:
+        console.print(Text(line, style="blue" if console.is_terminal else ""))
+    console.print()
+
+
+def plain_characters() -> bool:
+    """Whether stdout can write no block characters."""
+    try:
+        "█░·".encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 @contextmanager

@@ -18,9 +18,12 @@ from optin_cli.commands.evaluate import evaluate
 from optin_cli.commands.families import families
 from optin_cli.commands.groups import as_command, spelling_of
 from optin_cli.commands.inspect import inspect
+from optin_cli.commands.pick import pick
 from optin_cli.commands.prune import prune
+from optin_cli.commands.report import report
 from optin_cli.commands.score import score
 from optin_cli.commands.select import select
+from optin_cli.commands.sweep import sweep
 from optin_cli.errors import OptinError, PeerFailure
 from optin_cli.interrupts import INTERRUPTED, TERMINATED, Terminated, exit_code, silence
 
@@ -114,6 +117,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "apply": apply,
     "bench": bench,
     "eval": evaluate,
+    "sweep": sweep,
+    "pick": pick,
+    "report": report,
     "inspect": inspect,
     "families": families,
 }

@@ -12,6 +12,7 @@ ROWS = [
     {"main"},
     {"commands"},
     {"api"},
+    {"trials", "reporting"},
     {"pipeline"},
     {"export"},
     {"scoring", "selection", "compensation", "measure", "tracing"},

@@ -14,8 +14,10 @@ from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.measure import evaluate as measuring
 from optin_cli.measure import latency
 from optin_cli.measure.evaluate import Evaluation
+from optin_cli.measure.generation import Generation
+from optin_cli.measure.generation import bench_generation as generate
 from optin_cli.measure.inputs import default_size
-from optin_cli.measure.latency import Timing
+from optin_cli.measure.latency import KNEE, Timing
 from optin_cli.measure.latency_table import make_table
 from optin_cli.measure.runners import Execution
 
@@ -76,7 +78,7 @@ def bench(
     model: Model,
     *,
     baseline: Model | None = None,
-    batch_size: int | Iterable[int] = (1, 32),
+    batch_size: int | str | Iterable[int] = (1, 32),
     seq_len: int | Iterable[int] | None = None,
     image_size: int | Iterable[int] | None = None,
     repeats: int = 10,
@@ -91,7 +93,8 @@ def bench(
     Args:
         model: see `open_model`.
         baseline: the dense model to compare with.
-        batch_size: one or several.
+        batch_size: one or several; or `knee`: 1, 2, 4, ... until more give the first model less than 5 % more
+            throughput. Batch 1 is then the `point` "single stream", the knee "offline".
         seq_len: lengths in tokens, for models of text; by default 128.
         image_size: sides in pixels, for vision models; by default the model's own.
         repeats: forwards of each model, at least.
@@ -116,13 +119,70 @@ def bench(
     ours = open_model(model)
     asked: int | Iterable[int] | None = _size_for(ours, seq_len, image_size)
     models = [ours] if baseline is None else [_dense(baseline, ours), ours]
-    return latency.bench(
+    sizes = None if asked is None else _numbers(asked)
+    how: dict[str, Any] = {
+        "repeats": repeats,
+        "seconds": seconds,
+        "execution": Execution(compile, cuda_graph),
+        "seed": seed,
+        "on_progress": on_progress,
+    }
+    if isinstance(batch_size, str):
+        if batch_size != KNEE:
+            raise UsageError(param("batch_size", batch_size), f"give numbers, or {KNEE!r}")
+        return latency.bench_to_knee(models, sizes, **how)
+    return latency.bench(models, _numbers(batch_size), sizes, **how)
+
+
+def bench_generation(
+    model: Model,
+    *,
+    baseline: Model | None = None,
+    batch_size: int | Iterable[int] = (1,),
+    seq_len: int | None = None,
+    new_tokens: int = 32,
+    repeats: int = 3,
+    seconds: float = 5.0,
+    seed: int = 0,
+    on_progress: Progress = silent,
+) -> list[Generation]:
+    """Measure a decoder's two speeds: reading a prompt (prefill), and writing one token after the other (decode).
+
+    Args:
+        model: see `open_model`.
+        baseline: the dense model to compare with.
+        batch_size: one or several.
+        seq_len: tokens that are read; by default 128 less those that are written.
+        new_tokens: tokens that are written, greedily and with a cache.
+        repeats: rounds, at least.
+        seconds: spent on each batch size.
+        seed: of the random prompts.
+        on_progress: called with (batch sizes done, batch sizes in all, what is being done).
+
+    Returns:
+        A `Generation` for each batch size and model, the baseline first: milliseconds of the prompt and of a token,
+        tokens a second.
+
+    Raises:
+        UsageError: for a model that is no decoder, and more tokens than it takes.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=8))
+        >>> decoder = optin.open_model(gpt2, processor=tokenizer)
+        >>> (found,) = optin.bench_generation(decoder, seq_len=4, new_tokens=2, seconds=0)
+        >>> found.prompt, found.new
+        (4, 2)
+    """
+    ours = open_model(model)
+    models = [ours] if baseline is None else [_dense(baseline, ours), ours]
+    return generate(
         models,
         _numbers(batch_size),
-        None if asked is None else _numbers(asked),
+        seq_len,
+        new_tokens,
         repeats=repeats,
         seconds=seconds,
-        execution=Execution(compile, cuda_graph),
         seed=seed,
         on_progress=on_progress,
     )

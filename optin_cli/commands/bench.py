@@ -12,16 +12,16 @@ import typer
 from optin_cli import console
 from optin_cli.commands import options
 from optin_cli.commands.groups import Group, everyday
-from optin_cli.commands.present import show_timings
+from optin_cli.commands.present import show_generation, show_timings
 from optin_cli.errors import ArtefactError, UsageError
 
 if TYPE_CHECKING:
     from optin_cli.loading.checkpoint import OpenModel
-    from optin_cli.measure.latency import Timing
 
 log = logging.getLogger("optin")
 
 _BATCH_SIZES, _TABLE_BATCH_SIZE = "1,32", "32"
+KNEE = "knee"
 _NOISY = 0.03
 """Error of a site's time, as a share of it, beyond which predictions are not worth much."""
 
@@ -32,7 +32,10 @@ class Settings:
 
     batch_size: str | None = field(
         default=None,
-        metadata={"help": f"Batch sizes (default: {_BATCH_SIZES}; {_TABLE_BATCH_SIZE} for a table)."},
+        metadata={
+            "help": f"Batch sizes (default: {_BATCH_SIZES}; {_TABLE_BATCH_SIZE} for a table), or knee: 1, 2, 4, ... "
+            "until more give the first model less than 5 % more throughput.",
+        },
     )
     seq_len: str | None = field(
         default=None, metadata={"help": "Sequence lengths, e.g. 64,128 (text models)."}
@@ -40,6 +43,14 @@ class Settings:
     image_size: str | None = field(default=None, metadata={"help": "Image sides in pixels (vision models)."})
     repeats: int = field(default=10, metadata={"least": 1, "help": "Forwards of each model, at least."})
     seconds: float = field(default=5.0, metadata={"help": "Time spent on each setting."})
+    new_tokens: int | None = field(
+        default=None,
+        metadata={
+            "metavar": "N",
+            "least": 1,
+            "help": "Time decoders as they read --seq-len tokens (prefill) and write N more (decode).",
+        },
+    )
     compile: bool = field(default=False, metadata={"help": "Time the models as torch.compile makes them."})
     cuda_graph: bool = field(
         default=False,
@@ -59,6 +70,15 @@ def bench(
     opening: options.TypedOpening,
     writing: options.Unquiet,
     baseline: options.Baseline = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv",
+            metavar="FILE.csv",
+            rich_help_panel="Output",
+            help="Write the timings with timm's columns, too.",
+        ),
+    ] = None,
     table: Annotated[
         Path | None,
         typer.Option(
@@ -76,9 +96,14 @@ def bench(
 
       optin bench m-60/ --baseline demo:minilm --batch-size 1,32 --seq-len 64
 
+      optin bench m-60/ --baseline demo:minilm --batch-size knee --csv t.csv
+
+      optin bench small/ --baseline ./my-llama --new-tokens 64
+
       optin bench demo:minilm --table cpu.json --batch-size 32 --seq-len 64
     """
     from optin_cli.measure import latency
+    from optin_cli.measure.comparison import compare
     from optin_cli.measure.inputs import default_size
     from optin_cli.measure.runners import Execution
 
@@ -88,6 +113,8 @@ def bench(
         raise UsageError(
             "a latency table is of models run as they are", "leave --compile and --cuda-graph out"
         )
+    to_knee = timing.batch_size == KNEE
+    _check(timing, table, csv)
     opened = opening.open(model)
     images = opened.family.modality == "image"
     if (timing.seq_len if images else timing.image_size) is not None:
@@ -97,9 +124,9 @@ def bench(
         )
     asked = timing.seq_len or timing.image_size
     sizes = options.whole_numbers(asked, "--seq-len or --image-size") if asked else None
-    batch_sizes = options.whole_numbers(
-        timing.batch_size or (_BATCH_SIZES if table is None else _TABLE_BATCH_SIZE), "--batch-size"
-    )
+    default = _BATCH_SIZES if table is None else _TABLE_BATCH_SIZE
+    asked_sizes = default if to_knee else timing.batch_size or default
+    batch_sizes = options.whole_numbers(asked_sizes, "--batch-size")
     if table is not None:
         if len(batch_sizes) > 1 or len(sizes or []) > 1:
             raise UsageError("a table is for one batch size and one length", "make a table for each")
@@ -110,21 +137,83 @@ def bench(
     if baseline:
         models.insert(0, opening.open_baseline(baseline, opened, str(opened.dtype)[6:]))
     with console.progress(not writing.json) as on_progress:
-        timings = latency.bench(
-            models,
-            batch_sizes,
-            sizes,
-            **timing.effort,
-            execution=Execution(timing.compile, timing.cuda_graph),
-            on_progress=on_progress,
-        )
+        if timing.new_tokens is not None:
+            prompt = sizes[0] if sizes else None
+            _show_generation(models, batch_sizes, prompt, timing, writing.json, on_progress)
+            return
+        effort = {**timing.effort, "execution": Execution(timing.compile, timing.cuda_graph)}
+        if to_knee:
+            timings = latency.bench_to_knee(models, sizes, **effort, on_progress=on_progress)
+        else:
+            timings = latency.bench(models, batch_sizes, sizes, **effort, on_progress=on_progress)
     rows = compare(models, timings)
+    if csv is not None:
+        _write_csv(csv, rows, images)
     if writing.json:
         console.emit_json({"timings": rows})
     else:
         show_timings(rows)
         for other in _unmet(models, rows):
             console.note(other)
+
+
+def _check(timing: Settings, table: Path | None, csv: Path | None) -> None:
+    """Raise `UsageError` for settings that can't go together."""
+    if table is not None and (timing.batch_size == KNEE or timing.new_tokens is not None or csv is not None):
+        raise UsageError("a latency table is for one batch size", "leave knee, --new-tokens and --csv out")
+    if timing.new_tokens is None:
+        return
+    if timing.compile or timing.cuda_graph or timing.batch_size == KNEE or csv is not None:
+        raise UsageError(
+            "--new-tokens times models as they are, at batch sizes that are given",
+            "leave --compile, --cuda-graph, knee and --csv out",
+        )
+    if timing.seq_len is not None and "," in timing.seq_len:
+        raise UsageError("--new-tokens reads prompts of one length", "give --seq-len one number")
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]], images: bool) -> None:
+    """Write timings as a table for other tools."""
+    import csv
+    import io
+
+    from optin_cli.artefacts.files import atomic_file
+    from optin_cli.measure.comparison import csv_rows
+
+    found, text = csv_rows(rows, images), io.StringIO()
+    writer = csv.DictWriter(text, list(found[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text.getvalue())
+
+
+def _show_generation(
+    models: list[OpenModel],
+    batch_sizes: list[int],
+    prompt: int | None,
+    timing: Settings,
+    json: bool,
+    on_progress: console.ProgressCallback,
+) -> None:
+    """Time decoders as they read and write, and show it."""
+    from optin_cli.measure.generation import bench_generation
+
+    assert timing.new_tokens is not None
+    found = bench_generation(
+        models, batch_sizes, prompt, timing.new_tokens, **timing.effort, on_progress=on_progress
+    )
+    rows = []
+    for index, one in enumerate(found):
+        dense = found[index - index % len(models)]
+        rows.append(asdict(one))
+        if one is not dense:
+            rows[-1]["prefill_speedup"] = dense.prefill_ms / one.prefill_ms
+            rows[-1]["decode_speedup"] = dense.decode_ms / one.decode_ms
+    if json:
+        console.emit_json({"generation": rows})
+    else:
+        show_generation(rows)
 
 
 def _tabulate(
@@ -172,53 +261,13 @@ def _tabulate(
         console.data(str(path))
 
 
-def compare(models: list[OpenModel], timings: list[Timing]) -> list[dict[str, Any]]:
-    """Timings as plain data, the pruned ones with their speed-up over the dense one of the same setting.
-
-    Where a latency table predicted the pruned model under the very setting, its prediction stands beside.
-    """
-    from optin_cli.measure import latency
-    from optin_cli.measure.memory import disk_bytes
-
-    rows: list[dict[str, Any]] = []
-    for index, timing in enumerate(timings):
-        which = models[index % len(models)]
-        row = {**asdict(timing), "disk_bytes": disk_bytes(which)}
-        if which is not models[0]:
-            dense = timings[index - index % len(models)]
-            ideal = latency.ideal_speedup(models[0], which, timing.setting.size)
-            row["speedup"] = latency.speedup(dense, timing)
-            row["ideal_speedup"] = ideal
-            row["efficiency"] = latency.efficiency(row["speedup"], ideal)
-        if (foretold := _prediction(which)) and _same_setting(foretold, timing):
-            row["predicted_ms"] = foretold["latency_ms"]
-            if which is not models[0] and foretold["of"] == models[0].digest:
-                rows[-1]["predicted_ms"] = foretold["table_latency_ms"]
-                row["predicted_speedup"] = foretold["table_latency_ms"] / foretold["latency_ms"]
-        rows.append(row)
-    return rows
-
-
-def _prediction(model: OpenModel) -> dict[str, Any] | None:
-    """What a latency table said of a pruned model: milliseconds, and the table's setting."""
-    if model.record is None:
-        return None
-    step = model.record.history[-1]
-    table = step["budget"].get("latency_table")
-    return {**step["reached"], **table} if table else None
-
-
-def _same_setting(foretold: dict[str, Any], timing: Timing) -> bool:
-    threads = timing.threads if timing.device == "cpu" else 0
-    here = (timing.device, timing.dtype, threads, timing.setting.batch_size, timing.setting.size)
-    return here == tuple(foretold[key] for key in ("device", "dtype", "threads", "batch_size", "size"))
-
-
 def _unmet(models: list[OpenModel], rows: list[dict[str, Any]]) -> list[str]:
     """Where to look for predictions that none of the settings could be compared with."""
+    from optin_cli.measure.comparison import prediction
+
     notes = []
     for model in models:
-        if (foretold := _prediction(model)) and not any("predicted_ms" in row for row in rows):
+        if (foretold := prediction(model)) and not any("predicted_ms" in row for row in rows):
             notes.append(
                 f"{foretold['latency_ms']:.2f} ms were predicted for {model.spec} at --batch-size "
                 f"{foretold['batch_size']}, size {foretold['size']}, {foretold['dtype']} on {foretold['device']}"

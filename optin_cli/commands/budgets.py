@@ -20,10 +20,10 @@ class BudgetGroup(Group):
     """An option for each kind of budget, and those of a request.
 
     Makes a request for each budget of the one option that may hold a list (`0.9,0.8`), by the budget as written; with
-    `single`, the one request.
+    `single`, the one request. With `optional`, none may be given: the request is not checked then.
     """
 
-    def __init__(self, *, without: str = "", single: bool = False) -> None:
+    def __init__(self, *, without: str = "", single: bool = False, optional: bool = False) -> None:
         texts = {
             "table": Text(lambda path, name: read_latency_table(path), type=Path),
             "round_to": Text(_round_to, default="1"),
@@ -31,7 +31,7 @@ class BudgetGroup(Group):
             "tokens": Text(token_fields),
         }
         super().__init__(Request, without=without, shared="force", panel="Budget", texts=texts)
-        self.single = single
+        self.single, self.optional = single, optional
 
     def parameters(self) -> list[inspect.Parameter]:
         made = []
@@ -48,9 +48,11 @@ class BudgetGroup(Group):
         values = self.values(given)
         merging = values.pop("tokens") or {}
         texts = {flag: given.get(_name(flag)) for flag in budget_kinds()}
-        found = with_budgets(
-            Request(**values, **merging), {flag: text for flag, text in texts.items() if text is not None}
-        )
+        request = Request(**values, **merging)
+        given_budgets = {flag: text for flag, text in texts.items() if text is not None}
+        if self.optional and not given_budgets:
+            return request
+        found = with_budgets(request, given_budgets)
         return single(found) if self.single else found
 
 

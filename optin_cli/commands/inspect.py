@@ -17,10 +17,20 @@ from optin_cli.artefacts.files import read_json
 from optin_cli.artefacts.kinds import stated_kind
 from optin_cli.artefacts.latency import LatencyTable, read_latency_table
 from optin_cli.artefacts.mask import Mask, read_mask
+from optin_cli.artefacts.point import SUFFIX, read_sweep
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, check_weights, read_checked
 from optin_cli.artefacts.ranking import Ranking, read_ranking
-from optin_cli.commands import options
-from optin_cli.commands.present import exchanged, mask_facts, merged, ranking_facts, show_fits, show_sizes
+from optin_cli.commands import drawing, options
+from optin_cli.commands.present import (
+    exchanged,
+    mask_facts,
+    merged,
+    point_facts,
+    ranking_facts,
+    show_fits,
+    show_points,
+    show_sizes,
+)
 from optin_cli.errors import UsageError
 from optin_cli.importance import AUTO, output_scale, own_output_weight, scored_with
 from optin_cli.selection.budgets import budget_kinds
@@ -35,10 +45,11 @@ from optin_cli.selection.stability import (
 from optin_cli.selection.stability import stability as measure_stability
 
 log = logging.getLogger("optin")
+HEADS = "heads"
 
 
 def inspect(
-    artefact: Annotated[str, typer.Argument(metavar="FILE_OR_DIR", help="Ranking, mask or model.")],
+    artefact: Annotated[str, typer.Argument(metavar="FILE_OR_DIR", help="Ranking, mask, model or sweep.")],
     json: options.Json,
     trust_remote_code: options.TrustRemoteCode,
     stability: Annotated[
@@ -66,6 +77,8 @@ def inspect(
         _show_stability(path, read_ranking(path), target, json)
     elif (path / FILE_NAME).is_file():
         _show_pruned(path, read_checked(path), json)
+    elif path.is_dir() and any(path.glob(f"*{SUFFIX}")):
+        _show_sweep(path, json)
     elif path.is_dir() or artefact.startswith(("demo:", "timm:", "torchvision:")):
         _show_model(artefact, json, trust_remote_code)
     elif not path.exists():
@@ -102,6 +115,13 @@ def _show_ranking(path: Path, ranking: Ranking, json: bool) -> None:
         rows.append([site.name, str(site.units), console.count(site.macs_per_unit(ranking.tokens))])
         rows[-1] += [f"{value:.3g}" for value in spread]
     console.table("", ["site", "units", "MACs a unit", "p10", "median", "p90"], rows, stdout=True)
+    console.data("")
+    plain, sites = console.plain_characters(), ranking.sites
+    notes = {site.name: f"{np.median(site.score):.3g}" if site.units else "" for site in sites}
+    bars = drawing.bars(drawing.log_shares(sites), notes, plain=plain)
+    console.drawing("median score, on a logarithmic axis", drawing.lines(bars))
+    heads = drawing.heat([site for site in sites if site.kind == HEADS], plain=plain)
+    console.drawing("heads, by the rank of their score (fuller is higher)", drawing.lines(heads))
 
 
 def _show_stability(path: Path, ranking: Ranking, target: float, json: bool) -> None:
@@ -178,6 +198,15 @@ def _show_mask(path: Path, mask: Mask, json: bool) -> None:
     ]
     console.facts(f"{path}: mask", facts)
     show_sizes({n: len(k) for n, k in mask.keep.items()} | merged(mask.merges), mask.units)
+    console.data("")
+    plain = console.plain_characters()
+    shares = {name: len(mask.keep[name]) / units if units else 0.0 for name, units in mask.units.items()}
+    bars = drawing.bars(shares, {name: f"{100 * share:.0f} %" for name, share in shares.items()}, plain=plain)
+    console.drawing("units kept", drawing.lines(bars))
+    heads = {name: units for name, units in mask.units.items() if name.endswith(HEADS)}
+    console.drawing(
+        "heads, as they are kept or removed", drawing.lines(drawing.kept(mask.keep, heads, plain=plain))
+    )
 
 
 def _asked(budget: Asked) -> str:
@@ -270,12 +299,39 @@ def _show_pruned(path: Path, record: PrunedRecord, json: bool) -> None:
         )
     console.facts(f"{path}: pruned model", facts)
     show_sizes(sizes | merged(record.merges))
+    console.data("")
+    largest: dict[str, int] = {}
+    for name, count in sizes.items():
+        largest[_kind(name)] = max(count, largest.get(_kind(name), 1))
+    shares = {name: count / largest[_kind(name)] for name, count in sizes.items()}
+    bars = drawing.bars(shares, {name: str(n) for name, n in sizes.items()}, plain=console.plain_characters())
+    console.drawing("units, beside the largest site of their kind", drawing.lines(bars))
     for number, step in enumerate(record.history, 1):
         done = step.get("compensation", {})
         if done.get("sites"):
             where = f"{done['rows']} rows of {done['data']['spec']}"
             title = f"compensation of pruning {number} ({done['method']}) on {where}"
             show_fits(title, done["sites"], stdout=True)
+
+
+def _kind(site: str) -> str:
+    return site.rpartition(".")[2]
+
+
+def _show_sweep(path: Path, json: bool) -> None:
+    sweep = read_sweep(path)
+    if json:
+        points = [point_facts(sweep, point) for point in sweep.points]
+        console.emit_json({"kind": "sweep", "path": str(path), "points": points})
+        return
+    model = sweep.points[0].model
+    console.facts(f"{path}: sweep", [["model", f"{model['id']} ({model['digest'][:16]})"]])
+    show_points(sweep.points, stdout=True)
+    shares = {point.name: point.share for point in sweep.points}
+    notes = {point.name: "" if point.drop is None else f"drop {point.drop:.2f}" for point in sweep.points}
+    console.data("")
+    bars = drawing.bars(shares, notes, plain=console.plain_characters())
+    console.drawing("MACs kept", drawing.lines(bars))
 
 
 def _show_model(spec: str, json: bool, trust_remote_code: bool) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from optin_cli import console
 from optin_cli.artefacts.mask import Mask
+from optin_cli.artefacts.point import Point, Sweep, over_seeds
 from optin_cli.artefacts.ranking import Ranking
 from optin_cli.selection.select import emptied_sites
 
@@ -203,6 +204,53 @@ def show_sizes(sizes: dict[str, int], of: dict[str, int] | None = None) -> None:
     console.table("", ["block", *kinds], rows, stdout=True)
 
 
+# ---- sweeps ----
+
+
+def point_facts(sweep: Sweep, point: Point) -> dict[str, object]:
+    """A point, with the directory of its model."""
+    return {"directory": str(sweep.directory(point)), **asdict(point)}
+
+
+def point_line(point: Point) -> str:
+    """`flops-0.6: 60.0 % of the MACs, accuracy 87.9 (-0.30), 1.43x at batch 32`."""
+    parts = [f"{100 * point.share:.1f} % of the MACs"]
+    if quality := point.quality:
+        lost = point.evaluation["main"] and f" (dense {point.evaluation['baseline_metrics'][quality[0]]:.2f})"
+        parts.append(f"{quality[0].replace('_', ' ')} {quality[1]:.2f}{lost or ''}")
+    parts += [f"{one['speedup']:.2f}x at batch {one['batch_size']}" for one in point.timings]
+    return f"{point.name}: {', '.join(parts)}"
+
+
+def show_points(points: Sequence[Point], *, stdout: bool = False) -> None:
+    """One line a point, on stderr unless it is the data itself; then the means over seeds, where there are several."""
+    batches = sorted({one["batch_size"] for point in points for one in point.timings})
+    names = list(dict.fromkeys(quality[0] for point in points if (quality := point.quality)))
+    columns = ["model", "MACs", "params", *(name.replace("_", " ") for name in names), "drop"]
+    columns += [f"speed-up at {batch}" for batch in batches]
+    rows = []
+    for point in points:
+        cells = [point.name, f"{100 * point.share:.1f} %", console.count(point.params)]
+        found = dict([point.quality] if point.quality else [])
+        cells += [f"{found[name]:.2f}" if name in found else "" for name in names]
+        cells.append("" if point.drop is None else f"{point.drop:.2f}")
+        for batch in batches:
+            timing = point.timing(batch)
+            cells.append(
+                f"{timing['speedup']:.2f}x ({timing['interval'][0]:.2f}..{timing['interval'][1]:.2f})"
+                if timing
+                else ""
+            )
+        rows.append(cells)
+    console.table("", columns, rows, stdout=stdout)
+    spread = [group for group in over_seeds(points) if group.seeds > 1]
+    if spread:
+        rows = [[one.name, str(one.seeds), f"{one.drop:.2f}", f"{one.deviation:.2f}"] for one in spread]
+        console.table(
+            "over seeds", ["budget", "seeds", "mean drop", "standard deviation"], rows, stdout=stdout
+        )
+
+
 # ---- measurements ----
 
 
@@ -215,7 +263,7 @@ def show_timings(rows: list[dict[str, Any]]) -> None:
     foretold = any("predicted_ms" in row for row in rows)
     columns = ["model", "batch", "size", "median ms", "p10..p90"]
     columns += ["predicted ms"] if foretold else []
-    columns += ["per s", "MACs", "params", "disk", "peak mem", "speed-up", "of ideal"]
+    columns += ["per s", "MACs", "params", "disk", "peak mem", "speed-up", "95 % interval", "of ideal"]
     table = []
     for row in rows:
         predicted = f"{row['predicted_ms']:.2f}" if "predicted_ms" in row else ""
@@ -233,6 +281,7 @@ def show_timings(rows: list[dict[str, Any]]) -> None:
                 console.size(row["disk_bytes"]) if row["disk_bytes"] else "",
                 console.size(row["peak_memory"]),
                 f"{row['speedup']:.2f}x" if "speedup" in row else "",
+                "{:.2f}..{:.2f}".format(*row["speedup_interval"]) if "speedup_interval" in row else "",
                 f"{100 * row['efficiency']:.0f} %" if "efficiency" in row else "",
             ]
         )
@@ -244,12 +293,38 @@ def show_timings(rows: list[dict[str, Any]]) -> None:
                 f"{row['model']}: predicted {row['predicted_speedup']:.2f}x, measured {row['speedup']:.2f}x "
                 f"at batch {row['setting']['batch_size']}, size {row['setting']['size']}"
             )
+    for setting, point in dict.fromkeys((row["setting"]["batch_size"], row["point"]) for row in rows):
+        if point:
+            console.note(f"{point}: batch {setting}")
     idle = sorted({row["setting"]["batch_size"] for row in rows if not row["saturated"]})
     if idle:
         console.note(
             f"not saturated at batch {', '.join(map(str, idle))}: twice the batch takes less than 1.5 times as long, "
             "so a smaller model can't show its full speed there"
         )
+
+
+def show_generation(rows: list[dict[str, Any]]) -> None:
+    """Reading and writing apart: one line a model and batch size, on stdout."""
+    columns = [
+        "model",
+        "batch",
+        "prefill ms",
+        "tokens/s",
+        "speed-up",
+        "decode ms/token",
+        "tokens/s",
+        "speed-up",
+    ]
+    table = []
+    for row in rows:
+        cells = [row["model"], str(row["batch_size"])]
+        for part in ("prefill", "decode"):
+            speedup = f"{row[f'{part}_speedup']:.2f}x" if f"{part}_speedup" in row else ""
+            cells += [f"{row[f'{part}_ms']:.2f}", f"{row[f'{part}_tokens_per_second']:.0f}", speedup]
+        table.append(cells)
+    first = rows[0]
+    console.table(f"{first['new']} tokens after {first['prompt']}", columns, table, keys=2, stdout=True)
 
 
 _SHOWN = {"top1": "top-1", "top5": "top-5"}

@@ -118,15 +118,21 @@ def existing(
             f"{output} exists, made with another {what}",
             f"choose another name, or {param('force', True)} to replace it",
         )
+    return recorded_report(output, model.dense["params"])
+
+
+def recorded_report(output: Path, dense_params: int) -> Applied:
+    """What the record of a pruned model says about the way it was made."""
+    last = read_checked(output).history[-1]
     known = {field.name for field in fields(SiteFit)}
-    sites = recorded.get("sites", ())
+    sites = last.get("compensation", {}).get("sites", ())
     fits = tuple(SiteFit(**{name: fit[name] for name in known & set(fit)}) for fit in sites)
     return Applied(
         output,
         last["deviation"],
         last["checked_on"],
         last["params"],
-        model.dense["params"],
+        dense_params,
         fits,
         reused=True,
         tolerance=last.get("tolerance", 0.0),

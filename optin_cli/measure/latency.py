@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,13 @@ Progress = Callable[[int, int, str], None]
 _MOST_ROUNDS = 500
 _DOUBLING_ROUNDS = 5
 _SATURATED = 1.5
+_RESAMPLES = 1000
+KNEE_GAIN = 1.05
+"""Twice the batch gives less than this times the throughput: the device is full."""
+LARGEST_BATCH = 1024
+KNEE = "knee"
+"""In place of batch sizes: `bench_to_knee`."""
+SINGLE_STREAM, OFFLINE = "single stream", "offline"
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,10 @@ class Timing:
     """False when twice the batch takes less than 1.5 times as long: a smaller model can't show its speed."""
     execution: str = EAGER.name
     """The way that the forwards were run."""
+    point: str = ""
+    """`single stream` (batch 1) or `offline` (the knee), where batch sizes were searched for the knee."""
+    times: tuple[float, ...] = field(default=(), repr=False, compare=False)
+    """Milliseconds of every forward timed, in the order of the rounds that models of one setting share."""
 
 
 def bench(
@@ -109,6 +121,54 @@ def bench(
     return timings
 
 
+def bench_to_knee(
+    models: Sequence[OpenModel],
+    sizes: Sequence[int] | None = None,
+    *,
+    largest: int = LARGEST_BATCH,
+    on_progress: Progress | None = None,
+    **options: Any,
+) -> list[Timing]:
+    """Time `models` at batches of 1, 2, 4, ... until twice the batch gives the first model, the dense one, less than
+    5 % more throughput: the knee. The rest is as in `bench`.
+
+    Batch 1 is marked as the point `single stream`, the knee as `offline`, as MLPerf Inference names the two scenarios
+    (Reddi et al., ISCA 2020). The largest batch that fits in memory ends the search, too.
+    """
+    found: list[Timing] = []
+    for size in sizes or [default_size(models[0])]:
+        steps: list[list[Timing]] = []
+        batch = 1
+        while batch <= largest:
+            if on_progress:
+                whole = largest.bit_length()
+                on_progress(len(steps), whole, f"timing batches of {batch} at size {size}")
+            try:
+                steps.append(bench(models, [batch], [size], **options))
+            except UsageError as error:
+                if not steps or not isinstance(error.__cause__, torch.OutOfMemoryError):
+                    raise
+                break
+            if len(steps) > 1 and steps[-1][0].throughput < KNEE_GAIN * steps[-2][0].throughput:
+                break
+            batch *= 2
+        found += _named(steps)
+    return found
+
+
+def _named(steps: list[list[Timing]]) -> list[Timing]:
+    """All timings, with the two points named. The knee is the smallest batch within 5 % of the best throughput."""
+    best = max(step[0].throughput for step in steps)
+    knee = next(index for index, step in enumerate(steps) if step[0].throughput * KNEE_GAIN >= best)
+    names = {0: [SINGLE_STREAM]}
+    names.setdefault(knee, []).append(OFFLINE)
+    return [
+        replace(timing, point=" and ".join(names.get(index, [])))
+        for index, step in enumerate(steps)
+        for timing in step
+    ]
+
+
 def speedup(dense: Timing, pruned: Timing) -> float:
     """Return how many times faster `pruned` is, by the medians of one setting. Raises `ValueError` for two settings.
 
@@ -120,6 +180,30 @@ def speedup(dense: Timing, pruned: Timing) -> float:
     if dense.setting != pruned.setting:
         raise ValueError(f"timings of different settings: {dense.setting} and {pruned.setting}")
     return dense.median_ms / pruned.median_ms
+
+
+def speedup_interval(
+    dense: Timing, pruned: Timing, *, share: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Return the bootstrap interval (low, high) of `speedup` that covers `share`, by the percentile method.
+
+    Both models were timed in the same rounds, so rounds are drawn with both of their times: what slows down the
+    machine for a while slows down both (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+    Raises `ValueError` for timings of different settings or rounds.
+
+    Example:
+        >>> dense, pruned = optin.bench(small, baseline=model, batch_size=2, seq_len=8, repeats=2, seconds=0)
+        >>> low, high = optin.speedup_interval(dense, pruned)
+        >>> 0 < low <= high
+        True
+    """
+    if dense.setting != pruned.setting or len(dense.times) != len(pruned.times) or not dense.times:
+        raise ValueError(f"timings of different rounds: {dense.setting} and {pruned.setting}")
+    rounds = len(dense.times)
+    drawn = np.random.default_rng(seed).integers(0, rounds, (_RESAMPLES, rounds))
+    ours, theirs = (np.median(np.array(one.times)[drawn], axis=1) for one in (pruned, dense))
+    low, high = np.quantile(theirs / ours, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
 
 
 def ideal_speedup(dense: OpenModel, pruned: OpenModel, size: int) -> float:
@@ -192,6 +276,7 @@ def _timing(
         doubling=doubling,
         saturated=doubling is None or doubling >= _SATURATED,
         execution=execution.name,
+        times=tuple(times),
     )
 
 

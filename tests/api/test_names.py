@@ -22,7 +22,21 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = [name for name in optin.__all__ if name != "__version__"]
 FUNCTIONS = [name for name in NAMES if inspect.isfunction(getattr(optin, name))]
 # in the order of a run: what one example makes, the next ones use
-RUN = ["open_model", "score", "select", "apply", "prune", "evaluate", "bench", "latency_table", "save"]
+RUN = [
+    "open_model",
+    "score",
+    "select",
+    "apply",
+    "prune",
+    "evaluate",
+    "bench",
+    "bench_generation",
+    "latency_table",
+    "sweep",
+    "pick",
+    "report",
+    "save",
+]
 
 
 def test_every_name_is_exported_once_and_there():
