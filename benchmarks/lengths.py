@@ -4,10 +4,10 @@
                                  [--mpnet FOLDER] [--rows 384] [--budgets 0.5,0.3] [--device cpu]
     python benchmarks/lengths.py --report      # tables from the cells that are there
 
-Every number is the mean cosine, in points, with the dense model's embeddings. Prose is Brown: its train split calibrates.
-Paragraphs of its test split, one behind the other, are cut at each length, so all lengths are of the same texts. Docs
-are `builtin:docs`, own is the STS Benchmark's sentences. `before` is the compensation of old: ridges from 1e-8 on, and no
-joined texts. Cells go into a JSON file for each model one by one, so a run that is stopped goes on.
+Every number is the mean cosine, in points, with the dense model's embeddings. Prose is Brown: its train split
+calibrates. Paragraphs of its test split, one behind the other, are cut at each length, so all lengths are of the same
+texts. Docs are `builtin:docs`, own is the STS Benchmark's sentences. `before` is the compensation of old: ridges from
+1e-8 on, and no joined texts. Cells go into a JSON file for each model one by one, so a run that is stopped goes on.
 """
 
 from __future__ import annotations

@@ -284,7 +284,9 @@ def _positions(config: Any) -> int | None:
     named = ("max_position_embeddings", "max_target_positions")
     positions = next(filter(None, (getattr(config, name, None) for name in named)), None)
     after_padding = getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "mpnet")
-    return positions - 2 if positions and after_padding else positions  # position ids start after the padding index
+    return (
+        positions - 2 if positions and after_padding else positions
+    )  # position ids start after the padding index
 
 
 def transformers_image_processor(

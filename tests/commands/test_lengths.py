@@ -1,4 +1,4 @@
-"""The lengths of texts on the command line: what was seen is said and recorded, and what goes beyond it is warned of."""
+"""Lengths of texts on the command line: what was seen is said and recorded, what goes beyond it is warned of."""
 
 from __future__ import annotations
 
