@@ -45,6 +45,24 @@ class DenseFacts(TypedDict):
     """MACs outside the sites on a mean calibration example; of a ranking."""
 
 
+class LengthFacts(TypedDict):
+    """The lengths of texts in tokens, special ones included."""
+
+    shortest: int
+    median: float
+    longest: int
+    takes: int | None
+    """The longest that the model takes; null where that is not known."""
+
+
+class SeenLengths(TypedDict):
+    """The lengths of the texts that a pruned model was made on. Null where there were none, or nothing was done."""
+
+    scored: LengthFacts | None
+    refitted: LengthFacts | None
+    """Joined texts included."""
+
+
 class DataFacts(TypedDict):
     """Calibration data: where it is, how its columns are read, and which rows were drawn."""
 
@@ -62,6 +80,8 @@ class DataFacts(TypedDict):
     fingerprint: str
     rows: int
     """Of the split."""
+    lengths: NotRequired[LengthFacts | None]
+    """Of the texts that were drawn; null for other data."""
     stream: NotRequired[bool]
     row_ids: NotRequired[list[int]]
     """The first rows drawn; of a mask."""
@@ -221,6 +241,7 @@ class PruningStep(TypedDict):
     versions: dict[str, str]
     compensation: NotRequired[dict[str, Any]]
     """Settings, data and a table of sites (error before and after, method kept, ridge)."""
+    lengths: NotRequired[SeenLengths]
     deviation: NotRequired[float]
     """Largest difference of the outputs from the masked model's."""
     tolerance: NotRequired[float]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
 
 from optin_cli import console
 from optin_cli.artefacts import latency
-from optin_cli.artefacts.facts import Asked
+from optin_cli.artefacts.facts import Asked, LengthFacts
 from optin_cli.artefacts.files import read_json
 from optin_cli.artefacts.kinds import stated_kind
 from optin_cli.artefacts.latency import LatencyTable, read_latency_table
@@ -31,6 +31,7 @@ from optin_cli.commands.present import (
     show_points,
     show_sizes,
 )
+from optin_cli.data.lengths import describe
 from optin_cli.errors import UsageError
 from optin_cli.importance import AUTO, output_scale, own_output_weight, scored_with
 from optin_cli.selection.budgets import budget_kinds
@@ -102,6 +103,7 @@ def _show_ranking(path: Path, ranking: Ranking, json: bool) -> None:
         ["lambda", f"{own_output_weight(ranking):g} (x {output_scale(ranking.sites, features):.3g})"],
         ["features", f"auto ({features} here; each budget decides)" if by_budget else features],
         ["mean tokens", f"{ranking.tokens:.2f}"],
+        *([["texts", describe(seen)]] if (seen := ranking.data.get("lengths")) else []),
         *([["merging tokens", "measured"]] if ranking.token_sites else []),
         ["MACs in sites", console.count(ranking.macs(ranking.tokens))],
         ["MACs elsewhere", console.count(ranking.dense.get("fixed_macs", 0))],
@@ -297,6 +299,9 @@ def _show_pruned(path: Path, record: PrunedRecord, json: bool) -> None:
                 ),
             ]
         )
+        for what, seen in step.get("lengths", {}).items():
+            if seen:
+                facts.append([f"{what} on texts", describe(cast(LengthFacts, seen))])
     console.facts(f"{path}: pruned model", facts)
     show_sizes(sizes | merged(record.merges))
     console.data("")

@@ -12,6 +12,7 @@ from optin_cli import console
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.point import Point, Sweep, over_seeds
 from optin_cli.artefacts.ranking import Ranking
+from optin_cli.data.lengths import describe
 from optin_cli.selection.select import emptied_sites
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def ranking_facts(ranking: Ranking) -> dict[str, object]:
         "method": ranking.method,
         "units": {site.name: site.units for site in ranking.sites},
         "tokens": ranking.tokens,
+        "lengths": ranking.data.get("lengths"),
         "macs": ranking.macs(ranking.tokens),
         "seconds": ranking.seconds,
     }
@@ -138,6 +140,8 @@ def show_applied(applied: Applied) -> None:
         return
     if applied.fits:
         show_fits("compensation", [asdict(fit) for fit in applied.fits])
+    if applied.lengths and (seen := applied.lengths["refitted"]):
+        console.note(f"refitted on texts of {describe(seen)}")
     console.note(
         f"{console.count(applied.params)} of {console.count(applied.dense_params)} parameters left; sliced equals "
         f"masked to {applied.deviation:.1e} on {applied.checked_on} (allowed: {applied.tolerance:.0e})"
@@ -153,6 +157,7 @@ def applied_facts(applied: Applied) -> dict[str, object]:
         "checked_on": applied.checked_on,
         "params": applied.params,
         "dense_params": applied.dense_params,
+        "lengths": applied.lengths,
         "compensation": [asdict(fit) for fit in applied.fits],
     }
 
@@ -352,4 +357,14 @@ def show_evaluation(evaluation: Evaluation, data: str, split: str) -> None:
             ["fidelity", ""],
             [[name.replace("_", " "), f"{value:.4g}"] for name, value in evaluation.fidelity.items()],
             stdout=True,
+        )
+    if evaluation.longer and evaluation.longest and evaluation.seen:
+        log.warning(
+            "%d of %d texts are longer than any that the model was pruned on: they have up to %d tokens, "
+            "%.1f times the %d of those",
+            evaluation.longer,
+            evaluation.examples,
+            evaluation.longest,
+            evaluation.longest / evaluation.seen,
+            evaluation.seen,
         )

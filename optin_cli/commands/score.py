@@ -12,6 +12,7 @@ from optin_cli import console
 from optin_cli.commands import options
 from optin_cli.commands.groups import Group, Within, everyday
 from optin_cli.commands.present import ranking_facts, show_reading
+from optin_cli.data.lengths import describe
 from optin_cli.errors import UsageError
 from optin_cli.scoring import distributed
 from optin_cli.scoring.distributed import Team
@@ -109,6 +110,8 @@ def score(
             f"scored {sum(s.units for s in ranking.sites)} units of {ranking.model['id']} on "
             f"{len(ranking.row_ids)} rows of {ranking.data['spec']} in {console.duration(ranking.seconds)}"
         )
+        if seen := ranking.data.get("lengths"):
+            console.note(f"the texts have {describe(seen)}")
     console.data(str(output))
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from optin_cli.artefacts.facts import LengthFacts
 from optin_cli.artefacts.files import digest_json
 from optin_cli.artefacts.mask import Mask
 from optin_cli.compensation.batch_norm import check_norms
 from optin_cli.compensation.least_squares import NONE
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batches
+from optin_cli.data.lengths import text_lengths
 from optin_cli.data.opening import open_batches
+from optin_cli.data.packing import cover_positions
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, OptinError, param
 from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.loading.processors import most_positions
 
 
 @dataclass
@@ -23,6 +27,8 @@ class CompensationPlan:
 
     settings: Compensation
     batches: Batches
+    lengths: LengthFacts | None = None
+    """Of the texts; None for other data."""
 
     def identity(self) -> dict[str, Any]:
         """Return the facts that make two compensations of one model and mask the same work."""
@@ -85,4 +91,6 @@ def make_plan(
             f"the calibration data of the mask can't be read again to compensate on it ({error.template[0]})",
             f"give other rows with {param('data', meta='DATA')}, or leave it out with {param('compensate', 'none')}",
         ) from error
-    return CompensationPlan(settings, batches)
+    covering = cover_positions(batches, settings.joined, settings.holds_out, settings.seed)
+    lengths = text_lengths(covering, most_positions(getattr(model.module, "config", None)))
+    return CompensationPlan(settings, covering, lengths)

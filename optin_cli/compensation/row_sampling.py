@@ -59,6 +59,6 @@ class RowChoice:
 
     def held_out(self, index: int, like: Tensor) -> Tensor:
         """True for all tokens of every `held_out`-th row, [examples, tokens]; examples of one row go together."""
-        rows = torch.tensor([self.batches.rows[i] for i in self.batches.ids(index)], device=like.device)
-        every = self.settings.held_out
-        return (rows % every == every - 1)[:, None].expand(like.shape)
+        rows = (self.batches.rows[i] for i in self.batches.ids(index))
+        held = torch.tensor([self.settings.holds_out(row) for row in rows], device=like.device)
+        return held[:, None].expand(like.shape)

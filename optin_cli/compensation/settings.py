@@ -11,8 +11,10 @@ from optin_cli.sizes import check_numbers
 
 GIB = 1 << 30
 METHODS = (AUTO, NONE, BIAS, SCALE, FULL) = ("auto", "none", "bias", "scale", "full")
-RIDGES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Tried at each site, relative to the mean diagonal of its Gram matrix."""
+RIDGES = (1e-2, 1e-1, 1.0)
+"""Tried at each site, relative to the mean diagonal of its Gram matrix. A weaker pull gains a little on rows like the
+fitted ones, and costs much on others."""
+JOINED = 0.25
 Progress = Callable[[float, float, str], None]
 """Called with (work done, all work, what is being done)."""
 
@@ -47,6 +49,9 @@ class Compensation:
     )
     held_out: int = 5
     """Every so many-th row chooses among the fits instead of being fitted."""
+    joined: float = JOINED
+    """Tokens of texts joined to the longest that the model takes, as a share of those of the texts themselves; 0 for
+    no such texts."""
     ridges: tuple[float, ...] = RIDGES
     read_share: float = 0.5
     """Share of the weight that the tokens which the head reads have in the last block, where it reads a few only."""
@@ -68,6 +73,10 @@ class Compensation:
         if self.method not in METHODS:
             raise UsageError(f"unknown compensation {self.method!r}", f"choose one of {', '.join(METHODS)}")
         check_numbers(type(self), vars(self))
+
+    def holds_out(self, row: int) -> bool:
+        """Whether a row, by its position in the sample, chooses among the fits."""
+        return row % self.held_out == self.held_out - 1
 
     def identity(self) -> dict[str, Any]:
         """Return what an artefact records: plain data."""

@@ -34,6 +34,8 @@ class Reader:
 
     masks: ClassVar[bool] = False
     """Labels are label maps beside the images."""
+    windows: ClassVar[bool] = False
+    """Examples are windows on longer texts."""
 
     def columns(self, dataset: Dataset, data: DataSpec, modality: str) -> Columns:
         """Find the columns. Raises what `find_columns` does."""
@@ -104,6 +106,7 @@ class Window:
 class WindowReader(Reader):
     """A question with a part of its context is an example: as many as it takes for the context to be seen whole."""
 
+    windows = True
     length = 384
     """Tokens of a window by default."""
 
@@ -133,6 +136,7 @@ class WindowReader(Reader):
 class RunningTextReader(Reader):
     """All rows are one text, each ended by a line break; its examples are windows that follow each other."""
 
+    windows = True
     length = 512
     """Tokens of a window by default."""
 

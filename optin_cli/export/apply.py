@@ -19,7 +19,7 @@ from typing import Any
 from optin_cli.architectures.families import family_to_dict
 from optin_cli.architectures.resolve import dissect
 from optin_cli.architectures.token_sites import check_merges
-from optin_cli.artefacts.facts import PruningStep
+from optin_cli.artefacts.facts import PruningStep, SeenLengths
 from optin_cli.artefacts.files import atomic_dir, check_space, check_writable
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.provenance import library_versions
@@ -30,6 +30,7 @@ from optin_cli.compensation.least_squares import NONE
 from optin_cli.compensation.plan import CompensationPlan
 from optin_cli.compensation.settings import Progress, SiteFit
 from optin_cli.data.batches import Batches
+from optin_cli.data.lengths import warn_if_short
 from optin_cli.errors import ArtefactError, OptinError, OutputDiffers, UsageError, param
 from optin_cli.export.check import Check, CheckRows, check_rows, expect
 from optin_cli.export.writers import DIRECTORY_WRITER, Comparison, Writer, compare_outputs
@@ -60,6 +61,8 @@ class Applied:
     reused: bool = False
     tolerance: float = 0.0
     """The largest deviation that would have passed."""
+    lengths: SeenLengths | None = None
+    """Of the texts that it was scored and refitted on; None in records from before they were kept."""
 
 
 @dataclass(repr=False)
@@ -136,6 +139,7 @@ def recorded_report(output: Path, dense_params: int) -> Applied:
         fits,
         reused=True,
         tolerance=last.get("tolerance", 0.0),
+        lengths=last.get("lengths"),
     )
 
 
@@ -195,6 +199,8 @@ def prune_model(
     check = expect(model, mask, rows)
     record = _record(model, mask)
     record.history[-1]["compensation"] = _compensation(plan, fits)
+    record.history[-1]["lengths"] = seen = _lengths(mask, plan)
+    warn_if_short(seen["refitted"], f"{model.spec} is refitted")
     small = _sliced(model, mask, record)
     if output is None:
         found = check.outputs(small)
@@ -279,7 +285,16 @@ def _report(
         "params": params,
     }
     dense = model.dense["params"]
-    return Applied(path, deviation, rows.where, params, dense, tuple(fits), tolerance=allowed)
+    return Applied(
+        path,
+        deviation,
+        rows.where,
+        params,
+        dense,
+        tuple(fits),
+        tolerance=allowed,
+        lengths=record.history[-1].get("lengths"),
+    )
 
 
 def _pruned(model: OpenModel, report: Applied, mask: Mask, check: Check | None) -> PrunedModel:
@@ -292,6 +307,11 @@ def _compensation(plan: CompensationPlan | None, fits: list[SiteFit]) -> dict[st
     if plan is None:
         return {"method": NONE}
     return {**plan.describe(), "sites": [asdict(fit) for fit in fits]}
+
+
+def _lengths(mask: Mask, plan: CompensationPlan | None) -> SeenLengths:
+    refitted = plan.lengths if plan and plan.settings.method != NONE else None
+    return {"scored": mask.calibration.get("lengths"), "refitted": refitted}
 
 
 def check_fit(model: OpenModel, mask: Mask) -> None:

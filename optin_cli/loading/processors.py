@@ -281,7 +281,7 @@ def settle_padding(folder: Path, module: Any, trust_remote_code: bool = False) -
 
 
 def _max_length(folder: Path | None, tokenizer: Any, config: Any) -> int:
-    positions = min(map(_positions, _parts(config)))
+    positions = min(_positions(part) or 512 for part in _parts(config))
     limits = [positions, tokenizer.model_max_length]
     sentence = folder and folder / "sentence_bert_config.json"
     if sentence and sentence.is_file():
@@ -292,17 +292,24 @@ def _max_length(folder: Path | None, tokenizer: Any, config: Any) -> int:
     return int(min(limits))
 
 
+def most_positions(config: Any) -> int | None:
+    """The longest text, in tokens, that a model has positions for; None where its config names no limit."""
+    return min(filter(None, map(_positions, _parts(config))), default=None)
+
+
 def _parts(config: Any) -> list[Any]:
     """The configs of an encoder and a decoder that a model is made of; else its own."""
     parts = [getattr(config, name, None) for name in ("encoder", "decoder")]
     return [part for part in parts if hasattr(part, "model_type")] or [config]
 
 
-def _positions(config: Any) -> int:
+def _positions(config: Any) -> int | None:
     named = ("max_position_embeddings", "max_target_positions")
-    positions = next(filter(None, (getattr(config, name, None) for name in named)), 512)
+    positions = next(filter(None, (getattr(config, name, None) for name in named)), None)
     after_padding = getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "mpnet")
-    return positions - 2 if after_padding else positions  # position ids start after the padding index
+    return (
+        positions - 2 if positions and after_padding else positions
+    )  # position ids start after the padding index
 
 
 def transformers_image_processor(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.glue import glue_task
+from optin_cli.data.lengths import longest_seen, token_counts
 from optin_cli.errors import GateError, InputError, UsageError, param
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.tasks.base import Task
@@ -41,6 +42,12 @@ class Evaluation:
     100 - agreement or 100 - cosine."""
     broken: int = 0
     """Rows that were left out, since their images can't be used."""
+    longest: int | None = None
+    """Tokens of the longest text; None for other data."""
+    seen: int | None = None
+    """Tokens of the longest text that the model was pruned on; None if it was not, or where that is not known."""
+    longer: int = 0
+    """Texts longer than that."""
 
 
 def evaluate(
@@ -69,6 +76,7 @@ def evaluate(
     ours, theirs, sums = _run(model, batches, baseline, labels, on_progress)
     result = Evaluation(task.name, batches.count, {}, "")
     result.broken = len(batches.examples.broken)
+    _compare_lengths(result, model, batches)
     if labels is not None:
         first = _reported(batches)
         result.metrics = _ordered(task.metrics(ours.in_order(), labels, batches), first)
@@ -79,6 +87,15 @@ def evaluate(
         result.fidelity = task.fidelity(sums, ours.in_order(), theirs.in_order(), model.device)
         result.drop = _drop(task, result)
     return result
+
+
+def _compare_lengths(result: Evaluation, model: OpenModel, batches: Batches) -> None:
+    """Note by how much the texts exceed those that the model was made on."""
+    counts = token_counts(batches)
+    result.longest = max(counts, default=None)
+    result.seen = seen = longest_seen(model.record.history[-1]) if model.record else None
+    if seen is not None:
+        result.longer = sum(count > seen for count in counts)
 
 
 def _reported(batches: Batches) -> tuple[str, ...]:

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from optin_cli.artefacts.facts import LengthFacts
 from optin_cli.artefacts.files import digest_json
 from optin_cli.data.examples import Examples
+from optin_cli.data.lengths import text_lengths
 from optin_cli.data.opening import open_batches
 from optin_cli.data.sources import DataSpec
 from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.loading.processors import most_positions
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.labels import read_labels
 from optin_cli.scoring.methods.base import ScoringMethod
@@ -37,6 +40,12 @@ class Plan:
     @property
     def method(self) -> type[ScoringMethod]:
         return method_named(self.settings.method)
+
+    @property
+    def lengths(self) -> LengthFacts | None:
+        """The lengths of the calibration's texts; None for other data."""
+        config = getattr(self.model.module, "config", None)
+        return text_lengths(self.calibration.batches, most_positions(config))
 
     def identity(self) -> dict[str, Any]:
         """Return the facts that make two scoring runs the same work."""

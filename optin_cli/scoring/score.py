@@ -17,6 +17,7 @@ from optin_cli.artefacts.files import check_space
 from optin_cli.artefacts.partial import Partial, clear_parts
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.artefacts.ranking import RankedSite, Ranking, read_ranking, write_ranking
+from optin_cli.data.lengths import warn_if_short
 from optin_cli.errors import ArtefactError, InputError, OptinError, OutputDiffers, UsageError, param
 from optin_cli.execution.macs import count_macs
 from optin_cli.execution.precision import exact_convolutions
@@ -105,10 +106,10 @@ def _written(
         site.score = scores[site.name]
     if team.leads:
         _check_finite(sites, plan)
-    sketch = worker.totals.sketch()
+    sketch, lengths = worker.totals.sketch(), plan.lengths
     ranking = Ranking(
         model=_model_facts(plan.model),
-        data=plan.examples.describe(),
+        data={**plan.examples.describe(), "lengths": lengths},
         row_ids=plan.examples.row_ids,
         method=plan.settings.method,
         settings={
@@ -131,6 +132,7 @@ def _written(
         seconds=round(time.perf_counter() - started, 3),
     )
     if team.leads:
+        warn_if_short(lengths, f"{plan.model.spec} is scored")
         if sketch is not None:
             check_space(output, sketch.nbytes, _NO_SKETCH)
         write_ranking(output, ranking, sketch)
