@@ -417,7 +417,7 @@ def _blocks(model: nn.Module, patterns: list[str]) -> list[str]:
 
 def _repeated(model: nn.Module, family: Family, modules: list[str]) -> list[str]:
     """The module of each block, where modules run several times."""
-    if not (family.repeats and modules):
+    if not family.repeats or not modules:
         return modules
     depth = int(getattr(model.config, family.repeats))
     return [modules[block * len(modules) // depth] for block in range(depth)]
