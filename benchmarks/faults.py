@@ -170,12 +170,12 @@ def run_in_child(args: list[object]) -> int:
     os.dup2(null, 2)
     interrupts.install()
     try:
-        app([str(arg) for arg in args], standalone_mode=False)
+        code = app([str(arg) for arg in args], standalone_mode=False)
+        os._exit(int(code or 0))
     except SystemExit as end:
         os._exit(int(end.code or 0))
     except BaseException as error:
         os._exit(getattr(error, "exit_code", 1))
-    os._exit(0)
 
 
 def ended(child: int) -> int:

@@ -174,7 +174,5 @@ def test_blocks_and_commands_are_found():
 def test_every_promise_names_a_test_that_exists():
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGES["docs/reliability.md"])
     assert len(named) > 20
-    rows = [line for line in PAGES["docs/reliability.md"].splitlines() if line.startswith("| ") and "kept by" not in line]
-    assert all("::" in row or re.search(r"\| \d+ \|", row) or "tried" in row for row in rows)
     for file, name in named:
         assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file}::{name}"
