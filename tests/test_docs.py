@@ -20,7 +20,8 @@ OPTIONS = {
 }
 EVERY_OPTION = set().union(*OPTIONS.values(), {"-h", "--help", "--version"})
 # options of other programs: torchrun, accelerate, the benchmarks, pip
-OTHERS = {"--nproc-per-node", "--multi_gpu", "--models", "--shared", "--only", "--constraint"}
+OTHERS = {"--nproc-per-node", "--multi_gpu", "--models", "--shared", "--only", "--constraint", "--damaged",
+          "--signals"}  # fmt: skip
 _TEXT = {name: text for name, text in PAGES.items() if name != "docs/cli.md"}
 
 
@@ -165,3 +166,13 @@ def test_blocks_and_commands_are_found():
     shown = [line for _, code in found for line in commands_in(code)]
     assert shown == ["score M --data D", "select $< -o $@", "score M", "apply M m.json -q"]
     assert slug("`--memory` and [links](a.md): 2") == "--memory-and-links-2"
+
+
+# ---- promises ----
+
+
+def test_every_promise_names_a_test_that_exists():
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGES["docs/reliability.md"])
+    assert len(named) > 20
+    for file, name in named:
+        assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file}::{name}"

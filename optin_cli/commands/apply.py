@@ -24,7 +24,7 @@ def apply(
     data: options.OptionalData,
     workers: options.Workers,
     opening: options.PlainOpening,
-    writing: options.Output,
+    writing: options.Updated,
 ) -> None:
     """Slice the weights, refit what is left, and write a smaller model directory that loads again.
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def families(
     task: options.Task,
     trust_remote_code: options.TrustRemoteCode,
-    writing: options.Proposal,
+    writing: options.Output,
     trace: Annotated[
         str | None,
         typer.Option("--trace", metavar="MODEL", help="Propose a table for a model, listed or not."),

@@ -236,9 +236,10 @@ def existing(writing: Writing, path: Path, find: Callable[[], T | None]) -> T | 
     return found
 
 
-Output = Annotated[Writing, Group(Writing, panel="Output")]
+Output = Annotated[Writing, Group(Writing, without="update", panel="Output")]
+Updated = Annotated[Writing, Group(Writing, panel="Output")]
+"""Of a command with one output, which make may know."""
 Unquiet = Annotated[Writing, Group(Writing, without="quiet update", panel="Output")]
-Proposal = Annotated[Writing, Group(Writing, without="update", panel="Output")]
 Json = Annotated[bool, Group(Writing, "json", panel="Output", make=lambda json: json)]
 
 

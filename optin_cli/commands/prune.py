@@ -113,7 +113,7 @@ def prune(
         options.compensation("compensate_", shared="batch_size max_length seed"),
     ],
     opening: options.PlainOpening,
-    writing: options.Output,
+    writing: options.Updated,
 ) -> None:
     """Score, select, apply and compensate in one. The ranking is kept: the next budget takes seconds.
 
@@ -199,7 +199,8 @@ def _search(
 
         found = search(trial, goal.promise, str(folder))
     sweep = Sweep(folder, found.trials)
-    copied = copy_model(sweep.directory(found.best), output, force=writing.force)
+    replaced = writing.force or writing.update
+    copied = copy_model(sweep.directory(found.best), output, force=replaced)
     applied = replace(recorded_report(output, int(opened.plan.model.dense["params"])), reused=not copied)
     mask = read_mask(folder / f"{found.best.name}.mask.json")
     trials = [point_facts(sweep, point) for point in found.trials]

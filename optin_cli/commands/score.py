@@ -32,7 +32,7 @@ def score(
     output: Annotated[Path, typer.Option("--output", "-o", help="Ranking to write (HDF5).")],
     settings: Annotated[ScoreSettings, Group(ScoreSettings, panel="Calibration")],
     opening: options.SpreadOpening,
-    writing: options.Output,
+    writing: options.Updated,
     sketch: Annotated[
         bool,
         typer.Option(

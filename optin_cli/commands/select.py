@@ -29,7 +29,7 @@ def select(
         typer.Option("--output", "-o", help="Mask to write (JSON); {} stands for the budget of a list."),
     ],
     requests: Annotated[dict[str, Request], BudgetGroup()],
-    writing: options.Output,
+    writing: options.Updated,
 ) -> None:
     """Find the best mask within one or several budgets. Milliseconds, without the model.
 

@@ -1,0 +1,77 @@
+"""Files of every kind and schema that a version of optin has written load for ever; they are in `files/`.
+
+Never renew one of them: a change of layout gets a new schema, and another file beside these. `mask-1` and `optin-1`
+have the entries of the first commit (the family's table in it is a later one). Rankings of schema 1 are scored again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.cli import run
+
+from optin_cli.artefacts.latency import read_latency_table
+from optin_cli.artefacts.mask import read_mask
+from optin_cli.artefacts.pruned import read_checked
+from optin_cli.artefacts.ranking import Ranking, read_ranking, read_sketch
+from optin_cli.selection.select import select
+from optin_cli.selection.settings import Request
+
+FILES = Path(__file__).parent / "files"
+SCORES = [1.2302747766079578, 2.64953753612425, 0.6933896152562873, 0.7575706845066195]
+KEPT = {"blocks.0.heads": [0, 3], "blocks.0.neurons": [1, 2, 5]}
+
+
+def facts(ranking: Ranking) -> tuple[object, ...]:
+    return (
+        ranking.digest,
+        [site.name for site in ranking.sites],
+        ranking.row_ids,
+        ranking.tokens,
+        ranking.method,
+    )
+
+
+@pytest.mark.parametrize("name", ["ranking-2.h5", "ranking-2-without-digest.h5"])
+def test_rankings(name):
+    found = read_ranking(FILES / name)
+    digest = "0a28ecaf2e4cab7116a1e4ca36cf0df3e5a2d9b219c54da4b53d4cc2a9c7e71b"
+    sites = ["blocks.0.heads", "blocks.0.neurons"]
+    assert facts(found) == (digest, sites, [1, 4, 9], 11.5, "curvature")
+    assert [site.units for site in found.sites] == [4, 6]
+    np.testing.assert_allclose(found.sites[0].score, SCORES, rtol=1e-12)
+    assert len(select(found, Request(flops=0.6)).keep["blocks.0.neurons"]) <= 6
+
+
+def test_sketches():
+    sketch = read_sketch(FILES / "ranking-2.h5")
+    expected = np.arange(16).reshape(4, 4)
+    np.testing.assert_allclose(sketch.output["blocks.0.heads"], expected, atol=0.01)
+    assert read_sketch(FILES / "ranking-2-without-digest.h5") is None
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_masks(version):
+    mask = read_mask(FILES / f"mask-{version}.json")
+    assert (mask.keep, mask.units) == (KEPT, {"blocks.0.heads": 4, "blocks.0.neurons": 6})
+    assert mask.budget["flops"] == 0.6 and mask.reached["macs"] == 598.0
+    assert mask.merges == ([2, 0, 1] if version == 3 else [])
+    assert "0.598" in run("inspect", FILES / f"mask-{version}.json").stdout
+
+
+def test_latency_tables():
+    table = read_latency_table(FILES / "latency-1.json")
+    assert table.sites["blocks.0.heads"]["units"] == 4
+    assert table.model_ms({"blocks.0.heads": 4, "blocks.0.neurons": 6}) == pytest.approx(table.total_ms)
+    run("inspect", FILES / "latency-1.json")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_records_of_pruned_models(tmp_path, version):
+    shutil.copy(FILES / f"optin-{version}.json", tmp_path / "optin.json")
+    record = read_checked(tmp_path)
+    assert record.kept == KEPT and record.history[-1]["params"] == 420
+    assert record.merges == ([2, 0, 1] if version == 2 else [])
