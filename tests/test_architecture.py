@@ -24,7 +24,7 @@ ROWS = [
     {"data"},
     {"artefacts"},
     {"structure", "console", "sizes"},
-    {"errors", "interrupts"},
+    {"errors", "interrupts", "standalone"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROWS) for room in rooms}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
@@ -107,6 +107,20 @@ def read_record(
         found = stated_kind(path)
         message = f"{path} is a {found}, not {what}" if found else f"{path} is not {what} written by optin"
         raise ArtefactError(message, way_out)
+    return as_record(data, path, record, version, maker=maker, optional=optional, shallow=shallow)
+
+
+def as_record(
+    data: Mapping[str, Any],
+    path: Path,
+    record: type[Record],
+    version: int,
+    *,
+    maker: str,
+    optional: tuple[str, ...] = (),
+    shallow: tuple[str, ...] = (),
+) -> Record:
+    """The JSON object of an artefact as its dataclass; see `read_record`. `path` names it in errors."""
     found = data.get("schema_version")
     if type(found) is not int or found > version:
         raise ArtefactError(

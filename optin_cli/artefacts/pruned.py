@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -10,13 +11,14 @@ from safetensors import SafetensorError, safe_open
 
 from optin_cli.artefacts import typed
 from optin_cli.artefacts.facts import DenseFacts, PrunedModel, PruningStep, UsedTable
-from optin_cli.artefacts.files import read_record, to_json
+from optin_cli.artefacts.files import as_record, read_record, to_json
 from optin_cli.errors import ArtefactError
 
 FORMAT = "optin-pruned-model"
-SCHEMA_VERSION = 2
-"""1 merged no tokens."""
+SCHEMA_VERSION = 3
+"""1 merged no tokens, 2 did not say how modules are resized."""
 FILE_NAME = "optin.json"
+_LATER = ("merges", "resized")
 
 
 @dataclass
@@ -37,6 +39,10 @@ class PrunedRecord:
     dense: DenseFacts
     merges: list[int] = field(default_factory=list)
     """Tokens merged behind each block, from the first one on; empty: none."""
+    resized: dict[str, Any] = field(default_factory=dict)
+    """What is smaller in its modules than in the dense model's, or runs otherwise: all that `modeling_optin.py` needs.
+    `sizes` (path of a module -> attribute: number, tensor: shape), `runs` (path -> changes), `merging` (or null).
+    Empty in older records."""
     history: list[PruningStep] = field(default_factory=list)
     """The prunings, the last one last."""
 
@@ -87,9 +93,13 @@ class _Step(TypedDict):
     params: NotRequired[int]
 
 
+def pruned_json(record: PrunedRecord) -> str:
+    """The text of `optin.json`."""
+    return to_json({"format": FORMAT, "schema_version": SCHEMA_VERSION, **asdict(record)}) + "\n"
+
+
 def write_pruned(folder: Path, record: PrunedRecord) -> None:
-    data = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **asdict(record)}
-    (folder / FILE_NAME).write_text(to_json(data) + "\n")
+    (folder / FILE_NAME).write_text(pruned_json(record))
 
 
 def read_pruned(folder: str | Path) -> PrunedRecord:
@@ -102,12 +112,19 @@ def read_pruned(folder: str | Path) -> PrunedRecord:
     """
     path, what = Path(folder) / FILE_NAME, "the record of a pruned model"
     record = read_record(
-        path, PrunedRecord, what, FORMAT, SCHEMA_VERSION, maker="optin apply", optional=("merges",),
+        path, PrunedRecord, what, FORMAT, SCHEMA_VERSION, maker="optin apply", optional=_LATER,
         shallow=("history",),
     )  # fmt: skip
-    if problems := _problems(record):
-        raise ArtefactError(f"{path} is a damaged record: {', '.join(problems)}", "run `optin apply` again")
-    return record
+    return _checked(record, path)
+
+
+def parse_pruned(text: str, where: str) -> PrunedRecord:
+    """The record in the text of an `optin.json`. Raises what `read_pruned` does, naming `where` it is from."""
+    record = as_record(
+        json.loads(text), Path(where), PrunedRecord, SCHEMA_VERSION, maker="optin apply", optional=_LATER,
+        shallow=("history",),
+    )  # fmt: skip
+    return _checked(record, Path(where))
 
 
 def read_checked(folder: str | Path) -> PrunedRecord:
@@ -120,6 +137,12 @@ def read_checked(folder: str | Path) -> PrunedRecord:
                 f"{Path(folder) / FILE_NAME} is a damaged record: history[{index}].{missing[0]} is missing",
                 "run `optin apply` again",
             )
+    return record
+
+
+def _checked(record: PrunedRecord, path: Path) -> PrunedRecord:
+    if problems := _problems(record):
+        raise ArtefactError(f"{path} is a damaged record: {', '.join(problems)}", "run `optin apply` again")
     return record
 
 

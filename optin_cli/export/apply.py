@@ -35,9 +35,10 @@ from optin_cli.errors import ArtefactError, OptinError, OutputDiffers, UsageErro
 from optin_cli.export.check import Check, CheckRows, check_rows, expect
 from optin_cli.export.writers import DIRECTORY_WRITER, Comparison, Writer, compare_outputs
 from optin_cli.loading.checkpoint import OpenModel, open_model
+from optin_cli.loading.reshaping import remember
 from optin_cli.structure.anatomy import HEADS, NEURONS, Anatomy
-from optin_cli.transforms.slicing import slice_model
-from optin_cli.transforms.token_merging import install_merges
+from optin_cli.transforms.slicing import Footprint, slice_model
+from optin_cli.transforms.token_merging import install_merges, merging_options
 
 log = logging.getLogger("optin")
 
@@ -250,11 +251,16 @@ def _compensate(
 
 def _sliced(model: OpenModel, mask: Mask, record: PrunedRecord) -> OpenModel:
     """The model without the units that the mask leaves out, merging tokens by the mask's schedule."""
+    footprint = Footprint(model.module)
     slice_model(model.module, model.anatomy, mask.keep)
     anatomy = dissect(model.module, model.family)
+    record.resized = footprint.changes(model.record.resized if model.record else None) | {"merging": None}
     merging = None
     if any(mask.merges):
         merging = install_merges(model.module, anatomy, mask.merges, what="the mask")
+        record.resized["merging"] = merging_options(anatomy, mask.merges)
+    if model.source.library == "transformers":
+        remember(model.module, record)
     spec = model.spec.removesuffix(_PRUNED) + _PRUNED
     source = replace(model.source, spec=spec, record=record, in_memory=True)
     return replace(model, source=source, anatomy=anatomy, merging=merging)

@@ -56,7 +56,9 @@ def audio_processor(
 
     try:
         check_part(folder, "feature extractor", trust_remote_code)
-        extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        extractor = AutoFeatureExtractor.from_pretrained(
+            folder, config=config, trust_remote_code=trust_remote_code
+        )
     except InputError:
         raise
     except Exception as error:  # whatever its file holds

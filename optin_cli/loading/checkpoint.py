@@ -35,13 +35,15 @@ from optin_cli.loading.processors import (
     timm_image_processor,
     transformers_image_processor,
 )
+from optin_cli.loading.reshaping import remember, reshape_as_recorded
 from optin_cli.loading.sources import Source, resolve
+from optin_cli.loading.standalone_file import NAME as CODE_FILE
+from optin_cli.loading.standalone_file import code_for
 from optin_cli.loading.timm_torchvision import LIBRARIES, open_vision, save_vision
 from optin_cli.loading.weight_errors import clear_errors
 from optin_cli.structure.anatomy import AUDIO, IMAGE, Anatomy
 from optin_cli.structure.audio_inputs import has_decoder
 from optin_cli.tasks.base import Task
-from optin_cli.transforms.slicing import slice_model
 from optin_cli.transforms.token_merging import Merging, install_merges
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -256,7 +258,7 @@ def open_module(
 
     def reshape(module: nn.Module) -> None:
         if source.record is not None:
-            slice_model(module, dissect(module, _recorded(source), costs=False), source.record.kept)
+            reshape_as_recorded(module, source.record, _recorded(source))
 
     if device_map is not None and source.library in LIBRARIES:
         raise UsageError(
@@ -265,7 +267,10 @@ def open_module(
     with clear_errors(source), redirect_stdout(sys.stderr):  # torch hub prints there what it downloads
         if source.library in LIBRARIES:
             return source, *open_vision(source, task, reshape)
-        return source, *open_transformers(source, task, reshape, device_map, dtype)
+        opened = open_transformers(source, task, reshape, device_map, dtype)
+        if source.record is not None:
+            remember(opened[0], source.record)
+        return source, *opened
 
 
 def _recorded(source: Source) -> Family:
@@ -338,7 +343,9 @@ def save_pruned(folder: Path, model: OpenModel, record: PrunedRecord) -> None:
     module: Any = copy.deepcopy(model.module).to("cpu", model.stored_dtype)
     if model.source.library in LIBRARIES:
         save_vision(folder, module, model.source)
+        (folder / CODE_FILE).write_text(code_for(record.library, record.resized))
     else:
+        remember(module, record)
         save_transformers(folder, module)
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors are written for the owner alone; a model is to be served

@@ -9,6 +9,7 @@ from typing import Any
 from optin_cli.artefacts.kinds import load_json
 from optin_cli.errors import InputError, param
 from optin_cli.loading.sources import Source
+from optin_cli.standalone.from_transformers import MODEL_TYPE
 
 _IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
 
@@ -25,7 +26,9 @@ def own_class(source: Source) -> str:
     config = source.config
     _check_kernels(source)
     references = dict(_references(config.get("auto_map")))
-    if not references:
+    if (
+        not references or config.get("model_type") == MODEL_TYPE
+    ):  # a pruned directory's is optin's, which runs here
         return ""
     architecture = _architecture(config)
     known = config.get("model_type") in CONFIG_MAPPING

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optin_cli.architectures.families import Family
+from optin_cli.architectures.families import Family, family_from_dict
 from optin_cli.architectures.resolve import dissect, family_of
 from optin_cli.errors import InputError, UsageError
 from optin_cli.loading.checkpoint import DTYPES, OpenModel, pick_device
+from optin_cli.loading.reshaping import merging_in, recorded_in, remember
 from optin_cli.loading.sources import Source, refuse_quantised
 from optin_cli.loading.timm_torchvision import LIBRARIES, num_classes, vision_task
 from optin_cli.tasks.base import Task
@@ -67,6 +68,9 @@ def open_held(
     library = _library(original)
     if library == "torchvision":
         _name_as_timm(twin)
+    record = recorded_in(twin)
+    if record is not None:
+        family = family_from_dict(record.family, "its family")
     family = family or family_of(twin)
     found_task = _task(twin, library, task, family.modality)
     if found_task.reads_stages:
@@ -76,8 +80,9 @@ def open_held(
     )
     arguments = {"num_classes": twin.num_classes} if library == "timm" else {}
     source = Source(
-        type(original).__name__, library, architecture=architecture, arguments=arguments, in_memory=True
-    )
+        type(original).__name__, library, architecture=architecture, arguments=arguments, in_memory=True,
+        record=record,
+    )  # fmt: skip
     return OpenModel(
         source,
         twin,
@@ -85,6 +90,7 @@ def open_held(
         dissect(twin, family),
         found_task,
         stored,
+        merging_in(twin),
         given=processor,
         original=original,
     )
@@ -117,7 +123,7 @@ def _hooks_of(module: nn.Module) -> dict[int, Any]:
     for part in module.modules():
         for name in _HOOKS:
             for hook in getattr(part, name, {}).values():
-                if not type(hook).__module__.startswith("optin_cli."):
+                if not type(hook).__module__.startswith(("optin_cli.", "transformers_modules.")):
                     found[id(hook)] = hook
     return found
 
@@ -173,3 +179,5 @@ def into_original(pruned: OpenModel, keep: dict[str, list[int]], model: OpenMode
     model.original.load_state_dict(state)
     if any(pruned.merges):
         install_merges(model.original, pruned.anatomy, pruned.merges)
+    if pruned.record is not None and pruned.source.library == "transformers":
+        remember(model.original, pruned.record)

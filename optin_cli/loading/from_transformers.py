@@ -16,6 +16,7 @@ from optin_cli.loading.custom_code import class_of, own_class
 from optin_cli.loading.processors import settle_image_size, settle_padding
 from optin_cli.loading.sources import Source
 from optin_cli.loading.weight_errors import other_shapes, stored_prefix
+from optin_cli.standalone.from_transformers import MODEL_TYPE, RECORD, read_config, resized
 from optin_cli.structure.anatomy import AUDIO
 from optin_cli.tasks.base import Task
 from optin_cli.tasks.embedding import EMBEDDING
@@ -35,12 +36,11 @@ def open_transformers(
     dtype: torch.dtype | None = None,
 ) -> tuple[nn.Module, Task, torch.dtype]:
     """(module, task, dtype of the stored weights). In `dtype`, or as stored; over the devices of `device_map`."""
-    import transformers
 
     assert source.folder is not None
     own = own_class(source)  # before transformers looks at the directory
     trusted = source.trust_remote_code
-    config = transformers.AutoConfig.from_pretrained(source.folder, trust_remote_code=trusted)
+    config = _config(source, source.folder)
     asked = task_name or (source.record.task if source.record else None)
     task = task_from_config(config, source.folder, asked)
     if own:
@@ -50,8 +50,8 @@ def open_transformers(
     if AUDIO not in getattr(cls, "input_modalities", ()):
         settle_image_size(source.folder, config, trusted)
     if source.untrained:
-        return _reshaped(cls, reshape)(config), task, torch.float32
-    made = _reshaped(cls, reshape)
+        return resized(cls, reshape)(config), task, torch.float32
+    made = resized(cls, reshape)
 
     def load(**options: Any) -> tuple[Any, dict[str, Any]]:
         with _quiet():
@@ -165,17 +165,18 @@ def _way_out(missing: list[str], base: str, task: Task) -> str:
     return "the weights are incomplete, or config.json belongs to another model: copy the directory again"
 
 
-def _reshaped(cls: type[nn.Module], reshape: Reshape) -> type[Any]:
-    """`cls` with its modules resized right after construction, before transformers loads weights into them."""
+def _config(source: Source, folder: Path) -> Any:
+    """The config of the model, or of the dense original of a pruned one. Raises `InputError` for an incomplete copy."""
+    import transformers
 
-    class Reshaped(cls):  # type: ignore[misc, valid-type]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            reshape(self)
-
-    Reshaped.__name__ = cls.__name__
-    Reshaped.__module__ = cls.__module__
-    return Reshaped
+    if source.config.get("model_type") != MODEL_TYPE:
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=source.trust_remote_code)
+    if source.record is None:
+        raise InputError(
+            f"{folder} holds the weights of a pruned model without its {RECORD}",
+            "copy that file from the directory that they were saved from, too",
+        )
+    return read_config(folder, "")
 
 
 def save_transformers(folder: Path, module: Any) -> None:

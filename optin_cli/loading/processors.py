@@ -210,7 +210,7 @@ def text_processor(folder: Path, config: Any, trust_remote_code: bool = False) -
 
     try:
         check_part(folder, "tokenizer", trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=trust_remote_code)
         if len(tokenizer) <= len(tokenizer.all_special_tokens):
             raise ValueError("it holds no vocabulary")  # transformers makes one of special tokens alone
         processor = tokenizing(tokenizer, config, folder)
@@ -324,7 +324,9 @@ def transformers_image_processor(
     check_part(folder, "image processor", trust_remote_code)
     try:
         try:
-            processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            processor = AutoImageProcessor.from_pretrained(
+                folder, config=config, trust_remote_code=trust_remote_code
+            )
         except (OSError, ValueError):
             if (folder / "preprocessor_config.json").is_file():
                 raise
@@ -385,7 +387,7 @@ def settle_image_size(folder: Path, config: Any, trust_remote_code: bool = False
     if fixed is not None or not (folder / "preprocessor_config.json").is_file():
         return
     check_part(folder, "image processor", trust_remote_code)
-    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    processor = AutoImageProcessor.from_pretrained(folder, config=config, trust_remote_code=trust_remote_code)
     wide, high = (tuple(_Transform(processor)(_wide(size)).shape[-2:]) for size in ((64, 96), (96, 64)))
     if wide != high:
         edge = dict(processor.size).get("shortest_edge") or min(wide)

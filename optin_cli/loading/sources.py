@@ -16,6 +16,7 @@ from optin_cli.artefacts.files import nearest_path, read_json
 from optin_cli.artefacts.kinds import load_json
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned
 from optin_cli.errors import InputError, UsageError, first_line
+from optin_cli.tasks.pooling import sentence_modules
 
 log = logging.getLogger("optin")
 
@@ -105,7 +106,11 @@ class Source:
         if self.folder is None:
             return []
         patterns = (*_EXTRAS, "*.py") if self.trust_remote_code else _EXTRAS
-        found = sorted({path for pattern in patterns for path in self.folder.glob(pattern) if path.is_file()})
+        named = [path for pattern in patterns for path in self.folder.glob(pattern)]
+        for module in sentence_modules(self.folder):  # the first one is the model, in the folder itself
+            if (self.folder / str(module.get("path"))).resolve() != self.folder.resolve():
+                named += (self.folder / str(module.get("path"))).rglob("*")
+        found = sorted({path for path in named if path.is_file()})
         inside = [path for path in found if _is_inside(path, self.folder)]
         for path in found:
             if path not in inside:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from optin_cli.standalone.merging import hidden_of, output_with
 from optin_cli.structure.anatomy import NCHW, NHWC, SEQUENCE
 
 HIDDEN = "hidden_states"
@@ -14,17 +15,12 @@ HIDDEN = "hidden_states"
 CACHES = ("past_key_values", "cache", "past_key_value", "layer_past")
 """Names of the argument with the cache of keys and values, over versions of transformers."""
 
+__all__ = [
+    "CACHES", "HIDDEN", "Arguments", "as_rows", "cache_argument", "hidden_argument", "hidden_of", "output_with",
+    "with_hidden",
+]  # fmt: skip
+
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def hidden_of(value: Any) -> Tensor:
-    """The hidden states in a block's output: the tensor itself or the first element of a tuple."""
-    return value if isinstance(value, Tensor) else value[0]
-
-
-def output_with(value: Any, hidden: Tensor) -> Any:
-    """A block's output with its hidden states replaced."""
-    return hidden if isinstance(value, Tensor) else (hidden, *value[1:])
 
 
 def hidden_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

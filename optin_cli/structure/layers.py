@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optin_cli.errors import InputError
+from optin_cli.standalone.empty_layers import output_size, pads_same, run_empty
 
 
 @dataclass(frozen=True)
@@ -137,12 +138,10 @@ def like_weight(layer: nn.Module, values: Tensor) -> Tensor:
 
 def padding_of(layer: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Zeros that `layer` adds to an image of `size` (height, width): left, right, top, bottom."""
-    from timm.layers import Conv2dSame
-
     sides: list[int] = []
     for axis in (1, 0):
         reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
-        if isinstance(layer, Conv2dSame) or layer.padding == "same" or getattr(layer, "pads_same", False):
+        if pads_same(layer):
             steps = -(-size[axis] // layer.stride[axis]) - 1
             total = max(steps * layer.stride[axis] + reach + 1 - size[axis], 0)
             sides += [total // 2, total - total // 2]
@@ -150,16 +149,6 @@ def padding_of(layer: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int, int, 
             padding = 0 if isinstance(layer.padding, str) else layer.padding[axis]
             sides += [padding, padding]
     return sides[0], sides[1], sides[2], sides[3]
-
-
-def output_size(layer: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) that `layer` gives for an image of `size`."""
-    left, right, top, bottom = padding_of(layer, size)
-    sides = []
-    for axis, padding in enumerate((top + bottom, left + right)):
-        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
-        sides.append((size[axis] + padding - reach - 1) // layer.stride[axis] + 1)
-    return sides[0], sides[1]
 
 
 def patches(layer: nn.Module, x: Tensor) -> Tensor:
@@ -175,61 +164,6 @@ def patches(layer: nn.Module, x: Tensor) -> Tensor:
         return x.new_zeros(len(x), math.prod(output_size(layer, size)), 0)
     padded = F.pad(x, padding_of(layer, size))
     return F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride).transpose(1, 2)
-
-
-class EmptyConv2d(nn.Conv2d):
-    """A convolution without inputs or outputs, which torch does not run right: it gives its bias alone."""
-
-    pads_same: bool
-
-    def forward(self, x: Tensor) -> Tensor:
-        zeros = x.new_zeros(x.shape[0], self.out_channels, *output_size(self, (x.shape[-2], x.shape[-1])))
-        return zeros if self.bias is None else zeros + along(-3, self.bias)
-
-
-class EmptyPool2d(nn.Module):
-    """Pooling of no channels, which torch refuses to run."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.new_zeros(len(x), 1, *x.shape[2:]))[:, :0]
-
-
-class EmptyMaxPool2d(EmptyPool2d, nn.MaxPool2d):
-    pass
-
-
-class EmptyAvgPool2d(EmptyPool2d, nn.AvgPool2d):
-    pass
-
-
-class EmptyBatchNorm2d(nn.BatchNorm2d):
-    """The norm of no channels, which torch refuses to run."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
-def _empty(layer: nn.Module) -> None:
-    """Turn a layer that lost its last input or output into one that runs."""
-    if isinstance(layer, nn.Conv2d) and not isinstance(layer, EmptyConv2d):
-        from timm.layers import Conv2dSame
-
-        same = isinstance(layer, Conv2dSame)
-        layer.__class__ = EmptyConv2d
-        layer.pads_same = same  # type: ignore[assignment]
-    elif isinstance(layer, nn.BatchNorm2d):
-        layer.__class__ = EmptyBatchNorm2d
-    elif is_transposed(layer):
-        layer.__class__ = type("EmptyConv1D", (type(layer),), {"forward": _through_linear})
-    elif isinstance(layer, nn.MaxPool2d):
-        layer.__class__ = EmptyMaxPool2d
-    elif isinstance(layer, nn.AvgPool2d):
-        layer.__class__ = EmptyAvgPool2d
-
-
-def _through_linear(layer: Any, x: Tensor) -> Tensor:
-    """A Conv1D without inputs or outputs, which `Conv1D.forward` can't reshape."""
-    return F.linear(x, layer.weight.t(), layer.bias)
 
 
 def select_outputs(layer: nn.Module, indices: Tensor) -> None:
@@ -251,7 +185,7 @@ def select_carried(layer: nn.Module, indices: Tensor) -> None:
     elif isinstance(layer, nn.Conv2d):
         layer.in_channels = layer.out_channels = layer.groups = len(indices)
     if not len(indices):
-        _empty(layer)
+        run_empty(layer)
 
 
 def select_slices(module: nn.Module, name: str, axis: int, indices: Tensor) -> None:
@@ -277,4 +211,4 @@ def _select_ends(layer: nn.Module, indices: Tensor, dim: int) -> None:
         what = "features" if isinstance(layer, nn.Linear) else "channels"
         setattr(layer, f"{'in' if dim else 'out'}_{what}", len(indices))
     if not len(indices):
-        _empty(layer)
+        run_empty(layer)

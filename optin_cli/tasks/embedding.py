@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optin_cli.artefacts.kinds import load_json
 from optin_cli.data.batches import Batches
 from optin_cli.data.labels import check_varied, number_labels
 from optin_cli.data.readers import SIDES
@@ -18,6 +17,7 @@ from optin_cli.errors import InputError, param
 from optin_cli.tasks import metrics
 from optin_cli.tasks.base import Forward, Inputs, Task
 from optin_cli.tasks.divergence import SQUARES
+from optin_cli.tasks.pooling import MEAN, pooled, read_pooling
 
 EMBEDDING = "embedding"
 PROJECTED = "WithProjection"
@@ -37,27 +37,22 @@ class Embedding(Task):
     term = SQUARES
     main = ("spearman",)
 
-    pooling: str = "mean"
-    """`mean` over the tokens, `cls` (the first token), or `none` (already one vector)."""
+    pooling: str = MEAN
+    """A name of `tasks.pooling`, several joined by `+`, or `none` (already one vector)."""
 
     @classmethod
     def from_config(cls, config: Any, folder: Path | None) -> Task:
-        return cls(pooling=_pooling(folder))
+        return cls(pooling=read_pooling(folder))
 
     def output(self, model: Forward, inputs: Inputs) -> Tensor:
         """Unit-length sentence (or image) vectors, [batch, 1, hidden]."""
         result, attention_mask = model(**inputs), inputs.get("attention_mask")
         hidden = (result if isinstance(result, Tensor) else _hidden_or_projection(result)).float()
         if hidden.dim() == 2 or self.pooling == "none":
-            pooled = hidden
-        elif self.pooling == "cls":
-            pooled = hidden[:, 0]
-        elif attention_mask is None:
-            pooled = hidden.mean(dim=1)
+            vectors = hidden
         else:
-            weight = attention_mask[..., None].float()  # (b, s, 1)
-            pooled = (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
-        return nn.functional.normalize(pooled, dim=-1)[:, None, :]
+            vectors = pooled(hidden, attention_mask, self.pooling)
+        return nn.functional.normalize(vectors, dim=-1)[:, None, :]
 
     def labels(self, batches: Batches) -> list[float] | None:
         """Return how alike the texts of each pair are."""
@@ -112,15 +107,3 @@ def _hidden_or_projection(result: Any) -> Tensor:
             f"an embedding model gives {', '.join(_GIVEN)} or a tensor; choose another {param('task')}",
         )
     return found
-
-
-def _pooling(folder: Path | None) -> str:
-    """The pooling that the sentence-transformers files of a model ask for; mean when there are none."""
-    path = folder / "1_Pooling" / "config.json" if folder else None
-    if path is None or not path.is_file():
-        return "mean"
-    try:
-        settings = load_json(path)
-    except ValueError as error:
-        raise InputError(f"{path} can't be read: {error}", "take the one that came with the model") from error
-    return "cls" if isinstance(settings, dict) and settings.get("pooling_mode_cls_token") else "mean"

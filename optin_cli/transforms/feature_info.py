@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+FEATURE_INFO = "feature_info"
+
 
 def update_feature_info(module: nn.Module) -> None:
     """Read `feature_info`, `num_features` and `head_hidden_size` of a timm CNN from a forward without values.
@@ -21,7 +23,7 @@ def update_feature_info(module: nn.Module) -> None:
     without `feature_info` (all others) are left alone.
     """
     owner: Any = module
-    stages = getattr(module, "feature_info", None)
+    stages = getattr(module, FEATURE_INFO, None)
     if not isinstance(stages, list):
         return
     state = {name: tensor.to("meta") for name, tensor in module.state_dict(keep_vars=False).items()}

@@ -1,26 +1,24 @@
 """Slice units out of the weights: select the producers' rows, the consumer's columns and what is between them.
 
-The same function shrinks a trained model (`apply`) and a meta-device skeleton that is about to receive a
-pruned checkpoint (`load`): only shapes and indices matter.
+`Footprint` notes what that changed in a model: with it, `standalone.sizes.resize` cuts a dense model alike, whose
+anatomy it need not know.
 """
 
 from __future__ import annotations
 
-import inspect
+import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 
-from optin_cli.structure.anatomy import CHANNELS, HEADS, Anatomy, Bypass, Producer, Site, UnitInput
-from optin_cli.structure.hidden_states import hidden_argument
+from optin_cli.standalone import without_heads as attention_without_heads
+from optin_cli.standalone.unit_inputs import select_unit_input
+from optin_cli.structure.anatomy import CHANNELS, HEADS, Anatomy, Bypass, Producer, Site
 from optin_cli.structure.layers import select_carried, select_inputs, select_outputs, select_slices
-from optin_cli.transforms.feature_info import update_feature_info
-from optin_cli.transforms.unit_inputs import make_unit_input, select_unit_input
+from optin_cli.transforms.feature_info import FEATURE_INFO, update_feature_info
 
 
 def slice_model(model: nn.Module, anatomy: Anatomy, keep: Mapping[str, Sequence[int]]) -> None:
@@ -55,7 +53,8 @@ def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
         owner, _, attribute = path.rpartition(".")
         setattr(model.get_submodule(owner), attribute, sizes[kind])
     for unit_input in site.unit_inputs:
-        select_unit_input(model.get_submodule(unit_input.module), unit_input, units)
+        options = {name: getattr(unit_input, name) for name in ("argument", "axis", "returned", "maker")}
+        select_unit_input(model.get_submodule(unit_input.module), units=units, **options)
     for path, axis in site.tensors.items():
         owner, _, name = path.rpartition(".")
         module = model.get_submodule(owner)
@@ -63,11 +62,9 @@ def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
     if units:
         return
     if site.bypass:
-        consumer = "" if site.bypass.empty else site.consumer.removeprefix(f"{site.bypass.module}.")
-        inside = [given for given in site.unit_inputs if given.module == site.bypass.module]
-        _bypass(model.get_submodule(site.bypass.module), consumer, site.bypass, inside)
+        _bypass(model, site, site.bypass)
     elif site.kind == HEADS:
-        _attend_without_heads(model.get_submodule(_around(site)))
+        attention_without_heads.attend_without_heads(model.get_submodule(_around(site)))
 
 
 def rows_of(site: Site, producer: Producer, units: Tensor) -> Tensor:
@@ -85,38 +82,21 @@ def features_of(units: Tensor, width: int) -> Tensor:
     return (units[:, None] * width + torch.arange(width)[None, :]).reshape(-1)
 
 
-def _bypass(module: nn.Module, consumer: str, bypass: Bypass, unit_inputs: Sequence[UnitInput]) -> None:
-    """Make `module` give no features, or what a `consumer` in it makes of them. A class, so that copies do it too."""
-    signature = inspect.signature(module.forward)
-
-    class Bypassed(type(module)):  # type: ignore[misc]
-        _is_hf_initialized = True  # else transformers would, and may divide by a number of heads
-
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            hidden = hidden_argument(args, kwargs)
-            given = signature.bind(*args, **kwargs).arguments
-            cache, layer = given.get(bypass.cache), getattr(self, "layer_idx", 0)
-            if bypass.attended and cache is not None:
-                _count_attended(cache, given[bypass.attended], layer)
-                cache = None
-            past, keys = _count_in(cache, hidden, layer)
-            for made in unit_inputs:
-                if made.maker and given.get(made.argument) is None and getattr(self, made.needs):
-                    make_unit_input(self, made, hidden, past, keys)
-            output = hidden.new_zeros(*hidden.shape[:-1], 0)
-            if consumer:
-                output = self.get_submodule(consumer)(output)
-            return (output, *[None] * (bypass.in_tuple - 1)) if bypass.in_tuple else output
-
-    _become(module, Bypassed)
-
-
-def _become(module: nn.Module, changed: type[nn.Module]) -> None:
-    """Make `module` one of a subclass of its class that looks like the class from outside."""
-    changed.forward.__signature__ = inspect.signature(type(module).forward)  # type: ignore[attr-defined]
-    changed.__name__ = type(module).__name__
-    changed.__module__ = type(module).__module__
-    module.__class__ = changed
+def _bypass(model: nn.Module, site: Site, bypass: Bypass) -> None:
+    """Let the module around the consumer run without units, and make what it makes for later blocks all the same."""
+    path = bypass.module
+    attention_without_heads.bypass(
+        model.get_submodule(path),
+        consumer="" if bypass.empty else site.consumer.removeprefix(f"{path}."),
+        in_tuple=bypass.in_tuple,
+        cache=bypass.cache,
+        attended=bypass.attended,
+        makes=[
+            [one.argument, one.maker, one.needs]
+            for one in site.unit_inputs
+            if one.module == path and one.maker
+        ],
+    )
 
 
 def _around(site: Site) -> str:
@@ -126,50 +106,35 @@ def _around(site: Site) -> str:
     return ".".join(names[0] for names in shared)
 
 
-def _attend_without_heads(module: nn.Module) -> None:
-    """Make `module` run where torch can't attend without heads: up to 2.11 at least its CPU kernel divides by zero,
-    which ends the process."""
+class Footprint:
+    """The sizes in a model, to tell later what slicing has changed."""
 
-    class WithoutHeads(type(module)):  # type: ignore[misc]
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            with _EmptyAttention():
-                return super().forward(*args, **kwargs)
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.sizes = {path: dict(_sizes(module)) for path, module in model.named_modules()}
 
-    _become(module, WithoutHeads)
+    def changes(self, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What is different now, on top of `earlier` changes, as `standalone.sizes.resize` takes it.
 
-
-class _EmptyAttention(TorchFunctionMode):
-    """Within it, attention of no numbers is a product of no numbers."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is scaled_dot_product_attention:
-            query, key, value = _attended(*args, **kwargs)
-            if not query.numel():
-                return query @ key.transpose(-2, -1) @ value
-        return func(*args, **kwargs)
-
-
-def _attended(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return query, key, value
+        `sizes`: path of a module -> attribute: number, or tensor: shape. `runs`: path -> what makes the module run
+        otherwise than its class.
+        """
+        sizes = {path: dict(found) for path, found in (earlier or {"sizes": {}})["sizes"].items()}
+        runs = {}
+        for path, module in self.model.named_modules():
+            now = dict(_sizes(module))
+            if changed := {name: size for name, size in now.items() if self.sizes[path].get(name) != size}:
+                sizes.setdefault(path, {}).update(changed)
+            if how := getattr(module, "optin_runs", None):
+                runs[path] = copy.deepcopy(how)
+        return {"sizes": sizes, "runs": runs}
 
 
-def _count_attended(cache: Any, hidden: Tensor, layer: int) -> None:
-    """Tell the cache of cross-attention, once, of the tokens that are attended to."""
-    cache = getattr(cache, "cross_attention_cache", cache)
-    if not int(cache.get_seq_length(layer)):
-        nothing = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
-        cache.update(nothing, nothing, layer)
-
-
-def _count_in(cache: Any, hidden: Tensor, layer: int) -> tuple[Any, int]:
-    """Tell a cache of `hidden`'s tokens; returns how many it had, and how many there are."""
-    if cache is None:
-        return 0, hidden.shape[1]
-    cache = getattr(cache, "self_attention_cache", cache)
-    past = cache.get_seq_length(layer)
-    past = past.clone() if isinstance(past, Tensor) else past
-    # one number a token: a cache takes no notice of tokens without any
-    nothing = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
-    keys, _ = cache.update(nothing, nothing, layer)
-    return past, keys.shape[-2]
+def _sizes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(name, number or shape) of the attributes and tensors of a module itself."""
+    for name, value in vars(module).items():
+        if type(value) is int or (name == FEATURE_INFO and isinstance(value, list)):
+            yield name, copy.deepcopy(value)
+    for name, tensor in itertools.chain(module._parameters.items(), module._buffers.items()):
+        if tensor is not None:
+            yield name, list(tensor.shape)

@@ -17,7 +17,7 @@ from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
 from optin_cli.loading.checkpoint import open_model
 from optin_cli.scoring.plan import ScoreSettings, make_plan
-from optin_cli.structure.layers import EmptyConv2d
+from optin_cli.standalone.empty_layers import EmptyConv2d
 from optin_cli.transforms.masking import masked, masks_from_keep
 from optin_cli.transforms.slicing import slice_model
 

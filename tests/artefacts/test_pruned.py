@@ -100,7 +100,8 @@ def test_keys_of_a_later_program_are_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "field", [field.name for field in dataclasses.fields(PrunedRecord) if field.name != "merges"]
+    "field",
+    [field.name for field in dataclasses.fields(PrunedRecord) if field.name not in ("merges", "resized")],
 )
 def test_a_missing_field_is_named_with_the_way_out(tmp_path, field):
     message = refused(change(tmp_path, lambda data: data.pop(field)))
@@ -115,12 +116,12 @@ def test_a_field_of_another_kind_is_refused_by_name(tmp_path, field):
 def test_a_record_of_before_tokens_merged_reads_as_one_that_merges_none(tmp_path):
     def older(data):
         data["schema_version"] = 1
-        del data["merges"]
+        del data["merges"], data["resized"]
 
     assert read_pruned(change(tmp_path, older)) == a_record()
 
 
-@pytest.mark.parametrize("version", [3, "1", None])
+@pytest.mark.parametrize("version", [4, "1", None])
 def test_a_schema_that_is_newer_or_no_number_is_refused(tmp_path, version):
     assert "update optin" in refused(change(tmp_path, lambda data: data.update(schema_version=version)))
 

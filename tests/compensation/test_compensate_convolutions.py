@@ -12,7 +12,8 @@ from helpers.models import shared_model
 from optin_cli.compensation.compensate import compensate
 from optin_cli.compensation.settings import Compensation
 from optin_cli.loading.checkpoint import OpenModel
-from optin_cli.structure.layers import matrix, output_size, patches
+from optin_cli.standalone.empty_layers import output_size
+from optin_cli.structure.layers import matrix, patches
 
 
 def with_a_double(model: OpenModel, name: str) -> OpenModel:

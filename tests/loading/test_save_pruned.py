@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from helpers.artefacts import keep_sets, kept_of
 from helpers.families import ALL, TEXT_FAMILIES
 from helpers.models import copy_of, in_dtype, opened, saved_model, shared_model
+from helpers.pruning import sliced_copy
 from helpers.runs import examples, outputs, random_inputs, same_outputs
 from helpers.tokenizers import vocabulary
 from hypothesis import given
@@ -17,38 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from optin_cli.architectures.families import family_to_dict
-from optin_cli.architectures.resolve import dissect
-from optin_cli.artefacts.pruned import PrunedRecord
 from optin_cli.errors import ArtefactError, InputError
-from optin_cli.loading.checkpoint import OpenModel, load, save_pruned
-from optin_cli.transforms.slicing import slice_model
-
-
-def record_of(model: OpenModel, kept: dict[str, list[int]]) -> PrunedRecord:
-    return PrunedRecord(
-        library=model.source.library,
-        architecture=model.source.architecture or type(model.module).__name__,
-        task=model.task.name,
-        family=family_to_dict(model.family),
-        kept=kept,
-        per_layer_config={},
-        dense=model.dense,
-    )
-
-
-def prune(folder: Path | str, target: Path, keep: dict[str, list[int]], **options) -> OpenModel:
-    """Slice the model in `folder`, save it in `target` and return it as it was before saving."""
-    model = opened(folder, **options)
-    dense = {site.name: list(range(site.units)) for site in model.anatomy}
-    before = model.record.kept if model.record else dense
-    kept = {**before, **{site: [before[site][i] for i in indices] for site, indices in keep.items()}}
-    record = record_of(model, kept)
-    slice_model(model.module, model.anatomy, keep)
-    model.anatomy = dissect(model.module, model.family)
-    target.mkdir()
-    save_pruned(target, model, record)
-    return model
+from optin_cli.loading.checkpoint import load
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -57,7 +27,7 @@ def prune(folder: Path | str, target: Path, keep: dict[str, list[int]], **option
 def test_a_pruned_directory_loads_bitwise_equal(name, tmp_path_factory, data):
     keep = data.draw(keep_sets(shared_model(name).anatomy))
     folder = tmp_path_factory.mktemp("pruned") / "m"
-    pruned = prune(saved_model(name), folder, keep)
+    pruned = sliced_copy(saved_model(name), folder, keep)
     again = opened(folder)
     assert again.anatomy == pruned.anatomy
     assert {site.name: site.units for site in again.anatomy if site.name in keep} == {
@@ -69,7 +39,9 @@ def test_a_pruned_directory_loads_bitwise_equal(name, tmp_path_factory, data):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("kept", [[], [2]], ids=["none", "one"])
 def test_a_directory_with_next_to_nothing_left_loads_bitwise_equal(name, kept, tmp_path):
-    pruned = prune(saved_model(name), tmp_path / "m", {s.name: kept for s in shared_model(name).anatomy})
+    pruned = sliced_copy(
+        saved_model(name), tmp_path / "m", {s.name: kept for s in shared_model(name).anatomy}
+    )
     assert same_outputs(opened(tmp_path / "m"), pruned)
 
 
@@ -77,7 +49,7 @@ def test_a_directory_with_next_to_nothing_left_loads_bitwise_equal(name, kept, t
 @pytest.mark.parametrize("name", TEXT_FAMILIES)
 def test_a_pruned_directory_keeps_its_task(name, head, tmp_path):
     keep = {"blocks.0.heads": [1, 3], "blocks.2.neurons": [0, 5, 63]}
-    pruned = prune(saved_model(name, head), tmp_path / "m", keep)
+    pruned = sliced_copy(saved_model(name, head), tmp_path / "m", keep)
     again = opened(tmp_path / "m")
     assert again.task == pruned.task
     assert type(again.module) is type(pruned.module)
@@ -92,8 +64,8 @@ def test_a_pruned_directory_can_be_pruned_again(name, tmp_path_factory, data):
     first = data.draw(keep_sets(anatomy))
     second = {s.name: data.draw(kept_of(len(first.get(s.name, range(s.units))))) for s in anatomy}
     folder = tmp_path_factory.mktemp("pruned")
-    prune(saved_model(name), folder / "once", first)
-    twice = prune(folder / "once", folder / "twice", second)
+    sliced_copy(saved_model(name), folder / "once", first)
+    twice = sliced_copy(folder / "once", folder / "twice", second)
     again = opened(folder / "twice")
     assert same_outputs(again, twice)
     assert again.dense == shared_model(name).dense
@@ -102,14 +74,14 @@ def test_a_pruned_directory_can_be_pruned_again(name, tmp_path_factory, data):
 @pytest.mark.parametrize("name", ALL)
 def test_a_pruned_directory_is_smaller_on_disk(name, tmp_path):
     keep = {site.name: [0] for site in shared_model(name).anatomy}
-    prune(saved_model(name), tmp_path / "m", keep)
+    sliced_copy(saved_model(name), tmp_path / "m", keep)
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "m", saved_model(name))]
     assert sizes[0] < sizes[1]
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_pruned_directory_brings_its_processor(name, tmp_path):
-    prune(saved_model(name), tmp_path / "m", {"blocks.0.heads": [0]})
+    sliced_copy(saved_model(name), tmp_path / "m", {"blocks.0.heads": [0]})
     one, other = opened(tmp_path / "m").processor, shared_model(name).processor
     if name in TEXT_FAMILIES:
         assert one.tokenizer.get_vocab() == vocabulary(name)
@@ -127,7 +99,7 @@ def test_extra_files_are_copied_unchanged_with_their_folders(tmp_path):
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     (folder / "modules.json").write_text("[]")
     (folder / "notes.txt").write_text("mine")
-    prune(folder, tmp_path / "m", {"blocks.0.heads": [0]})
+    sliced_copy(folder, tmp_path / "m", {"blocks.0.heads": [0]})
     for file in ("1_Pooling/config.json", "modules.json", "tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "m" / file).read_bytes() == (folder / file).read_bytes()
     assert not (tmp_path / "m" / "notes.txt").exists()
@@ -137,7 +109,7 @@ def test_extra_files_are_copied_unchanged_with_their_folders(tmp_path):
 @pytest.mark.parametrize("name", ["bert", "timm-vit"])
 def test_a_pruned_copy_keeps_the_dtype_on_disk(name, tmp_path):
     dense = in_dtype(saved_model(name), tmp_path / "dense", "float16")
-    pruned = prune(dense, tmp_path / "m", {"blocks.1.heads": [0, 3]})
+    pruned = sliced_copy(dense, tmp_path / "m", {"blocks.1.heads": [0, 3]})
     weights = load_file(tmp_path / "m" / "model.safetensors")
     assert {w.dtype for w in weights.values()} == {torch.float16}
     again = opened(tmp_path / "m")
@@ -149,28 +121,28 @@ def test_a_pruned_copy_keeps_the_dtype_on_disk(name, tmp_path):
 @pytest.mark.parametrize("name", ["bert", "timm-vit"])
 def test_saving_leaves_the_model_in_the_dtype_it_computes_in(name, tmp_path):
     dense = in_dtype(saved_model(name), tmp_path / "dense", "float16")
-    assert prune(dense, tmp_path / "m", {"blocks.1.heads": [0, 3]}).dtype == torch.float32
+    assert sliced_copy(dense, tmp_path / "m", {"blocks.1.heads": [0, 3]}).dtype == torch.float32
 
 
 def test_a_pruned_directory_needs_no_registered_family(tmp_path, monkeypatch):
     from optin_cli.architectures import families
 
-    pruned = prune(saved_model("bert"), tmp_path / "m", {"blocks.0.heads": [2]})
+    pruned = sliced_copy(saved_model("bert"), tmp_path / "m", {"blocks.0.heads": [2]})
     monkeypatch.setattr(families, "_REGISTRY", {})
     assert same_outputs(opened(tmp_path / "m"), pruned)
 
 
 def test_a_pruned_classifier_opens_as_an_embedding_model_on_request(tmp_path):
     keep = {"blocks.0.heads": [2], "blocks.1.neurons": []}
-    prune(saved_model("bert"), tmp_path / "m", keep)
+    sliced_copy(saved_model("bert"), tmp_path / "m", keep)
     embedding = opened(tmp_path / "m", task="embedding")
-    other = prune(saved_model("bert"), tmp_path / "other", keep, task="embedding")
+    other = sliced_copy(saved_model("bert"), tmp_path / "other", keep, task="embedding")
     assert same_outputs(embedding, other)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_load_gives_a_module_ready_to_run_or_train(name, tmp_path):
-    pruned = prune(saved_model(name), tmp_path / "m", {"blocks.0.heads": [1]})
+    pruned = sliced_copy(saved_model(name), tmp_path / "m", {"blocks.0.heads": [1]})
     module = load(tmp_path / "m")
     assert isinstance(module, nn.Module) and not module.training
     assert all(p.requires_grad for p in module.parameters())
@@ -197,7 +169,7 @@ def test_load_is_at_the_top_of_the_package():
 )
 @pytest.mark.parametrize("name", ["bert", "timm-vit"])
 def test_weights_that_do_not_fit_the_record_are_one_clear_error(name, site, kept, tmp_path):
-    prune(saved_model(name), tmp_path / "m", {"blocks.0.heads": [1]})
+    sliced_copy(saved_model(name), tmp_path / "m", {"blocks.0.heads": [1]})
     record = json.loads((tmp_path / "m" / "optin.json").read_text())
     record["kept"][site] = kept
     (tmp_path / "m" / "optin.json").write_text(json.dumps(record))

@@ -18,10 +18,10 @@ from torch import nn
 from optin_cli.architectures.families import Family, SiteTable
 from optin_cli.architectures.resolve import dissect, family_of
 from optin_cli.loading.checkpoint import OpenModel
-from optin_cli.structure.anatomy import Anatomy, Producer, UnitInput
+from optin_cli.standalone.unit_inputs import select_unit_input
+from optin_cli.structure.anatomy import Anatomy, Producer
 from optin_cli.transforms.masking import masked, masks_from_keep
 from optin_cli.transforms.slicing import slice_model
-from optin_cli.transforms.unit_inputs import select_unit_input
 
 
 def sliced(model: OpenModel, keep: dict[str, list[int]]) -> nn.Module:
@@ -210,7 +210,7 @@ def test_an_argument_that_all_units_share_is_left_alone(shape):
             return bias
 
     block, bias = Block(), torch.randn(shape)
-    select_unit_input(block, UnitInput("", "bias", axis=-3), [0, 2])
+    select_unit_input(block, argument="bias", axis=-3, units=[0, 2], returned=0, maker="")
     assert block(bias) is bias
     each = torch.randn(4, 5, 6)
     assert torch.equal(block(bias=each), each[[0, 2]])

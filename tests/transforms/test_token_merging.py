@@ -16,11 +16,12 @@ from torch import Tensor
 from optin_cli.architectures.resolve import dissect
 from optin_cli.errors import ArtefactError
 from optin_cli.execution.macs import observed_tokens
+from optin_cli.standalone.merging import match, merge, spread
 from optin_cli.structure.hidden_states import hidden_argument, with_hidden
 from optin_cli.structure.merge_schedule import most_merged
 from optin_cli.transforms.masking import masked, masks_from_keep
 from optin_cli.transforms.slicing import slice_model
-from optin_cli.transforms.token_merging import install_merges, match, merge, spread
+from optin_cli.transforms.token_merging import install_merges
 
 WITH_TOKENS = [
     "vit", "deit", "timm-vit", "timm-deit-distilled", "timm-deit3", "timm-clip", "timm-post-norm", "timm-registers",
