@@ -59,12 +59,12 @@ def _moved(module: nn.Module, record: PrunedRecord) -> dict[str, Any]:
 def remember(module: Any, record: PrunedRecord) -> None:
     """Let the config of a transformers model write what makes a directory open again, whoever saves the model.
 
-    A config that comes with code of its own stays as it is: its directory opens with optin and that code.
+    That of a model with code of its own stays as it is: its directory opens with optin and that code.
     """
     kind: Any = getattr(module.config, "dense_class", module.config.__class__)
-    if not kind.__module__.startswith("transformers."):
-        return
-    module.config.__class__ = remembering(kind, pruned_json(record), code_for(record.library, record.resized))
+    if all(of.__module__.startswith("transformers.") for of in (kind, type(module))):
+        code = code_for(record.library, record.resized)
+        module.config.__class__ = remembering(kind, pruned_json(record), code)
 
 
 def recorded_in(module: nn.Module) -> PrunedRecord | None:
