@@ -111,7 +111,13 @@ def test_a_model_without_token_sites_refuses_a_schedule(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("merges", "told"), [([1, 1, 1, 1], "has 3"), (["1"], "'1'"), ([0, 0, 2], "last"), (3, "list")]
+    ("merges", "told"),
+    [
+        ([1, 1, 1, 1], "has 3"),
+        (["1"], r"merges\[0\] must be a whole number"),
+        ([0, 0, 2], "last"),
+        (3, "list"),
+    ],
 )
 def test_a_damaged_schedule_in_a_record_is_named(merges, told, tmp_path):
     model = opened(saved_model("vit"))
