@@ -69,9 +69,10 @@ def test_latency_tables():
     run("inspect", FILES / "latency-1.json")
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_records_of_pruned_models(tmp_path, version):
     shutil.copy(FILES / f"optin-{version}.json", tmp_path / "optin.json")
     record = read_checked(tmp_path)
     assert record.kept == KEPT and record.history[-1]["params"] == 420
-    assert record.merges == ([2, 0, 1] if version == 2 else [])
+    assert record.merges == ([2, 0, 1] if version > 1 else [])
+    assert bool(record.resized) == (version > 2)
