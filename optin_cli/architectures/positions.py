@@ -47,7 +47,7 @@ def count_positions(model: nn.Module, first_block: str, layout: str, modality: s
     Raises `InputError` if it does not run.
     """
     seen = Positions()
-    twin = _weightless(model)
+    twin = weightless(model)
 
     def look(path: str) -> Any:
         def hook(module: nn.Module, _: Any, output: Tensor) -> None:
@@ -90,7 +90,7 @@ def _run(twin: nn.Module, modality: str, device: torch.device, dtype: torch.dtyp
     twin(**{k: v.to(device, dtype if v.is_floating_point() else None) for k, v in inputs.items()})
 
 
-def _weightless(model: nn.Module) -> nn.Module:
+def weightless(model: nn.Module) -> nn.Module:
     """A copy on the meta device, in eval mode; the model itself where its modules can't be copied."""
     if any("forward" in vars(module) for module in model.modules()):
         return model  # spread over devices: a copy would run the original

@@ -30,6 +30,7 @@ from optin_cli.tracing.record import (
     modality_of,
     record,
     seeded,
+    smaller_images,
     synthetic_inputs,
     unsettle,
 )
@@ -132,22 +133,24 @@ def trace(
     _refuse_two_streams(module)
     inputs = dict(inputs)
     module.requires_grad_(False)
+    on_progress(0, 1, "running the model")
     try:
-        arguments = cacheless(module, inputs)
+        arguments = cacheless(module, inputs) if modality == "text" else {}
         for extra in _EXTRAS:
             if getattr(getattr(module, "config", None), extra, False):
                 setattr(module.config, extra, False)
-        unsettle(module, inputs)
-        run = record(module, inputs)
-        other = record(module, {name: value.roll(1, 0) for name, value in inputs.items()})
-        flow = watch(module, inputs)
+        small = smaller_images(module, inputs)
+        unsettle(module, small)
+        run = record(module, small)
+        other = record(module, {name: value.roll(1, 0) for name, value in small.items()})
+        flow = watch(module, small)
     except RUN_ERRORS as error:
         raise InputError(
             f"{type(module).__name__} does not run on made-up inputs ({', '.join(inputs)}): {brief(error)}",
             f"say {param('modality', 'text')} or {param('modality', 'image')} if it reads the other, or write "
             "its table by hand",
         ) from error
-    found, unfit = find_sites(module, flow, run)
+    found, unfit = find_sites(module, flow, run, on_progress)
     del flow
     found = _costly(module, run, other, found)
     if not found:
@@ -166,7 +169,8 @@ def trace(
     left = merged([*left, *inside, *mixed], blocks)
     if not tables:
         raise _nothing(module, "".join(f"; {gone.where}: {gone.why}" for gone in left[:SHOWN]))
-    whole = WholeModel(module, inputs, run, blocks)
+    on_progress(0, 1, "checking all sites on the whole model")
+    whole = WholeModel(module, inputs, run if small is inputs else record(module, inputs), blocks)
     family = _family(module, blocks, library, modality)
     checked = whole.check(replace(family, arguments=arguments, chained=whole.is_chained()), tables)
     rows = [_row(module, run, blocks, checked, fitted) for fitted in checked.fitted]
@@ -294,9 +298,10 @@ def _try_all(
 def _solve(
     trial: Trial, table: SiteTable, site: TracedSite, solved: list[tuple[SiteTable, SiteTable]]
 ) -> SiteTable:
-    """The completed table; first as it was completed in another block."""
+    """The completed table; first as it was completed in another block, which one trial confirms: the whole model is
+    compared at the end."""
     for before, after in solved:
-        if before == table and mismatch(trial, after) is None:
+        if before == table and mismatch(trial, after, once=True) is None:
             return after
     full = name_group(trial, table, site.group) if site.group > 1 else table
     full = complete(trial, full, site.units, site.width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from optin_cli.structure.hidden_states import hidden_argument
 BATCH, _TOKENS = 3, 10  # more than one of each: attention over a single token has no gradient
 _SPECIAL_IDS = 5
 _PADDED = 3  # tokens of the last example
+_SMALL_SIDE, _MULTIPLE = 64, 32  # pixels of a side: five halvings leave a map
 _READS = {"input_ids": "text", "pixel_values": "image"}
 
 RUN_ERRORS = (
@@ -202,6 +204,28 @@ def synthetic_inputs(module: Any, library: str, modality: str) -> dict[str, Tens
     mask = torch.ones_like(ids)
     mask[-1, -_PADDED:] = 0  # without padding many models leave their masks out
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def sharing_copy(module: nn.Module) -> nn.Module:
+    """Other modules with the same tensors, to be sliced: that puts other tensors in their place."""
+    return copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
+
+
+def smaller_images(module: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Corners of images for a convolutional model that takes them: sites show in them as well, and sooner."""
+    images = next(iter(inputs.values()))
+    convolutions = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Conv2d))
+    weights = sum(p.numel() for p in module.parameters())
+    small = images.shape[-1] < 2 * _SMALL_SIDE or any(side % _MULTIPLE for side in images.shape[-2:])
+    if len(inputs) > 1 or images.dim() != 4 or small or convolutions < weights / 2:
+        return inputs
+    corners = {name: image[..., :_SMALL_SIDE, :_SMALL_SIDE].contiguous() for name, image in inputs.items()}
+    try:
+        with torch.no_grad():
+            forward(module, corners)
+    except RUN_ERRORS:
+        return inputs
+    return corners
 
 
 def unsettle(module: nn.Module, inputs: dict[str, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -15,6 +15,9 @@ from optin_cli.tracing.record import Run
 
 _MOST_PRODUCERS = 6  # a layer made of more reads the residual stream
 _LOOKED_AT, _MOST_LOOKED_AT = 4, 24  # input features of a layer
+
+
+OnProgress = Callable[[float, float, str], None]
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,15 @@ class MixedInputs(Unfit):
     """It reads mixtures of what layers before it give."""
 
 
-def find_sites(module: nn.Module, flow: Flow, run: Run) -> tuple[list[TracedSite], list[LeftOut]]:
+def find_sites(
+    module: nn.Module, flow: Flow, run: Run, on_progress: OnProgress
+) -> tuple[list[TracedSite], list[LeftOut]]:
     """(sites, what looks like one and is none), in the order their consumers run."""
     read = {path: flow.sources(path)[0] for path in flow.inputs}  # reader -> layer -> features it reads
     found: list[TracedSite] = []
     left: list[LeftOut] = []
-    for path, sources in read.items():
+    for done, (path, sources) in enumerate(read.items()):
+        on_progress(done, len(read), f"looking at {path}")
         own = {p for p in sources if is_layer(module.get_submodule(p))}  # not embeddings, which all may share
         if not own or len(own) > _MOST_PRODUCERS:
             continue

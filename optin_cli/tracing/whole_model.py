@@ -7,12 +7,14 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from optin_cli.architectures.positions import weightless
 from optin_cli.architectures.resolve import dissect
 from optin_cli.architectures.schema import Family
 from optin_cli.errors import InputError, OptinError
@@ -20,7 +22,7 @@ from optin_cli.execution.macs import MacCounter
 from optin_cli.structure.anatomy import TOKENS, Anatomy, Site
 from optin_cli.structure.hidden_states import as_rows
 from optin_cli.tracing.blocks import Blocks
-from optin_cli.tracing.record import RUN_ERRORS, Run, brief, forward, tensors_of
+from optin_cli.tracing.record import RUN_ERRORS, Run, brief, forward, sharing_copy, tensors_of
 from optin_cli.tracing.sites import LeftOut
 from optin_cli.tracing.tables import TableMatch, named
 from optin_cli.tracing.verify import same
@@ -77,9 +79,17 @@ class WholeModel:
             return lambda _: gave[path].clone()
 
         dense = forwarded({path: remembered(path) for path in self.blocks.paths})
-        return all(
-            same(forwarded({before: lambda hidden: hidden.roll(1, 0), after: restored(after)}), dense)
-            for before, after in pairwise(self.blocks.paths)
+        pairs = list(pairwise(self.blocks.paths))
+        return all(  # pairs that share no block in one pass: behind each of them everything is as it was
+            same(
+                forwarded(
+                    {before: lambda hidden: hidden.roll(1, 0) for before, _ in apart}
+                    | {after: restored(after) for _, after in apart}
+                ),
+                dense,
+            )
+            for apart in (pairs[::2], pairs[1::2])
+            if apart
         )
 
     def check(self, family: Family, fitted: Sequence[TableMatch]) -> TraceResult:
@@ -88,7 +98,11 @@ class WholeModel:
         Raises `InputError` when none does.
         """
         ways = [True] if family.layout != TOKENS else [False, True] if family.modality == "image" else [False]
-        tried = [self._check(replace(family, hierarchical=way), fitted) for way in ways]
+        tried: list[TraceResult] = []
+        for way in ways:
+            tried.append(self._check(replace(family, hierarchical=way), fitted))
+            if len(tried[-1].fitted) == len(fitted) and not any(tried[-1].notes.values()):
+                break
         best = max(tried, key=lambda checked: (len(checked.fitted), -sum(map(bool, checked.notes.values()))))
         if not best.fitted:
             raise InputError(
@@ -98,23 +112,26 @@ class WholeModel:
         return best
 
     def _check(self, family: Family, fitted: Sequence[TableMatch]) -> TraceResult:
-        kept: list[TableMatch] = []
-        left: list[LeftOut] = []
-        notes: dict[str, str] = {}
         groups: dict[str, list[TableMatch]] = {}
         for one in fitted:
             groups.setdefault(one.table.label, []).append(one)
+        if result := self._check_together(family, fitted, list(groups.values())):
+            return result
+        kept: list[TableMatch] = []
+        left: list[LeftOut] = []
+        notes: dict[str, str] = {}
         for group in groups.values():
             consumer = group[0].table.consumer
             try:
-                anatomy = dissect(self.module, replace(family, sites=tuple(one.table for one in group)))
-                notes[consumer] = self._try(anatomy)
+                anatomy = dissect(self.module, _with_tables(family, group))
+                self._compare(anatomy)
+                notes[consumer] = self._cost(anatomy)
                 kept += group
             except (OptinError, ValueError) as error:
                 left.append(LeftOut(consumer, getattr(error, "what", str(error))))
         kept = named(kept)
         while kept:
-            whole = replace(family, sites=tuple(one.table for one in kept))
+            whole = _with_tables(family, kept)
             try:
                 anatomy = dissect(self.module, whole)
                 self._compare(anatomy)
@@ -126,10 +143,31 @@ class WholeModel:
                 )
         return TraceResult(family, Anatomy(family.name, (), ()), (), tuple(left), {}, self.positions)
 
-    def _try(self, anatomy: Anatomy) -> str:
-        """Slice units out of the whole model; returns what to know of their cost. Raises ValueError if it differs."""
-        smaller, kept = self._compare(anatomy)
-        saved = self._macs(self.module) - self._macs(smaller)
+    def _check_together(
+        self, family: Family, fitted: Sequence[TableMatch], groups: Sequence[Sequence[TableMatch]]
+    ) -> TraceResult | None:
+        """The result where all tables hold, in one comparison; None where one does not."""
+        tables = named(list(fitted))
+        whole = _with_tables(family, tables)
+        try:
+            anatomy = dissect(self.module, whole)
+            self._compare(anatomy)
+            notes = {
+                group[0].table.consumer: self._cost(dissect(self.module, _with_tables(family, group)))
+                for group in groups
+            }
+        except (OptinError, ValueError):
+            return None
+        return TraceResult(whole, anatomy, tuple(tables), (), notes, self.positions)
+
+    def _cost(self, anatomy: Anatomy) -> str:
+        """Slice units out of the whole model; returns what to know of their cost. Raises ValueError if it differs from
+        what is counted for them."""
+        keep = _half(anatomy)
+        kept = {name: len(units) for name, units in keep.items()}
+        smaller = weightless(self.module)
+        slice_model(smaller, anatomy, keep)
+        saved = self._dense_macs - self._macs(smaller)
         predicted = anatomy.macs(self.positions) - anatomy.macs(self.positions, kept)
         if predicted > saved * (1 + _CLOSE) or saved > predicted * _FAR:
             share = 1 - sum(kept.values()) / sum(site.units for site in anatomy)
@@ -142,12 +180,10 @@ class WholeModel:
             return f"saves {saved / predicted:.2f} x the MACs that are counted for it"
         return ""
 
-    def _compare(self, anatomy: Anatomy) -> tuple[nn.Module, dict[str, int]]:
-        """(the model with about half of all units sliced away, units kept); ValueError if it differs from the masked
-        one."""
-        draw = random.Random(0)
-        keep = {s.name: sorted(draw.sample(range(s.units), max(1, s.units // 2))) for s in anatomy}
-        smaller = copy.deepcopy(self.module)
+    def _compare(self, anatomy: Anatomy) -> None:
+        """Slice about half of all units away. Raises ValueError if that differs from the masked model."""
+        keep = _half(anatomy)
+        smaller = sharing_copy(self.module)
         try:
             slice_model(smaller, anatomy, keep)
             # untrained models may blow rounding up by orders of magnitude: float64 decides
@@ -156,7 +192,6 @@ class WholeModel:
             raise ValueError(f"the sliced model does not run: {brief(error)}") from error
         if not agree:
             raise ValueError("the sliced model does not compute what the masked one does")
-        return smaller, {name: len(units) for name, units in keep.items()}
 
     @torch.no_grad()
     def _agree(
@@ -175,11 +210,33 @@ class WholeModel:
             expected = tensors_of(forward(whole, inputs))
         return same(tensors_of(forward(smaller, inputs)), expected)
 
+    @cached_property
+    def _dense_macs(self) -> float:
+        return self._macs(weightless(self.module))
+
     def _macs(self, module: nn.Module) -> float:
-        """MACs of an example, counted as it runs."""
-        with torch.no_grad(), MacCounter() as counter:
-            forward(module, self.inputs)
-        return counter.total / self.batch
+        """MACs of an example, counted as a model without weights runs; with random ones where that can't be."""
+        for device in ("meta", "cpu"):
+            module = module if device == "meta" else module.to_empty(device="cpu")
+            inputs = {name: value.to(device) for name, value in self.inputs.items()}
+            try:
+                with torch.no_grad(), MacCounter() as counter:
+                    forward(module, inputs)
+                return counter.total / self.batch
+            except (*RUN_ERRORS, NotImplementedError) as error:
+                if device == "cpu":
+                    raise ValueError(f"the sliced model does not run: {brief(error)}") from error
+        raise AssertionError
+
+
+def _with_tables(family: Family, fitted: Sequence[TableMatch]) -> Family:
+    return replace(family, sites=tuple(one.table for one in fitted))
+
+
+def _half(anatomy: Anatomy) -> dict[str, list[int]]:
+    """About half of the units of each site, at least one."""
+    draw = random.Random(0)
+    return {s.name: sorted(draw.sample(range(s.units), max(1, s.units // 2))) for s in anatomy}
 
 
 def _on_hidden(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
