@@ -66,9 +66,8 @@ def open_transformers(
         if len(found["missing_keys"]) < len(info["missing_keys"]):
             log.info("the weights of %s are stored under %r: they are read without it", source.spec, prefix)
             module, info = again, found
-            module._weight_conversions = module._weight_conversions[
-                1:
-            ]  # else they would be written with it again
+            # else they would be written with it again
+            module._weight_conversions = module._weight_conversions[1:]
     if differing := sorted(info["mismatched_keys"]):
         raise InputError(
             f"the weights in {source.folder} do not fit its config.json: {other_shapes(differing)}",

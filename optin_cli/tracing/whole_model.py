@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -54,6 +53,7 @@ class WholeModel:
         self.module = module
         self.inputs = dict(inputs)
         self.blocks = blocks
+        self._dense_macs: dict[str, float] = {}
         call = run.once(blocks.paths[0])
         assert call is not None and call.gave is not None
         self.batch = call.gave.shape[0]
@@ -165,9 +165,7 @@ class WholeModel:
         what is counted for them."""
         keep = _half(anatomy)
         kept = {name: len(units) for name, units in keep.items()}
-        smaller = weightless(self.module)
-        slice_model(smaller, anatomy, keep)
-        saved = self._dense_macs - self._macs(smaller)
+        saved = self._saved(anatomy, keep)
         predicted = anatomy.macs(self.positions) - anatomy.macs(self.positions, kept)
         if predicted > saved * (1 + _CLOSE) or saved > predicted * _FAR:
             share = 1 - sum(kept.values()) / sum(site.units for site in anatomy)
@@ -210,23 +208,26 @@ class WholeModel:
             expected = tensors_of(forward(whole, inputs))
         return same(tensors_of(forward(smaller, inputs)), expected)
 
-    @cached_property
-    def _dense_macs(self) -> float:
-        return self._macs(weightless(self.module))
-
-    def _macs(self, module: nn.Module) -> float:
-        """MACs of an example, counted as a model without weights runs; with random ones where that can't be."""
-        for device in ("meta", "cpu"):
-            module = module if device == "meta" else module.to_empty(device="cpu")
-            inputs = {name: value.to(device) for name, value in self.inputs.items()}
+    def _saved(self, anatomy: Anatomy, keep: Mapping[str, list[int]]) -> float:
+        """MACs of an example that slicing saves, counted without weights; with them where a model looks at numbers."""
+        for twin, device in ((weightless, "meta"), (sharing_copy, "cpu")):
+            smaller = twin(self.module)
+            slice_model(smaller, anatomy, keep)
             try:
-                with torch.no_grad(), MacCounter() as counter:
-                    forward(module, inputs)
-                return counter.total / self.batch
+                if device not in self._dense_macs:
+                    self._dense_macs[device] = self._macs(twin(self.module), device)
+                return self._dense_macs[device] - self._macs(smaller, device)
             except (*RUN_ERRORS, NotImplementedError) as error:
                 if device == "cpu":
                     raise ValueError(f"the sliced model does not run: {brief(error)}") from error
         raise AssertionError
+
+    def _macs(self, module: nn.Module, device: str) -> float:
+        """MACs of an example, counted as it runs."""
+        inputs = {name: value.to(device) for name, value in self.inputs.items()}
+        with torch.no_grad(), MacCounter() as counter:
+            forward(module, inputs)
+        return counter.total / self.batch
 
 
 def _with_tables(family: Family, fitted: Sequence[TableMatch]) -> Family:
