@@ -168,6 +168,7 @@ def run_in_child(args: list[object]) -> int:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with it ignored
     interrupts.install()
     try:
         code = app([str(arg) for arg in args], standalone_mode=False)
@@ -175,6 +176,8 @@ def run_in_child(args: list[object]) -> int:
     except SystemExit as end:
         os._exit(int(end.code or 0))
     except BaseException as error:
+        if (code := interrupts.exit_code()) is not None:
+            os._exit(code)
         os._exit(getattr(error, "exit_code", 1))
 
 

@@ -17,6 +17,8 @@ from optin_cli.errors import ArtefactError
 
 FORMAT = "optin-latency-table"
 SCHEMA_VERSION = 1
+_NEVER = 1e300
+"""Milliseconds."""
 MAKER = "optin bench MODEL --table"
 
 
@@ -100,16 +102,26 @@ def read_latency_table(path: str | Path) -> LatencyTable:
 
 
 def _curves(table: LatencyTable) -> list[str]:
-    problems = [] if np.isfinite([table.total_ms, table.fixed_ms]).all() else ["times that are not finite"]
+    finite = _are_times([table.total_ms, table.fixed_ms])
+    problems = [] if finite else ["times that are not finite"]
     for index, curve in enumerate(table.curves):
         counts, ms = (curve.get(key) if isinstance(curve, dict) else None for key in ("counts", "ms"))
         if not isinstance(counts, list) or not isinstance(ms, list) or len(counts) != len(ms) or not counts:
             problems.append(f"curve {index} lacks a time for each count")
-        elif not all(type(n) is int for n in counts) or counts[0] != 0 or np.any(np.diff(counts) <= 0):
+        elif not all(type(n) is int for n in counts) or counts[0] != 0 or not _ascend(counts):
             problems.append(f"curve {index}: counts must be whole numbers that ascend from 0")
-        elif not all(isinstance(t, int | float) for t in ms) or not np.isfinite(ms).all():
+        elif not _are_times(ms):
             problems.append(f"curve {index}: times must be finite numbers")
     return problems
+
+
+def _ascend(counts: list[int]) -> bool:
+    return counts == sorted(set(counts)) and counts[-1] < 2**53
+
+
+def _are_times(values: list[Any]) -> bool:
+    """Whether all are numbers that a time may have: finite ones, and no whole number that no float holds."""
+    return all(type(value) in (int, float) and abs(value) < _NEVER for value in values)
 
 
 def _sites(table: LatencyTable) -> list[str]:

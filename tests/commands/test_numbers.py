@@ -28,6 +28,9 @@ REQUIRED = {
     "eval": ("m", "--data", "d"),
     "inspect": ("r",),
     "families": (),
+    "sweep": ("m", "--data", "d", "-o", "out", "--flops", "0.5"),
+    "pick": ("s",),
+    "report": ("s", "-o", "out"),
 }
 """Arguments of which none is there: a wrong number comes first."""
 
