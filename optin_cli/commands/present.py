@@ -358,13 +358,5 @@ def show_evaluation(evaluation: Evaluation, data: str, split: str) -> None:
             [[name.replace("_", " "), f"{value:.4g}"] for name, value in evaluation.fidelity.items()],
             stdout=True,
         )
-    if evaluation.longer and evaluation.longest and evaluation.seen:
-        log.warning(
-            "%d of %d texts are longer than any that the model was pruned on: they have up to %d tokens, "
-            "%.1f times the %d of those",
-            evaluation.longer,
-            evaluation.examples,
-            evaluation.longest,
-            evaluation.longest / evaluation.seen,
-            evaluation.seen,
-        )
+    if evaluation.beyond:
+        log.warning("%s", evaluation.beyond)

@@ -49,6 +49,16 @@ class Evaluation:
     longer: int = 0
     """Texts longer than that."""
 
+    @property
+    def beyond(self) -> str:
+        """By how much the texts exceed those that the model was pruned on; '' where they do not."""
+        if not (self.longer and self.longest and self.seen):
+            return ""
+        return (
+            f"{self.longer} of {self.examples} texts are longer than any that the model was pruned on: they have up "
+            f"to {self.longest} tokens, {self.longest / self.seen:.1f} times the {self.seen} of those"
+        )
+
 
 def evaluate(
     model: OpenModel,

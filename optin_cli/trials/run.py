@@ -8,8 +8,9 @@ written after each of its measurements.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from optin_cli.measure.latency import bench, device_name
 from optin_cli.scoring.plan import Plan
 from optin_cli.selection.settings import Request
 from optin_cli.trials.settings import Measuring
+
+log = logging.getLogger("optin")
 
 Progress = Callable[[float, float, str], None]
 """Called with (work done, all work, what is being done)."""
@@ -64,6 +67,7 @@ class Trials:
     batches: Batches
     """What quality is measured on."""
     force: bool = False
+    _warned: set[str] = field(default_factory=set, init=False, repr=False)
 
     def point(self, recipe: Recipe, request: Request, on_progress: Progress = lambda *_: None) -> Point:
         """The point of a budget: made and measured, as far as it is not there.
@@ -115,14 +119,20 @@ class Trials:
         small = self.reopen(str(self.folder / point.name))
         if missing_quality:
             on_progress(0.7, 1, f"evaluating {point.name}")
-            quality = asdict(evaluate(small, self.batches, self.dense))
-            point = dataclasses.replace(point, evaluation={"data": evaluated_on, **quality})
+            quality = evaluate(small, self.batches, self.dense)
+            self._warn_once(quality.beyond)
+            point = dataclasses.replace(point, evaluation={"data": evaluated_on, **asdict(quality)})
             write_point(self.folder, point)
         if missing_speed and timed is not None:
             on_progress(0.85, 1, f"timing {point.name}")
             point = dataclasses.replace(point, timings=self._bench(small), timed=timed)
             write_point(self.folder, point)
         return point
+
+    def _warn_once(self, text: str) -> None:
+        if text and text not in self._warned:
+            log.warning("%s", text)
+            self._warned.add(text)
 
     def _evaluated_on(self) -> dict[str, Any]:
         examples = self.batches.examples

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from helpers.cli import FAST, run
-from helpers.data import tiny_text_csv
+from helpers.data import sentences, tiny_text_csv
 from helpers.families import MAX_LENGTH
 from helpers.models import saved_model, shared_model
 
@@ -72,3 +72,14 @@ def test_a_refit_covers_what_the_model_takes(pairs, tmp_path):
     assert f"refitted on texts {refitted['shortest']} to {MAX_LENGTH} tokens" in shown
     evaluated = json.loads(run("eval", out, "--data", pairs, "--split", "train", "--json").stdout)
     assert (evaluated["seen"], evaluated["longer"]) == (MAX_LENGTH, 0)
+
+
+def test_a_sweep_warns_once_of_longer_texts_that_it_measures_on(pairs, tmp_path):
+    short = tmp_path / "short.csv"
+    rows = zip(*(sentences(16, seed, (2, 4)) for seed in (0, 1)), strict=True)
+    short.write_text("\n".join(["sentence1,sentence2", *map(",".join, rows)]) + "\n")
+    told = run(
+        "sweep", saved_model("bert"), "--data", short, "--eval-data", pairs, "--eval-split", "train",
+        "--flops", "0.7,0.4", "-o", tmp_path / "sweep", "--compensate", "none", "--no-bench", *FAST,
+    ).stderr  # fmt: skip
+    assert " ".join(told.split()).count("texts are longer than any that the model was pruned on") == 1
