@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from helpers.artefacts import CALIBRATION
 from optin_cli.artefacts.ranking import RankedSite, Ranking
 
 FIXED_PARAMS = 5000
@@ -36,14 +37,16 @@ def ranking(
     site_params = sum(s.units * s.params_per_unit for s in sites) / pruned
     return Ranking(
         model={"digest": "d" * 64, "family": "made-up", "id": "m", "task": "t", "class": "c"},
-        data={"fingerprint": "f", "spec": "s", "split": "train"},
+        data={**CALIBRATION, "row_ids": [0, 1]},
         row_ids=[0, 1],
         method="ablation",
         settings={},
         tokens=10.0,
         dense={
-            "params": FIXED_PARAMS + site_params,
-            "site_params": site_params,
+            "id": "m",
+            "digest": "d" * 64,
+            "params": round(FIXED_PARAMS + site_params),
+            "site_params": round(site_params),
             "macs_per_token": sum(s.units * s.macs_per_token for s in sites) / pruned,
             "macs_per_pair": sum(s.units * s.macs_per_pair for s in sites) / pruned,
         },

@@ -40,8 +40,10 @@ def kept_units(name: str) -> dict[str, list[int]]:
 def told(request, tmp_path_factory) -> dict[str, str]:
     """Directory of a selected test -> how what it gives without optin differs; '' where it does not."""
     folder = tmp_path_factory.mktemp("directories")
-    mine = [item for item in request.session.items if "told" in item.fixturenames]
-    for directory in (item.callspec.params["directory"] for item in mine):
+    mine = [
+        item for item in request.session.items if item.path == request.path and "told" in item.fixturenames
+    ]
+    for directory in (item.callspec.params["name"] for item in mine):
         name = directory.removesuffix("-merging")
         merges = [2, 1] if directory.endswith("-merging") else []
         pruned = sliced_copy(copy_of(shared_model(name)), folder / directory, kept_units(name), merges)
@@ -71,6 +73,6 @@ def expected_of(model: OpenModel, merges: list[int], generate: bool) -> dict[str
     return expected
 
 
-@pytest.mark.parametrize("directory", DIRECTORIES)
-def test_a_directory_opens_without_optin(directory, told):
-    assert told[directory] == ""
+@pytest.mark.parametrize("name", DIRECTORIES)
+def test_a_directory_opens_without_optin(name, told):
+    assert told[name] == ""

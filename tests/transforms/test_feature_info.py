@@ -14,7 +14,7 @@ from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.transforms.feature_info import update_feature_info
 from optin_cli.transforms.slicing import slice_model
 
-features = Lazy("timm.models._features")
+timm_features = Lazy("timm.models._features")
 
 CNNS = ["timm-vgg", "timm-vgg-bn", "timm-resnet", "timm-efficientnet"]
 
@@ -31,7 +31,7 @@ def assert_true(module: torch.nn.Module) -> None:
         assert module.num_features == features.shape[1]
         assert module.head_hidden_size == module.forward_head(features, pre_logits=True).shape[1]
         nested = any("." in stage["module"] for stage in module.feature_info)
-        stages = features.FeatureListNet(
+        stages = timm_features.FeatureListNet(
             copy.deepcopy(module), out_indices=range(len(module.feature_info)), flatten_sequential=nested
         )
         assert stages.feature_info.channels() == [stage.shape[1] for stage in stages(image)]
