@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -71,10 +72,11 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_runtest_setup() -> None:
-    """Numbers that a test draws without a seed are the same whatever ran before it."""
+    """A test draws the same numbers, and sees the same log, whatever ran before it."""
     import torch
 
     torch.manual_seed(0)
+    logging.getLogger("optin").propagate = True  # a command in this process sends its notes to stderr alone
 
 
 @pytest.fixture(scope="session")

@@ -142,7 +142,7 @@ def test_no_examples_are_a_usage_error(csv, samples):
 def test_a_split_without_rows_is_an_input_error(suffix, tmp_path):
     path = tmp_path / f"data.{suffix}"
     nothing = datasets.Dataset.from_dict({"text": [], "label": []})
-    {"csv": nothing.to_csv, "parquet": nothing.to_parquet, "saved": nothing.save_to_disk}[suffix](path)
+    {"csv": nothing.to_csv, "parquet": nothing.to_parquet, "saved": nothing.save_to_disk}[suffix](str(path))
     with pytest.raises(InputError, match=rf"{path} \(train\) is empty"):
         sampled(path, 10)
 
@@ -165,7 +165,7 @@ def saved(table: datasets.Dataset, path: Path) -> Path:
     elif path.suffix == ".parquet":
         table.to_parquet(path)
     else:
-        table.save_to_disk(path)
+        table.save_to_disk(str(path))
     return path
 
 

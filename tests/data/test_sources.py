@@ -105,14 +105,14 @@ def test_a_folder_without_the_split_lists_the_ones_it_has(tmp_path):
 
 
 def test_a_saved_data_set_opens(tmp_path):
-    datasets.Dataset.from_dict(TABLE).save_to_disk(tmp_path / "d")
+    datasets.Dataset.from_dict(TABLE).save_to_disk(str(tmp_path / "d"))
     assert opened(tmp_path / "d").to_dict() == TABLE
 
 
 def test_a_saved_dictionary_of_splits_opens_by_split(tmp_path):
     other = {"text": ["held out"], "label": [1]}
     splits = {"train": datasets.Dataset.from_dict(TABLE), "validation": datasets.Dataset.from_dict(other)}
-    datasets.DatasetDict(splits).save_to_disk(tmp_path / "d")
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "d"))
     assert opened(tmp_path / "d").to_dict() == TABLE
     assert opened(tmp_path / "d", "validation").to_dict() == other
     with pytest.raises(UsageError, match=r"no split 'test'(.|\n)*train, validation"):
@@ -120,7 +120,7 @@ def test_a_saved_dictionary_of_splits_opens_by_split(tmp_path):
 
 
 def test_a_saved_data_set_without_its_rows_is_an_input_error(tmp_path):
-    datasets.Dataset.from_dict(TABLE).save_to_disk(tmp_path / "d")
+    datasets.Dataset.from_dict(TABLE).save_to_disk(str(tmp_path / "d"))
     for path in (tmp_path / "d").glob("*.arrow"):
         path.unlink()
     with pytest.raises(InputError, match=str(tmp_path / "d")):

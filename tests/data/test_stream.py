@@ -111,7 +111,7 @@ def test_images_are_opened_only_when_used(tmp_path):
 @pytest.mark.parametrize("spec", ["builtin:docs", "saved"])
 def test_data_that_is_there_anyway_streams_too(spec, tmp_path):
     if spec == "saved":
-        datasets.Dataset.from_dict({"text": sentences(50)}).save_to_disk(tmp_path / "saved")
+        datasets.Dataset.from_dict({"text": sentences(50)}).save_to_disk(str(tmp_path / "saved"))
         spec = str(tmp_path / "saved")
     found, plain = streamed(spec, 5), streamed(spec, 5, stream=False)
     whole = streamed(spec, None, stream=False)

@@ -10,6 +10,7 @@ import torch
 from optin_cli.execution.precision import exact_convolutions
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="a newer torch's switch")
 def test_convolutions_keep_their_digits_within_and_are_as_before_afterwards():
     conv = torch.backends.cudnn.conv
     before = conv.fp32_precision

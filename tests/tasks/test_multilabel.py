@@ -76,7 +76,7 @@ def stored(folder, how: str):
             }
         )
         table = {"sentence": TEXTS, "labels": [[NAMES[i] for i in row] for row in numbers]}
-        datasets.Dataset.from_dict(table, features=features).save_to_disk(folder / "data")
+        datasets.Dataset.from_dict(table, features=features).save_to_disk(str(folder / "data"))
         return folder / "data", {}
     path = folder / "train.csv"
     with path.open("w", newline="") as stream:

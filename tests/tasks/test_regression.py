@@ -69,7 +69,7 @@ def stored(folder, how: str):
             }
         )
         datasets.Dataset.from_dict({"sentence": TEXTS, "label": TRUTH}, features=features).save_to_disk(
-            folder / "data"
+            str(folder / "data")
         )
         return folder / "data", {}
     path = folder / "train.csv"
@@ -168,7 +168,7 @@ def test_images_have_values_too(tmp_path):
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.List(datasets.Value("float64"))}
     )
-    datasets.Dataset.from_dict(table, features=features).save_to_disk(tmp_path / "data")
+    datasets.Dataset.from_dict(table, features=features).save_to_disk(str(tmp_path / "data"))
     data = batches(model, tmp_path / "data")
     with torch.no_grad():
         found = torch.cat([model.module(**batch.inputs).logits for batch in data])

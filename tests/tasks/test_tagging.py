@@ -88,7 +88,7 @@ def tagged(folder, order=TAGS, stored: str = "class"):
         }
     )
     datasets.Dataset.from_dict({"tokens": words, "ner_tags": tags}, features=features).save_to_disk(
-        folder / "data"
+        str(folder / "data")
     )
     return folder / "data", words, tags
 
