@@ -102,7 +102,7 @@ def prune(
     request.check()
     if request.table is not None:
         units = {site.name: site.units for site in plan.model.anatomy}
-        device, dtype = device_name(plan.model.device), str(plan.model.dtype).removeprefix("torch.")
+        device, dtype = device_name(plan.model.device), plan.model.dtype_name
         check_table(request.table, device, dtype, units, force=request.force)
     _check_serves(plan, request)
     last = final or output

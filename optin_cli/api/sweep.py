@@ -16,8 +16,7 @@ from optin_cli.artefacts.point import Sweep, read_sweep
 from optin_cli.data.opening import as_data
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import UsageError, param
-from optin_cli.loading import checkpoint
-from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.loading.checkpoint import open_like
 from optin_cli.scoring.methods.registry import configured
 from optin_cli.scoring.plan import Plan, make_plan
 from optin_cli.scoring.settings import DEFAULT_METHOD, ScoreSettings
@@ -177,7 +176,7 @@ def sweep(
     trials = open_trials(
         folder,
         dense,
-        lambda spec: _reopened(spec, dense),
+        lambda spec: open_like(spec, dense),
         _measured_on(data if eval_data is None else eval_data, eval_split),
         measuring,
         batch_size=batch_size,
@@ -249,11 +248,3 @@ def _each(amounts: dict[str, Amounts]) -> list[dict[str, Any]]:
 def _measured_on(data: Data, split: str | None) -> DataSpec:
     found = as_data(data, split if isinstance(data, DataSpec) else split or "validation")
     return replace(found, stream=False) if found.held is None else found
-
-
-def _reopened(spec: str, dense: OpenModel) -> OpenModel:
-    """A written model, opened as the dense one is."""
-    dtype = str(dense.dtype).removeprefix("torch.")
-    return checkpoint.open_model(
-        spec, device=str(dense.device), dtype=dtype, trust_remote_code=dense.source.trust_remote_code
-    )

@@ -55,6 +55,7 @@ def open_all(
     Raises `UsageError` for sizes of inputs that the model does not have, and what models and data raise.
     """
     from optin_cli.artefacts.files import check_output
+    from optin_cli.loading.checkpoint import dtype_name
     from optin_cli.scoring.methods.registry import configured
     from optin_cli.scoring.plan import make_plan
     from optin_cli.trials.run import check_sizes, open_trials
@@ -63,7 +64,7 @@ def open_all(
     check_output(folder / "point", "point")
     scored = opening.open(model, "float32")
     check_sizes(scored, measuring)
-    wanted = str(scored.stored_dtype).removeprefix("torch.") if opening.dtype == "auto" else opening.dtype
+    wanted = dtype_name(scored.stored_dtype) if opening.dtype == "auto" else opening.dtype
     dense = scored if wanted == "float32" else opening.open(model, wanted)
     again = replace(opening, family=None)
     trials = open_trials(

@@ -9,7 +9,6 @@ the dense model gives for its input. No labels, no gradients.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
@@ -35,7 +34,7 @@ from optin_cli.execution.precision import exact_convolutions
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.structure.anatomy import Site
 from optin_cli.structure.layers import like_weight, patches
-from optin_cli.transforms.slicing import slice_model
+from optin_cli.transforms.slicing import sharing_copy, slice_model
 
 
 def compensate(
@@ -73,8 +72,7 @@ def compensate(
 
 def _sliced_twin(model: OpenModel, keep: Mapping[str, list[int]]) -> nn.Module:
     """A sliced copy of the model that shares every tensor it does not change."""
-    tensors = (*model.module.parameters(), *model.module.buffers())
-    twin = copy.deepcopy(model.module, {id(tensor): tensor for tensor in tensors})
+    twin = sharing_copy(model.module)
     slice_model(twin, model.anatomy, keep)
     return twin
 

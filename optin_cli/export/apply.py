@@ -34,7 +34,7 @@ from optin_cli.data.lengths import warn_if_short
 from optin_cli.errors import ArtefactError, OptinError, OutputDiffers, UsageError, param
 from optin_cli.export.check import Check, CheckRows, check_rows, expect
 from optin_cli.export.writers import DIRECTORY_WRITER, Comparison, Writer, compare_outputs
-from optin_cli.loading.checkpoint import OpenModel, open_model
+from optin_cli.loading.checkpoint import OpenModel, open_like
 from optin_cli.loading.reshaping import remember
 from optin_cli.structure.anatomy import HEADS, NEURONS, Anatomy
 from optin_cli.transforms.slicing import Footprint, slice_model
@@ -147,14 +147,7 @@ def recorded_report(output: Path, dense_params: int) -> Applied:
 def reopened(applied: Applied, model: OpenModel, mask: Mask) -> PrunedModel:
     """The pruned model that `existing` found, opened as `model` was."""
     assert applied.path is not None
-    dtype = str(model.dtype).removeprefix("torch.")
-    there = open_model(
-        str(applied.path),
-        device=str(model.device),
-        dtype=dtype,
-        trust_remote_code=model.source.trust_remote_code,
-    )
-    return _pruned(there, applied, mask, None)
+    return _pruned(open_like(applied.path, model), applied, mask, None)
 
 
 def apply(
@@ -275,11 +268,10 @@ def _report(
     fits: Sequence[SiteFit],
 ) -> Applied:
     """Summarise the result, also in the record. Raises `OptinError` if the comparison finds the slicing wrong."""
-    dtype = str(model.dtype).removeprefix("torch.")
     if not compared.same:
         raise OptinError(
             f"the sliced model differs from the masked one by {compared.deviation:.2e}, more than the "
-            f"{compared.tolerance:.0e} that {dtype} explains; nothing was written",
+            f"{compared.tolerance:.0e} that {model.dtype_name} explains; nothing was written",
             "this is a fault in the family's table or in optin: please report it with the mask",
         )
     params = sum(p.numel() for p in model.module.parameters())

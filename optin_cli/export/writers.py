@@ -17,7 +17,7 @@ from torch import Tensor
 from optin_cli.artefacts.pruned import PrunedRecord
 from optin_cli.errors import UsageError
 from optin_cli.export.tolerance import tolerance
-from optin_cli.loading.checkpoint import OpenModel, open_model, save_pruned
+from optin_cli.loading.checkpoint import OpenModel, open_like, save_pruned
 
 DIRECTORY = "directory"
 
@@ -69,9 +69,7 @@ class DirectoryWriter:
         save_pruned(path, model, record)
 
     def load(self, path: Path, model: OpenModel) -> OpenModel:
-        dtype = str(model.dtype).removeprefix("torch.")
-        trusted = model.source.trust_remote_code
-        return open_model(str(path), device=str(model.device), dtype=dtype, trust_remote_code=trusted)
+        return open_like(path, model)
 
     def compare(self, expected: Sequence[Tensor], found: Sequence[Tensor], dtype: torch.dtype) -> Comparison:
         return compare_outputs(expected, found, dtype)

@@ -48,6 +48,12 @@ from optin_cli.transforms.token_merging import Merging, install_merges
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` for torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -94,6 +100,11 @@ class OpenModel:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """The same as options and files have it: float32, bfloat16, float16."""
+        return dtype_name(self.dtype)
 
     @property
     def merges(self) -> list[int]:
@@ -152,7 +163,7 @@ class OpenModel:
             "id": self.spec,
             "digest": self.digest,
             "params": sum(p.numel() for p in self.module.parameters()),
-            "dtype": str(self.stored_dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.stored_dtype),
             "macs_per_token": sum(s.units * s.macs_per_token for s in self.anatomy),
             "macs_per_pair": sum(s.units * s.macs_per_pair for s in self.anatomy),
             "site_params": sum(s.units * s.params_per_unit for s in self.anatomy),
@@ -239,6 +250,16 @@ def open_model(
     if record is not None and any(record.merges):
         merging = install_merges(module, anatomy, record.merges, what=f"{source.folder}/optin.json")
     return OpenModel(source, module, family, anatomy, found_task, stored, merging)
+
+
+def open_like(spec: str | Path, model: OpenModel) -> OpenModel:
+    """Open `spec` as `model` is: on its device, in its dtype, and trusting as much."""
+    return open_model(
+        str(spec),
+        device=str(model.device),
+        dtype=model.dtype_name,
+        trust_remote_code=model.source.trust_remote_code,
+    )
 
 
 def open_module(

@@ -272,7 +272,7 @@ def _timing(
         params=sum(p.numel() for p in model.module.parameters()),
         device=device_name(model.device),
         threads=torch.get_num_threads(),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=model.dtype_name,
         doubling=doubling,
         saturated=doubling is None or doubling >= _SATURATED,
         execution=execution.name,

@@ -7,7 +7,6 @@ model is predicted exactly and a pruned one as far as sub-layers add up.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.measure.inputs import dummy_inputs
 from optin_cli.measure.latency import Progress, call_ms, device_name
 from optin_cli.structure.anatomy import HEADS, Anatomy, Site
-from optin_cli.transforms.slicing import slice_model
+from optin_cli.transforms.slicing import sharing_copy, slice_model
 
 _INTERVALS = 24
 """Of the first grid, at most: 25 sizes show where a curve bends; what bends is looked at more closely."""
@@ -52,7 +51,7 @@ def table_setting(model: OpenModel, batch_size: int, size: int) -> TimedSetting:
         "device": device_name(model.device),
         "processor": processor_name() if cpu else "",
         "threads": torch.get_num_threads() if cpu else 0,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": model.dtype_name,
         "batch_size": batch_size,
         "size": size,
     }
@@ -196,8 +195,7 @@ class _Bench:
 
     def _sliced(self, units: int) -> nn.Module:
         """The block with the first `units` of the site; what is not sliced shares the model's memory."""
-        shared = {id(p): p for p in (*self.call.module.parameters(), *self.call.module.buffers())}
-        block = copy.deepcopy(self.call.module, shared)
+        block = sharing_copy(self.call.module)
         slice_model(block, Anatomy("", ("",), (self.site,)), {self.site.name: range(units)})
         return block
 

@@ -61,7 +61,7 @@ class Plan:
             "rows": digest_json(self.examples.row_ids),
             "family": self.model.family.name,
             "task": self.model.task.name,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "dtype": self.model.dtype_name,
             **settings,
         }
 

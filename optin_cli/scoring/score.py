@@ -126,7 +126,7 @@ def _written(
         token_sites=worker.token_sites(),
         batch_weights=[plan.calibration.weight(b) for b in range(len(plan.calibration))],
         device=_device_name(plan.model.device),
-        dtype=str(plan.model.dtype).removeprefix("torch."),
+        dtype=plan.model.dtype_name,
         versions=library_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - started, 3),

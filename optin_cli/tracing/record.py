@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -204,11 +203,6 @@ def synthetic_inputs(module: Any, library: str, modality: str) -> dict[str, Tens
     mask = torch.ones_like(ids)
     mask[-1, -_PADDED:] = 0  # without padding many models leave their masks out
     return {"input_ids": ids, "attention_mask": mask}
-
-
-def sharing_copy(module: nn.Module) -> nn.Module:
-    """Other modules with the same tensors, to be sliced: that puts other tensors in their place."""
-    return copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
 
 
 def smaller_images(module: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,10 +15,10 @@ from optin_cli.architectures.schema import Family, SiteTable
 from optin_cli.errors import OptinError
 from optin_cli.structure.anatomy import HEADS, Anatomy, Bypass, UnitInput
 from optin_cli.structure.hidden_states import cache_argument
-from optin_cli.tracing.record import RUN_ERRORS, Call, brief, seeded, sharing_copy, tensors_of
+from optin_cli.tracing.record import RUN_ERRORS, Call, brief, seeded, tensors_of
 from optin_cli.tracing.sites import common_parent
 from optin_cli.transforms.masking import masked, masks_from_keep
-from optin_cli.transforms.slicing import slice_model
+from optin_cli.transforms.slicing import sharing_copy, slice_model
 
 TOLERANCE = 1e-5  # of the largest output, or of 1
 SLICED = ("weight", "bias", "running_mean", "running_var")

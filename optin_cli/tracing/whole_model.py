@@ -21,12 +21,12 @@ from optin_cli.execution.macs import MacCounter
 from optin_cli.structure.anatomy import TOKENS, Anatomy, Site
 from optin_cli.structure.hidden_states import as_rows
 from optin_cli.tracing.blocks import Blocks
-from optin_cli.tracing.record import RUN_ERRORS, Run, brief, forward, sharing_copy, tensors_of
+from optin_cli.tracing.record import RUN_ERRORS, Run, brief, forward, tensors_of
 from optin_cli.tracing.sites import LeftOut
 from optin_cli.tracing.tables import TableMatch, named
 from optin_cli.tracing.verify import same
 from optin_cli.transforms.masking import masked, masks_from_keep
-from optin_cli.transforms.slicing import slice_model
+from optin_cli.transforms.slicing import sharing_copy, slice_model
 
 _CLOSE = 0.02  # MACs that are counted may differ so much from those that the table predicts
 _FAR = 2  # times as many is another operation than the table knows

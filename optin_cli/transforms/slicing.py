@@ -21,6 +21,11 @@ from optin_cli.structure.layers import select_carried, select_inputs, select_out
 from optin_cli.transforms.feature_info import FEATURE_INFO, update_feature_info
 
 
+def sharing_copy(module: nn.Module) -> nn.Module:
+    """Other modules with the same tensors, to be sliced: that puts other tensors in their place."""
+    return copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
+
+
 def slice_model(model: nn.Module, anatomy: Anatomy, keep: Mapping[str, Sequence[int]]) -> None:
     """Remove, in place, every unit that `keep` does not list. Sites that `keep` does not name stay whole.
 

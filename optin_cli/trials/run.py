@@ -141,7 +141,7 @@ class Trials:
             "split": examples.data.split,
             "fingerprint": examples.fingerprint,
             "examples": self.batches.count,
-            "dtype": str(self.dense.dtype).removeprefix("torch."),
+            "dtype": self.dense.dtype_name,
         }
 
     def _timed(self) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class Trials:
             "repeats": how.repeats,
             "seconds": how.seconds,
             "device": device_name(self.dense.device),
-            "dtype": str(self.dense.dtype).removeprefix("torch."),
+            "dtype": self.dense.dtype_name,
         }
 
     def _size(self) -> int:
