@@ -102,6 +102,8 @@ def hold(path: Path) -> int | None:
 
 def release(lock: int | None) -> None:
     if lock is not None and _heartbeat.paths.pop(lock, None) is not None:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_UN)  # a process that was just forked has it open, too
         os.close(lock)
 
 

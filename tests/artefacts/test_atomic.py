@@ -324,15 +324,30 @@ def test_what_is_being_written_gives_signs_of_life(tmp_path, monkeypatch):
         assert made.stat().st_mtime > 0
 
 
+def test_a_lock_is_free_once_released_whoever_still_has_it_open(tmp_path):
+    (tmp_path / "lock").touch()
+    lock = temporary.hold(tmp_path / "lock")
+    inherited = os.dup(lock)  # as a process has that was forked a moment ago
+    temporary.release(lock)
+    again = temporary.hold(tmp_path / "lock")
+    assert again is not None
+    temporary.release(again)
+    os.close(inherited)
+
+
 def test_a_forked_process_does_not_hold_what_its_parent_held(tmp_path):
     (tmp_path / "lock").touch()
     lock = temporary.hold(tmp_path / "lock")
     assert temporary.hold(tmp_path / "lock") is None
+    up, say = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(say, b"x")
         time.sleep(60)
         os._exit(0)
-    temporary.release(lock)
+    os.read(up, 1)
+    temporary._heartbeat.paths.pop(lock)
+    os.close(lock)  # all that is done for a parent that is killed
     again = temporary.hold(tmp_path / "lock")
     os.kill(child, 9)
     os.waitpid(child, 0)
