@@ -5,6 +5,7 @@ from __future__ import annotations
 from io import BytesIO
 
 import numpy as np
+import PIL
 import pytest
 from helpers.runs import examples
 from hypothesis import given
@@ -42,8 +43,19 @@ def images(draw, mode: str) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def reads_what_it_writes(image: Image.Image) -> bool:
+    try:
+        Image.open(BytesIO(stored(image, "TIFF")["bytes"])).load()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("mode", BANDS)
 def test_an_image_of_any_mode_is_what_pillow_makes_of_it(mode):
+    if mode == "YCbCr" and not reads_what_it_writes(Image.new(mode, (1, 1))):
+        pytest.skip(f"Pillow {PIL.__version__} can't read its own TIFF of {mode}")
+
     @examples(25)
     @given(image=images(mode))
     def check(image):

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 from torch import nn
 
 from helpers.families import BLOCKS, HEADS, IMAGE_SIZE, INNER, MAX_LENGTH, PATCH_SIZE, WIDTH
@@ -77,6 +78,8 @@ def new_unlisted(name: str, seed: int = 0) -> nn.Module:
     import transformers
 
     if name in UNLISTED_TIMM:
+        if not timm.is_model(UNLISTED_TIMM[name]):
+            pytest.skip(f"timm {timm.__version__} has no {UNLISTED_TIMM[name]}")
         return randomise(timm.create_model(UNLISTED_TIMM[name], num_classes=5), seed).eval()
     if name == "mixer":
         mixer = timm.models.mlp_mixer.MlpMixer(
