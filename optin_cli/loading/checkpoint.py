@@ -7,6 +7,7 @@ pruned models too. Nothing is unpickled except through torch's `weights_only`.
 from __future__ import annotations
 
 import copy
+import inspect
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from optin_cli.architectures.families import Family, family_from_dict
+from optin_cli.architectures.positions import image_size
 from optin_cli.architectures.resolve import dissect, family_of
 from optin_cli.artefacts.facts import DenseFacts
 from optin_cli.artefacts.files import digest_bytes, digest_files
@@ -44,6 +46,7 @@ from optin_cli.loading.weight_errors import clear_errors
 from optin_cli.structure.anatomy import AUDIO, IMAGE, Anatomy
 from optin_cli.structure.audio_inputs import has_decoder
 from optin_cli.tasks.base import Task
+from optin_cli.transforms.fusion import fuse_batch_norms
 from optin_cli.transforms.token_merging import Merging, install_merges
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -335,10 +338,17 @@ def _check_device_map(device_map: str | dict[str, Any], device: str) -> None:
 
 
 def load(
-    path: str | Path, *, device: str = "cpu", dtype: str = "auto", trust_remote_code: bool = False
+    path: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    fuse: bool = False,
 ) -> nn.Module:
     """Load a pruned directory (or any other MODEL) as a ready module in eval mode.
 
+    With `fuse`, for inference alone, each BatchNorm behind a convolution is folded into it: outputs change by rounding
+    (1e-5 of their size), and the weights are no longer those on disk. Models without BatchNorms stay as they are.
     Its library's own functions give the tokenizer: `transformers.AutoTokenizer.from_pretrained("m-60/")`. Raises what
     `open_model` raises.
 
@@ -348,7 +358,18 @@ def load(
         torch.Size([8, 2])
     """
     opened = open_model(str(path), device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    if fuse:
+        fuse_model(opened)
     return opened.module.requires_grad_(True)
+
+
+def fuse_model(model: OpenModel) -> list[str]:
+    """Fold the BatchNorms of a vision model in place: see `fuse_batch_norms`. Returns their paths."""
+    if model.family.modality != IMAGE:
+        return []
+    name = next(iter(inspect.signature(model.module.forward).parameters))
+    pixels = torch.zeros(1, 3, *image_size(model.module), device=model.device, dtype=model.dtype)
+    return fuse_batch_norms(model.module, {name: pixels, **model.family.arguments})
 
 
 def save_pruned(folder: Path, model: OpenModel, record: PrunedRecord) -> None:
