@@ -63,6 +63,18 @@ class SeenLengths(TypedDict):
     """Joined texts included."""
 
 
+class ContentFacts(TypedDict):
+    """What a sample of data looks like, to compare others with (`data.likeness`)."""
+
+    examples: int
+    """That were looked at."""
+    tokens: list[int] | None
+    """Tokens of texts, counted by a hash of their ids; null for other data."""
+    mean: list[float] | None
+    """Features of images and recordings; null for texts, as the next."""
+    deviation: list[float] | None
+
+
 class DataFacts(TypedDict):
     """Calibration data: where it is, how its columns are read, and which rows were drawn."""
 
@@ -82,6 +94,7 @@ class DataFacts(TypedDict):
     """Of the split."""
     lengths: NotRequired[LengthFacts | None]
     """Of the texts that were drawn; null for other data."""
+    content: NotRequired[ContentFacts]
     stream: NotRequired[bool]
     row_ids: NotRequired[list[int]]
     """The first rows drawn; of a mask."""
@@ -242,6 +255,8 @@ class PruningStep(TypedDict):
     compensation: NotRequired[dict[str, Any]]
     """Settings, data and a table of sites (error before and after, method kept, ridge)."""
     lengths: NotRequired[SeenLengths]
+    content: NotRequired[ContentFacts | None]
+    """Of the data that the model was refitted on, or else scored."""
     deviation: NotRequired[float]
     """Largest difference of the outputs from the masked model's."""
     tolerance: NotRequired[float]

@@ -10,7 +10,7 @@ from typing import Any, NotRequired, TypedDict
 from safetensors import SafetensorError, safe_open
 
 from optin_cli.artefacts import typed
-from optin_cli.artefacts.facts import DenseFacts, PrunedModel, PruningStep, UsedTable
+from optin_cli.artefacts.facts import ContentFacts, DenseFacts, PrunedModel, PruningStep, UsedTable
 from optin_cli.artefacts.files import as_record, read_record, to_json
 from optin_cli.errors import ArtefactError
 
@@ -88,6 +88,7 @@ class _Step(TypedDict):
     budget: _Asked
     reached: _Reached
     compensation: NotRequired[_Compensation]
+    content: NotRequired[ContentFacts | None]
     deviation: NotRequired[float]
     checked_on: NotRequired[str]
     params: NotRequired[int]

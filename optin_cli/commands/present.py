@@ -358,5 +358,5 @@ def show_evaluation(evaluation: Evaluation, data: str, split: str) -> None:
             [[name.replace("_", " "), f"{value:.4g}"] for name, value in evaluation.fidelity.items()],
             stdout=True,
         )
-    if evaluation.beyond:
-        log.warning("%s", evaluation.beyond)
+    for warning in filter(None, (evaluation.beyond, evaluation.unlike)):
+        log.warning("%s", warning)

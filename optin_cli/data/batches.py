@@ -242,17 +242,18 @@ class Batches:
 
     def _decoded(self, index: int) -> np.ndarray:
         """The transformed files of a batch: (images, 3, h, w), (recordings, bins, frames)."""
+        return torch.stack([self.stored_example(i) for i in self.ids(index)]).numpy()
+
+    def stored_example(self, example: int) -> Tensor:
+        """A transformed file: (3, h, w), (bins, frames). Raises `InputError` for one that can't be used."""
         column, kind = self.examples.columns.stored, kind_of(self.examples.columns)
-        tensors = []
-        for i in self.ids(index):
-            try:
-                tensors.append(self.processor(kind.decode(self.examples.rows[i][column])))
-            except (BrokenFile, OSError, ValueError) as error:
-                row = self.examples.row_ids[i]
-                raise InputError(
-                    f"{self.examples.data.spec}: the {kind.name} in row {row} can't be used: {error}"
-                ) from error
-        return torch.stack(tensors).numpy()
+        try:
+            return self.processor(kind.decode(self.examples.rows[example][column]))
+        except (BrokenFile, OSError, ValueError) as error:
+            row = self.examples.row_ids[example]
+            raise InputError(
+                f"{self.examples.data.spec}: the {kind.name} in row {row} can't be used: {error}"
+            ) from error
 
     def _stored_batch(self, ids: list[int], decoded: np.ndarray) -> Batch:
         inputs = {self.processor.input_name: torch.from_numpy(decoded)}

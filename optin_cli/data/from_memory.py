@@ -110,6 +110,12 @@ class HeldBatches(Batches):
     def __iter__(self) -> Iterator[Batch]:
         return iter(self._batches)
 
+    def stored_example(self, example: int) -> Tensor:
+        """The first of its inputs that is an image or spectrogram."""
+        batch = next(batch for batch in self._batches if example in batch.example_ids)
+        pixels = next(tensor for tensor in batch.inputs.values() if tensor.dim() > 2)
+        return pixels[batch.example_ids.index(example)]
+
     def labels(self, label2id: dict[str, int] | None = None) -> list[Any] | None:
         """The labels that came with the batches: a number an example, or one list for its tokens, `IGNORE` for some."""
         if self.examples.columns.label is None:

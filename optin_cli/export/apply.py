@@ -19,7 +19,7 @@ from typing import Any
 from optin_cli.architectures.families import family_to_dict
 from optin_cli.architectures.resolve import dissect
 from optin_cli.architectures.token_sites import check_merges
-from optin_cli.artefacts.facts import PruningStep, SeenLengths
+from optin_cli.artefacts.facts import ContentFacts, PruningStep, SeenLengths
 from optin_cli.artefacts.files import atomic_dir, check_space, check_writable
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.provenance import library_versions
@@ -31,6 +31,7 @@ from optin_cli.compensation.plan import CompensationPlan
 from optin_cli.compensation.settings import Progress, SiteFit
 from optin_cli.data.batches import Batches
 from optin_cli.data.lengths import warn_if_short
+from optin_cli.data.likeness import content_of
 from optin_cli.errors import ArtefactError, OptinError, OutputDiffers, UsageError, param
 from optin_cli.export.check import Check, CheckRows, check_rows, expect
 from optin_cli.export.writers import DIRECTORY_WRITER, Comparison, Writer, compare_outputs
@@ -194,6 +195,7 @@ def prune_model(
     record = _record(model, mask)
     record.history[-1]["compensation"] = _compensation(plan, fits)
     record.history[-1]["lengths"] = seen = _lengths(mask, plan)
+    record.history[-1]["content"] = _content(mask, plan)
     warn_if_short(seen["refitted"], f"{model.spec} is refitted")
     small = _sliced(model, mask, record)
     if output is None:
@@ -310,6 +312,12 @@ def _compensation(plan: CompensationPlan | None, fits: list[SiteFit]) -> dict[st
 def _lengths(mask: Mask, plan: CompensationPlan | None) -> SeenLengths:
     refitted = plan.lengths if plan and plan.settings.method != NONE else None
     return {"scored": mask.calibration.get("lengths"), "refitted": refitted}
+
+
+def _content(mask: Mask, plan: CompensationPlan | None) -> ContentFacts | None:
+    """Of the rows of a refit: they decide most; without one, of those that were scored."""
+    refitted = plan is not None and plan.settings.method != NONE
+    return content_of(plan.batches) if plan and refitted else mask.calibration.get("content")
 
 
 def check_fit(model: OpenModel, mask: Mask) -> None:

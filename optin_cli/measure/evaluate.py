@@ -13,6 +13,7 @@ from torch import Tensor
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.glue import glue_task
 from optin_cli.data.lengths import longest_seen, token_counts
+from optin_cli.data.likeness import difference, seen_content
 from optin_cli.errors import GateError, InputError, UsageError, param
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.tasks.base import Task
@@ -48,6 +49,8 @@ class Evaluation:
     """Tokens of the longest text that the model was pruned on; None if it was not, or where that is not known."""
     longer: int = 0
     """Texts longer than that."""
+    unlike: str = ""
+    """How the data differs from what the model was pruned on; '' where it looks alike, or where that is not known."""
 
     @property
     def beyond(self) -> str:
@@ -87,6 +90,8 @@ def evaluate(
     result = Evaluation(task.name, batches.count, {}, "")
     result.broken = len(batches.examples.broken)
     _compare_lengths(result, model, batches)
+    if model.record is not None:
+        result.unlike = difference(seen_content(model.record.history[-1]), batches)
     if labels is not None:
         first = _reported(batches)
         result.metrics = _ordered(task.metrics(ours.in_order(), labels, batches), first)

@@ -18,6 +18,7 @@ from optin_cli.artefacts.partial import Partial, clear_parts
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.artefacts.ranking import RankedSite, Ranking, read_ranking, write_ranking
 from optin_cli.data.lengths import warn_if_short
+from optin_cli.data.likeness import content_of
 from optin_cli.errors import ArtefactError, InputError, OptinError, OutputDiffers, UsageError, param
 from optin_cli.execution.macs import count_macs
 from optin_cli.execution.precision import exact_convolutions
@@ -109,7 +110,11 @@ def _written(
     sketch, lengths = worker.totals.sketch(), plan.lengths
     ranking = Ranking(
         model=_model_facts(plan.model),
-        data={**plan.examples.describe(), "lengths": lengths},
+        data={
+            **plan.examples.describe(),
+            "lengths": lengths,
+            "content": content_of(plan.calibration.batches),
+        },
         row_ids=plan.examples.row_ids,
         method=plan.settings.method,
         settings={

@@ -121,6 +121,7 @@ class Trials:
             on_progress(0.7, 1, f"evaluating {point.name}")
             quality = evaluate(small, self.batches, self.dense)
             self._warn_once(quality.beyond)
+            self._warn_once(quality.unlike)
             point = dataclasses.replace(point, evaluation={"data": evaluated_on, **asdict(quality)})
             write_point(self.folder, point)
         if missing_speed and timed is not None:
