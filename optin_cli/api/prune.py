@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from optin_cli import pipeline
 from optin_cli.api.apply import make_settings
 from optin_cli.api.models import Data, Model, Progress, as_path, open_model, silent
 from optin_cli.api.select import make_request
+from optin_cli.api.sweep import make_measuring, measured_on
 from optin_cli.artefacts.latency import LatencyTable
+from optin_cli.artefacts.mask import read_mask
 from optin_cli.data.opening import as_data
-from optin_cli.export.apply import PrunedModel, reopened
+from optin_cli.errors import UsageError, param
+from optin_cli.export.apply import PrunedModel, check_output, recorded_report, reopened
+from optin_cli.loading.checkpoint import open_like
 from optin_cli.scoring.methods.registry import configured
 from optin_cli.scoring.plan import make_plan
 from optin_cli.scoring.settings import DEFAULT_METHOD, ScoreSettings
 from optin_cli.selection.budget import Budget
+from optin_cli.selection.settings import Request
 from optin_cli.sizes import byte_count
+from optin_cli.trials.pick import Promise, promised
+from optin_cli.trials.run import Recipe, Trials, check_sizes, open_trials
+from optin_cli.trials.search import copy_model, search_budget
 
 
 def prune(
@@ -53,6 +62,18 @@ def prune(
     compensate_samples: int | None = None,
     compensate_memory: int | str = "4GiB",
     steps: int = 1,
+    max_drop: float | None = None,
+    min_speedup: float | None = None,
+    sweep: str | Path | None = None,
+    eval_data: Data = None,
+    eval_split: str | None = None,
+    eval_samples: int | None = None,
+    bench: bool = True,
+    bench_batch_size: int | Iterable[int] = (1, 32),
+    seq_len: int | None = None,
+    image_size: int | None = None,
+    repeats: int = 10,
+    seconds: float = 2.0,
     batch_size: int = 32,
     max_length: int | None = None,
     split: str | None = None,
@@ -65,7 +86,15 @@ def prune(
     Args:
         model, data: see `open_model` and `score`.
         output: a directory to write.
-        flops, params, memory, latency, latency_ms, latency_table, budgets: the budgets, see `select`; at least one.
+        flops, params, memory, latency, latency_ms, latency_table, budgets: the budgets, see `select`; at least one, or
+            one of the next two.
+        max_drop: in place of a budget: finds the smallest model that loses at most so many points of the main metric
+            (of perplexity per cent; without labels of agreement), by bisection over shares of the MACs.
+        min_speedup: in place of a budget: finds the largest model that is measured to be so much faster, at the largest
+            batch that is timed. It holds beside `max_drop`, too. Both need an `output`.
+        sweep: the folder that keeps the trials of both as points of a sweep; by default `output` with `.sweep` added.
+        eval_data, eval_split, eval_samples, bench, bench_batch_size, seq_len, image_size, repeats, seconds: what
+            trials are measured on, see `sweep`.
         ranking: where the ranking is kept: the next budget then takes seconds.
         samples, method, probes, output_weight, batch_size, max_length, split, seed: see `score`.
         feature_weights, interactions, min_heads, min_neurons, min_channels, max_prune, protect, only, round_to,
@@ -79,7 +108,8 @@ def prune(
         The pruned model, as from `apply`; its `mask` says which units it kept.
 
     Raises:
-        What the three raise.
+        GateError: where no model keeps `max_drop` and `min_speedup`; it names the nearest miss, the trials stay.
+        Otherwise what the three raise.
 
     Example:
         >>> small = optin.prune(model, batches, flops=0.6, samples=16, compensate_samples=16)
@@ -108,8 +138,14 @@ def prune(
         tokens=tokens,
         force=force,
     )
-    request.check()
-    pipeline.check_steps(steps, request)
+    promise = Promise(max_drop=max_drop, min_speedup=min_speedup)
+    searched = promised(promise, request, steps)
+    if not searched:
+        pipeline.check_steps(steps, request)
+    elif output is None:
+        raise UsageError(
+            f"{param(promise.asked[0])} tries many models", f"give {param('output')} to keep them at"
+        )
     settings = ScoreSettings(
         method=method,
         samples=samples,
@@ -123,7 +159,25 @@ def prune(
     settings = configured(settings)  # what it raises comes before the model is opened
     limit = byte_count(compensate_memory, "compensate_memory")
     refit = make_settings(compensate, producers, bn, compensate_samples, batch_size, max_length, limit, seed)
+    measuring = make_measuring(eval_samples, bench, bench_batch_size, seq_len, image_size, repeats, seconds)
     dense = open_model(model)
+    if searched and output is not None:
+        check_sizes(dense, measuring)
+        trials = open_trials(
+            Path(sweep) if sweep else Path(output).with_name(f"{Path(output).name}.sweep"),
+            dense,
+            lambda spec: open_like(spec, dense),
+            measured_on(data if eval_data is None else eval_data, eval_split),
+            measuring,
+            batch_size=batch_size,
+            max_length=max_length,
+            seed=seed,
+            force=force,
+        )
+        plan = make_plan(dense, as_data(data, split), settings)
+        path = as_path(ranking) or trials.folder / "ranking.h5"
+        recipe = Recipe(plan, refit, path, compensate_samples is None)
+        return _found(trials, recipe, request, promise, Path(output), on_progress)
     plan = make_plan(dense, as_data(data, split), settings)
     *_, last = pipeline.prune_in_steps(
         plan,
@@ -138,3 +192,21 @@ def prune(
         on_progress=on_progress,
     )
     return last.model or reopened(last.applied, dense, last.mask)
+
+
+def _found(
+    trials: Trials,
+    recipe: Recipe,
+    request: Request,
+    promise: Promise,
+    output: Path,
+    on_progress: Progress,
+) -> PrunedModel:
+    """The best of the trials, copied to `output` and opened there."""
+    dense = recipe.plan.model
+    check_output(output, dense)
+    found = search_budget(trials, recipe, request, promise, on_progress)
+    best = trials.folder / found.best.name
+    copied = copy_model(best, output, force=trials.force)
+    applied = replace(recorded_report(output, int(dense.dense["params"])), reused=not copied)
+    return reopened(applied, dense, read_mask(trials.folder / f"{found.best.name}.mask.json"))

@@ -158,16 +158,7 @@ def sweep(
     path = None if ranking is None else Path(ranking)
     series = Series(settings, refit, compensate_samples is None, seeds, tuple(variants), path)
     series.check()
-    batches = (bench_batch_size,) if isinstance(bench_batch_size, int) else tuple(bench_batch_size)
-    measuring = Measuring(
-        eval_samples=eval_samples,
-        bench=bench,
-        bench_batch_size=batches,
-        seq_len=seq_len,
-        image_size=image_size,
-        repeats=repeats,
-        seconds=seconds,
-    )
+    measuring = make_measuring(eval_samples, bench, bench_batch_size, seq_len, image_size, repeats, seconds)
     folder = Path(output)
     check_output(folder / "point", "point")
     dense = open_model(model)
@@ -177,7 +168,7 @@ def sweep(
         folder,
         dense,
         lambda spec: open_like(spec, dense),
-        _measured_on(data if eval_data is None else eval_data, eval_split),
+        measured_on(data if eval_data is None else eval_data, eval_split),
         measuring,
         batch_size=batch_size,
         max_length=max_length,
@@ -245,6 +236,29 @@ def _each(amounts: dict[str, Amounts]) -> list[dict[str, Any]]:
     return [{**amounts, lists[0]: amount} for amount in several]
 
 
-def _measured_on(data: Data, split: str | None) -> DataSpec:
+def make_measuring(
+    eval_samples: int | None,
+    bench: bool,
+    bench_batch_size: int | Iterable[int],
+    seq_len: int | None,
+    image_size: int | None,
+    repeats: int,
+    seconds: float,
+) -> Measuring:
+    return Measuring(
+        eval_samples=eval_samples,
+        bench=bench,
+        bench_batch_size=(bench_batch_size,)
+        if isinstance(bench_batch_size, int)
+        else tuple(bench_batch_size),
+        seq_len=seq_len,
+        image_size=image_size,
+        repeats=repeats,
+        seconds=seconds,
+    )
+
+
+def measured_on(data: Data, split: str | None) -> DataSpec:
+    """The data that quality is measured on: its split `validation`, where it has a name."""
     found = as_data(data, split if isinstance(data, DataSpec) else split or "validation")
     return replace(found, stream=False) if found.held is None else found

@@ -25,10 +25,9 @@ from optin_cli.commands.present import (
     show_reading,
 )
 from optin_cli.commands.trials import MeasuringOptions, open_all
-from optin_cli.errors import UsageError, param
 from optin_cli.scoring.settings import ScoreSettings
 from optin_cli.selection.settings import Request
-from optin_cli.trials.pick import Promise
+from optin_cli.trials.pick import Promise, promised
 
 if TYPE_CHECKING:
     from optin_cli.artefacts.point import Point
@@ -81,22 +80,8 @@ class Goal:
         return Promise(max_drop=self.max_drop, min_speedup=self.min_speedup)
 
     def check(self, request: Request) -> bool:
-        """Whether a model is to be searched for. Raises `UsageError` for a budget beside a promise, and for steps."""
-        if not self.promise.asked:
-            request.check()
-            return False
-        if request.asked:
-            raise UsageError(
-                f"{param(self.promise.asked[0])} finds the budget itself, and {request.asked[0].asked} is one",
-                "leave one of them out",
-            )
-        if self.steps > 1:
-            raise UsageError(
-                f"{param('steps')} reaches a budget, and {param(self.promise.asked[0])} gives none",
-                f"leave {param('steps')} out",
-            )
-        self.promise.check()
-        return True
+        """Whether a model is to be searched for: see `promised`."""
+        return promised(self.promise, request, self.steps)
 
 
 @everyday("data", "output", "flops", "max_drop", "samples", "device")
@@ -122,7 +107,7 @@ def prune(
 
     Examples:
 
-      optin prune demo:minilm --data builtin:docs --flops 0.6 -o m-60/
+      optin prune demo:minilm --data builtin:prose --flops 0.6 -o m-60/
 
       optin prune ./my-bert --data glue/sst2 --flops 0.5 --min-heads 1 -o small/
 
@@ -177,7 +162,7 @@ def _search(
     from optin_cli.export.apply import check_output, recorded_report
     from optin_cli.pipeline import ranking_path
     from optin_cli.trials.run import Recipe
-    from optin_cli.trials.search import copy_model, search
+    from optin_cli.trials.search import copy_model, search_budget
 
     folder = goal.sweep or output.with_name(f"{output.name}.sweep")
     opened = open_all(model, data, settings, measuring, opening, folder, force=writing.force)
@@ -186,18 +171,12 @@ def _search(
     reused = path.exists() and not writing.force
     recipe = Recipe(opened.plan, refit.settings, path, refit.at_most)
 
+    def tell(point: Point) -> None:
+        if not writing.quiet:
+            console.note(point_line(point))
+
     with console.progress(not writing.quiet) as on_progress:
-
-        def trial(share: float, number: int) -> Point:
-            def report(part: float, whole: float, what: str) -> None:
-                on_progress(part, whole, f"trial {number}, {share:g} of the MACs: {what}")
-
-            point = opened.trials.point(recipe, replace(request, flops=share), report)
-            if not writing.quiet:
-                console.note(point_line(point))
-            return point
-
-        found = search(trial, goal.promise, str(folder))
+        found = search_budget(opened.trials, recipe, request, goal.promise, on_progress, tell)
     sweep = Sweep(folder, found.trials)
     replaced = writing.force or writing.update
     copied = copy_model(sweep.directory(found.best), output, force=replaced)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from optin_cli.artefacts.point import Point, TimedPoint
 from optin_cli.errors import GateError, UsageError, param
+from optin_cli.selection.settings import Request
 from optin_cli.sizes import check_numbers
 
 _ROUNDING = 1e-9
@@ -105,6 +106,26 @@ class Promise:
                 f"{point.name} was not timed at batch {wanted}", f"it was at {', '.join(map(str, sizes))}"
             )
         return found
+
+
+def promised(promise: Promise, request: Request, steps: int) -> bool:
+    """Whether a budget is to be found that keeps a promise. Raises `UsageError` for a budget beside it, for steps, and
+    for neither budget nor promise."""
+    if not promise.asked:
+        request.check()
+        return False
+    if request.asked:
+        raise UsageError(
+            f"{param(promise.asked[0])} finds the budget itself, and {request.asked[0].asked} is one",
+            "leave one of them out",
+        )
+    if steps > 1:
+        raise UsageError(
+            f"{param('steps')} reaches a budget, and {param(promise.asked[0])} gives none",
+            f"leave {param('steps')} out",
+        )
+    promise.check()
+    return True
 
 
 def pick(points: Sequence[Point], promise: Promise, where: str) -> Point:

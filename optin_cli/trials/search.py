@@ -16,7 +16,9 @@ from optin_cli.artefacts.files import atomic_dir
 from optin_cli.artefacts.point import Point
 from optin_cli.artefacts.pruned import FILE_NAME
 from optin_cli.errors import BudgetError, GateError, UsageError, param
+from optin_cli.selection.settings import Request
 from optin_cli.trials.pick import Promise, pick
+from optin_cli.trials.run import Progress, Recipe, Trials
 
 STEP = 0.02
 """Shares of the MACs that are tried are multiples of it: six trials at most."""
@@ -59,6 +61,27 @@ def search(trial: Callable[[float, int], Point], promise: Promise, where: str) -
     if not trials:
         raise unreachable or GateError(f"no model of {where} could be tried")
     return Found(pick(trials, promise, where), tuple(trials))
+
+
+def search_budget(
+    trials: Trials,
+    recipe: Recipe,
+    request: Request,
+    promise: Promise,
+    on_progress: Progress = lambda *_: None,
+    on_point: Callable[[Point], None] = lambda _: None,
+) -> Found:
+    """`search` among the points of `request` at other shares of the MACs; `on_point` hears of each."""
+
+    def trial(share: float, number: int) -> Point:
+        def report(part: float, whole: float, what: str) -> None:
+            on_progress(part, whole, f"trial {number}, {share:g} of the MACs: {what}")
+
+        point = trials.point(recipe, replace(request, flops=share), report)
+        on_point(point)
+        return point
+
+    return search(trial, promise, str(trials.folder))
 
 
 def copy_model(point: Path, output: Path, *, force: bool = False) -> bool:

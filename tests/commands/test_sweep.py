@@ -13,6 +13,7 @@ from helpers.cli import FAST, run
 from helpers.data import tiny_text_csv
 from helpers.models import tiny_model
 
+import optin_cli as optin
 from optin_cli import pipeline
 from optin_cli.artefacts.mask import read_mask
 from optin_cli.artefacts.point import read_sweep
@@ -258,6 +259,38 @@ def test_prune_finds_the_smallest_model_that_loses_no_more(tmp_path, monkeypatch
     assert ours == theirs
     again = json.loads(run(*command, "--json", "-q").stdout)
     assert again["reused"] and again["trials"] == found["trials"]
+
+
+def test_python_finds_the_model_that_the_command_finds(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "STEP", 0.2)
+    encoder = tiny_model("bert", tmp_path / "encoder", "encoder", num_hidden_layers=2)
+    for split, seed in (("train", 0), ("validation", 3)):
+        tiny_text_csv(tmp_path / "data", rows=40, seed=seed, labels=None, name=f"{split}.csv")
+    options = {"max_drop": MOST, "bench": False, "samples": 16, "compensate_samples": 16}
+    small = optin.prune(encoder, tmp_path / "data", output=tmp_path / "ours", **options)
+    command = [
+        "prune",
+        encoder,
+        "--data",
+        tmp_path / "data",
+        "--max-drop",
+        MOST,
+        "--no-bench",
+        "--samples",
+        16,
+    ]
+    command += ["--compensate-samples", 16, "-o", tmp_path / "theirs"]
+    found = json.loads(run(*command, "--json").stdout)
+    assert small.record.kept == read_pruned(tmp_path / "theirs").kept
+    assert small.mask.reached["flops"] == found["mask"]["reached"]["flops"]
+    assert {point.name for point in read_sweep(tmp_path / "ours.sweep").points} == {
+        trial["name"] for trial in found["trials"]
+    }
+    assert optin.load(tmp_path / "ours") is not None
+    with pytest.raises(optin.UsageError, match="give output"):
+        optin.prune(encoder, tmp_path / "data", **options)
+    with pytest.raises(optin.UsageError, match="finds the budget itself"):
+        optin.prune(encoder, tmp_path / "data", flops=0.5, output=tmp_path / "x", **options)
 
 
 def test_prune_with_a_promise_that_no_model_keeps(model, data, tmp_path, monkeypatch):
