@@ -64,8 +64,8 @@ dist: $(VENV)/.ready ## build sdist and wheel, and run the wheel's commands from
 	.venv-dist/bin/python $(PIP) --constraint constraints.txt "$$(ls dist/*.whl)[demo]"
 	cd dist && ../.venv-dist/bin/python -W error -c "import optin_cli"
 	cd dist && ../.venv-dist/bin/optin --help > help.txt && ../.venv-dist/bin/optin families > families.txt
-	cd dist && ../.venv-dist/bin/optin prune demo:minilm --data builtin:docs --flops 0.6 -o m-60/
-	cd dist && ../.venv-dist/bin/optin eval m-60/ --baseline demo:minilm --data builtin:docs
+	cd dist && ../.venv-dist/bin/optin prune demo:minilm --data builtin:prose --flops 0.6 -o m-60/
+	cd dist && ../.venv-dist/bin/optin eval m-60/ --baseline demo:minilm --data builtin:prose
 
 lint: $(VENV)/.ready ## format and static checks
 	$(BIN)/ruff format --check .

@@ -1,7 +1,7 @@
-"""`make demo`: prune all-MiniLM-L6-v2 on sentences that every Python has, with the real commands.
+"""`make demo`: prune all-MiniLM-L6-v2 on text that optin brings along, with the real commands.
 
-No hub and no data set: the model comes from a package, the text from the standard library's docstrings. Ends in
-one table. Run again, it reuses everything that is done.
+No hub and no data set: the model comes from a package, the text is `builtin:prose`. Ends in one table. Run again, it
+reuses everything that is done.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from optin_cli import console
 
-MODEL, DATA = "demo:minilm", "builtin:docs"
+MODEL, DATA = "demo:minilm", "builtin:prose"
 BUDGETS = ("0.7", "0.5")
 BATCH, LENGTH = "32", "64"
 FOLDER = Path("demo")
@@ -68,8 +68,8 @@ def main() -> None:
         rows,
     )
     console.note(
-        "\ncosine: mean cosine of pruned and dense embeddings on held-out sentences; "
-        "top-10 neighbours: how many of each sentence's ten nearest stay the same.\n"
+        "\ncosine: mean cosine of pruned and dense embeddings on held-out paragraphs; "
+        "top-10 neighbours: how many of each paragraph's ten nearest stay the same.\n"
         f"The models are in {FOLDER}/: optin_cli.load('{FOLDER}/minilm-50') gives a ready one."
     )
 

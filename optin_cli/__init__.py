@@ -5,10 +5,10 @@ From Python, with your own model and data::
     import optin_cli as optin
 
     model = optin.open_model("demo:minilm")             # or an nn.Module with its tokenizer
-    ranking = optin.score(model, "builtin:docs")        # or a Dataset, a DataLoader, an iterable of batches
+    ranking = optin.score(model, "builtin:prose")        # or a Dataset, a DataLoader, an iterable of batches
     mask = optin.select(ranking, flops=0.6)
-    small = optin.apply(model, mask, "builtin:docs")    # small.module is ready to run
-    optin.evaluate(small, "builtin:docs", baseline=model)
+    small = optin.apply(model, mask, "builtin:prose")    # small.module is ready to run
+    optin.evaluate(small, "builtin:prose", baseline=model)
 
 `optin.prune` does all of it in one call, and `optin.load("m-60/")` gives a pruned directory as a ready module.
 docs/api.md lists every name. On the command line: `optin --help`.

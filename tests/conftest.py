@@ -36,7 +36,7 @@ MANY = 4
 NOT_FAST = (
     "commands", "api", "export", "scoring", "compensation", "measure", "tracing", "execution", "loading", "transforms",
     "architectures", "tasks", "reporting", "standalone", "cuda", "test_steps.py", "test_without_datasets.py",
-    "test_gpu_benchmark.py", "test_workers.py", "test_builtin_docs.py",
+    "test_gpu_benchmark.py", "test_workers.py", "test_builtin_docs.py", "test_builtin_prose.py",
 )  # fmt: skip
 """Folders and files whose tests open models, start processes or read every docstring."""
 

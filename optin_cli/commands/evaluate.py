@@ -49,7 +49,7 @@ def evaluate(
 
     Examples:
 
-      optin eval m-60/ --baseline demo:minilm --data builtin:docs
+      optin eval m-60/ --baseline demo:minilm --data builtin:prose
 
       optin eval m-60/ --baseline ./my-bert --data glue/sst2 --max-drop 1
     """

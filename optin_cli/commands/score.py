@@ -64,7 +64,7 @@ def score(
 
     Examples:
 
-      optin score demo:minilm --data builtin:docs -o rankings/minilm.h5
+      optin score demo:minilm --data builtin:prose -o rankings/minilm.h5
 
       optin score ./my-bert --data glue/sst2 --samples 1024 -o rankings/sst2.h5
 

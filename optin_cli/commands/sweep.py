@@ -66,7 +66,7 @@ def sweep(
 
     Examples:
 
-      optin sweep demo:minilm --data builtin:docs --flops 0.9,0.7,0.5 -o sweep/
+      optin sweep demo:minilm --data builtin:prose --flops 0.9,0.7,0.5 -o sweep/
 
       optin sweep ./my-bert --data glue/sst2 --flops 0.5 --seeds 3 -o sweep/
     """

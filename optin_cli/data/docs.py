@@ -7,15 +7,14 @@ The sentences depend on the Python version alone.
 from __future__ import annotations
 
 import ast
-import hashlib
 import re
 import sysconfig
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-SPLITS = ("train", "validation")
-_VALIDATION_SHARE = 0.25
+from optin_cli.data.prose import split_part
+
 # parts that distributions leave out or patch, tests, and data
 _SKIPPED = {
     "test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__", "turtledemo",
@@ -38,10 +37,8 @@ def sentences() -> tuple[str, ...]:
 
 
 def split_sentences(split: str) -> list[str]:
-    """The sentences of one split. Each goes by its hash, so a new sentence never moves another."""
-    held_out = split == "validation"
-    limit = int(_VALIDATION_SHARE * 256)
-    return [s for s in sentences() if (hashlib.sha256(s.encode()).digest()[0] < limit) == held_out]
+    """The sentences of one split: see `split_part`."""
+    return split_part(sentences(), split)
 
 
 def _docstring_sentences(path: Path) -> set[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.artefacts.files import disk_is_full, nearest_path
-from optin_cli.data import docs, glue, squad
+from optin_cli.data import docs, glue, prose, squad
 from optin_cli.data.audio_folders import holds_recordings, open_recordings
 from optin_cli.data.folders import SUFFIXES, image_mask_pairs, names_of, split_folder
 from optin_cli.data.metadata import check_metadata
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("optin")
 
-BUILTIN_DOCS = "builtin:docs"
+BUILTIN_DOCS, BUILTIN_PROSE = "builtin:docs", "builtin:prose"
+_BUILTIN = {BUILTIN_PROSE: prose.split_paragraphs, BUILTIN_DOCS: docs.split_sentences}
 IN_MEMORY = "memory:"
 """Begins the spec of data that the caller holds: it can't be opened by name."""
 _READERS = {
@@ -47,7 +48,7 @@ class DataSpec:
         metadata={
             "name": "data",
             "metavar": "DATA",
-            "help": "Hub data set (glue/sst2), CSV, JSONL, Parquet, image or audio folder, or builtin:docs.",
+            "help": "Hub data set (glue/sst2), CSV, JSONL, Parquet, image or audio folder, or builtin:prose.",
         }
     )
     split: str = field(default="train", metadata={"help": "Split of the data."})
@@ -100,8 +101,8 @@ class DataSpec:
 
 
 def open_split(data: DataSpec) -> Dataset:
-    """Open one split of `builtin:docs`, a CSV, JSONL, Parquet or text file (a row a line), a folder of them, an
-    image or audio folder, a folder written by `datasets`, or a hub data set.
+    """Open one split of `builtin:prose` or `builtin:docs`, a CSV, JSONL, Parquet or text file (a row a line), a folder
+    of them, an image or audio folder, a folder written by `datasets`, or a hub data set.
 
     Raises `UsageError` for what does not exist and `InputError` for what can't be read.
     """
@@ -181,12 +182,12 @@ def _open(data: DataSpec) -> Any:
         return data.held
     if data.spec.startswith(IN_MEMORY):
         raise UsageError(f"the data was given in memory ({data.spec})", "give it again")
-    if data.spec == BUILTIN_DOCS:
-        if data.split not in docs.SPLITS:
-            raise UsageError(f"{BUILTIN_DOCS} has no split {data.split!r}", f"use {' or '.join(docs.SPLITS)}")
-        return datasets.Dataset.from_dict({"text": docs.split_sentences(data.split)})
+    if data.spec in _BUILTIN:
+        if data.split not in prose.SPLITS:
+            raise UsageError(f"{data.spec} has no split {data.split!r}", f"use {' or '.join(prose.SPLITS)}")
+        return datasets.Dataset.from_dict({"text": _BUILTIN[data.spec](data.split)})
     if data.spec.startswith("builtin:"):
-        raise UsageError(f"unknown built-in data {data.spec!r}", f"there is: {BUILTIN_DOCS}")
+        raise UsageError(f"unknown built-in data {data.spec!r}", f"there is: {', '.join(_BUILTIN)}")
     if (task := glue.glue_task(data.spec, data.config)) is not None:
         data = replace(data, split=task.splits.get(data.split, data.split))
     path = Path(data.spec).expanduser()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from optin_cli.data import docs
+from optin_cli.data.prose import SPLITS
 from optin_cli.data.sources import BUILTIN_DOCS, DataSpec, open_split
 from optin_cli.errors import UsageError
 
@@ -18,7 +19,7 @@ def test_there_are_enough_sentences_to_calibrate_and_to_evaluate():
 
 
 def test_the_splits_share_no_sentence_and_leave_none_out():
-    train, validation = (docs.split_sentences(split) for split in docs.SPLITS)
+    train, validation = (docs.split_sentences(split) for split in SPLITS)
     assert set(train).isdisjoint(validation)
     assert sorted([*train, *validation]) == list(docs.sentences())
 
@@ -31,12 +32,12 @@ def test_the_sentences_are_the_same_when_read_again():
 
 
 def test_a_new_sentence_moves_no_other_one_to_another_split(monkeypatch):
-    before = {split: docs.split_sentences(split) for split in docs.SPLITS}
+    before = {split: docs.split_sentences(split) for split in SPLITS}
     new = "A sentence of a later Python version stands somewhere."
     more = tuple(sorted((*docs.sentences(), new)))
     monkeypatch.setattr(docs, "sentences", lambda: more)
-    after = {split: docs.split_sentences(split) for split in docs.SPLITS}
-    for split in docs.SPLITS:
+    after = {split: docs.split_sentences(split) for split in SPLITS}
+    for split in SPLITS:
         assert [s for s in after[split] if s != new] == before[split]
 
 
@@ -99,7 +100,7 @@ def test_a_file_that_is_no_python_gives_nothing(tmp_path, content):
     assert docs._docstring_sentences(path) == set()
 
 
-@pytest.mark.parametrize("split", docs.SPLITS)
+@pytest.mark.parametrize("split", SPLITS)
 def test_the_docs_open_as_a_data_set_with_one_text_column(split):
     rows = open_split(DataSpec(BUILTIN_DOCS, split))
     assert rows.column_names == ["text"]
