@@ -85,6 +85,7 @@ def bench(
     seconds: float = 5.0,
     compile: bool = False,
     cuda_graph: bool = False,
+    first_load: bool = False,
     seed: int = 0,
     on_progress: Progress = silent,
 ) -> list[Timing]:
@@ -101,6 +102,7 @@ def bench(
         seconds: spent on each setting.
         compile: time the models as torch.compile makes them.
         cuda_graph: record each model's forward as a CUDA graph and time its replay.
+        first_load: also time opening each model from its files, and its first forward.
         seed: of the random inputs.
         on_progress: called with (settings done, settings in all, what is being done).
 
@@ -124,6 +126,7 @@ def bench(
         "repeats": repeats,
         "seconds": seconds,
         "execution": Execution(compile, cuda_graph),
+        "first_load": first_load,
         "seed": seed,
         "on_progress": on_progress,
     }

@@ -12,7 +12,7 @@ import typer
 from optin_cli import console
 from optin_cli.commands import options
 from optin_cli.commands.groups import Group, everyday
-from optin_cli.commands.present import show_generation, show_timings
+from optin_cli.commands.present import show_generation, show_profile, show_timings
 from optin_cli.errors import ArtefactError, UsageError
 
 if TYPE_CHECKING:
@@ -56,6 +56,14 @@ class Settings:
         default=False,
         metadata={"help": "Record each model's forward as a CUDA graph and time its replay."},
     )
+    first_load: bool = field(
+        default=False,
+        metadata={"help": "Also time opening each model from its files, and its first forward."},
+    )
+    profile: bool = field(
+        default=False,
+        metadata={"help": "Say where the time goes instead: the layers of each site, and elsewhere."},
+    )
     seed: int = field(default=0, metadata={"least": 0, "help": "Seed of everything drawn."})
 
     @property
@@ -97,6 +105,8 @@ def bench(
       optin bench m-60/ --baseline demo:minilm --batch-size 1,32 --seq-len 64
 
       optin bench m-60/ --baseline demo:minilm --batch-size knee --csv t.csv
+
+      optin bench m-60/ --baseline demo:minilm --batch-size 32 --profile
 
       optin bench small/ --baseline ./my-llama --new-tokens 64
 
@@ -141,7 +151,14 @@ def bench(
             prompt = sizes[0] if sizes else None
             _show_generation(models, batch_sizes, prompt, timing, writing.json, on_progress)
             return
-        effort = {**timing.effort, "execution": Execution(timing.compile, timing.cuda_graph)}
+        if timing.profile:
+            _show_profiles(models, batch_sizes, sizes, timing, writing.json, on_progress)
+            return
+        effort = {
+            **timing.effort,
+            "execution": Execution(timing.compile, timing.cuda_graph),
+            "first_load": timing.first_load,
+        }
         if to_knee:
             timings = latency.bench_to_knee(models, sizes, **effort, on_progress=on_progress)
         else:
@@ -159,8 +176,16 @@ def bench(
 
 def _check(timing: Settings, table: Path | None, csv: Path | None) -> None:
     """Raise `UsageError` for settings that can't go together."""
+    to_knee = timing.batch_size == KNEE
     if table is not None and (timing.batch_size == KNEE or timing.new_tokens is not None or csv is not None):
         raise UsageError("a latency table is for one batch size", "leave knee, --new-tokens and --csv out")
+    if timing.profile and (
+        timing.compile or timing.cuda_graph or to_knee or timing.new_tokens or table or csv
+    ):
+        raise UsageError(
+            "--profile looks into models as they are, at batch sizes that are given",
+            "leave --compile, --cuda-graph, knee, --new-tokens, --table and --csv out",
+        )
     if timing.new_tokens is None:
         return
     if timing.compile or timing.cuda_graph or timing.batch_size == KNEE or csv is not None:
@@ -214,6 +239,30 @@ def _show_generation(
         console.emit_json({"generation": rows})
     else:
         show_generation(rows)
+
+
+def _show_profiles(
+    models: list[OpenModel],
+    batch_sizes: list[int],
+    sizes: list[int] | None,
+    timing: Settings,
+    json: bool,
+    on_progress: console.ProgressCallback,
+) -> None:
+    """Time the layers of each site at each setting, and show it."""
+    from optin_cli.measure.profile import profile
+
+    every: list[int | None] = list(sizes) if sizes else [None]
+    found = [
+        profile(models, batch_size, size, **timing.effort, on_progress=on_progress)
+        for size in every
+        for batch_size in batch_sizes
+    ]
+    if json:
+        console.emit_json({"profiles": [asdict(one) for one in found]})
+    else:
+        for one in found:
+            show_profile(one)
 
 
 def _tabulate(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from optin_cli.data.examples import Examples
     from optin_cli.export.apply import Applied
     from optin_cli.measure.evaluate import Evaluation
+    from optin_cli.measure.profile import Profile
 
 log = logging.getLogger("optin")
 
@@ -301,6 +302,15 @@ def show_timings(rows: list[dict[str, Any]]) -> None:
     for setting, point in dict.fromkeys((row["setting"]["batch_size"], row["point"]) for row in rows):
         if point:
             console.note(f"{point}: batch {setting}")
+    for name in dict.fromkeys(row["model"] for row in rows):
+        facts = next(row for row in rows if row["model"] == name)
+        parts = [f"attention {facts['attention']}"] if facts["attention"] else []
+        if facts["load_ms"] is not None:
+            parts.append(f"opens in {facts['load_ms']:.0f} ms, first forward {facts['first_ms']:.0f} ms")
+        if facts["joules"] is not None:
+            parts.append(f"{facts['joules']:.3g} J an example at batch {facts['setting']['batch_size']}")
+        if parts:
+            console.note(f"{name}: {'; '.join(parts)}")
     idle = sorted({row["setting"]["batch_size"] for row in rows if not row["saturated"]})
     if idle:
         console.note(
@@ -330,6 +340,29 @@ def show_generation(rows: list[dict[str, Any]]) -> None:
         table.append(cells)
     first = rows[0]
     console.table(f"{first['new']} tokens after {first['prompt']}", columns, table, keys=2, stdout=True)
+
+
+def show_profile(found: Profile) -> None:
+    """Where the time of a forward goes, on stdout: a row a site, the others together, and all of it."""
+    both = len(found.models) > 1
+    columns = ["site", "units", "dense ms", "pruned ms", "speed-up"] if both else ["site", "units", "ms"]
+    columns.append("of all")
+
+    def row(name: str, units: str, times: Sequence[float]) -> list[str]:
+        cells = [name, units, *(f"{value:.3f}" for value in times)]
+        if both:
+            cells.append(f"{times[0] / times[1]:.2f}x" if times[1] > 0 else "")
+        return [*cells, f"{100 * times[-1] / found.total_ms[-1]:.1f} %"]
+
+    rows = [row(site.site, " -> ".join(map(str, site.units)), site.ms) for site in found.sites]
+    kinds = dict.fromkeys(site.kind for site in found.sites)
+    for kind in kinds:
+        some = [site.ms for site in found.sites if site.kind == kind]
+        rows.append(row(f"all {kind}", "", [sum(times) for times in zip(*some, strict=True)]))
+    rows.append(row("elsewhere", "", found.elsewhere_ms))
+    rows.append(row("all", "", found.total_ms))
+    title = f"{found.device}, batch {found.batch_size}, size {found.size}: {' against '.join(found.models)}"
+    console.table(title, columns, rows, stdout=True)
 
 
 _SHOWN = {"top1": "top-1", "top5": "top-5"}

@@ -15,6 +15,9 @@ from torch import Tensor
 from optin_cli.errors import UsageError, param
 from optin_cli.execution.macs import count_macs, observed_tokens
 from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.measure.attention import attention_backend
+from optin_cli.measure.energy import joules_of, open_meter
+from optin_cli.measure.first_load import first_forward
 from optin_cli.measure.inputs import check_setting, default_size, draw, dummy_inputs
 from optin_cli.measure.memory import peak_memory
 from optin_cli.measure.runners import EAGER, Execution, Runner, prepared
@@ -26,6 +29,7 @@ Progress = Callable[[int, int, str], None]
 _MOST_ROUNDS = 500
 _DOUBLING_ROUNDS = 5
 _SATURATED = 1.5
+_STABLE, _LOOKED_AT = 0.05, 3
 _RESAMPLES = 1000
 KNEE_GAIN = 1.05
 """Twice the batch gives less than this times the throughput: the device is full."""
@@ -73,6 +77,15 @@ class Timing:
     """False when twice the batch takes less than 1.5 times as long: a smaller model can't show its speed."""
     execution: str = EAGER.name
     """The way that the forwards were run."""
+    warmup: int = 0
+    """Forwards before that, until their times no longer changed."""
+    attention: str = ""
+    """`sdpa (flash)`, `eager` and so on: see `attention_backend`."""
+    joules: float | None = None
+    """Energy for one example on an NVIDIA GPU, where NVML counts it."""
+    load_ms: float | None = None
+    """Opening the model from its files, if asked for, and its first forward behind that; as the next."""
+    first_ms: float | None = None
     point: str = ""
     """`single stream` (batch 1) or `offline` (the knee), where batch sizes were searched for the knee."""
     times: tuple[float, ...] = field(default=(), repr=False, compare=False)
@@ -89,13 +102,15 @@ def bench(
     warmup: int = 3,
     seed: int = 0,
     execution: Execution = EAGER,
+    first_load: bool = False,
     on_progress: Progress | None = None,
 ) -> list[Timing]:
     """Time `models` under every setting, run by `execution`: a Timing for each setting and model, settings first.
 
-    Each model runs at least `repeats` times, then on until `seconds` are spent on the setting. `sizes` None
-    is the first model's own size. Raises `UsageError` for a setting that one of the models can't run, before
-    anything is timed, and for a model that can't be run by `execution`.
+    Models warm up for at least `warmup` rounds, until their times are stable or `seconds` are spent. Then each runs at
+    least `repeats` times, and on until `seconds` are spent on the setting. `sizes` None is the first model's own size.
+    With `first_load`, each model is opened from its files once more to time that. Raises `UsageError` for a setting
+    that one of the models can't run, before anything is timed, and for a model that can't be run by `execution`.
     """
     if not models or not batch_sizes:
         raise UsageError("nothing to time", "give at least one model and one batch size")
@@ -107,15 +122,23 @@ def bench(
     for setting in settings:
         for model in models:
             check_setting(model, setting.batch_size, setting.size)
+    loads = [
+        first_forward(model, batch_sizes[0], sizes[0]) if first_load else (None, None) for model in models
+    ]
     macs = {size: [count_macs(model, draw(model, 1, size, seed)) for model in models] for size in sizes}
+    backends = [attention_backend(model, draw(model, 1, sizes[0], seed)) for model in models]
     timings: list[Timing] = []
     for done, setting in enumerate(settings):
         if on_progress:
             what = f"timing batches of {setting.batch_size} at size {setting.size}"
             on_progress(done, len(settings), what)
-        timings += _bench_setting(
+        found = _bench_setting(
             models, setting, macs[setting.size], max(repeats, 1), seconds, warmup, seed, execution
         )
+        timings += [
+            replace(timing, attention=backends[m], load_ms=loads[m][0], first_ms=loads[m][1])
+            for m, timing in enumerate(found)
+        ]
     if on_progress:
         on_progress(len(settings), len(settings), "timing")
     return timings
@@ -145,6 +168,7 @@ def bench_to_knee(
                 on_progress(len(steps), whole, f"timing batches of {batch} at size {size}")
             try:
                 steps.append(bench(models, [batch], [size], **options))
+                options.pop("first_load", None)  # the first batch size's stands for all
             except UsageError as error:
                 if not steps or not isinstance(error.__cause__, torch.OutOfMemoryError):
                     raise
@@ -233,7 +257,9 @@ def _bench_setting(
         inputs = [draw(model, setting.batch_size, setting.size, seed) for model in models]
         peaks = [peak_memory(model, given) for model, given in zip(models, inputs, strict=True)]
         with prepared(models, inputs, execution) as runners:
-            times = _interleave(runners, inputs, repeats, seconds, warmup)
+            warm = _warm_up(runners, inputs, warmup, seconds)
+            times = _interleave(runners, inputs, repeats, seconds)
+            energy = [_joules(*one, setting.batch_size, seconds) for one in zip(runners, inputs, strict=True)]
         del runners  # a CUDA graph holds the memory of its forward
     except torch.OutOfMemoryError as error:
         raise UsageError(
@@ -243,7 +269,11 @@ def _bench_setting(
         ) from error
     doubled = None if execution.compile else _doubled_ms(models, setting, seed, execution)
     return [
-        _timing(model, setting, times[m], peaks[m], macs[m], doubled[m] if doubled else None, execution)
+        replace(
+            _timing(model, setting, times[m], peaks[m], macs[m], doubled[m] if doubled else None, execution),
+            warmup=warm,
+            joules=energy[m],
+        )
         for m, model in enumerate(models)
     ]
 
@@ -280,15 +310,47 @@ def _timing(
     )
 
 
+def _warm_up(models: Sequence[Runner], inputs: Sequence[Inputs], least: int, seconds: float) -> int:
+    """Run rounds until no model's times change any more; return how many.
+
+    They are stable once the median of the last three is within 5 % of that of the three before. At least `least`
+    rounds, and further ones for at most `seconds`.
+    """
+    times: list[list[float]] = [[] for _ in models]
+    end, done = time.perf_counter() + seconds, 0
+    with torch.inference_mode():
+        while done < least or (time.perf_counter() < end and not all(map(_stable, times))):
+            for m, (model, given) in enumerate(zip(models, inputs, strict=True)):
+                times[m].append(_forward_ms(model, given))
+            done += 1
+    return done
+
+
+def _stable(times: Sequence[float]) -> bool:
+    if len(times) < 2 * _LOOKED_AT:
+        return False
+    before, now = (np.median(part) for part in (times[-2 * _LOOKED_AT : -_LOOKED_AT], times[-_LOOKED_AT:]))
+    return bool(abs(now - before) <= _STABLE * before)
+
+
+def _joules(model: Runner, inputs: Inputs, batch_size: int, seconds: float) -> float | None:
+    """Energy for an example; None where it can't be read, or nothing is to be timed for longer."""
+    meter = open_meter(model.device) if seconds else None
+    if meter is None:
+        return None
+    with torch.inference_mode():
+        found = joules_of(
+            lambda: model.run(inputs), lambda: torch.cuda.synchronize(model.device), meter, seconds / 4
+        )
+    return found / batch_size
+
+
 def _interleave(
-    models: Sequence[Runner], inputs: Sequence[Inputs], repeats: int, seconds: float, warmup: int
+    models: Sequence[Runner], inputs: Sequence[Inputs], repeats: int, seconds: float
 ) -> list[list[float]]:
     """Milliseconds of each forward, [model][round]. Every round starts with another model."""
     times: list[list[float]] = [[] for _ in models]
     with torch.inference_mode():
-        for _ in range(warmup):
-            for model, given in zip(models, inputs, strict=True):
-                _forward_ms(model, given)
         end = time.perf_counter() + seconds
         done = 0
         while done < repeats or (done < _MOST_ROUNDS and time.perf_counter() < end):
@@ -306,7 +368,8 @@ def _doubled_ms(
     try:
         inputs = [draw(model, 2 * setting.batch_size, setting.size, seed) for model in models]
         with prepared(models, inputs, execution) as runners:
-            times = _interleave(runners, inputs, _DOUBLING_ROUNDS, 0.0, warmup=1)
+            _warm_up(runners, inputs, 1, 0.0)
+            times = _interleave(runners, inputs, _DOUBLING_ROUNDS, 0.0)
         del runners
     except torch.OutOfMemoryError:
         return None
