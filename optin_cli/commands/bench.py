@@ -12,7 +12,7 @@ import typer
 from optin_cli import console
 from optin_cli.commands import options
 from optin_cli.commands.groups import Group, everyday
-from optin_cli.commands.present import show_generation, show_profile, show_timings
+from optin_cli.commands.present import advise_latency, show_generation, show_profile, show_timings
 from optin_cli.errors import ArtefactError, UsageError
 
 if TYPE_CHECKING:
@@ -170,6 +170,7 @@ def bench(
         console.emit_json({"timings": rows})
     else:
         show_timings(rows)
+        advise_latency(rows)
         for other in _unmet(models, rows):
             console.note(other)
 

@@ -319,6 +319,25 @@ def show_timings(rows: list[dict[str, Any]]) -> None:
         )
 
 
+_FAR_FROM_IDEAL = 0.75
+
+
+def advise_latency(rows: list[dict[str, Any]]) -> None:
+    """Where the speed-up is far from what the MACs promise, say how to budget time instead, on stderr."""
+    full = [row for row in rows if row["saturated"] and "efficiency" in row]
+    far = [row for row in full if row["efficiency"] < _FAR_FROM_IDEAL]
+    if not far:
+        return
+    worst = min(far, key=lambda row: row["efficiency"])
+    batch = worst["setting"]["batch_size"]
+    table = f"optin bench {rows[0]['model']} --table t.json --batch-size {batch}"
+    console.note(
+        f"{worst['model']} has {100 * worst['efficiency']:.0f} % of the speed-up that its MACs promise at batch "
+        f"{batch}: a latency table budgets measured time instead (`{table}`, then "
+        "`optin select RANKING --latency 0.5 --latency-table t.json`)"
+    )
+
+
 def show_generation(rows: list[dict[str, Any]]) -> None:
     """Reading and writing apart: one line a model and batch size, on stdout."""
     columns = [
