@@ -161,24 +161,26 @@ def prune(
     refit = make_settings(compensate, producers, bn, compensate_samples, batch_size, max_length, limit, seed)
     measuring = make_measuring(eval_samples, bench, bench_batch_size, seq_len, image_size, repeats, seconds)
     dense = open_model(model)
+    calibration = as_data(data, split)
     if searched and output is not None:
         check_sizes(dense, measuring)
+        ours = data if calibration.held is None else calibration  # an iterator is read once
         trials = open_trials(
             Path(sweep) if sweep else Path(output).with_name(f"{Path(output).name}.sweep"),
             dense,
             lambda spec: open_like(spec, dense),
-            measured_on(data if eval_data is None else eval_data, eval_split),
+            measured_on(ours if eval_data is None else eval_data, eval_split),
             measuring,
             batch_size=batch_size,
             max_length=max_length,
             seed=seed,
             force=force,
         )
-        plan = make_plan(dense, as_data(data, split), settings)
+        plan = make_plan(dense, calibration, settings)
         path = as_path(ranking) or trials.folder / "ranking.h5"
         recipe = Recipe(plan, refit, path, compensate_samples is None)
         return _found(trials, recipe, request, promise, Path(output), on_progress)
-    plan = make_plan(dense, as_data(data, split), settings)
+    plan = make_plan(dense, calibration, settings)
     *_, last = pipeline.prune_in_steps(
         plan,
         request,
