@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from faults_parts.pipeline import Step, commands, quiet, warmed
 from helpers import forks
+
+from faults_parts.pipeline import Step, commands, quiet, warmed
 
 MIB = 2**20
 PIPELINE = ("score", "select", "apply", "eval")
