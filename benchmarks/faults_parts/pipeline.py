@@ -103,7 +103,7 @@ def commands(folder: Path, **sizes: Any) -> list[Step]:
         *PLAIN,
     ]
     swept = ["sweep", model, "--data", data, "--flops", "0.7,0.5", "--ranking", ranking, "--compensate", "none",
-             "--bench-seconds", 0, "--bench-batch-size", 1, *FAST, *PLAIN]  # fmt: skip
+             "--seconds", 0, "--repeats", 1, "--bench-batch-size", 1, *FAST, *PLAIN]  # fmt: skip
     timed = ["--repeats", 1, "--seconds", 0, "--batch-size", 1, "--seq-len", 8, *PLAIN]
     refit = ["--memory", "1KiB", "--samples", 24, "--batch-size", 6]  # spills its activations
     steps = [

@@ -74,15 +74,21 @@ def test_the_nearest_project_counts_and_a_named_file_in_its_place(here, monkeypa
 def test_every_option_has_a_variable_but_those_that_are_typed_by_hand(here, monkeypatch):
     options = in_force()
     assert len(options) > 200
-    for (command, option), row in options.items():
-        name = f"OPTIN_{command}_{option[2:]}".replace("-", "_").upper()
+    for command in {command for command, _ in options}:
+        own = {option: row for (of, option), row in options.items() if of == command}
         with monkeypatch.context() as patch:
-            patch.setenv(name, "1" if row["value"] in (True, False) else "3")
+            for option, row in own.items():
+                switch = isinstance(row["value"], bool)
+                patch.setenv(variable(command, option), "1" if switch else "3")
             now = json.loads(run("config", command, "--json").stdout)["options"]
-        (found,) = (one for one in now if one["option"] == option)
-        by_hand = option == "--trust-remote-code"
-        assert found["source"] == ("default" if by_hand else "environment"), option
-        assert found["origin"] == ("" if by_hand else name)
+        for row in now:
+            by_hand = row["option"] == "--trust-remote-code"
+            assert row["source"] == ("default" if by_hand else "environment"), row
+            assert row["origin"] == ("" if by_hand else variable(command, row["option"]))
+
+
+def variable(command: str, option: str) -> str:
+    return f"OPTIN_{command}_{option[2:]}".replace("-", "_").upper()
 
 
 def test_values_are_of_the_option_s_type(here):
