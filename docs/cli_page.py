@@ -22,6 +22,10 @@ INTRO = """\
 
 `optin COMMAND --help` prints the same. Options that mean the same have the same name in every command. Data goes to
 stdout, everything else to stderr; [pipelines](guides/pipelines.md) lists the exit codes.
+
+Every option also takes its value from a variable, `--samples` of `optin score` from `OPTIN_SCORE_SAMPLES` or
+`OPTIN_SAMPLES`, or from a file, `[tool.optin]` or `optin --config FILE.yaml COMMAND`:
+[defaults](guides/pipelines.md#defaults).
 """
 VALUES = {str: "TEXT", int: "N", float: "NUMBER", Path: "PATH"}
 

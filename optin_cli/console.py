@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, Protocol
 
@@ -17,14 +18,16 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from optin_cli import log_file
 from optin_cli.errors import InputError, OptinError, Spelling, first_line, in_python, spelled
 from optin_cli.interrupts import silence
 
 JSON_SCHEMA_VERSION = 1
 _PLAIN_INTERVAL = 5.0  # seconds between progress lines without a terminal
+_LOG_INTERVAL = 30.0  # and in a log
 
 
-_muted = False
+_muted = _quiet = False
 
 
 class ProgressCallback(Protocol):
@@ -44,7 +47,12 @@ def shown(text: str) -> str:
 
 
 def _say(text: str) -> None:
-    """Write to stderr. Work that is done is not undone because nobody can hear of it."""
+    """Write to stderr, and to the log. Work that is done is not undone because nobody can hear of it."""
+    log_file.write(Text.from_markup(text).plain)
+    _show(text)
+
+
+def _show(text: str) -> None:
     try:
         _stderr().print(text)
     except OSError:
@@ -57,8 +65,15 @@ def mute() -> None:
     _muted = True
 
 
-def configure_logging() -> None:
-    """Send the package's notes and warnings to stderr; the hub's retries end in one error of ours."""
+def configure(*, quiet: bool, explain: bool = False) -> None:
+    """Send the package's notes and warnings to stderr; the hub's retries end in one error of ours.
+
+    `quiet` leaves warnings and errors alone there: what else would be said is in the log. `explain` adds why outputs
+    are made or kept.
+    """
+    global _quiet
+    _quiet = quiet
+    logging.getLogger("optin.explain").setLevel(logging.INFO if explain else logging.WARNING)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     logger = logging.getLogger("optin")
     logger.handlers = [_NoteHandler()]
@@ -99,18 +114,24 @@ def emit_json(content: dict[str, Any]) -> None:
     data(json.dumps({"schema_version": JSON_SCHEMA_VERSION, **content}, indent=2, default=float))
 
 
-def note(text: str) -> None:
-    """One line for the reader, on stderr."""
-    if not _muted:
-        _say(escape(shown(text)))
+def note(text: str, *, always: bool = False) -> None:
+    """One line for the reader, on stderr; for those who want none, in the log alone, unless it is `always` said."""
+    if _muted:
+        return
+    log_file.write(text)
+    if always or not _quiet:
+        _show(escape(shown(text)))
 
 
-def error(problem: OptinError, spelling: Spelling = in_python) -> None:
-    """One message: what, and what to do next, with parameters written in the `spelling` of whoever reads it."""
+def error(problem: OptinError, spelling: Spelling = in_python, remarks: Sequence[str] = ()) -> None:
+    """One message: what, and what to do next, with parameters written in the `spelling` of whoever reads it.
+
+    `remarks` are further lines.
+    """
     what, hint = problem.template
     text = f"[bold red]error:[/] {escape(shown(spelled(what, spelling)))}"
-    if hint:
-        text += f"\n  {escape(shown(spelled(hint, spelling)))}"
+    for line in (*([spelled(hint, spelling)] if hint else []), *remarks):
+        text += f"\n  {escape(shown(line))}"
     _say(text)
 
 
@@ -142,6 +163,12 @@ def table(
     if not console.is_terminal:
         console = Console(stderr=not stdout, highlight=False, width=200)
     columns, rows = [shown(name) for name in columns], [[shown(cell) for cell in row] for row in rows]
+    if not stdout and log_file.is_open():
+        text = io.StringIO()
+        _print_table(
+            Console(file=text, highlight=False, width=200), shown(title), columns, rows, numbers, keys
+        )
+        log_file.write(text.getvalue())
     with _writing() if stdout else suppress(OSError):
         _print_table(console, shown(title), columns, rows, numbers, keys)
 
@@ -211,13 +238,26 @@ def plain_characters() -> bool:
 @contextmanager
 def progress(enabled: bool = True) -> Iterator[ProgressCallback]:
     """A callback (done, total, what): a bar with a time estimate on a terminal, a line now and then otherwise."""
-    if _muted or not enabled:
-        yield lambda done, total, what: None
+    log = _lines(log_file.write, _LOG_INTERVAL) if log_file.is_open() and not _muted else _nothing
+    if _muted or _quiet or not enabled:
+        yield log
     elif sys.stderr.isatty():
         with _bar() as callback:
-            yield callback
+            yield _both(callback, log)
     else:
-        yield _lines()
+        yield _both(_lines(lambda text: _show(escape(shown(text))), _PLAIN_INTERVAL), log)
+
+
+def _nothing(done: float, total: float, what: str, /) -> None:
+    pass
+
+
+def _both(one: ProgressCallback, other: ProgressCallback) -> ProgressCallback:
+    def update(done: float, total: float, what: str, /) -> None:
+        one(done, total, what)
+        other(done, total, what)
+
+    return one if other is _nothing else update
 
 
 @contextmanager
@@ -240,7 +280,8 @@ def _bar() -> Iterator[ProgressCallback]:
         yield update
 
 
-def _lines() -> ProgressCallback:
+def _lines(write: Callable[[str], None], interval: float) -> ProgressCallback:
+    """A line every `interval` seconds."""
     started = last = time.monotonic()
     before = 0.0
 
@@ -250,14 +291,14 @@ def _lines() -> ProgressCallback:
         if done < before:  # another stage begins, with a new clock
             started = now
         before = done
-        if now - last < _PLAIN_INTERVAL:
+        if now - last < interval:
             return
         last = now
         share = done / total if total else 1.0
         # the first pieces of work also pay for warming up: no estimate from them
         rest = (now - started) * (1 - share) / share if share > 0.02 else 0.0
         left = f", about {duration(rest)} left" if rest >= 1 else ""
-        note(f"{100 * share:3.0f} %  {what}{left}")
+        write(f"{100 * share:3.0f} %  {what}{left}")
 
     return update
 

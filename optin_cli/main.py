@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import functools
+import inspect as signatures
+import logging
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 import optin_cli
-from optin_cli import console
+from optin_cli import console, log_file
+from optin_cli.commands import defaults
 from optin_cli.commands.apply import apply
 from optin_cli.commands.bench import bench
+from optin_cli.commands.config import config
 from optin_cli.commands.evaluate import evaluate
 from optin_cli.commands.families import families
-from optin_cli.commands.groups import as_command, spelling_of
+from optin_cli.commands.groups import as_command, flag_of, option, spelling_of
 from optin_cli.commands.inspect import inspect
 from optin_cli.commands.pick import pick
 from optin_cli.commands.prune import prune
+from optin_cli.commands.rankings import rankings
 from optin_cli.commands.report import report
 from optin_cli.commands.score import score
 from optin_cli.commands.select import select
@@ -38,48 +45,91 @@ class _InPanels:
 
 
 class PanelCommand(_InPanels, TyperCommand):
-    pass
+    """A command whose errors say where a value came from that nobody typed."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            if where := defaults.came_from(ctx, error.param):
+                error.message = f"{error.message.rstrip('.')}. It comes from {where}."
+            raise
+
+    def invoke(self, ctx: Any) -> Any:
+        with defaults.known(ctx):
+            return super().invoke(ctx)
 
 
 class PanelGroup(_InPanels, TyperGroup):
     pass
 
 
+_LOG = option(
+    "log_file",
+    Path | None,
+    typer.Option(
+        "--log-file",
+        metavar="FILE",
+        rich_help_panel="Output",
+        help="Append notes, progress and errors to a file, with times.",
+    ),
+    None,
+)
+
+
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn every error a command raises into one message and its exit code."""
+    """Turn every error a command raises into one message and its exit code, and log the run where that is asked for."""
 
     @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        console.configure_logging()
+    def run(log_file: Path | None = None, **given: Any) -> None:
+        console.configure(quiet=bool(given.get("quiet")), explain=bool(given.get("explain")))
         try:
-            command(*args, **kwargs)
-        except PeerFailure as error:
-            raise typer.Exit(error.exit_code) from None
-        except OptinError as error:
+            with logged(log_file):
+                _run(command, given)
+        except OptinError as error:  # the log itself
             console.error(error, spelling_of(command, COMMANDS.values()))
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            raise _ended(INTERRUPTED) from None
-        except Terminated:
-            raise _ended(TERMINATED) from None
-        except BrokenPipeError:  # the reader of our stdout went away
-            silence(sys.stdout.fileno())
-            raise typer.Exit(0) from None
-        except (typer.Exit, typer.Abort):
-            raise
-        except Exception as error:
-            if (code := exit_code()) is not None:  # a library has made something else of the signal
-                raise _ended(code) from None
-            console.unexpected(error)
-            raise typer.Exit(1) from None
 
+    parameters = [*signatures.signature(command).parameters.values(), _LOG]
+    vars(run)["__signature__"] = signatures.Signature(parameters)
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def logged(path: Path | None) -> AbstractContextManager[None]:
+    """The log of this run."""
+    return log_file.opened(path, ["optin", *sys.argv[1:]])
+
+
+def _run(command: Callable[..., None], given: dict[str, Any]) -> None:
+    try:
+        command(**given)
+    except PeerFailure as error:
+        raise typer.Exit(error.exit_code) from None
+    except OptinError as error:
+        spelling = spelling_of(command, COMMANDS.values())
+        console.error(error, spelling, defaults.remarks(error.params, spelling))
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise _ended(INTERRUPTED) from None
+    except Terminated:
+        raise _ended(TERMINATED) from None
+    except BrokenPipeError:  # the reader of our stdout went away
+        silence(sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        if (code := exit_code()) is not None:  # a library has made something else of the signal
+            raise _ended(code) from None
+        console.unexpected(error)
+        raise typer.Exit(1) from None
 
 
 def _ended(code: int) -> typer.Exit:
     """The end that a signal has asked for."""
     word = "interrupted" if code == INTERRUPTED else "ended by SIGTERM"
-    console.note(f"{word}; run the same command again to go on")
+    console.note(f"{word}; run the same command again to go on", always=True)
     return typer.Exit(code)
 
 
@@ -90,14 +140,36 @@ def _version(wanted: bool) -> None:
 
 
 def optin(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE.yaml",
+            envvar=defaults.FILE_VARIABLE,
+            show_envvar=False,
+            help="Defaults of options (default: [tool.optin] in the nearest pyproject.toml).",
+        ),
+    ] = None,
 ) -> None:
     """Make a pretrained transformer or CNN smaller and faster without retraining it.
 
     model + data --score--> ranking.h5 --select--> mask.json --apply--> smaller model --bench, eval--> numbers
     """
+    commands = context.command.commands  # type: ignore[attr-defined]
+    console.configure(quiet=False)
+    try:
+        found = defaults.read_defaults(file, commands)
+    except OptinError as error:
+        console.error(error, flag_of)
+        raise typer.Exit(error.exit_code) from None
+    defaults.use(found)
+    context.default_map = found.values()
+    for message in defaults.unknown_variables(commands):
+        logging.getLogger("optin").warning("%s", message)
 
 
 def _help(command: Callable[..., None]) -> str:
@@ -121,8 +193,18 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "pick": pick,
     "report": report,
     "inspect": inspect,
+    "rankings": rankings,
     "families": families,
+    "config": config,
 }
+
+
+def with_variables(command: Callable[..., None], name: str) -> Callable[..., None]:
+    """A command whose options also take values from the environment."""
+    parameters = defaults.with_variables(list(signatures.signature(command).parameters.values()), name)
+    vars(command)["__signature__"] = signatures.Signature(parameters)
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
 
 
 def make_app() -> typer.Typer:
@@ -140,7 +222,7 @@ def make_app() -> typer.Typer:
         register = made.command(
             name, cls=PanelCommand, help=_help(command), short_help=_first_sentence(command)
         )
-        register(guarded(as_command(command)))
+        register(with_variables(guarded(as_command(command)), name))
     return made
 
 

@@ -116,10 +116,11 @@ def prune(
             found = scoring.existing(ranking, plan, any_lambda=plan.method.recombines)
     if found is None and last is not None and not (force or update):
         export.check_unmade(last)
+    others = False
     if ranking is None:
         scored = score(plan, on_progress=on_progress)
     else:
-        scored = found or scoring.score(plan, ranking, on_progress)
+        scored, others = (found, True) if found else scoring.score_once(plan, ranking, on_progress)
         if request.interactions != "none":
             scored = _with_sketch(scored, ranking)
     mask = select(scored, _weighted(plan, request), scored.sketch)
@@ -129,7 +130,7 @@ def prune(
         with suppress(OutputDiffers) if update else nullcontext():
             reused = export.existing(output, plan.model, mask, again)
     if reused is not None:
-        return Pruned(scored, ranking, found is not None, mask, reused)
+        return Pruned(scored, ranking, others, mask, reused)
     model = export.prune_model(
         copy_of(plan.model) if copied else plan.model,
         mask,
@@ -139,7 +140,7 @@ def prune(
         on_progress,
         teacher,
     )
-    return Pruned(scored, ranking, found is not None, mask, model.report, model)
+    return Pruned(scored, ranking, others, mask, model.report, model)
 
 
 def _weighted(plan: Plan, request: Request) -> Request:

@@ -24,6 +24,7 @@ ROWS = [
     {"data"},
     {"artefacts"},
     {"structure", "console", "sizes"},
+    {"log_file"},
     {"errors", "interrupts", "standalone"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROWS) for room in rooms}

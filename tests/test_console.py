@@ -53,7 +53,7 @@ def test_control_characters_of_a_name_are_written_out(capsys):
     console.note(f"note {CONTROL}")
     console.error(InputError(f"{CONTROL} is bad", f"look at {CONTROL}"))
     console.unexpected(ValueError(CONTROL))
-    console.configure_logging()
+    console.configure(quiet=False)
     logging.getLogger("optin").warning("careful: %s", CONTROL)
     console.facts(CONTROL, [["name", CONTROL]])
     console.table(CONTROL, ["a", CONTROL], [["x", CONTROL]], stdout=True)

@@ -21,7 +21,7 @@ OPTIONS = {
 EVERY_OPTION = set().union(*OPTIONS.values(), {"-h", "--help", "--version"})
 # options of other programs: torchrun, accelerate, the benchmarks, pip
 OTHERS = {"--nproc-per-node", "--multi_gpu", "--models", "--shared", "--only", "--constraint", "--damaged",
-          "--signals"}  # fmt: skip
+          "--signals", "--disks", "--soak"}  # fmt: skip
 _TEXT = {name: text for name, text in PAGES.items() if name != "docs/cli.md"}
 
 

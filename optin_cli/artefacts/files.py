@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,6 +20,9 @@ from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError
 
 Record = TypeVar("Record")
 _PROBLEMS_SHOWN = 12
+NEEDS = "needs_optin"
+"""The entry of files of later schemas with the oldest optin that reads them."""
+_VERSION = re.compile(r"\d[\w.+-]{0,30}")
 
 
 def digest_bytes(*chunks: bytes) -> str:
@@ -124,7 +128,7 @@ def as_record(
     found = data.get("schema_version")
     if type(found) is not int or found > version:
         raise ArtefactError(
-            f"{path} has schema version {found}; this optin reads up to {version}", "update optin"
+            f"{path} has schema version {found}; this optin reads up to {version}", update_hint(data)
         )
     wanted = get_type_hints(record)
     problems = [f"{name} is missing" for name in wanted if name not in data and name not in optional]
@@ -136,6 +140,21 @@ def as_record(
         listed = ", ".join(problems[:_PROBLEMS_SHOWN]) + (", .." if len(problems) > _PROBLEMS_SHOWN else "")
         raise ArtefactError(f"{path} is a damaged record: {listed}", f"run `{maker}` again")
     return record(**{name: data[name] for name in wanted if name in data})
+
+
+def update_hint(data: Mapping[str, Any]) -> str:
+    """The optin to install for a file of a later schema: the one that it says it needs, else the one that wrote it."""
+    steps = data.get("history")
+    holders = (data, *(steps[-1:] if isinstance(steps, list) else ()))
+    said = [data.get(NEEDS), *(_written_by(holder) for holder in holders)]
+    version = next((one for one in said if isinstance(one, str) and _VERSION.fullmatch(one)), None)
+    wanted = f"'optin>={version}'" if version else "optin"
+    return f"update optin: pip install --upgrade {wanted}"
+
+
+def _written_by(holder: Any) -> Any:
+    versions = holder.get("versions") if isinstance(holder, dict) else None
+    return versions.get("optin") if isinstance(versions, dict) else None
 
 
 def check_output(path: Path, kind: str) -> None:
@@ -192,9 +211,13 @@ def target(path: Path) -> Path:
 
 
 def renew(path: Path) -> None:
-    """Give an output that is reused the time of now: else make, and whoever goes by times, finds it old for ever."""
+    """Give an output that is reused the time of now: else make, and whoever goes by times, finds it old for ever.
+
+    Of a folder its files are renewed, too: a rule may be about one of them.
+    """
     with suppress(OSError):  # it may be somebody else's
-        os.utime(path)
+        for one in (*(path.iterdir() if path.is_dir() else ()), path):
+            os.utime(one, follow_symlinks=False)
 
 
 def check_no_folder(path: Path | str, kind: str) -> None:

@@ -22,6 +22,18 @@ log = logging.getLogger("optin")
 _LOCK = "lock"
 
 
+class Busy(UsageError):
+    """Another run works on the same artefact."""
+
+    def __init__(self, target: Path, owner: str, *, same: bool) -> None:
+        super().__init__(
+            f"another run is scoring to {target} ({owner})", "wait until it has ended, or choose another name"
+        )
+        self.owner = owner
+        self.same = same
+        """Whether it does this very work."""
+
+
 class Partial:
     """Items of one unfinished artefact, in `<folder>/.<name>.partial/`.
 
@@ -31,7 +43,7 @@ class Partial:
     def __init__(self, target: Path, identity: dict[str, Any], announce: bool = True) -> None:
         """Open what an earlier run left for the same `identity`; clear anything else.
 
-        Raises `UsageError` where another run is at it.
+        Raises `Busy` where another run is at it.
         """
         check_output(target, "file")
         self.folder = _folder(target)
@@ -39,10 +51,10 @@ class Partial:
         stamp, there = self.folder / "identity.json", self.folder.exists()
         self.folder.mkdir(exist_ok=True)
         if announce:
-            self.lock = temporary.hold_alone(self.folder / _LOCK)
+            self.lock = self._locked()
             if self.lock is None:
-                raise UsageError(
-                    f"another run is scoring to {target}", "wait until it has ended, or choose another name"
+                raise Busy(
+                    target, temporary.owner_of(self.folder / _LOCK), same=not _changes(stamp, identity)
                 )
         if there and len(self):
             if changed := _changes(stamp, identity):
@@ -55,6 +67,14 @@ class Partial:
         if not stamp.exists():
             with atomic_file(stamp) as made:
                 made.write_text(to_json({**identity, "digest": digest_json(identity)}))
+
+    def _locked(self) -> int | None:
+        """The lock; None where another run has it. One that ends removes its folder."""
+        while True:
+            try:
+                return temporary.hold_alone(self.folder / _LOCK)
+            except FileNotFoundError:
+                self.folder.mkdir(exist_ok=True)
 
     def __len__(self) -> int:
         return len(list(self.folder.glob("*.npz")))
@@ -99,8 +119,10 @@ class Partial:
 
 
 def clear_parts(target: Path) -> None:
-    """Remove what an unfinished run left beside `target`."""
-    shutil.rmtree(_folder(target), ignore_errors=True)
+    """Remove what an unfinished run left beside `target`, unless one is at it."""
+    folder = _folder(target)
+    if not temporary.is_held(folder / _LOCK):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _folder(target: Path) -> Path:

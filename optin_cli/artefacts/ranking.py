@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from optin_cli.artefacts import typed
 from optin_cli.artefacts.facts import DataFacts, DenseFacts, ModelFacts
-from optin_cli.artefacts.files import atomic_file, digest_bytes, digest_json
+from optin_cli.artefacts.files import NEEDS, atomic_file, digest_bytes, digest_json, update_hint
 from optin_cli.artefacts.headers import Headers
 from optin_cli.artefacts.kinds import check_kind, description
 from optin_cli.artefacts.sealed import ROOM, is_whole, seal
@@ -290,11 +290,21 @@ def _headers(path: Path) -> Iterator[Headers]:
             newer = version > SCHEMA_VERSION
             raise ArtefactError(
                 f"{path} has schema version {version}; this optin reads version {SCHEMA_VERSION}",
-                "update optin" if newer else _AGAIN,
+                update_hint(_stated_versions(headers)) if newer else _AGAIN,
             )
         if not bool(file.attrs.get("complete", False)):
             raise ArtefactError(f"{path} is incomplete: its scoring did not finish", _AGAIN)
         yield headers
+
+
+def _stated_versions(headers: Headers) -> dict[str, Any]:
+    """What a file of a later schema says of the optin that it needs or that wrote it."""
+    found: dict[str, Any] = {}
+    with suppress(ValueError, LookupError):
+        found["versions"] = headers.plain(headers.file, "versions")
+    with suppress(ValueError, LookupError):
+        found[NEEDS] = headers.attribute(headers.file, NEEDS, str)
+    return found
 
 
 def probe(path: str) -> None:

@@ -123,20 +123,52 @@ def _lock(path: Path) -> int | None:
 def hold_alone(path: Path) -> int | None:
     """Lock the file `path`, made if it is absent, for work that one process does; None where another does it.
 
-    The file names the machine. A process of another one is taken for dead after `SILENCE` seconds without a sign of
-    life, which are waited for: schedulers start a job again elsewhere.
+    The file names machine, process and host. A process of another machine is taken for dead after `SILENCE` seconds
+    without a sign of life, which are waited for: schedulers start a job again elsewhere.
     """
-    path.touch()
-    lock = _lock(path)
-    if lock is None:
-        return None
-    owner = path.read_text()
-    if owner not in ("", machine()) and _is_alive(path):
+    while True:
+        path.touch()
+        lock = _lock(path)
+        if lock is None:
+            return None
+        if _is_that_file(lock, path):
+            break
+        os.close(lock)  # whoever held it has finished and removed it
+    owner = path.read_text().split()[:1]
+    if owner not in ([], [machine()]) and _is_alive(path):
         os.close(lock)
         return None
-    path.write_text(machine())
+    path.write_text(f"{machine()} {os.getpid()} {platform.node()}")
     _heartbeat.add(lock, path)
     return lock
+
+
+def _is_that_file(lock: int, path: Path) -> bool:
+    """Whether a file that is open is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(lock), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process of this machine holds a lock; False where there is no such file."""
+    try:
+        lock = _lock(path)
+    except FileNotFoundError:
+        return False
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
+def owner_of(path: Path) -> str:
+    """`process 4711 on node7`: who holds what `hold_alone` locked."""
+    try:
+        _, process, host = path.read_text().split()
+    except (OSError, ValueError):
+        return "another process"
+    return f"process {process} on {host}"
 
 
 def let_go(path: Path, lock: int | None) -> None:

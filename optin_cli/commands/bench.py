@@ -76,7 +76,7 @@ def bench(
     model: options.Model,
     timing: Annotated[Settings, Group(Settings, panel="Timing")],
     opening: options.TypedOpening,
-    writing: options.Unquiet,
+    writing: options.Timed,
     baseline: options.Baseline = None,
     csv: Annotated[
         Path | None,
@@ -146,7 +146,7 @@ def bench(
     models = [opened]
     if baseline:
         models.insert(0, opening.open_baseline(baseline, opened, str(opened.dtype)[6:]))
-    with console.progress(not writing.json) as on_progress:
+    with console.progress(not (writing.json or writing.quiet)) as on_progress:
         if timing.new_tokens is not None:
             prompt = sizes[0] if sizes else None
             _show_generation(models, batch_sizes, prompt, timing, writing.json, on_progress)
@@ -291,7 +291,7 @@ def _tabulate(
         reused = True
         console.note(f"{path} is already the table of this model and setting; --force times it again")
     else:
-        with console.progress(not writing.json) as on_progress:
+        with console.progress(not (writing.json or writing.quiet)) as on_progress:
             there = make_table(model, batch_size, size, **effort, on_progress=on_progress)
         write_latency_table(path, there)
         console.note(

@@ -34,7 +34,7 @@ def evaluate(
     data: options.LabelledData,
     examples: Annotated[Examples, Group(Examples, panel="Data")],
     opening: options.TypedOpening,
-    json: options.Json,
+    writing: options.Shown,
     baseline: options.Baseline = None,
     max_drop: Annotated[
         float | None,
@@ -64,9 +64,9 @@ def evaluate(
         data, opened, examples.samples, examples.batch_size, examples.seed, max_length=examples.max_length
     )
     show_reading(batches.examples)
-    with console.progress(not json) as on_progress:
+    with console.progress(not (writing.json or writing.quiet)) as on_progress:
         evaluation = stage.evaluate(opened, batches, dense, on_progress)
-    if json:
+    if writing.json:
         console.emit_json({"model": model, "baseline": baseline, "data": data.spec, **asdict(evaluation)})
     else:
         show_evaluation(evaluation, data.spec, data.split)

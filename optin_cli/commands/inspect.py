@@ -51,7 +51,7 @@ HEADS = "heads"
 
 def inspect(
     artefact: Annotated[str, typer.Argument(metavar="FILE_OR_DIR", help="Ranking, mask, model or sweep.")],
-    json: options.Json,
+    writing: options.Shown,
     trust_remote_code: options.TrustRemoteCode,
     stability: Annotated[
         bool,
@@ -73,6 +73,7 @@ def inspect(
 
       optin inspect m-60/
     """
+    json = writing.json
     path = Path(artefact).expanduser()
     if stability:
         _show_stability(path, read_ranking(path), target, json)

@@ -209,6 +209,12 @@ class Writing:
             "help": "Replace an output that was made from other inputs; keep one that is up to date (for make)."
         },
     )
+    explain: bool = field(
+        default=False,
+        metadata={
+            "help": "Say which inputs have changed since an output was made, or that it is up to date."
+        },
+    )
     quiet: bool = field(
         default=False, metadata={"short": "-q", "help": "Print only the path that was written."}
     )
@@ -236,10 +242,13 @@ def existing(writing: Writing, path: Path, find: Callable[[], T | None]) -> T | 
     return found
 
 
-Output = Annotated[Writing, Group(Writing, without="update", panel="Output")]
+Output = Annotated[Writing, Group(Writing, without="update explain", panel="Output")]
 Updated = Annotated[Writing, Group(Writing, panel="Output")]
 """Of a command with one output, which make may know."""
-Unquiet = Annotated[Writing, Group(Writing, without="quiet update", panel="Output")]
+_SHOWN = {"quiet": {"help": "Print nothing but the result, warnings and errors."}}
+Timed = Annotated[Writing, Group(Writing, without="update explain", panel="Output", changes=_SHOWN)]
+Shown = Annotated[Writing, Group(Writing, "quiet json", panel="Output", changes=_SHOWN)]
+"""Of a command that prints what it finds."""
 Json = Annotated[bool, Group(Writing, "json", panel="Output", make=lambda json: json)]
 
 

@@ -32,7 +32,7 @@ def milliseconds(text: str, name: str) -> float:
 def pick(
     sweep: Annotated[Path, typer.Argument(metavar="SWEEP", help="Folder written by `optin sweep`.")],
     promise: Annotated[Promise, Group(Promise, texts={"max_latency": Text(milliseconds)})],
-    json: options.Json,
+    writing: options.Shown,
 ) -> None:
     """Print the directory of the best model of a sweep that keeps a promise; exit with 5 if none does.
 
@@ -50,8 +50,8 @@ def pick(
     promise.check()
     found = read_sweep(sweep)
     best = choose(found.main, promise, str(sweep))
-    if json:
-        console.emit_json({"model": str(found.directory(best)), **point_facts(found, best)})
+    if writing.json:
+        console.emit_json(point_facts(found, best))
         return
     console.note(f"{best.name}: {promise.measured(best)}")
     console.data(str(found.directory(best)))

@@ -8,11 +8,15 @@ from typing import Annotated
 import typer
 
 from optin_cli import console
-from optin_cli.commands.groups import everyday
+from optin_cli.commands import options
+from optin_cli.commands.groups import Group, everyday
+
+_QUIET = {"quiet": {"help": "Print only the paths that were written."}}
 
 
 @everyday("output", "png", "csv", "quiet")
 def report(
+    writing: Annotated[options.Writing, Group(options.Writing, "quiet json", changes=_QUIET)],
     artefacts: Annotated[
         list[Path],
         typer.Argument(
@@ -30,9 +34,6 @@ def report(
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE.csv", help="Write a row for each model or budget.")
     ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print only the paths that were written.")
-    ] = False,
 ) -> None:
     """Write one page about a ranking and what came of it: trade-off, what each budget keeps, costs, errors.
 
@@ -48,5 +49,8 @@ def report(
     """
     from optin_cli.reporting.write import write
 
-    for path in write(artefacts, output, png, csv):
-        console.data(str(path))
+    written = [str(path) for path in write(artefacts, output, png, csv)]
+    if writing.json:
+        console.emit_json({"written": written})
+    else:
+        console.data("\n".join(written))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from optin_cli import console
+from optin_cli.artefacts.rankings import places
 from optin_cli.commands import options
 from optin_cli.commands.groups import Group, Within, everyday
 from optin_cli.commands.present import ranking_facts, show_reading
@@ -20,8 +21,38 @@ from optin_cli.scoring.settings import ScoreSettings
 from optin_cli.sizes import byte_count
 
 if TYPE_CHECKING:
+    from optin_cli.artefacts.ranking import Ranking
     from optin_cli.scoring.distributed import Team
     from optin_cli.scoring.plan import Plan
+
+
+@dataclass(frozen=True)
+class Running:
+    """How the work is done, and whether."""
+
+    sketch: bool = field(
+        default=True, metadata={"panel": "Scoring", "switch": True, "help": "Keep the sketch in the ranking."}
+    )
+    memory: str | None = field(
+        default=None,
+        metadata={
+            "panel": "Machine",
+            "metavar": "SIZE",
+            "help": "What activations may take, e.g. 4GiB (default: most of what is free).",
+        },
+    )
+    reuse: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "panel": "Output",
+            "metavar": "FILE_OR_DIR",
+            "help": "Look there, too, for a ranking of the same inputs before anything is scored; may be repeated.",
+        },
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"panel": "Output", "help": "Say what would be scored and about how long it takes."},
+    )
 
 
 @everyday("data", "output", "samples", "method", "batch_size", "device")
@@ -33,29 +64,7 @@ def score(
     settings: Annotated[ScoreSettings, Group(ScoreSettings, panel="Calibration")],
     opening: options.SpreadOpening,
     writing: options.Updated,
-    sketch: Annotated[
-        bool,
-        typer.Option(
-            "--sketch/--no-sketch", rich_help_panel="Scoring", help="Keep the sketch in the ranking."
-        ),
-    ] = True,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            "--memory",
-            metavar="SIZE",
-            rich_help_panel="Machine",
-            help="What activations may take, e.g. 4GiB (default: most of what is free).",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            rich_help_panel="Output",
-            help="Say what would be scored and about how long it takes.",
-        ),
-    ] = False,
+    running: Annotated[Running, Group(Running)],
 ) -> None:
     """Score every head and neuron of MODEL by how much the model's trajectory changes without it.
 
@@ -80,10 +89,11 @@ def score(
     if not team.leads:
         console.mute()
     check_writable(output, "ranking")
-    if not sketch:
+    where = places(map(Path, running.reuse))
+    if not running.sketch:
         settings = replace(settings, sketch_rows=0)
     settings = configured(settings)  # what it raises comes before the model is opened
-    room = byte_count(memory, "memory") if memory else None
+    room = byte_count(running.memory, "memory") if running.memory else None
     if opening.device_map:
         _check_device_map(settings, team)
     # half precision would drown the small changes that scores are made of: only on request
@@ -91,19 +101,30 @@ def score(
     plan = make_plan(opened, data, settings, room)
     if not writing.quiet:
         show_reading(plan.examples)
-    if dry_run:
+    if running.dry_run:
         if team.leads:
             _show_plan(plan, writing.json)
         return
     ranking = team.first(lambda: options.existing(writing, output, lambda: stage.existing(output, plan)))
-    reused = ranking is not None
+    reused, source = ranking is not None, None
     if ranking is None:
-        with console.progress(not writing.quiet) as on_progress:
-            ranking = stage.score(plan, output, on_progress, team)
+        taken = None if writing.force else team.first(lambda: _taken(plan, output, where))
+        ranking, source = taken or (None, None)
     elif not writing.quiet:
         console.note(f"{output} is already the ranking of these inputs")
+    if ranking is None:
+        with console.progress(not writing.quiet) as on_progress:
+            ranking, reused = stage.score_once(plan, output, on_progress, team)
+    reused = reused or source is not None
     if writing.json:
-        console.emit_json({"ranking": str(output), "reused": reused, **ranking_facts(ranking)})
+        console.emit_json(
+            {
+                "ranking": str(output),
+                "reused": reused,
+                "reused_from": source and str(source),
+                **ranking_facts(ranking),
+            }
+        )
         return
     if not writing.quiet and not reused:
         console.note(
@@ -113,6 +134,22 @@ def score(
         if seen := ranking.data.get("lengths"):
             console.note(f"the texts have {describe(seen)}")
     console.data(str(output))
+
+
+def _taken(plan: Plan, output: Path, where: list[tuple[str, Path]]) -> tuple[Ranking, Path] | None:
+    """A ranking of the same inputs that is kept elsewhere, copied to `output`; None where there is none."""
+    from optin_cli.scoring import score as stage
+
+    found = stage.matching(plan, where)
+    if found is None:
+        return None
+    place, path, ranking = found
+    stage.copy_ranking(path, output)
+    console.note(
+        f"nothing is scored: {path} ({place}) ranks the same weights on the same rows with the same settings, and is "
+        f"copied to {output}; --force scores again"
+    )
+    return ranking, path
 
 
 def _check_device_map(settings: ScoreSettings, team: Team) -> None:

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from optin_cli import console
+from optin_cli.artefacts import changes
 from optin_cli.artefacts.files import check_no_folder, renew
 from optin_cli.artefacts.kinds import stated_kind
-from optin_cli.artefacts.mask import Mask, mask_to_json, write_mask
+from optin_cli.artefacts.mask import Mask, mask_to_json, read_mask, write_mask
 from optin_cli.artefacts.ranking import read_ranking, read_sketch
 from optin_cli.commands import options
 from optin_cli.commands.budgets import BudgetGroup
@@ -74,7 +75,9 @@ def select(
 def _is_there(path: Path, mask: Mask, writing: options.Writing) -> bool:
     """Whether `path` is this mask already; raises `UsageError` when it holds something else that is to stay."""
     check_no_folder(path, "mask")
-    if path.is_file() and path.read_bytes() == mask_to_json(mask).encode():
+    same = path.is_file() and path.read_bytes() == mask_to_json(mask).encode()
+    _explain(path, mask, same)
+    if same:
         renew(path)
         return True
     replaced = writing.force or (writing.update and stated_kind(path) == "mask")
@@ -83,3 +86,18 @@ def _is_there(path: Path, mask: Mask, writing: options.Writing) -> bool:
             f"{path} exists and holds something else", "choose another name, or --force to replace it"
         )
     return False
+
+
+def _explain(path: Path, mask: Mask, same: bool) -> None:
+    """Say what a mask that is there was made from, where that differs."""
+    if not path.is_file():
+        changes.explain_new(path)
+        return
+    differs = []
+    if not same and stated_kind(path) == "mask":
+        there = read_mask(path)
+        was, now = ({"ranking": one.ranking_digest, **one.budget} for one in (there, mask))
+        differs = changes.changes(was, now) or [changes.Change("mask", there.digest, mask.digest)]
+    elif not same:
+        differs = [changes.Change("kind", stated_kind(path) or "another file", "mask")]
+    changes.explain(path, differs, ("ranking", "budget"))

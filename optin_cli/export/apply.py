@@ -19,6 +19,7 @@ from typing import Any
 from optin_cli.architectures.families import family_to_dict
 from optin_cli.architectures.resolve import dissect
 from optin_cli.architectures.token_sites import check_merges
+from optin_cli.artefacts.changes import Change, changes, explain, explain_new
 from optin_cli.artefacts.facts import ContentFacts, PruningStep, SeenLengths
 from optin_cli.artefacts.files import atomic_dir, check_space, check_writable
 from optin_cli.artefacts.mask import Mask
@@ -111,19 +112,32 @@ def existing(
     Raises `UsageError` when another pruned model is there.
     """
     if not (output / FILE_NAME).is_file():
+        explain_new(output)
         return None
     last = read_checked(output).history[-1]
     # earlier models lack entries
     recorded = {"bn": False, "producers": False, **last.get("compensation", {"method": NONE})}
     asked = plan.identity() if plan else {"method": NONE, "bn": False, "producers": False}
     same = (last["mask"], last["model"]["digest"]) == (mask.digest, model.digest)
-    if not same or any(recorded.get(key) != value for key, value in asked.items()):
+    refit = changes(recorded, asked)
+    explain(output, [*_inputs_changed(last, model, mask), *refit], ("model", "mask", "compensation"))
+    if not same or refit:
         what = "compensation" if same else "mask or model"
         raise OutputDiffers(
             f"{output} exists, made with another {what}",
             f"choose another name, or {param('force', True)} to replace it",
         )
     return recorded_report(output, model.dense["params"])
+
+
+def _inputs_changed(last: PruningStep, model: OpenModel, mask: Mask) -> list[Change]:
+    """How model and mask differ from those of a pruning; of two masks what they were made from."""
+    was = {"model": last["model"]["digest"], "mask": last["mask"]}
+    differs = changes(was, {"model": model.digest, "mask": mask.digest})
+    if last["mask"] == mask.digest:
+        return differs
+    differs += changes({"ranking": last["ranking"]}, {"ranking": mask.ranking_digest})
+    return differs + changes(dict(last["budget"]), dict(mask.budget))
 
 
 def recorded_report(output: Path, dense_params: int) -> Applied:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,14 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from optin_cli.artefacts.changes import Change, changes, explain, explain_new
 from optin_cli.artefacts.facts import ModelFacts
-from optin_cli.artefacts.files import check_space
-from optin_cli.artefacts.partial import Partial, clear_parts
+from optin_cli.artefacts.files import atomic_file, check_space
+from optin_cli.artefacts.partial import Busy, Partial, clear_parts
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.artefacts.ranking import RankedSite, Ranking, read_ranking, write_ranking
+from optin_cli.artefacts.rankings import rankings
 from optin_cli.data.lengths import warn_if_short
 from optin_cli.data.likeness import content_of
-from optin_cli.errors import ArtefactError, InputError, OptinError, OutputDiffers, UsageError, param
+from optin_cli.errors import ArtefactError, InputError, OutputDiffers, UsageError, param
 from optin_cli.execution.macs import count_macs
 from optin_cli.execution.precision import exact_convolutions
 from optin_cli.importance import own_output_weight
@@ -31,6 +35,9 @@ from optin_cli.scoring.plan import Plan, Progress
 from optin_cli.scoring.runner import Worker
 
 log = logging.getLogger("optin")
+_POLL, _BEGINNING = 0.5, 5.0
+"""Seconds between two looks at another run's lock, and until it has stamped its work."""
+_LAMBDA = "lambda"
 _NO_SKETCH = (
     f"leave the sketch out ({param('sketch', False, python='sketch_rows=0')}), or give a smaller "
     f"{param('sketch_rows')}"
@@ -44,6 +51,7 @@ def existing(path: Path, plan: Plan, *, any_lambda: bool = False) -> Ranking | N
     the file is something else, naming what differs.
     """
     if not path.exists():
+        explain_new(path)
         return None
     redo = f"choose another name, or {param('force', True)} to replace it"
     try:
@@ -52,12 +60,11 @@ def existing(path: Path, plan: Plan, *, any_lambda: bool = False) -> Ranking | N
         raise UsageError(
             f"{path} exists and is not a readable ranking ({error.template[0]})", redo
         ) from error
-    wanted, have = plan.identity(), ranking.settings.get("identity", {})
-    # the weights of a model may be those of one that merges other tokens
-    differs = [key for key in {**wanted, "merges": None} if have.get(key) != wanted.get(key)]
+    differs = _differences(ranking, plan, any_lambda=any_lambda)
+    explain(path, differs, plan.identity())
+    if names := [change.name for change in differs if change.name != _LAMBDA]:
+        raise OutputDiffers(f"{path} exists, made with other settings: {', '.join(names)}", redo)
     if differs:
-        raise OutputDiffers(f"{path} exists, made with other settings: {', '.join(differs)}", redo)
-    if not any_lambda and ranking.settings.get("output_weight") != plan.settings.output_weight:
         raise OutputDiffers(
             f"{path} holds these scores, combined with lambda {own_output_weight(ranking):g}",
             "`optin select --lambda` recombines them without scoring; or choose another name, or "
@@ -67,6 +74,35 @@ def existing(path: Path, plan: Plan, *, any_lambda: bool = False) -> Ranking | N
         )
     clear_parts(path)  # left by a run that was killed just after it wrote the ranking
     return ranking
+
+
+def matching(plan: Plan, where: Iterable[tuple[str, Path]]) -> tuple[str, Path, Ranking] | None:
+    """(place, path, ranking) of the first ranking in the places that this plan would make; None if there is none."""
+    for one in rankings(where):
+        if one.ranking is None:
+            continue
+        differs = _differences(one.ranking, plan)
+        explain(one.path, differs, plan.identity())
+        if not differs:
+            return one.place, one.path, one.ranking
+    return None
+
+
+def copy_ranking(source: Path, output: Path) -> None:
+    """Copy a ranking's file to `output`: the whole file or nothing."""
+    with atomic_file(output) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _differences(ranking: Ranking, plan: Plan, *, any_lambda: bool = False) -> list[Change]:
+    """The inputs of a ranking that are not the plan's. `any_lambda` accepts scores combined with another one."""
+    wanted, have = plan.identity(), ranking.settings.get("identity", {})
+    # the weights of a model may be those of one that merges other tokens
+    differs = changes(have, wanted, {**wanted, "merges": None})
+    if any_lambda:
+        return differs
+    own, weight = ranking.settings.get("output_weight"), plan.settings.output_weight
+    return differs + changes({_LAMBDA: own}, {_LAMBDA: weight})
 
 
 def score(
@@ -81,19 +117,65 @@ def score(
     process calls this and the first one writes; all return the same ranking. Raises `ArtefactError` when the
     processes don't agree on what they do. A model that merges tokens is scored on whole sequences.
     """
-    with plan.model.unmerged(), exact_convolutions():
-        return _scored(plan, output, on_progress, team or Team())
+    return score_once(plan, output, on_progress, team)[0]
 
 
-def _scored(plan: Plan, output: Path, on_progress: Progress, team: Team) -> Ranking:
+def score_once(
+    plan: Plan,
+    output: Path,
+    on_progress: Progress = lambda *_: None,
+    team: Team | None = None,
+) -> tuple[Ranking, bool]:
+    """`score`, and whether another run made the ranking: one that does the same work at the same time is waited for.
+
+    Raises `UsageError` where another run is scoring something else to `output`.
+    """
+    team = team or Team()
     identity = plan.identity()
     team.check_same(identity)
-    started = time.perf_counter()
-    run = _Run(plan, identity, output, team, on_progress)
-    try:
-        return _written(run, plan, identity, output, team, started)
-    finally:
-        run.partial.close()
+    partial, found = _claimed(plan, identity, output, on_progress) if team.leads else (None, None)
+    found = team.broadcast(found)
+    if found is not None:
+        return found, True
+    with plan.model.unmerged(), exact_convolutions():
+        started = time.perf_counter()
+        try:
+            run = _Run(plan, identity, output, team, on_progress, partial)
+            return _written(run, plan, identity, output, team, started), False
+        finally:
+            if partial is not None:
+                partial.close()
+
+
+def _claimed(
+    plan: Plan, identity: dict[str, Any], output: Path, on_progress: Progress
+) -> tuple[Partial | None, Ranking | None]:
+    """The unfinished work, for this run alone; or the ranking that another run has made of it in the meantime."""
+    began = time.monotonic()
+    waited = False
+    while True:
+        try:
+            partial = Partial(output, identity)
+        except Busy as other:
+            # what is stamped may be of the run before, as long as the other one is only beginning
+            if not other.same and time.monotonic() - began > _BEGINNING:
+                raise
+            if not waited:
+                log.info("waiting for %s, which scores to %s", other.owner, output)
+            waited = True
+            on_progress(0, 1, f"waiting for {other.owner}")
+            time.sleep(_POLL)
+            continue
+        try:
+            found = existing(output, plan) if waited else None
+        except UsageError:  # it was something else
+            found = None
+        if found is None:
+            return partial, None
+        log.info("taking %s as another run has just made it", output)
+        partial.discard()
+        partial.close()
+        return None, found
 
 
 def _written(
@@ -183,23 +265,25 @@ class _Run:
     """All items of a plan, done by a team, resumable."""
 
     def __init__(
-        self, plan: Plan, identity: dict[str, Any], output: Path, team: Team, on_progress: Progress
+        self,
+        plan: Plan,
+        identity: dict[str, Any],
+        output: Path,
+        team: Team,
+        on_progress: Progress,
+        partial: Partial | None,
     ) -> None:
         self.batches = len(plan.calibration)
         self.team = team
         self.on_progress = on_progress
         self.worker = Worker(plan)
-        if team.leads:  # it clears what another plan left, before anyone adds to it
-            self.partial = Partial(output, identity)
-            try:
-                # once in the parts, once in the ranking: better refused now than after hours of work
-                needed = 2 * _sketch_bytes(self.worker.method) - self.partial.nbytes()
-                check_space(output, needed, _NO_SKETCH)
-            except OptinError:
-                self.partial.close()
-                raise
+        if partial is not None:  # the leader's, which has cleared what another plan left
+            self.partial = partial
+            # once in the parts, once in the ranking: better refused now than after hours of work
+            needed = 2 * _sketch_bytes(self.worker.method) - self.partial.nbytes()
+            check_space(output, needed, _NO_SKETCH)
         team.barrier()
-        if not team.leads:
+        if partial is None:
             self.partial = Partial(output, identity, announce=False)
         self.done = self.total = 0.0
 

@@ -273,7 +273,7 @@ def _try_all(
     """(tables that hold, each in one block), and those that don't."""
     held: list[tuple[SiteTable, int]] = []
     left: list[LeftOut] = []
-    solved: list[tuple[SiteTable, SiteTable]] = []  # as found -> completed
+    solved: list[Solved] = []
     outside: dict[str, list[TracedSite]] = {}
     for done, site in enumerate(found):
         on_progress(done, len(found), f"trying {site.consumer}")
@@ -295,18 +295,35 @@ def _try_all(
     return held, left
 
 
-def _solve(
-    trial: Trial, table: SiteTable, site: TracedSite, solved: list[tuple[SiteTable, SiteTable]]
-) -> SiteTable:
-    """The completed table; first as it was completed in another block, which one trial confirms: the whole model is
-    compared at the end."""
-    for before, after in solved:
-        if before == table and mismatch(trial, after, once=True) is None:
-            return after
+@dataclass(frozen=True)
+class Solved:
+    """A table as it was found in a block and as it was completed there."""
+
+    found: SiteTable
+    completed: SiteTable
+    block: str
+    """The modules of the block, with their sizes."""
+
+
+def _solve(trial: Trial, table: SiteTable, site: TracedSite, solved: list[Solved]) -> SiteTable:
+    """The completed table; first as it was completed before: in a block of the same modules without another trial, else
+    where one trial confirms it. The whole model is compared at the end."""
+    modules = repr(trial.block)
+    for before in solved:
+        if before.found == table and before.block == modules:
+            return before.completed
+    for before in solved:
+        nothing_to_add = before.completed == before.found and alike(repr(before.found)) == alike(repr(table))
+        if before.found != table and not nothing_to_add:
+            continue
+        again = before.completed if before.found == table else table
+        if mismatch(trial, again, once=True) is None:
+            solved.append(Solved(table, again, modules))
+            return again
     full = name_group(trial, table, site.group) if site.group > 1 else table
     full = complete(trial, full, site.units, site.width)
     if site.kind == HEADS:
         full = name_width(trial, full, site.width // site.group)
     full = empties(trial, full) or full
-    solved.append((table, full))
+    solved.append(Solved(table, full, modules))
     return full

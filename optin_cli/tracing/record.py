@@ -57,6 +57,10 @@ class Call:
         """The output, or the first element of a tuple, where it is a tensor."""
         return _first_output(self.output)
 
+    def is_intact(self) -> bool:
+        """Return whether the output is a tensor that nothing has changed in place since."""
+        return self.gave is not None and _key(self.gave) == self.writes
+
 
 def _first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     value = hidden_argument(args, kwargs) if args or kwargs else None

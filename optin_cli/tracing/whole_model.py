@@ -29,6 +29,7 @@ from optin_cli.transforms.masking import masked, masks_from_keep
 from optin_cli.transforms.slicing import sharing_copy, slice_model
 
 _CLOSE = 0.02  # MACs that are counted may differ so much from those that the table predicts
+_EQUAL = 1e-4  # and so much for all sites together, where errors of some might make up for those of others
 _FAR = 2  # times as many is another operation than the table knows
 
 
@@ -54,6 +55,7 @@ class WholeModel:
         self.inputs = dict(inputs)
         self.blocks = blocks
         self._dense_macs: dict[str, float] = {}
+        self._run = run
         call = run.once(blocks.paths[0])
         assert call is not None and call.gave is not None
         self.batch = call.gave.shape[0]
@@ -78,7 +80,9 @@ class WholeModel:
         def restored(path: str) -> Callable[[Tensor], Tensor]:
             return lambda _: gave[path].clone()
 
-        dense = forwarded({path: remembered(path) for path in self.blocks.paths})
+        dense = self._recorded(gave)
+        if dense is None:
+            dense = forwarded({path: remembered(path) for path in self.blocks.paths})
         pairs = list(pairwise(self.blocks.paths))
         return all(  # pairs that share no block in one pass: behind each of them everything is as it was
             same(
@@ -91,6 +95,17 @@ class WholeModel:
             for apart in (pairs[::2], pairs[1::2])
             if apart
         )
+
+    def _recorded(self, gave: dict[str, Tensor]) -> list[Tensor] | None:
+        """The output of the recorded run; `gave` gets what each block gave. None where something has changed that in
+        place since."""
+        for path in self.blocks.paths:
+            call = self._run.once(path)
+            if call is None or not call.is_intact():
+                return None
+            assert call.gave is not None
+            gave[path] = call.gave
+        return tensors_of(self._run.output)
 
     def check(self, family: Family, fitted: Sequence[TableMatch]) -> TraceResult:
         """The family with those of the tables that hold, its costs counted in the way that holds for most.
@@ -152,13 +167,24 @@ class WholeModel:
         try:
             anatomy = dissect(self.module, whole)
             self._compare(anatomy)
-            notes = {
-                group[0].table.consumer: self._cost(dissect(self.module, _with_tables(family, group)))
-                for group in groups
-            }
+            if self._costs_add_up(anatomy):
+                notes = {group[0].table.consumer: "" for group in groups}
+            else:
+                notes = {
+                    group[0].table.consumer: self._cost(dissect(self.module, _with_tables(family, group)))
+                    for group in groups
+                }
         except (OptinError, ValueError):
             return None
         return TraceResult(whole, anatomy, tuple(tables), (), notes, self.positions)
+
+    def _costs_add_up(self, anatomy: Anatomy) -> bool:
+        """Return whether slicing units of all sites saves what is counted for them, so that no site need be looked at
+        alone: models may have dozens of tables."""
+        keep = _half(anatomy)
+        kept = {name: len(units) for name, units in keep.items()}
+        predicted = anatomy.macs(self.positions) - anatomy.macs(self.positions, kept)
+        return abs(self._saved(anatomy, keep) - predicted) <= _EQUAL * predicted
 
     def _cost(self, anatomy: Anatomy) -> str:
         """Slice units out of the whole model; returns what to know of their cost. Raises ValueError if it differs from

@@ -6,17 +6,23 @@ have the entries of the first commit (the family's table in it is a later one). 
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from helpers.cli import run
+from helpers.rankings import resealed
 
+from optin_cli.artefacts import latency, mask, point, pruned, ranking
 from optin_cli.artefacts.latency import read_latency_table
 from optin_cli.artefacts.mask import read_mask
+from optin_cli.artefacts.point import read_point, read_sweep
 from optin_cli.artefacts.pruned import read_checked
 from optin_cli.artefacts.ranking import Ranking, read_ranking, read_sketch
+from optin_cli.errors import ArtefactError
 from optin_cli.selection.select import select
 from optin_cli.selection.settings import Request
 
@@ -76,3 +82,49 @@ def test_records_of_pruned_models(tmp_path, version):
     assert record.kept == KEPT and record.history[-1]["params"] == 420
     assert record.merges == ([2, 0, 1] if version > 1 else [])
     assert bool(record.resized) == (version > 2)
+
+
+def test_points_of_sweeps(tmp_path):
+    shutil.copy(FILES / "point-1.json", tmp_path / "flops-0.6.point.json")
+    (point,) = read_sweep(tmp_path).points
+    assert (point.name, point.share, point.drop, point.params) == ("flops-0.6", 0.598, 0.3, 420)
+    assert point.timing(32)["speedup"] == 1.43
+    assert "flops-0.6" in run("inspect", tmp_path).stdout
+
+
+def later(path: Path, **entries: object) -> Path:
+    """The file as a later optin might write it."""
+    if path.suffix == ".h5":
+        with h5py.File(path, "r+") as file:
+            for name, value in {"schema_version": 99, **entries}.items():
+                file.attrs[name] = value if isinstance(value, int | str) else json.dumps(value)
+        return resealed(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 99, **entries}))
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FILES.iterdir()))
+def test_files_of_later_schemas_name_the_version_to_install(name, tmp_path):
+    read = {"ranking": read_ranking, "mask": read_mask, "latency": read_latency_table, "point": read_point,
+            "optin": lambda path: read_checked(path.parent)}[name.split("-")[0]]  # fmt: skip
+
+    def hint(**entries: object) -> str | None:
+        path = tmp_path / ("optin.json" if name.startswith("optin") else name)
+        shutil.copy(FILES / name, path)
+        with pytest.raises(ArtefactError, match="schema version 99") as refused:
+            read(later(path, **entries))
+        return refused.value.hint
+
+    told = "update optin: pip install --upgrade"
+    assert hint(needs_optin="0.7.0") == f"{told} 'optin>=0.7.0'"
+    assert hint(versions={"optin": "0.6.1"}) == f"{told} 'optin>=0.6.1'"
+    for odd in ("0.7; rm -rf", "-e .", "", "9" * 99):
+        assert hint(needs_optin=odd, versions={}, history=[]) == f"{told} optin"
+
+
+def test_every_kind_has_the_files_of_all_its_schemas():
+    kinds = {"mask": mask, "optin": pruned, "latency": latency, "point": point, "ranking": ranking}
+    for name, module in kinds.items():
+        first = 2 if name == "ranking" else 1
+        for version in range(first, module.SCHEMA_VERSION + 1):
+            assert list(FILES.glob(f"{name}-{version}.*")), f"{name}-{version}"

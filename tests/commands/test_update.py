@@ -88,3 +88,54 @@ def test_prune_updates_both_its_outputs(stages, tmp_path):
     run(*command, code=2)
     run(*command, "--update")
     assert before != (tmp_path / "r.h5").read_bytes()
+
+
+# ---- which input changed ----
+
+
+def explained(stage, folder: Path, *options: str) -> str:
+    """What the commands say of their outputs."""
+    data, model = next(folder.glob("*.csv")), saved_model("bert")
+    commands = {
+        "score": ("score", model, "--data", data, "-o", folder / "r.h5", *FAST),
+        "select": ("select", folder / "r.h5", "-o", folder / "m.json"),
+        "apply": ("apply", model, folder / "m.json", "-o", folder / "small", "--device", "cpu"),
+        "prune": (
+            "prune",
+            model,
+            "--data",
+            data,
+            "--ranking",
+            folder / "r.h5",
+            "-o",
+            folder / "small",
+            *FAST,
+        ),
+    }
+    return run(*commands[stage], "-q", "--explain", "--update", *options).stderr
+
+
+def test_a_command_explains_what_it_keeps_and_what_has_changed(stages, tmp_path):
+    plain = ("--compensate", "none")
+    assert "r.h5: up to date, with the same model, data, rows" in explained("score", tmp_path)
+    assert "m.json: up to date" in explained("select", tmp_path, "--flops", "0.6")
+    assert "small: up to date" in explained("apply", tmp_path, *plain)
+    said = explained("prune", tmp_path, "--flops", "0.6", *plain)
+    assert "r.h5: up to date" in said and "small: up to date" in said
+    assert "small: method was none, is auto" in explained("apply", tmp_path, "--samples", "12")
+    said = explained("prune", tmp_path, "--flops", "0.5", *plain)
+    assert "small: mask was" in said and "flops was 0.6, is 0.5" in said
+    assert "m.json: flops was 0.6, is 0.4" in explained("select", tmp_path, "--flops", "0.4")
+    with next(tmp_path.glob("*.csv")).open("a") as data:
+        data.write("film,film,1\n")
+    assert "r.h5: data was" in explained("score", tmp_path)
+    assert "m.json: ranking was" in explained("select", tmp_path, "--flops", "0.4")
+    (tmp_path / "m.json").unlink()
+    assert "m.json: it is not there yet" in explained("select", tmp_path, "--flops", "0.4")
+
+
+def test_a_folder_that_is_reused_has_new_files(stages, tmp_path):
+    for path in (tmp_path / "small").iterdir():
+        os.utime(path, (1, 1))
+    stages()
+    assert all(path.stat().st_mtime > 1 for path in (tmp_path / "small").iterdir())

@@ -1,0 +1,117 @@
+"""What `optin inspect --json` prints of each kind of artefact, and the table of what every command prints."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+from optin_cli.artefacts.facts import Curve, DenseFacts, PruningStep, TimedModel, TimedSetting, TimedSite
+from optin_cli.commands import outputs
+from optin_cli.commands.outputs import MaskFacts, PointFacts, RankingFacts
+
+
+class InspectedRanking(RankingFacts):
+    """`optin inspect` of a ranking."""
+
+    kind: Literal["ranking"]
+    path: str
+
+
+class InspectedMask(MaskFacts):
+    """`optin inspect` of a mask."""
+
+    kind: Literal["mask"]
+    path: str
+
+
+class InspectedTable(TypedDict):
+    """`optin inspect` of a latency table."""
+
+    kind: Literal["latency table"]
+    path: str
+    model: TimedModel
+    setting: TimedSetting
+    total_ms: float
+    fixed_ms: float
+    curves: list[Curve]
+    sites: dict[str, TimedSite]
+    created: str
+    versions: dict[str, str]
+    digest: str
+    whole_ms: dict[str, float]
+    """Site -> milliseconds with all units."""
+
+
+class InspectedModel(TypedDict):
+    """`optin inspect` of a model that is not pruned."""
+
+    kind: Literal["model"]
+    path: str
+    architecture: str
+    family: str
+    task: str
+    units: dict[str, int]
+    dense: DenseFacts
+
+
+class InspectedPruned(TypedDict):
+    """`optin inspect` of a pruned model."""
+
+    kind: Literal["pruned model"]
+    path: str
+    architecture: str
+    task: str
+    units: dict[str, int]
+    per_layer_config: dict[str, dict[str, int]]
+    merges: list[int]
+    dense: DenseFacts
+    history: list[PruningStep]
+
+
+class InspectedSweep(TypedDict):
+    """`optin inspect` of a sweep."""
+
+    kind: Literal["sweep"]
+    path: str
+    points: list[PointFacts]
+
+
+class InspectedStability(TypedDict):
+    """`optin inspect --stability`. Of rankings that can't tell, `agreement` is null and the numbers are left out."""
+
+    kind: Literal["stability"]
+    path: str
+    note: str
+    agreement: dict[str, dict[str, Any]] | None
+    """Kind of unit -> agreement; `all` for all."""
+    batches: NotRequired[int]
+    examples: NotRequired[int]
+    target: NotRequired[float]
+    near: NotRequired[dict[str, list[dict[str, Any]]]]
+    """Budget -> the units closest to the cut."""
+    needed: NotRequired[int | None]
+
+
+OUTPUTS: dict[str, tuple[type, ...]] = {
+    "prune": (outputs.PruneOutput,),
+    "score": (outputs.ScoreOutput, outputs.DryRunOutput),
+    "select": (outputs.SelectOutput, outputs.SeveralMasks),
+    "apply": (outputs.ApplyOutput,),
+    "bench": (outputs.BenchOutput, outputs.GenerationOutput, outputs.TableOutput),
+    "eval": (outputs.EvalOutput,),
+    "sweep": (outputs.SweepOutput,),
+    "pick": (outputs.PickOutput,),
+    "report": (outputs.ReportOutput,),
+    "inspect": (
+        InspectedRanking,
+        InspectedMask,
+        InspectedTable,
+        InspectedModel,
+        InspectedPruned,
+        InspectedSweep,
+        InspectedStability,
+    ),
+    "rankings": (outputs.RankingsOutput,),
+    "families": (outputs.FamiliesOutput, outputs.TraceOutput),
+    "config": (outputs.ConfigOutput,),
+}
+"""Command -> what its JSON may be."""
