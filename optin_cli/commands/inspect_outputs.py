@@ -96,7 +96,7 @@ OUTPUTS: dict[str, tuple[type, ...]] = {
     "score": (outputs.ScoreOutput, outputs.DryRunOutput),
     "select": (outputs.SelectOutput, outputs.SeveralMasks),
     "apply": (outputs.ApplyOutput,),
-    "bench": (outputs.BenchOutput, outputs.GenerationOutput, outputs.TableOutput),
+    "bench": (outputs.BenchOutput, outputs.GenerationOutput, outputs.ProfileOutput, outputs.TableOutput),
     "eval": (outputs.EvalOutput,),
     "sweep": (outputs.SweepOutput,),
     "pick": (outputs.PickOutput,),

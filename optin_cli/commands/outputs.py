@@ -218,6 +218,15 @@ class TimingRow(TypedDict):
     """Time of twice the batch, as a multiple; null where it was not measured."""
     saturated: bool
     execution: str
+    warmup: int
+    """Rounds before those timed."""
+    attention: str
+    """`sdpa (flash)`, `eager` and so on; '' without heads."""
+    joules: float | None
+    """Energy of an example; null where it can't be read."""
+    load_ms: float | None
+    """With `--first-load`: opening the model from its files, and its first forward."""
+    first_ms: float | None
     point: str
     disk_bytes: int | None
     speedup: NotRequired[float]
@@ -259,6 +268,35 @@ class GenerationOutput(TypedDict):
     generation: list[GenerationRow]
 
 
+class ProfiledSite(TypedDict):
+    """The layers of one site."""
+
+    site: str
+    kind: str
+    units: list[int]
+    """Of each model, as `ms`."""
+    ms: list[float]
+
+
+class ProfileFacts(TypedDict):
+    """The time of a forward of each model, by site."""
+
+    models: list[str]
+    batch_size: int
+    size: int
+    device: str
+    sites: list[ProfiledSite]
+    elsewhere_ms: list[float]
+    total_ms: list[float]
+    rounds: int
+
+
+class ProfileOutput(TypedDict):
+    """`optin bench --profile`."""
+
+    profiles: list[ProfileFacts]
+
+
 class TableOutput(TypedDict):
     """`optin bench --table`."""
 
@@ -294,6 +332,8 @@ class EvalOutput(TypedDict):
     """Of the longest that the model was pruned on."""
     longer: int
     """Texts longer than that."""
+    unlike: str
+    """How the data differs from what the model was pruned on, in words; '' where it does not."""
 
 
 class PickOutput(PointFacts):

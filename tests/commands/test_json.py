@@ -39,6 +39,7 @@ def outputs(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
         ("prune", model, "--data", data, "--max-drop", 90, "--no-bench", "-o", work / "q", "--ranking", r,
          *plain, *FAST),
         ("bench", small, "--baseline", model, *TIMED),
+        ("bench", small, "--profile", *TIMED),
         ("bench", model, "--table", work / "t.json", *TIMED),
         ("bench", saved_model("llama", "language"), "--new-tokens", 2, *TIMED[:-4], "--seq-len", 4, *QUICK),
         ("eval", small, "--baseline", model, "--data", data, *QUICK),
