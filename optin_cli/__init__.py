@@ -40,7 +40,7 @@ _HOMES = {
     "optin_cli.errors": (
         "ArtefactError", "BudgetError", "GateError", "InputError", "OptinError", "UnknownArchitecture", "UsageError",
     ),
-    "optin_cli.export.writers": ("Comparison", "Runnable", "Writer", "compare_outputs", "register_writer"),
+    "optin_cli.pruning.writers": ("Comparison", "Runnable", "Writer", "compare_outputs", "register_writer"),
     "optin_cli.measure.evaluate": ("Evaluation",),
     "optin_cli.measure.generation": ("Generation",),
     "optin_cli.measure.latency": ("Timing", "speedup", "speedup_interval"),
@@ -55,7 +55,7 @@ _HOMES = {
     "optin_cli.scoring.methods.registry": ("register_method",),
     "optin_cli.selection.budget": ("Budget",),
     "optin_cli.selection.budgets": ("Latency", "Macs", "Memory", "Params", "register_budget"),
-    "optin_cli.export.apply": ("Applied", "PrunedModel"),
+    "optin_cli.pruning.apply": ("Applied", "PrunedModel"),
     "optin_cli.compensation.settings": ("SiteFit",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -118,12 +118,12 @@ if TYPE_CHECKING:
         UnknownArchitecture,
         UsageError,
     )
-    from optin_cli.export.apply import Applied, PrunedModel
-    from optin_cli.export.writers import Comparison, Runnable, Writer, compare_outputs, register_writer
     from optin_cli.loading.checkpoint import OpenModel, load
     from optin_cli.measure.evaluate import Evaluation
     from optin_cli.measure.generation import Generation
     from optin_cli.measure.latency import Timing, speedup, speedup_interval
+    from optin_cli.pruning.apply import Applied, PrunedModel
+    from optin_cli.pruning.writers import Comparison, Runnable, Writer, compare_outputs, register_writer
     from optin_cli.scoring.methods.base import ScoringMethod
     from optin_cli.scoring.methods.registry import register_method
     from optin_cli.selection.budget import Budget

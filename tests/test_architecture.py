@@ -14,7 +14,7 @@ ROWS = [
     {"api"},
     {"trials", "reporting"},
     {"pipeline"},
-    {"export"},
+    {"pruning"},
     {"scoring", "selection", "compensation", "measure", "tracing"},
     {"execution"},
     {"loading"},

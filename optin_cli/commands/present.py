@@ -17,9 +17,9 @@ from optin_cli.selection.select import emptied_sites
 
 if TYPE_CHECKING:
     from optin_cli.data.examples import Examples
-    from optin_cli.export.apply import Applied
     from optin_cli.measure.evaluate import Evaluation
     from optin_cli.measure.profile import Profile
+    from optin_cli.pruning.apply import Applied
 
 log = logging.getLogger("optin")
 
