@@ -13,7 +13,7 @@ ROWS = [
     {"commands"},
     {"api"},
     {"trials", "reporting"},
-    {"pipeline"},
+    {"pipeline", "runtimes"},
     {"pruning"},
     {"scoring", "selection", "compensation", "measure", "tracing"},
     {"execution"},
