@@ -32,10 +32,10 @@ from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
-from optin_cli.export.apply import apply
 from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.measure.evaluate import evaluate
 from optin_cli.pipeline import prune_in_steps
+from optin_cli.pruning.apply import apply
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import existing, score
 from optin_cli.selection.select import select

@@ -22,9 +22,9 @@ from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
-from optin_cli.export import apply as surgery
 from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.measure.evaluate import evaluate
+from optin_cli.pruning import apply as surgery
 from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import ScoreSettings
 from optin_cli.scoring.plan import make_plan as scoring_plan

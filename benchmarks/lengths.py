@@ -31,9 +31,9 @@ from optin_cli.compensation.plan import make_plan as plan_compensation
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.docs import split_sentences
 from optin_cli.data.opening import as_data, open_batches
-from optin_cli.export.apply import PrunedModel, prune_model
 from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.pipeline import score
+from optin_cli.pruning.apply import PrunedModel, prune_model
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.selection.select import select
 from optin_cli.selection.settings import Request

@@ -27,10 +27,10 @@ from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.execution.macs import MacCounter
-from optin_cli.export.apply import apply
 from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.measure.evaluate import Evaluation, evaluate
 from optin_cli.measure.latency import bench, ideal_speedup, speedup
+from optin_cli.pruning.apply import apply
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import score
 from optin_cli.selection.select import select

@@ -28,9 +28,9 @@ from optin_cli.data.images import decode
 from optin_cli.data.label_maps import VOID, Masks
 from optin_cli.data.sources import DataSpec
 from optin_cli.execution.macs import count_macs, observed_tokens
-from optin_cli.export import apply as applying
 from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.measure.evaluate import Evaluation, evaluate
+from optin_cli.pruning import apply as applying
 from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.selection.select import select

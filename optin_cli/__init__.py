@@ -24,6 +24,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "optin_cli.api.apply": ("apply", "save"),
+    "optin_cli.api.export": ("export",),
     "optin_cli.api.measure": ("bench", "bench_generation", "evaluate", "latency_table"),
     "optin_cli.api.models": ("open_model",),
     "optin_cli.api.prune": ("prune",),
@@ -40,7 +41,7 @@ _HOMES = {
     "optin_cli.errors": (
         "ArtefactError", "BudgetError", "GateError", "InputError", "OptinError", "UnknownArchitecture", "UsageError",
     ),
-    "optin_cli.export.writers": ("Comparison", "Runnable", "Writer", "compare_outputs", "register_writer"),
+    "optin_cli.pruning.writers": ("Comparison", "Runnable", "Writer", "compare_outputs", "register_writer"),
     "optin_cli.measure.evaluate": ("Evaluation",),
     "optin_cli.measure.generation": ("Generation",),
     "optin_cli.measure.latency": ("Timing", "speedup", "speedup_interval"),
@@ -51,11 +52,12 @@ _HOMES = {
     "optin_cli.architectures.families": (
         "Family", "SiteTable", "StreamTable", "TokenTable", "known_families", "read_family", "register_family",
     ),
+    "optin_cli.runtimes.export": ("Exported",),
     "optin_cli.scoring.methods.base": ("ScoringMethod",),
     "optin_cli.scoring.methods.registry": ("register_method",),
     "optin_cli.selection.budget": ("Budget",),
     "optin_cli.selection.budgets": ("Latency", "Macs", "Memory", "Params", "register_budget"),
-    "optin_cli.export.apply": ("Applied", "PrunedModel"),
+    "optin_cli.pruning.apply": ("Applied", "PrunedModel"),
     "optin_cli.compensation.settings": ("SiteFit",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -64,10 +66,10 @@ __all__ = [  # noqa: RUF022 - in the order of a run
     "__version__",
     # the stages
     "open_model", "score", "select", "apply", "prune", "evaluate", "bench", "bench_generation", "save", "load",
-    "speedup", "speedup_interval", "latency_table", "sweep", "pick", "report",
+    "speedup", "speedup_interval", "latency_table", "sweep", "pick", "report", "export",
     # what they take and give
     "DataSpec", "OpenModel", "Ranking", "RankedSite", "Mask", "PrunedModel", "Applied", "SiteFit", "PrunedRecord",
-    "Evaluation", "Timing", "Generation", "LatencyTable", "Sweep", "Point",
+    "Exported", "Evaluation", "Timing", "Generation", "LatencyTable", "Sweep", "Point",
     # files
     "read_ranking", "write_ranking", "read_sketch", "read_mask", "write_mask", "read_latency_table",
     "write_latency_table", "read_pruned", "read_sweep",
@@ -86,6 +88,7 @@ __all__ = [  # noqa: RUF022 - in the order of a run
 
 if TYPE_CHECKING:
     from optin_cli.api.apply import apply, save
+    from optin_cli.api.export import export
     from optin_cli.api.measure import bench, bench_generation, evaluate, latency_table
     from optin_cli.api.models import open_model
     from optin_cli.api.prune import prune
@@ -118,12 +121,13 @@ if TYPE_CHECKING:
         UnknownArchitecture,
         UsageError,
     )
-    from optin_cli.export.apply import Applied, PrunedModel
-    from optin_cli.export.writers import Comparison, Runnable, Writer, compare_outputs, register_writer
     from optin_cli.loading.checkpoint import OpenModel, load
     from optin_cli.measure.evaluate import Evaluation
     from optin_cli.measure.generation import Generation
     from optin_cli.measure.latency import Timing, speedup, speedup_interval
+    from optin_cli.pruning.apply import Applied, PrunedModel
+    from optin_cli.pruning.writers import Comparison, Runnable, Writer, compare_outputs, register_writer
+    from optin_cli.runtimes.export import Exported
     from optin_cli.scoring.methods.base import ScoringMethod
     from optin_cli.scoring.methods.registry import register_method
     from optin_cli.selection.budget import Budget

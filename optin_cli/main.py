@@ -21,6 +21,7 @@ from optin_cli.commands.apply import apply
 from optin_cli.commands.bench import bench
 from optin_cli.commands.config import config
 from optin_cli.commands.evaluate import evaluate
+from optin_cli.commands.export import export
 from optin_cli.commands.families import families
 from optin_cli.commands.groups import as_command, flag_of, option, spelling_of
 from optin_cli.commands.inspect import inspect
@@ -189,6 +190,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "apply": apply,
     "bench": bench,
     "eval": evaluate,
+    "export": export,
     "sweep": sweep,
     "pick": pick,
     "report": report,

@@ -21,11 +21,11 @@ from optin_cli.artefacts.temporary import scratch
 from optin_cli.compensation.plan import make_plan
 from optin_cli.compensation.settings import Compensation
 from optin_cli.errors import ArtefactError, OutputDiffers, UsageError, param
-from optin_cli.export import apply as export
 from optin_cli.importance import AUTO
 from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.loading.from_module import copy_of
 from optin_cli.measure.latency import device_name
+from optin_cli.pruning import apply as pruning
 from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import Plan, Progress
 from optin_cli.scoring.plan import make_plan as make_scoring_plan
@@ -44,8 +44,8 @@ class Pruned:
     ranking_path: Path | None
     ranking_reused: bool
     mask: Mask
-    applied: export.Applied
-    model: export.PrunedModel | None = None
+    applied: pruning.Applied
+    model: pruning.PrunedModel | None = None
     """The pruned model; None where it was there already."""
 
 
@@ -107,7 +107,7 @@ def prune(
     _check_serves(plan, request)
     last = final or output
     if last is not None:
-        export.check_output(last, plan.model)
+        pruning.check_output(last, plan.model)
     found = None
     if ranking is not None:
         if ranking.exists() and not update:
@@ -115,7 +115,7 @@ def prune(
         with suppress(OutputDiffers) if update else nullcontext():
             found = scoring.existing(ranking, plan, any_lambda=plan.method.recombines)
     if found is None and last is not None and not (force or update):
-        export.check_unmade(last)
+        pruning.check_unmade(last)
     others = False
     if ranking is None:
         scored = score(plan, on_progress=on_progress)
@@ -128,10 +128,10 @@ def prune(
     reused = None
     if output is not None and not force:
         with suppress(OutputDiffers) if update else nullcontext():
-            reused = export.existing(output, plan.model, mask, again)
+            reused = pruning.existing(output, plan.model, mask, again)
     if reused is not None:
         return Pruned(scored, ranking, others, mask, reused)
-    model = export.prune_model(
+    model = pruning.prune_model(
         copy_of(plan.model) if copied else plan.model,
         mask,
         output,

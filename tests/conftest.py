@@ -34,7 +34,7 @@ EVERY_FAMILY = "tests/architectures/test_all_families.py"
 MANY = 4
 """Families from which on a test is about families, not about some that its author chose."""
 NOT_FAST = (
-    "commands", "api", "export", "scoring", "compensation", "measure", "tracing", "execution", "loading", "transforms",
+    "commands", "api", "pruning", "scoring", "compensation", "measure", "tracing", "execution", "loading", "transforms",
     "architectures", "tasks", "reporting", "standalone", "cuda", "test_steps.py", "test_without_datasets.py",
     "test_gpu_benchmark.py", "test_workers.py", "test_builtin_docs.py", "test_builtin_prose.py",
 )  # fmt: skip

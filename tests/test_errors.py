@@ -22,7 +22,7 @@ _ROOMS = (
     "api",
     "artefacts",
     "data",
-    "export",
+    "pruning",
     "measure",
     "models",
     "scoring",

@@ -24,7 +24,7 @@ from optin_cli.loading.checkpoint import open_model
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import score
 from optin_cli.selection.select import select
-from optin_cli.export.apply import apply
+from optin_cli.pruning.apply import apply
 from optin_cli.compensation.plan import make_plan as make_compensation
 from optin_cli.compensation.settings import Compensation
 import optin_cli.measure.evaluate, optin_cli.measure.latency_table

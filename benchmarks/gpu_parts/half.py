@@ -12,9 +12,9 @@ from gpu_parts.job import Job
 from optin_cli.artefacts.ranking import Ranking
 from optin_cli.compensation.plan import make_plan as make_compensation
 from optin_cli.compensation.settings import Compensation
-from optin_cli.export.apply import apply
 from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.measure.inputs import dummy_inputs
+from optin_cli.pruning.apply import apply
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import score
 from optin_cli.selection.select import select

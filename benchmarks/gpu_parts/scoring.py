@@ -20,8 +20,8 @@ from optin_cli.artefacts.ranking import Ranking
 from optin_cli.compensation.plan import make_plan as make_compensation
 from optin_cli.compensation.settings import Compensation
 from optin_cli.execution.macs import count_macs
-from optin_cli.export.apply import apply
 from optin_cli.loading.checkpoint import OpenModel, open_model
+from optin_cli.pruning.apply import apply
 from optin_cli.scoring.methods import ablation as ablation_module
 from optin_cli.scoring.methods import curvature as curvature_module
 from optin_cli.scoring.methods.ablation import Ablation

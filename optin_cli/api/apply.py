@@ -11,11 +11,11 @@ from optin_cli.compensation.plan import make_plan
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.opening import as_data
 from optin_cli.errors import UsageError
-from optin_cli.export import apply as export
-from optin_cli.export.apply import PrunedModel
-from optin_cli.export.check import open_check
-from optin_cli.export.writers import DIRECTORY, writer_of
 from optin_cli.loading.from_module import copy_of, into_original
+from optin_cli.pruning import apply as pruning
+from optin_cli.pruning.apply import PrunedModel
+from optin_cli.pruning.check import open_check
+from optin_cli.pruning.writers import DIRECTORY, writer_of
 from optin_cli.sizes import byte_count
 
 
@@ -86,18 +86,18 @@ def apply(
         compensate, producers, bn, samples, batch_size, max_length, byte_count(memory, "memory"), seed
     )
     path = as_path(output)
-    export.check_fit(dense, chosen)
+    pruning.check_fit(dense, chosen)
     if path is not None:
-        export.check_output(path, dense)
+        pruning.check_output(path, dense)
     rows = None if data is None else as_data(data, split)
     plan = make_plan(dense, chosen, settings, rows, at_most=samples is None)
     if path is not None and not force and not inplace:
-        reused = export.existing(path, dense, chosen, plan)
+        reused = pruning.existing(path, dense, chosen, plan)
         if reused is not None:
-            return export.reopened(reused, dense, chosen)
+            return pruning.reopened(reused, dense, chosen)
     batches = open_check(dense, rows) if rows is not None and plan is None else None
     own = inplace and dense.original is None
-    small = export.prune_model(
+    small = pruning.prune_model(
         dense if own else copy_of(dense), chosen, path, batches, plan, on_progress, writer=writer
     )
     if inplace and not own:
@@ -130,10 +130,10 @@ def save(
     path = Path(output)
     if model.check is None:
         raise UsageError(f"{model.spec} is on disk already", "copy its directory")
-    export.check_output(path, model)
+    pruning.check_output(path, model)
     if not force:
-        export.check_unmade(path)
-    return export.write_verified(model, path, writer_of(format))
+        pruning.check_unmade(path)
+    return pruning.write_verified(model, path, writer_of(format))
 
 
 def make_settings(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from optin_cli.api.models import Data, Model, Progress, open_model, silent
@@ -20,6 +21,7 @@ from optin_cli.measure.inputs import default_size
 from optin_cli.measure.latency import KNEE, Timing
 from optin_cli.measure.latency_table import make_table
 from optin_cli.measure.runners import Execution
+from optin_cli.runtimes.opening import is_exported, open_exported
 
 
 def evaluate(
@@ -38,7 +40,7 @@ def evaluate(
     """Measure quality on labelled data, and agreement with a dense model on any data.
 
     Args:
-        model: see `open_model`.
+        model: see `open_model`; or an exported file, or a directory with one.
         data: see `score`; by default its split `validation`, where it has a name.
         baseline: the dense model to compare with.
         samples: examples drawn by `seed`; by default all.
@@ -64,7 +66,7 @@ def evaluate(
         raise UsageError(
             f"{param('max_drop')} needs a dense model to compare with", f"give {param('baseline')}"
         )
-    ours = open_model(model)
+    ours = _opened(model)
     dense = None if baseline is None else _dense(baseline, ours)
     rows = as_data(data, split if isinstance(data, DataSpec) else split or "validation")
     batches = open_batches(rows, ours, samples, batch_size, seed, max_length=max_length)
@@ -92,7 +94,7 @@ def bench(
     """Measure latency, throughput, memory and MACs, dense and pruned interleaved in one process.
 
     Args:
-        model: see `open_model`.
+        model: see `open_model`; or an exported file, or a directory with one.
         baseline: the dense model to compare with.
         batch_size: one or several; or `knee`: 1, 2, 4, ... until more give the first model less than 5 % more
             throughput. Batch 1 is then the `point` "single stream", the knee "offline".
@@ -118,7 +120,7 @@ def bench(
         >>> pruned.macs < dense.macs
         True
     """
-    ours = open_model(model)
+    ours = _opened(model)
     asked: int | Iterable[int] | None = _size_for(ours, seq_len, image_size)
     models = [ours] if baseline is None else [_dense(baseline, ours), ours]
     sizes = None if asked is None else _numbers(asked)
@@ -238,10 +240,17 @@ def latency_table(
     )
 
 
+def _opened(model: Model, device: str = "auto") -> OpenModel:
+    """Open a model, or an exported file to be run by its runtime."""
+    if isinstance(model, str | Path) and is_exported(str(model)):
+        return open_exported(str(model))
+    return open_model(model, device=device)
+
+
 def _dense(baseline: Model, pruned: OpenModel) -> OpenModel:
     """Open a baseline: of an unlisted architecture by the table that `pruned` carries."""
     try:
-        return open_model(baseline)
+        return _opened(baseline, "cpu" if pruned.runtime is not None else "auto")
     except UnknownArchitecture:
         if pruned.record is None:
             raise

@@ -15,8 +15,8 @@ from optin_cli.artefacts.latency import LatencyTable
 from optin_cli.artefacts.mask import read_mask
 from optin_cli.data.opening import as_data
 from optin_cli.errors import UsageError, param
-from optin_cli.export.apply import PrunedModel, check_output, recorded_report, reopened
 from optin_cli.loading.checkpoint import open_like
+from optin_cli.pruning.apply import PrunedModel, check_output, recorded_report, reopened
 from optin_cli.scoring.methods.registry import configured
 from optin_cli.scoring.plan import make_plan
 from optin_cli.scoring.settings import DEFAULT_METHOD, ScoreSettings

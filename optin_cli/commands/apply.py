@@ -41,8 +41,8 @@ def apply(
       python -c "import optin_cli; model = optin_cli.load('m-60/')"
     """
     from optin_cli.compensation.plan import make_plan
-    from optin_cli.export import apply as stage
-    from optin_cli.export.check import open_check
+    from optin_cli.pruning import apply as stage
+    from optin_cli.pruning.check import open_check
 
     check_writable(output, "folder")
     chosen = read_mask(mask_file)

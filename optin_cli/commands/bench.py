@@ -110,6 +110,8 @@ def bench(
 
       optin bench small/ --baseline ./my-llama --new-tokens 64
 
+      optin bench m-60-onnx/ --baseline demo:minilm --batch-size 1,32
+
       optin bench demo:minilm --table cpu.json --batch-size 32 --seq-len 64
     """
     from optin_cli.measure import latency
@@ -125,7 +127,12 @@ def bench(
         )
     to_knee = timing.batch_size == KNEE
     _check(timing, table, csv)
-    opened = opening.open(model)
+    opened = opening.open_measured(model)
+    if opened.runtime is not None and (table is not None or timing.new_tokens is not None):
+        raise UsageError(
+            f"{model} is an exported file: --table and --new-tokens are about models in torch",
+            "leave them out, or give the model that it was exported from",
+        )
     images = opened.family.modality == "image"
     if (timing.seq_len if images else timing.image_size) is not None:
         raise UsageError(

@@ -58,7 +58,7 @@ def evaluate(
 
     if max_drop is not None and baseline is None:
         raise UsageError("--max-drop needs a dense model to compare with", "give --baseline MODEL")
-    opened = opening.open(model)
+    opened = opening.open_measured(model)
     dense = opening.open_baseline(baseline, opened) if baseline else None
     batches = open_batches(
         data, opened, examples.samples, examples.batch_size, examples.seed, max_length=examples.max_length

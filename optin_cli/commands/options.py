@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -13,7 +13,7 @@ from optin_cli.artefacts.files import renew
 from optin_cli.commands.groups import Group, Text
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.sources import DataSpec
-from optin_cli.errors import OutputDiffers, UnknownArchitecture, UsageError
+from optin_cli.errors import OutputDiffers, UnknownArchitecture, UsageError, param
 from optin_cli.scoring.settings import ScoreSettings
 from optin_cli.sizes import byte_count
 
@@ -84,14 +84,32 @@ class Opening:
             trust_remote_code=self.trust_remote_code,
         )
 
+    def open_measured(self, model: str) -> OpenModel:
+        """Open MODEL, or an exported file to be run by its runtime."""
+        from optin_cli.runtimes.opening import is_exported, open_exported
+
+        if not is_exported(model):
+            return self.open(model)
+        if self.dtype not in ("auto", "float32"):
+            raise UsageError(
+                f"{model} is an exported file, whose dtype is fixed",
+                f"leave {param('dtype', self.dtype)} out",
+            )
+        return open_exported(model, device=self.device, trust_remote_code=self.trust_remote_code)
+
     def open_baseline(self, model: str, pruned: OpenModel, dtype: str | None = None) -> OpenModel:
         """Open the dense MODEL: of an unlisted architecture by the table that `pruned` carries."""
+        from optin_cli.runtimes.opening import is_exported
+
+        if is_exported(model):
+            return self.open_measured(model)
+        beside = replace(self, device="cpu") if pruned.runtime is not None else self
         try:
-            return self.open(model, dtype)
+            return beside.open(model, dtype)
         except UnknownArchitecture:
             if pruned.record is None:
                 raise
-            return self.open(model, dtype, pruned.family)
+            return beside.open(model, dtype, pruned.family)
 
 
 SpreadOpening = Annotated[Opening, Group(Opening, panel="Machine")]
@@ -153,6 +171,23 @@ OptionalData = Annotated[
             "spec": {
                 "default": None,
                 "help": "Rows to compensate and check on, instead of the calibration data.",
+            },
+            "split": {"default": None, "help": "Split of the data (default: train)."},
+        },
+        make=_optional,
+    ),
+]
+ComparedData = Annotated[
+    DataSpec | None,
+    Group(
+        DataSpec,
+        without="label ignore_index stream",
+        panel="Calibration",
+        texts=_TEXTS,
+        changes={
+            "spec": {
+                "default": None,
+                "help": "Examples to compare on, and to choose by what stays in float (default: builtin:docs; noise).",
             },
             "split": {"default": None, "help": "Split of the data (default: train)."},
         },

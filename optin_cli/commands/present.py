@@ -17,9 +17,9 @@ from optin_cli.selection.select import emptied_sites
 
 if TYPE_CHECKING:
     from optin_cli.data.examples import Examples
-    from optin_cli.export.apply import Applied
     from optin_cli.measure.evaluate import Evaluation
     from optin_cli.measure.profile import Profile
+    from optin_cli.pruning.apply import Applied
 
 log = logging.getLogger("optin")
 
@@ -267,9 +267,11 @@ def show_timings(rows: list[dict[str, Any]]) -> None:
         f", {console.plural(first['threads'], 'thread')}" if first["device"] == "cpu" else ""
     )
     foretold = any("predicted_ms" in row for row in rows)
+    mixed = len({(row["execution"], row["dtype"]) for row in rows}) > 1  # exported files beside torch
     columns = ["model", "batch", "size", "median ms", "p10..p90"]
     columns += ["predicted ms"] if foretold else []
     columns += ["per s", "MACs", "params", "disk", "peak mem", "speed-up", "95 % interval", "of ideal"]
+    columns += ["run by"] if mixed else []
     table = []
     for row in rows:
         predicted = f"{row['predicted_ms']:.2f}" if "predicted_ms" in row else ""
@@ -285,14 +287,15 @@ def show_timings(rows: list[dict[str, Any]]) -> None:
                 console.count(row["macs"]),
                 console.count(row["params"]),
                 console.size(row["disk_bytes"]) if row["disk_bytes"] else "",
-                console.size(row["peak_memory"]),
+                "" if row["peak_memory"] is None else console.size(row["peak_memory"]),
                 f"{row['speedup']:.2f}x" if "speedup" in row else "",
                 "{:.2f}..{:.2f}".format(*row["speedup_interval"]) if "speedup_interval" in row else "",
                 f"{100 * row['efficiency']:.0f} %" if "efficiency" in row else "",
+                *([_run_by(row)] if mixed else []),
             ]
         )
     how = "" if first["execution"] == "eager" else f", {first['execution']}"
-    console.table(f"{where}, {first['dtype']}{how}", columns, table, keys=3, stdout=True)
+    console.table(where if mixed else f"{where}, {first['dtype']}{how}", columns, table, keys=3, stdout=True)
     for row in rows:
         if "predicted_speedup" in row:
             console.note(
@@ -336,6 +339,12 @@ def advise_latency(rows: list[dict[str, Any]]) -> None:
         f"{batch}: a latency table budgets measured time instead (`{table}`, then "
         "`optin select RANKING --latency 0.5 --latency-table t.json`)"
     )
+
+
+def _run_by(row: dict[str, Any]) -> str:
+    """`torch, float32`, `onnxruntime 1.32.0, int8`."""
+    torch_runs = {"eager": "torch", "compile": "torch.compile"}
+    return f"{torch_runs.get(row['execution'], row['execution'])}, {row['dtype']}"
 
 
 def show_generation(rows: list[dict[str, Any]]) -> None:

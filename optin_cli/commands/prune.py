@@ -32,7 +32,7 @@ from optin_cli.trials.pick import Promise, promised
 if TYPE_CHECKING:
     from optin_cli.artefacts.point import Point
     from optin_cli.data.sources import DataSpec
-    from optin_cli.export.apply import Applied
+    from optin_cli.pruning.apply import Applied
     from optin_cli.trials.settings import Measuring
 
 _SCORING = "method samples probes output_weight batch_size max_length seed"
@@ -159,8 +159,8 @@ def _search(
     writing: options.Writing,
 ) -> None:
     """Find the model that keeps the promise, and copy it to `output`."""
-    from optin_cli.export.apply import check_output, recorded_report
     from optin_cli.pipeline import ranking_path
+    from optin_cli.pruning.apply import check_output, recorded_report
     from optin_cli.trials.run import Recipe
     from optin_cli.trials.search import copy_model, search_budget
 

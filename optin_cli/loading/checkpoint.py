@@ -41,7 +41,7 @@ from optin_cli.loading.reshaping import remember, reshape_as_recorded
 from optin_cli.loading.sources import Source, resolve
 from optin_cli.loading.standalone_file import NAME as CODE_FILE
 from optin_cli.loading.standalone_file import code_for
-from optin_cli.loading.timm_torchvision import LIBRARIES, open_vision, save_vision
+from optin_cli.loading.timm_torchvision import LIBRARIES, open_vision, save_vision, save_vision_config
 from optin_cli.loading.weight_errors import clear_errors
 from optin_cli.structure.anatomy import AUDIO, IMAGE, Anatomy
 from optin_cli.structure.audio_inputs import has_decoder
@@ -77,6 +77,8 @@ class OpenModel:
     """The tokenizer, image processor, feature extractor or transform that came with a module in memory."""
     original: nn.Module | None = field(default=None, repr=False)
     """The caller's module in memory: `module` shares its weights and nothing else."""
+    runtime: Any = field(default=None, repr=False)
+    """What runs its exported file (`runtimes.targets.Runtime`), whose outputs are measured; None of any other model."""
 
     def __repr__(self) -> str:
         """A line for a notebook: the parts would fill pages."""
@@ -106,8 +108,8 @@ class OpenModel:
 
     @property
     def dtype_name(self) -> str:
-        """The same as options and files have it: float32, bfloat16, float16."""
-        return dtype_name(self.dtype)
+        """The same as options and files have it: float32, bfloat16, float16; of an exported file perhaps int8."""
+        return self.runtime.precision if self.runtime else dtype_name(self.dtype)
 
     @property
     def merges(self) -> list[int]:
@@ -178,11 +180,11 @@ class OpenModel:
 
     def output(self, inputs: Mapping[str, Tensor], module: nn.Module | None = None) -> Tensor:
         """The model's output, [batch, rows, classes] (see `Task.output`); or that of a sliced copy, `module`."""
-        return self.task.output(module or self.module, {**inputs, **self.family.arguments})
+        return self.task.output(module or self.runtime or self.module, {**inputs, **self.family.arguments})
 
     def full_output(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the output that metrics are measured on (see `Task.full_output`)."""
-        return self.task.full_output(self.module, {**inputs, **self.family.arguments})
+        return self.task.full_output(self.runtime or self.module, {**inputs, **self.family.arguments})
 
     def row_weights(self, inputs: Mapping[str, Tensor], output: Tensor) -> Tensor:
         """Weight of each row of `output`, [batch, rows] (see `Task.row_weights`)."""
@@ -215,12 +217,15 @@ def open_model(
     family: Family | None = None,
     device_map: str | dict[str, Any] | None = None,
     trust_remote_code: bool = False,
+    weights: bool = True,
+    pruned: PrunedRecord | None = None,
 ) -> OpenModel:
     """Open any MODEL argument.
 
     `dtype` `auto` computes in float32 on CPU and in the stored dtype on a GPU. `family` overrides the table that
     the architecture's name would pick. `device_map` spreads a transformers model over devices (see accelerate).
-    `trust_remote_code` runs the Python code that comes with a model of a class of its own.
+    `trust_remote_code` runs the Python code that comes with a model of a class of its own. Without need of `weights`
+    they may be missing, as in `open_module`. `pruned` is the record of a directory that has none in a file.
     Raises `UsageError`, `InputError` or `UnknownArchitecture`.
     """
     if device_map is not None:
@@ -230,7 +235,7 @@ def open_model(
     where = pick_device(device)
     compute = DTYPES.get(dtype) if device_map else None
     source, module, found_task, stored = open_module(
-        spec, task, device_map, compute, trust_remote_code=trust_remote_code
+        spec, task, device_map, compute, weights, trust_remote_code, pruned
     )
     record = source.record
     if record is not None:
@@ -272,6 +277,7 @@ def open_module(
     dtype: torch.dtype | None = None,
     weights: bool = True,
     trust_remote_code: bool = False,
+    pruned: PrunedRecord | None = None,
 ) -> tuple[Source, nn.Module, Task, torch.dtype]:
     """(source, module, task, dtype of the stored weights) of any MODEL that its library can build, in a table or not.
 
@@ -279,6 +285,8 @@ def open_module(
     on this machine, with random ones (`Source.untrained`). Raises `UsageError` or `InputError`.
     """
     source = resolve(spec, weights, trust_remote_code)
+    if pruned is not None:
+        source = replace(source, record=pruned)
 
     def reshape(module: nn.Module) -> None:
         if source.record is not None:
@@ -391,6 +399,12 @@ def save_pruned(folder: Path, model: OpenModel, record: PrunedRecord) -> None:
         save_transformers(folder, module)
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors are written for the owner alone; a model is to be served
+    save_companions(folder, model)
+    write_pruned(folder, record)
+
+
+def save_companions(folder: Path, model: OpenModel) -> None:
+    """Write what a directory has beside config and weights: tokenizer, processor and pooling files."""
     for path in model.source.extra_files():
         assert model.source.folder is not None
         target = folder / path.relative_to(model.source.folder)
@@ -398,4 +412,24 @@ def save_pruned(folder: Path, model: OpenModel, record: PrunedRecord) -> None:
         shutil.copyfile(path, target)
     if hasattr(model.given, "save_pretrained"):
         model.given.save_pretrained(folder)
-    write_pruned(folder, record)
+
+
+def save_config(folder: Path, model: OpenModel) -> None:
+    """Write config.json of the model's stock class: what a directory of exported files is opened by.
+
+    Raises `UsageError` for a module of none of the libraries.
+    """
+    if not model.source.library:
+        raise UsageError(
+            f"{model.spec} is of no library that could open a directory of it", "give a name of a file"
+        )
+    if model.source.library in LIBRARIES:
+        save_vision_config(folder, model.module, model.source)
+        return
+    module: Any = model.module
+    stock = getattr(module.config, "dense_class", None)
+    config = copy.copy(module.config)
+    if stock:
+        config = stock.from_dict({k: v for k, v in config.to_dict().items() if k != "auto_map"})
+    config.architectures = [type(module).__name__]
+    config.save_pretrained(folder)

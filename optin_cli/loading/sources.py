@@ -209,6 +209,7 @@ def _from_folder(spec: str, folder: Path, weights: bool, trust_remote_code: bool
 
 
 _OTHER_FORMATS = {
+    "optin-export.json": "it holds exported files, for bench and eval alone: give the model that they are of",
     "adapter_*": "it holds an adapter of peft: merge it into its model (merge_and_unload), and save that",
     "*.gguf": "GGUF files hold quantised weights: give the model that they were made from",
     "*.onnx": "an ONNX file can't be pruned: give the model that it was exported from",

@@ -139,6 +139,13 @@ def save_vision(folder: Path, module: Any, source: Source) -> None:
     """config.json in the layout timm itself writes and reads (`local-dir:`), and model.safetensors."""
     from safetensors.torch import save_file
 
+    save_vision_config(folder, module, source)
+    state = {key: value.contiguous() for key, value in module.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def save_vision_config(folder: Path, module: Any, source: Source) -> None:
+    """config.json alone."""
     keep = ("tag", "input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
     config = {
         **({} if source.library == "timm" else {"library": source.library}),
@@ -151,5 +158,3 @@ def save_vision(folder: Path, module: Any, source: Source) -> None:
         },
     }
     (folder / "config.json").write_text(to_json(config) + "\n")
-    state = {key: value.contiguous() for key, value in module.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

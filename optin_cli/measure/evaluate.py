@@ -104,6 +104,12 @@ def evaluate(
     return result
 
 
+def fidelity(model: OpenModel, batches: Batches, baseline: OpenModel) -> dict[str, float]:
+    """`Evaluation.fidelity` alone: no labels are read. Raises `InputError` for outputs that are not finite."""
+    ours, theirs, sums = _run(model, batches, baseline, None, None)
+    return model.task.fidelity(sums, ours.in_order(), theirs.in_order(), model.device)
+
+
 def _compare_lengths(result: Evaluation, model: OpenModel, batches: Batches) -> None:
     """Note by how much the texts exceed those that the model was made on."""
     counts = token_counts(batches)

@@ -61,8 +61,8 @@ class Timing:
     """Forwards timed."""
     throughput: float
     """Examples a second, at the median."""
-    peak_memory: int
-    """Bytes: weights and the peak of activations in one forward."""
+    peak_memory: int | None
+    """Bytes: weights and the peak of activations in one forward. None of an exported file: its runtime does not say."""
     macs: int
     """MACs of one example, by torch's counter."""
     params: int
@@ -76,7 +76,7 @@ class Timing:
     saturated: bool
     """False when twice the batch takes less than 1.5 times as long: a smaller model can't show its speed."""
     execution: str = EAGER.name
-    """The way that the forwards were run."""
+    """The way that the forwards were run; of an exported file the runtime."""
     warmup: int = 0
     """Forwards before that, until their times no longer changed."""
     attention: str = ""
@@ -255,7 +255,10 @@ def _bench_setting(
 ) -> list[Timing]:
     try:
         inputs = [draw(model, setting.batch_size, setting.size, seed) for model in models]
-        peaks = [peak_memory(model, given) for model, given in zip(models, inputs, strict=True)]
+        peaks = [
+            None if model.runtime else peak_memory(model, given)
+            for model, given in zip(models, inputs, strict=True)
+        ]
         with prepared(models, inputs, execution) as runners:
             warm = _warm_up(runners, inputs, warmup, seconds)
             times = _interleave(runners, inputs, repeats, seconds)
@@ -282,7 +285,7 @@ def _timing(
     model: OpenModel,
     setting: Setting,
     times: list[float],
-    peak: int,
+    peak: int | None,
     macs: int,
     doubled: float | None,
     execution: Execution,
@@ -305,7 +308,7 @@ def _timing(
         dtype=model.dtype_name,
         doubling=doubling,
         saturated=doubling is None or doubling >= _SATURATED,
-        execution=execution.name,
+        execution=model.runtime.name if model.runtime else execution.name,
         times=tuple(times),
     )
 

@@ -34,7 +34,9 @@ def weight_bytes(module: torch.nn.Module) -> int:
 
 
 def disk_bytes(model: OpenModel) -> int | None:
-    """Size of the model's weight files; None for a model made by name, without files."""
+    """Size of the model's weight files, or of its exported file; None for a model made by name, without files."""
+    if model.runtime is not None:
+        return int(model.runtime.bytes)
     files = model.source.weight_files()
     return sum(file.stat().st_size for file in files) if files else None
 

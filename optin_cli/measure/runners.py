@@ -33,8 +33,13 @@ class Execution:
         return " + ".join(["compile"] * self.compile + ["cuda graph"] * self.cuda_graph) or "eager"
 
     def check(self, models: Sequence[OpenModel]) -> None:
-        """Raise `UsageError` for a CUDA graph of a model that is not on a GPU."""
+        """Raise `UsageError` for a CUDA graph of a model that is not on a GPU, and for an exported file."""
         for model in models:
+            if model.runtime is not None and (self.compile or self.cuda_graph):
+                raise UsageError(
+                    f"{model.runtime.name} runs {model.spec}",
+                    f"leave {param('compile')} and {param('cuda_graph')} out",
+                )
             if self.cuda_graph and model.device.type != "cuda":
                 raise UsageError(
                     f"a CUDA graph needs a GPU, and {model.spec} is on the {model.device.type}",
@@ -66,7 +71,7 @@ def prepared(
 
     Raises `UsageError` for a model that can't be recorded.
     """
-    runners: list[Runner] = list(models)
+    runners: list[Runner] = [model if model.runtime is None else FileRunner(model) for model in models]
     if execution.compile:
         torch.compiler.reset()  # what was compiled for other settings counts toward torch's limit of shapes
         dynamo: Any = torch._dynamo.config
@@ -84,6 +89,24 @@ def _recorded(runners: list[Runner], inputs: Sequence[Inputs], execution: Execut
     if not execution.cuda_graph:
         return runners
     return [GraphRunner(runner, given) for runner, given in zip(runners, inputs, strict=True)]
+
+
+class FileRunner:
+    """The exported file of a model, run by its runtime."""
+
+    def __init__(self, model: OpenModel) -> None:
+        self.model = model
+
+    @property
+    def spec(self) -> str:
+        return self.model.spec
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def run(self, inputs: Inputs) -> Any:
+        return self.model.runtime(**inputs)
 
 
 class CompiledRunner:

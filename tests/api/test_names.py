@@ -14,7 +14,7 @@ import torch
 
 import optin_cli as optin
 from optin_cli.architectures import families
-from optin_cli.export import writers
+from optin_cli.pruning import writers
 from optin_cli.scoring.methods import registry
 from optin_cli.selection import budgets
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import optin_cli as optin
 from optin_cli.architectures import families
-from optin_cli.export import writers
+from optin_cli.pruning import writers
 
 
 class Layer(nn.Module):

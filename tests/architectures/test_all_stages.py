@@ -18,11 +18,11 @@ from optin_cli.compensation.plan import make_plan
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batches
 from optin_cli.data.examples import sample
-from optin_cli.export import apply as stage
 from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.measure import latency_table
 from optin_cli.measure.evaluate import evaluate
 from optin_cli.measure.inputs import default_size, dummy_inputs
+from optin_cli.pruning import apply as stage
 from optin_cli.selection.select import select
 
 # norms over four positions blow rounding up: in float64, as elsewhere here, nothing is left of it

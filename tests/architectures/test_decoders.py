@@ -26,8 +26,8 @@ from optin_cli.data.batches import Batches
 from optin_cli.data.columns import Columns
 from optin_cli.data.examples import Examples
 from optin_cli.data.sources import DataSpec
-from optin_cli.export.apply import apply
 from optin_cli.loading.checkpoint import OpenModel, load
+from optin_cli.pruning.apply import apply
 from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.selection.select import select

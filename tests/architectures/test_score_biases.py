@@ -16,8 +16,8 @@ from optin_cli.architectures.resolve import dissect
 from optin_cli.compensation.plan import make_plan
 from optin_cli.compensation.settings import Compensation
 from optin_cli.errors import InputError
-from optin_cli.export import apply as stage
 from optin_cli.loading.checkpoint import open_model
+from optin_cli.pruning import apply as stage
 from optin_cli.scoring.methods.ablation import Ablation
 from optin_cli.selection.select import select
 from optin_cli.transforms.slicing import slice_model

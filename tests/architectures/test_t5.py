@@ -17,8 +17,8 @@ from optin_cli.architectures.resolve import dissect
 from optin_cli.compensation.plan import make_plan as plan_compensation
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.sources import DataSpec
-from optin_cli.export.apply import apply
 from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.pruning.apply import apply
 from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.selection.select import select

@@ -18,8 +18,8 @@ from optin_cli.compensation.plan import make_plan
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import UsageError
-from optin_cli.export import apply as stage
 from optin_cli.loading.checkpoint import open_model
+from optin_cli.pruning import apply as stage
 from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import ScoreSettings
 from optin_cli.scoring.plan import make_plan as make_scoring_plan

@@ -19,8 +19,8 @@ from optin_cli.compensation.plan import make_plan
 from optin_cli.compensation.settings import Compensation
 from optin_cli.execution.activation_cache import ActivationCache
 from optin_cli.execution.precision import exact_convolutions
-from optin_cli.export.apply import apply
 from optin_cli.loading.checkpoint import open_model
+from optin_cli.pruning.apply import apply
 from optin_cli.scoring.plan import ScoreSettings
 from optin_cli.scoring.plan import make_plan as make_scoring
 from optin_cli.scoring.score import score

@@ -14,8 +14,8 @@ from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.pruned import PrunedRecord
 from optin_cli.artefacts.ranking import Ranking
 from optin_cli.data.sources import DataSpec
-from optin_cli.export.apply import Applied, apply
 from optin_cli.loading.checkpoint import OpenModel, open_model, save_pruned
+from optin_cli.pruning.apply import Applied, apply
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import score
 from optin_cli.selection.select import select

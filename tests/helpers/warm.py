@@ -71,10 +71,10 @@ def serve(address: str) -> None:
 
     import optin_cli.compensation.compensate
     import optin_cli.data.opening
-    import optin_cli.export.apply
     import optin_cli.main
     import optin_cli.measure.evaluate
     import optin_cli.pipeline
+    import optin_cli.pruning.apply
     import optin_cli.scoring.score  # noqa: F401
 
     torch.set_num_threads(1)

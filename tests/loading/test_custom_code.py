@@ -18,9 +18,9 @@ from transformers import dynamic_module_utils
 from optin_cli.artefacts.files import to_json
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError
-from optin_cli.export.apply import apply
 from optin_cli.loading.checkpoint import open_model
 from optin_cli.pipeline import score
+from optin_cli.pruning.apply import apply
 from optin_cli.scoring.plan import make_plan
 from optin_cli.scoring.settings import ScoreSettings
 from optin_cli.selection.select import select

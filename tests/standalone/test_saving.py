@@ -19,9 +19,9 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 import optin_cli as optin
 from optin_cli.artefacts.pruned import read_pruned
 from optin_cli.errors import InputError
-from optin_cli.export.apply import apply
 from optin_cli.loading.checkpoint import open_model
 from optin_cli.loading.from_module import copy_of
+from optin_cli.pruning.apply import apply
 from optin_cli.selection.select import select
 
 KEEP = {

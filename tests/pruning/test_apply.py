@@ -18,9 +18,9 @@ import optin_cli
 from optin_cli.artefacts.pruned import read_pruned
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import ArtefactError, OptinError, UsageError
-from optin_cli.export import apply as stage
-from optin_cli.export.check import open_check
 from optin_cli.loading.checkpoint import open_model
+from optin_cli.pruning import apply as stage
+from optin_cli.pruning.check import open_check
 from optin_cli.selection.select import select
 from optin_cli.transforms.masking import masked, masks_from_keep
 

@@ -16,9 +16,9 @@ from optin_cli.data.opening import open_batches
 from optin_cli.data.sources import BUILTIN_DOCS, DataSpec
 from optin_cli.errors import InputError, OptinError
 from optin_cli.execution.precision import exact_convolutions
-from optin_cli.export.writers import Runnable
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.loading.processors import ImageProcessor
+from optin_cli.pruning.writers import Runnable
 from optin_cli.structure.anatomy import AUDIO, TEXT
 from optin_cli.structure.audio_inputs import random_recordings
 from optin_cli.transforms.masking import masked, masks_from_keep

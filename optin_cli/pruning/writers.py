@@ -16,8 +16,8 @@ from torch import Tensor
 
 from optin_cli.artefacts.pruned import PrunedRecord
 from optin_cli.errors import UsageError
-from optin_cli.export.tolerance import tolerance
 from optin_cli.loading.checkpoint import OpenModel, open_like, save_pruned
+from optin_cli.pruning.tolerance import tolerance
 
 DIRECTORY = "directory"
 

@@ -17,8 +17,8 @@ from optin_cli.compensation.plan import make_plan
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
-from optin_cli.export import apply as stage
 from optin_cli.loading.checkpoint import open_model
+from optin_cli.pruning import apply as stage
 from optin_cli.selection.select import select
 from optin_cli.transforms.masking import masked, masks_from_keep
 

@@ -34,10 +34,10 @@ from optin_cli.data.batches import Batches
 from optin_cli.data.lengths import warn_if_short
 from optin_cli.data.likeness import content_of
 from optin_cli.errors import ArtefactError, OptinError, OutputDiffers, UsageError, param
-from optin_cli.export.check import Check, CheckRows, check_rows, expect
-from optin_cli.export.writers import DIRECTORY_WRITER, Comparison, Writer, compare_outputs
 from optin_cli.loading.checkpoint import OpenModel, open_like
 from optin_cli.loading.reshaping import remember
+from optin_cli.pruning.check import Check, CheckRows, check_rows, expect
+from optin_cli.pruning.writers import DIRECTORY_WRITER, Comparison, Writer, compare_outputs
 from optin_cli.structure.anatomy import HEADS, NEURONS, Anatomy
 from optin_cli.transforms.slicing import Footprint, slice_model
 from optin_cli.transforms.token_merging import install_merges, merging_options

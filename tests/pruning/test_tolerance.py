@@ -11,10 +11,10 @@ from optin_cli.artefacts.pruned import read_pruned
 from optin_cli.compensation.plan import make_plan
 from optin_cli.compensation.settings import Compensation
 from optin_cli.errors import OptinError
-from optin_cli.export import apply as stage
-from optin_cli.export import writers
-from optin_cli.export.tolerance import TOLERANCES, tolerance
 from optin_cli.loading.checkpoint import open_model
+from optin_cli.pruning import apply as stage
+from optin_cli.pruning import writers
+from optin_cli.pruning.tolerance import TOLERANCES, tolerance
 from optin_cli.selection.select import select
 
 

@@ -18,8 +18,8 @@ from optin_cli.compensation.settings import Compensation
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import ArtefactError
 from optin_cli.execution.macs import count_macs
-from optin_cli.export import apply as stage
 from optin_cli.measure.latency import ideal_speedup
+from optin_cli.pruning import apply as stage
 from optin_cli.scoring import score as scoring
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.selection.select import select
