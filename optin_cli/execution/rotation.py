@@ -52,7 +52,8 @@ def with_turned_heads(
     check_rankable(model)
     turned = [site for site in rankable(model) if sites is None or site.name in sites]
     moments = head_moments(model, some_of(batches), turned)
-    module = model.module if inplace else sharing_copy(model.module)
+    with model.unmerged():
+        module = model.module if inplace else sharing_copy(model.module)
 
     def rounded(weight: Tensor) -> Tensor:
         return weight.to(model.stored_dtype)
@@ -60,7 +61,7 @@ def with_turned_heads(
     with torch.no_grad():
         for site in turned:
             rotate(module, site, moments[site.name], rounded)
-    return model if inplace else replace(model, module=module)
+    return model if inplace else replace(model, module=module, merging=None)
 
 
 def some_of(batches: Batches) -> Iterator[Batch]:
@@ -89,7 +90,8 @@ def head_moments(
         sums = (moments.queries, moments.keys, moments.context)
         if not all(bool(torch.isfinite(one).all()) for one in sums):
             raise InputError(
-                f"the heads of {name} give NaN or infinite values on the calibration data", "check the checkpoint"
+                f"the heads of {name} give NaN or infinite values on the calibration data",
+                "check the checkpoint",
             )
     return found
 
@@ -104,16 +106,22 @@ def _watched(
             module, sums = model.module, found[site.name]
             (query, key, _), consumer = site.attended, module.get_submodule(site.consumer)
 
-            def see_queries(_: nn.Module, __: object, out: Tensor, s: Site = site, m: HeadMoments = sums) -> None:
+            def see_queries(
+                _: nn.Module, __: object, out: Tensor, s: Site = site, m: HeadMoments = sums
+            ) -> None:
                 heads, real = _heads(model, batch, s, _part(s, s.attended[0], out))
                 m.queries += _products(heads * real)
 
-            def see_keys(_: nn.Module, __: object, out: Tensor, s: Site = site, m: HeadMoments = sums) -> None:
+            def see_keys(
+                _: nn.Module, __: object, out: Tensor, s: Site = site, m: HeadMoments = sums
+            ) -> None:
                 heads, real = _heads(model, batch, s, _part(s, s.attended[1], out))
                 mean = (heads * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
                 m.keys += _products((heads - mean) * real)
 
-            def see_context(_: nn.Module, args: tuple[Tensor, ...], s: Site = site, m: HeadMoments = sums) -> None:
+            def see_context(
+                _: nn.Module, args: tuple[Tensor, ...], s: Site = site, m: HeadMoments = sums
+            ) -> None:
                 heads, real = _heads(model, batch, s, args[0])
                 m.context += _products(heads * real)
                 m.context_sum += (heads * real).sum((0, 1))

@@ -36,6 +36,8 @@ from optin_cli.structure.merge_schedule import tokens_by_block
 HEADS = "heads"
 NEURONS = "neurons"
 CHANNELS = "channels"
+DIMENSIONS = "dimensions"
+"""Of all heads of a site, the same number of each: what a lower rank takes away."""
 
 TEXT, IMAGE, AUDIO = "text", "image", "audio"
 MODALITIES = (TEXT, IMAGE, AUDIO)
@@ -149,7 +151,8 @@ UNIT_INPUTS = Listed(f"a list of {shape(UnitInput)}", Record(UnitInput))
 BYPASS = Record(Bypass, optional=True)
 RANKS = Record(Ranks, optional=True)
 COUNTS = by_path(
-    "attribute: units, features, width or scale", lambda value: value in ("units", "features", "width", "scale")
+    "attribute: units, features, width or scale",
+    lambda value: value in ("units", "features", "width", "scale"),
 )
 AXES = by_path("path: axis", lambda value: type(value) is int)
 
@@ -350,6 +353,16 @@ class Anatomy:
     def read_by(self, layer: str) -> Site | None:
         """The site whose consumer the layer at this path is."""
         return next((s for s in self.sites if s.consumer == layer), None)
+
+    def with_dimensions(self) -> Anatomy:
+        """The same with a further site behind all others for the dimensions of each site of heads that can be cut to
+        a lower rank: a unit is one dimension of every head."""
+        heads = [site for site in self.sites if site.ranks and site.units and site.width > 1]
+        found = (
+            replace(s, name=f"{s.name}.{DIMENSIONS}", kind=DIMENSIONS, units=s.width, width=s.units)
+            for s in heads
+        )
+        return replace(self, sites=(*self.sites, *found))
 
     def cut(self, ranks: Mapping[str, int]) -> Anatomy:
         """The same with the heads of some sites at lower ranks: site name -> dimensions of a head that stay."""

@@ -40,7 +40,9 @@ class Few:
     def __getitem__(self, index):
         inputs = self.inputs[index]
         mask = inputs.get("attention_mask")
-        return Batch(inputs, None if mask is None else mask.bool(), list(range(len(next(iter(inputs.values()))))))
+        return Batch(
+            inputs, None if mask is None else mask.bool(), list(range(len(next(iter(inputs.values())))))
+        )
 
 
 def turned(name):
