@@ -100,11 +100,12 @@ def rank_sizes(
 ) -> RankSizes:
     """The sizes worth choosing of a site, for the numbers of heads in `counts`.
 
-    Keeping the best h heads at rank r keeps prefix(h) * (1 - loss(r) / loss(0)): the heads that are gone have nothing
-    to lose, and a rank of 0 is no head.
+    Keeping the best h heads at rank r keeps P(h) (1 - L(r) / P(H)) of the score P(H) of all heads, L(r) the loss of
+    that rank with all of them: heads that are gone have nothing to lose. A rank that loses more than all heads are worth
+    one by one keeps nothing.
     """
     prefix = np.concatenate([[0.0], np.cumsum(-np.sort(-scores))])
-    shares = 1 - losses / losses[0] if losses[0] > 0 else np.ones(len(losses))
+    shares = np.clip(1 - losses / prefix[-1], 0, 1) if prefix[-1] > 0 else np.ones(len(losses))
     ranks = allowed_ranks(site, request, step)
     heads, ranks = (grid.ravel() for grid in np.meshgrid(np.asarray(counts), ranks, indexing="ij"))
     ranks = np.where(heads == 0, site.width, ranks)

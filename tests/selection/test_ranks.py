@@ -29,7 +29,8 @@ def with_ranks(made, seed=0, zero=False):
     found = []
     for site in made.sites:
         if site.kind == "heads":
-            steps = rng.lognormal(0, 1, (WIDTH, 2)) * (0 if zero else 1)
+            steps = rng.lognormal(-2, 1, (WIDTH, 2)) * (0 if zero else 1)
+            steps[0] += 3 * (not zero)  # most is in the first dimension
             tails = steps[::-1].cumsum(0)[::-1]
             found.append(RankedRanks(site.name, [1, 2], tails, tails.sum(1)))
     return replace(made, rank_sites=found)
@@ -47,7 +48,7 @@ def best_by_hand(made, budget: float, request: Request) -> float:
             pairs = itertools.product(range(site.units + 1), [*range(STEP, WIDTH, STEP), WIDTH])
             options.append(
                 [
-                    (best[h] * (1 - loss[r] / loss[0]), h * r / WIDTH * site.macs_per_unit(10.0))
+                    (best[h] * max(0.0, 1 - loss[r] / best[-1]), h * r / WIDTH * site.macs_per_unit(10.0))
                     for h, r in pairs
                 ]
             )
