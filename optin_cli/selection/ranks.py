@@ -101,8 +101,8 @@ def rank_sizes(
     """The sizes worth choosing of a site, for the numbers of heads in `counts`.
 
     Keeping the best h heads at rank r keeps P(h) (1 - L(r) / P(H)) of the score P(H) of all heads, L(r) the loss of
-    that rank with all of them: heads that are gone have nothing to lose. A rank that loses more than all heads are worth
-    one by one keeps nothing.
+    that rank with all of them: heads that are gone have nothing to lose. A rank that loses more than all heads are
+    worth one by one keeps nothing.
     """
     prefix = np.concatenate([[0.0], np.cumsum(-np.sort(-scores))])
     shares = np.clip(1 - losses / prefix[-1], 0, 1) if prefix[-1] > 0 else np.ones(len(losses))

@@ -27,6 +27,8 @@ from optin_cli.structure.layers import (
 )
 from optin_cli.transforms.feature_info import FEATURE_INFO, update_feature_info
 
+_SCALES = ("scale", "scaling")
+
 
 def sharing_copy(module: nn.Module) -> nn.Module:
     """Other modules with the same tensors, to be sliced: that puts other tensors in their place."""
@@ -187,8 +189,13 @@ class Footprint:
 def _sizes(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """(name, number or shape) of the attributes and tensors of a module itself."""
     for name, value in vars(module).items():
-        if type(value) in (int, float) or (name == FEATURE_INFO and isinstance(value, list)):
+        if type(value) is int or _is_scale(name, value) or (name == FEATURE_INFO and isinstance(value, list)):
             yield name, copy.deepcopy(value)
     for name, tensor in itertools.chain(module._parameters.items(), module._buffers.items()):
         if tensor is not None:
             yield name, list(tensor.shape)
+
+
+def _is_scale(name: str, value: Any) -> bool:
+    """Whether a module multiplies logits by this attribute."""
+    return name in _SCALES and type(value) is float

@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optin_cli.artefacts.rank_losses import RankedRanks
+from optin_cli.artefacts.sketch import Sketch
+from optin_cli.artefacts.token_ranking import RankedTokens
 from optin_cli.importance import combine
 from optin_cli.selection.problem import pose
 from optin_cli.selection.ranks import STEP, rank_losses
@@ -34,6 +36,15 @@ def with_ranks(made, seed=0, zero=False):
             tails = steps[::-1].cumsum(0)[::-1]
             found.append(RankedRanks(site.name, [1, 2], tails, tails.sum(1)))
     return replace(made, rank_sites=found)
+
+
+def sketch_of(made, rows=40, seed=0):
+    """Gradients drawn at random, of all units."""
+    rng = np.random.default_rng(seed)
+    parts = (
+        {s.name: rng.normal(size=(rows, s.units)).astype(np.float32) for s in made.sites} for _ in range(2)
+    )
+    return Sketch(np.arange(rows), *parts)
 
 
 def best_by_hand(made, budget: float, request: Request) -> float:
@@ -154,3 +165,33 @@ def test_heads_that_lose_nothing_go_to_the_lowest_rank_first():
     mask = select(made, Request(flops=0.7))
     assert mask.objective["kept"] <= 1
     assert mask.reached["flops"] <= 0.7
+
+
+def test_exchanges_keep_the_number_and_the_rank_of_heads_that_are_cut():
+    made = with_ranks(ranking(blocks=4, seed=3))
+    for scope in ("layer", "global"):
+        plain = select(made, Request(flops=0.5))
+        moved = select(made, Request(flops=0.5, interactions=scope), sketch_of(made))
+        assert moved.ranks == plain.ranks
+        assert moved.reached["flops"] <= 0.5
+        for site in made.sites:
+            if site.kind == "heads":
+                assert len(moved.keep[site.name]) == len(plain.keep[site.name])
+
+
+def test_tokens_and_ranks_are_chosen_together():
+    made = with_ranks(ranking(blocks=4, seed=3))
+    tokens = [
+        RankedTokens(
+            block, [1, 2, 4], [1, 2], np.array([[0.01, 0.01], [0.05, 0.05], [0.5, 0.5]]), np.full(3, 0.1)
+        )
+        for block in range(3)
+    ]
+    made = replace(made, token_sites=tokens)
+    both = select(made, Request(flops=0.4, merge="joint"))
+    alone = select(made, Request(flops=0.4))
+    assert both.ranks
+    assert both.reached["flops"] <= 0.4 * (1 + 1e-9)
+    net = both.objective["kept"] - both.objective["merging"]
+    assert net >= alone.objective["kept"] - 1e-9
+    assert both.objective["bound"] >= net - 1e-9
