@@ -190,9 +190,10 @@ class BlockTargets:
         A teacher that was pruned less, or not at all, has more units; the models' records say which.
         """
         kept = list(self.keep.get(site.name, range(site.units)))
-        there, other = self.teacher.anatomy[site.name].units, self.teacher.anatomy[site.name]
-        if self.teacher is not self.model and (site.rank or site.width != other.width):
-            return None  # heads of other bases
+        teachers = self.teacher.anatomy[site.name]
+        if self.teacher is not self.model and (site.rank or site.width != teachers.width):
+            return None  # its heads have other bases
+        there = teachers.units
         if self.teacher is not self.model and there != site.units:
             if self.model.record is None:
                 return None

@@ -45,9 +45,8 @@ def write_back_producers(
         factors = scale_factors(site, producer, units)
         by_output(whole).data[rows] = _unscaled(by_output(fitted).data, factors)
         if whole.bias is not None:
-            whole.bias.data[rows] = _unscaled(
-                fitted.bias.data, factors
-            ).clone()  # one tensor, where it was left alone
+            bias = _unscaled(fitted.bias.data, factors)
+            whole.bias.data[rows] = bias.clone()  # one tensor, where it was left alone
     made = kept_made(site, keep)
     for path in site.carried:
         norm = model.module.get_submodule(path)

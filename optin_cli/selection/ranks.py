@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from optin_cli.artefacts.ranking import RankedSite, Ranking
-from optin_cli.errors import param
 from optin_cli.importance import OPTIN_SUM, FeatureWeights, column_weights, measured_depth, output_scale
 from optin_cli.selection.choices import Floats, Ints
 from optin_cli.selection.settings import Request
@@ -79,9 +78,8 @@ def searched_ranks(request: Request, ranking: Ranking) -> bool:
     if not ranking.rank_sites:
         if request.ranks:
             log.warning(
-                "the ranking does not say what lower ranks of heads cost, so that heads stay whole: score again with "
-                "%s",
-                param("ranks", True),
+                "the ranking does not say what lower ranks of heads cost, so that heads stay whole: "
+                "`optin score --ranks` measures that"
             )
         return False
     if request.table is not None or any(not budget.linear for budget in request.asked):
