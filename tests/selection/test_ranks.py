@@ -183,7 +183,7 @@ def test_tokens_and_ranks_are_chosen_together():
     made = with_ranks(ranking(blocks=4, seed=3))
     tokens = [
         RankedTokens(
-            block, [1, 2, 4], [1, 2], np.array([[0.01, 0.01], [0.05, 0.05], [0.5, 0.5]]), np.full(3, 0.1)
+            block, [1, 2, 4], [1, 2], np.array([[1.0, 1.0], [5.0, 5.0], [30.0, 30.0]]), np.full(3, 0.1)
         )
         for block in range(3)
     ]
