@@ -69,9 +69,15 @@ CASES = (
         *_CIFAR,
         "ResNet of the zoo, CIFAR-10 test, top-1",
         _IMAGE_BUDGETS,
+        heads=False,
     ),
     Case(
-        "vgg-cifar10", "models/vgg-cifar10", *_CIFAR, "VGG of the zoo, CIFAR-10 test, top-1", _IMAGE_BUDGETS
+        "vgg-cifar10",
+        "models/vgg-cifar10",
+        *_CIFAR,
+        "VGG of the zoo, CIFAR-10 test, top-1",
+        _IMAGE_BUDGETS,
+        heads=False,
     ),
 )
 # rankings of any age may be reused: what their own weights are does not count
@@ -113,6 +119,14 @@ METHODS = (
         "full",
     ),
     Method("ours", "ours", {}, _AUTO, "auto", producers=True),
+    Method(
+        "ours-ranks",
+        "ours, heads at lower ranks, too",
+        {"ranks": True},
+        {**_AUTO, "ranks": True},
+        "auto",
+        producers=True,
+    ),
     Method("ours-root", "root and lambda 0.1 at every budget", {}, _ROOT, "auto", producers=True),
     Method("ours-mild", "fourth root and 0.3 at every budget", {}, _MILD, "auto", producers=True),
     Method("ours-consumers", "root and 0.1, --no-producers", {}, _ROOT, "auto"),
@@ -178,7 +192,7 @@ class Runner:
             open_model(self.spec), DataSpec(self.data), ScoreSettings(seed=seed, **method.scoring)
         )
         path = self.work / f"{self.case.name}-{plan.settings.method}-{seed}.h5"
-        for option in ("per_batch", "tokens"):
+        for option in ("per_batch", "tokens", "ranks"):
             if method.scoring.get(option):
                 path = path.with_stem(f"{path.stem}-{option.replace('_', '-')}")
         output = self.work / f"{self.case.name}-{method.name}-{budget}-{seed}"
@@ -240,7 +254,7 @@ def wanted(options: argparse.Namespace, shared: Path) -> Iterator[tuple[Case, Me
         for seed in seeds
         for case in cases
         for method in methods
-        if case.tokens or not method.tokens
+        if (case.tokens or not method.tokens) and (case.heads or not method.scoring.get("ranks"))
         for budget in budgets or case.budgets
     )
 

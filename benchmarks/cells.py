@@ -35,6 +35,8 @@ class Case:
     budgets: tuple[float, ...] = (0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
     tokens: bool = False
     """Has tokens that can be merged."""
+    heads: bool = True
+    """Has heads."""
 
     def model(self, shared: Path) -> str | None:
         """The model as commands take it; None where it is absent."""

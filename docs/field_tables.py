@@ -13,11 +13,11 @@ from pathlib import Path
 from textwrap import dedent
 
 from optin_cli.architectures.schema import Family, SiteTable, StreamTable, TokenTable
-from optin_cli.structure.anatomy import Bypass, Producer, RelativePositions, UnitInput
+from optin_cli.structure.anatomy import Bypass, Producer, Ranks, RelativePositions, UnitInput
 from optin_cli.structure.fields import described, is_required, kind_of
 
 PAGE = Path(__file__).parent / "anatomy.md"
-CLASSES = (Family, SiteTable, Producer, UnitInput, RelativePositions, Bypass, StreamTable, TokenTable)
+CLASSES = (Family, SiteTable, Producer, UnitInput, RelativePositions, Bypass, Ranks, StreamTable, TokenTable)
 _TABLE = re.compile(r"(<!-- fields of (\w+) -->\n\n).*?(?=\n\n<!-- end -->)", re.DOTALL)
 
 

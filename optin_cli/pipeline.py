@@ -165,6 +165,10 @@ def _check_serves(plan: Plan, request: Request) -> None:
             f"{param('tokens', request.merge)} needs to know what merging tokens costs",
             "score with tokens=True",
         )
+    if request.ranks and not plan.settings.ranks:
+        raise UsageError(
+            f"{param('ranks', True)} needs to know what lower ranks of heads cost", "score with ranks=True"
+        )
     if request.interactions != "none" and not plan.method.sketches:
         raise UsageError(
             f"{param('interactions')} needs a sketch, and {param('method', method)} makes none",

@@ -101,7 +101,7 @@ def apply(
         dense if own else copy_of(dense), chosen, path, batches, plan, on_progress, writer=writer
     )
     if inplace and not own:
-        into_original(small, chosen.keep, dense)
+        into_original(small, small.mask.keep, small.mask.ranks, dense)
     return small
 
 

@@ -56,6 +56,7 @@ def prune(
     round_to: int | str = 1,
     relative_to: str = "dense",
     tokens: str | float | None = None,
+    ranks: bool = False,
     compensate: str = "auto",
     producers: bool = True,
     bn: bool = False,
@@ -98,7 +99,7 @@ def prune(
         ranking: where the ranking is kept: the next budget then takes seconds.
         samples, method, probes, output_weight, batch_size, max_length, split, seed: see `score`.
         feature_weights, interactions, min_heads, min_neurons, min_channels, max_prune, protect, only, round_to,
-            relative_to, tokens: see `select`.
+            relative_to, tokens, ranks: see `select`.
         compensate, producers, bn, compensate_samples, compensate_memory: see `apply`.
         steps: reach the budget in so many steps, each of which scores what is left.
         force: replace a pruned model at `output`, and take a latency table of another device.
@@ -136,6 +137,7 @@ def prune(
         round_to=round_to,
         relative_to=relative_to,
         tokens=tokens,
+        ranks=ranks,
         force=force,
     )
     promise = Promise(max_drop=max_drop, min_speedup=min_speedup)
@@ -154,6 +156,7 @@ def prune(
         probes=probes,
         output_weight=output_weight,
         tokens=request.merge != "none",
+        ranks=ranks,
         seed=seed,
     )
     settings = configured(settings)  # what it raises comes before the model is opened

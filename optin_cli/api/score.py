@@ -30,6 +30,7 @@ def score(
     rows: int = 768,
     per_batch: bool = False,
     tokens: bool = False,
+    ranks: bool = False,
     temperature: float | None = None,
     output_weight: float | None = None,
     batch_size: int = 32,
@@ -64,6 +65,7 @@ def score(
         rows: tokens of a batch that enter the relations.
         per_batch: `fisher` squares the mean gradient of a batch, as PTF's code does.
         tokens: measure what merging tokens costs, too (vision transformers).
+        ranks: measure what lower ranks of heads cost, too: fewer dimensions in each head of a layer.
         temperature: of the output term; None for the method's own.
         output_weight: lambda, the weight of the output term; None for the budget to decide.
         batch_size, max_length: examples in a batch, and tokens of a text at most. Batches that you give stay theirs.
@@ -101,6 +103,7 @@ def score(
         output_weight=output_weight,
         per_batch=per_batch,
         tokens=tokens,
+        ranks=ranks,
         seed=seed,
     )
     settings = configured(settings)  # what it raises comes before the model is opened

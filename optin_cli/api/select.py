@@ -40,6 +40,7 @@ def select(
     round_to: int | str = 1,
     relative_to: str = "dense",
     tokens: str | float | None = None,
+    ranks: bool | None = None,
     force: bool = False,
 ) -> Mask:
     """Find the mask with the largest kept score that meets every budget that is given. Takes milliseconds.
@@ -68,6 +69,7 @@ def select(
         relative_to: what shares are of: the original `dense` model, or the `current`, ranked one.
         tokens: merge tokens of a vision transformer: `joint` with the units, `only` tokens, or `none`. A number is
             the sequence length that MACs are counted for; by default the calibration's mean.
+        ranks: cut heads to lower ranks, too; by default where the ranking says what that costs (`score(ranks=True)`).
         force: take a latency table of another device or dtype.
 
     Returns:
@@ -107,6 +109,7 @@ def select(
         round_to=round_to,
         relative_to=relative_to,
         tokens=tokens,
+        ranks=ranks,
         force=force,
     )
     request.check()

@@ -68,6 +68,7 @@ def sweep(
     round_to: int | str = 1,
     relative_to: str = "dense",
     tokens: str | float | None = None,
+    ranks: bool = False,
     compensate: str = "auto",
     producers: bool = True,
     bn: bool = False,
@@ -98,7 +99,7 @@ def sweep(
         ranking: where the ranking of the first seed is kept; by default in `output`.
         samples, method, probes, output_weight, batch_size, max_length, split, seed: see `score`.
         feature_weights, interactions, min_heads, min_neurons, min_channels, max_prune, protect, only, round_to,
-            relative_to, tokens: see `select`.
+            relative_to, tokens, ranks: see `select`.
         compensate, producers, bn, compensate_samples, compensate_memory: see `apply`.
         force: make and measure everything again.
         on_progress: called with (points done, points in all, what is being done).
@@ -138,6 +139,7 @@ def sweep(
         "round_to": round_to,
         "relative_to": relative_to,
         "tokens": tokens,
+        "ranks": ranks,
         "force": force,
     }
     requests = [make_request(**others, **one) for one in _each(amounts)]
@@ -150,6 +152,7 @@ def sweep(
         probes=probes,
         output_weight=output_weight,
         tokens=requests[0].merge != "none",
+        ranks=ranks,
         seed=seed,
     )
     settings = configured(settings)

@@ -4,7 +4,16 @@ with fused projections, ALBERT with layers that share their weights."""
 from __future__ import annotations
 
 from optin_cli.architectures.schema import Family, SiteTable, linears
-from optin_cli.structure.anatomy import HEADS, NEURONS, Bypass, Producer, RelativePositions, UnitInput
+from optin_cli.structure.anatomy import (
+    BY_SIZE,
+    HEADS,
+    NEURONS,
+    Bypass,
+    Producer,
+    Ranks,
+    RelativePositions,
+    UnitInput,
+)
 
 BERT_SITES = (
     SiteTable(
@@ -12,7 +21,12 @@ BERT_SITES = (
         producers=linears("attention.self.query", "attention.self.key", "attention.self.value"),
         consumer="attention.output.dense",
         unit_width="attention.self.attention_head_size",
-        counts={"attention.self.num_attention_heads": "units", "attention.self.all_head_size": "features"},
+        counts={
+            "attention.self.num_attention_heads": "units",
+            "attention.self.all_head_size": "features",
+            "attention.self.attention_head_size": "width",
+        },
+        ranks=Ranks(),
     ),
     SiteTable(NEURONS, producers=linears("intermediate.dense"), consumer="output.dense"),
 )
@@ -23,7 +37,12 @@ _DISTILBERT_SITES = (
         producers=linears("attention.q_lin", "attention.k_lin", "attention.v_lin"),
         consumer="attention.out_lin",
         unit_width="attention.attention_head_size",
-        counts={"attention.n_heads": "units", "attention.dim": "features"},
+        counts={
+            "attention.n_heads": "units",
+            "attention.dim": "features",
+            "attention.attention_head_size": "width",
+        },
+        ranks=Ranks(),
     ),
     SiteTable(NEURONS, producers=linears("ffn.lin1"), consumer="ffn.lin2"),
 )
@@ -100,7 +119,12 @@ _MPNET_SITES = (
         producers=linears("attention.attn.q", "attention.attn.k", "attention.attn.v"),
         consumer="attention.attn.o",
         unit_width="attention.attn.attention_head_size",
-        counts={"attention.attn.num_attention_heads": "units", "attention.attn.all_head_size": "features"},
+        counts={
+            "attention.attn.num_attention_heads": "units",
+            "attention.attn.all_head_size": "features",
+            "attention.attn.attention_head_size": "width",
+        },
+        ranks=Ranks(BY_SIZE),
         unit_inputs=(UnitInput("attention.attn", "position_bias", axis=1),),
     ),
     BERT_SITES[1],
@@ -116,7 +140,9 @@ _ALBERT_SITES = (
         counts={
             f"{_ALBERT_LAYER}.attention.num_attention_heads": "units",
             f"{_ALBERT_LAYER}.attention.all_head_size": "features",
+            f"{_ALBERT_LAYER}.attention.attention_head_size": "width",
         },
+        ranks=Ranks(),
     ),
     SiteTable(NEURONS, linears(f"{_ALBERT_LAYER}.ffn"), f"{_ALBERT_LAYER}.ffn_output"),
 )

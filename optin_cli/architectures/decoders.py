@@ -7,7 +7,7 @@ from dataclasses import replace
 from optin_cli.architectures.bert import BERT_SITES
 from optin_cli.architectures.schema import Family, SiteTable, StreamTable, linears
 from optin_cli.architectures.vit import MLP
-from optin_cli.structure.anatomy import HEADS, NEURONS, Bypass, Producer, UnitInput
+from optin_cli.structure.anatomy import HEADS, NEURONS, Bypass, Producer, Ranks, UnitInput
 
 _NO_CACHE = {"use_cache": False}
 
@@ -17,7 +17,8 @@ _GPT2_SITES = (
         producers=(Producer("attn.c_attn", parts=3),),
         consumer="attn.c_proj",
         unit_width="attn.head_dim",
-        counts={"attn.num_heads": "units", "attn.split_size": "features"},
+        counts={"attn.num_heads": "units", "attn.split_size": "features", "attn.head_dim": "width"},
+        ranks=Ranks(),
         bypass=Bypass("attn", in_tuple=2, cache="past_key_values"),
     ),
     SiteTable(NEURONS, producers=linears("mlp.c_fc"), consumer="mlp.c_proj"),
@@ -47,7 +48,8 @@ _OPT_SITES = (
         producers=linears("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         consumer="self_attn.out_proj",
         unit_width="self_attn.head_dim",
-        counts={"self_attn.num_heads": "units"},
+        counts={"self_attn.num_heads": "units", "self_attn.head_dim": "width"},
+        ranks=Ranks(),
         bypass=Bypass("self_attn", in_tuple=2, cache="past_key_values"),
     ),
     SiteTable(NEURONS, producers=linears("fc1"), consumer="fc2"),
@@ -83,7 +85,12 @@ _T5_SELF, _T5_CROSS = (
         producers=linears(f"{module}.q", f"{module}.k", f"{module}.v"),
         consumer=f"{module}.o",
         unit_width=f"{module}.key_value_proj_dim",
-        counts={f"{module}.n_heads": "units", f"{module}.inner_dim": "features"},
+        counts={
+            f"{module}.n_heads": "units",
+            f"{module}.inner_dim": "features",
+            f"{module}.key_value_proj_dim": "width",
+        },
+        ranks=Ranks(),
         unit_inputs=(
             UnitInput(
                 module, "position_bias", axis=1, returned=1, maker=maker, needs="has_relative_attention_bias"
@@ -122,7 +129,8 @@ BART_SITES = (
             producers=linears(f"{module}.q_proj", f"{module}.k_proj", f"{module}.v_proj"),
             consumer=f"{module}.out_proj",
             unit_width=f"{module}.head_dim",
-            counts={f"{module}.num_heads": "units"},
+            counts={f"{module}.num_heads": "units", f"{module}.head_dim": "width"},
+            ranks=Ranks(),
             bypass=Bypass(module, in_tuple=2, cache="past_key_values", attended=attended),
             requires=(module,),
         )
@@ -144,6 +152,7 @@ _BERT_TO_BERT_SITES = (
         counts={
             "crossattention.self.num_attention_heads": "units",
             "crossattention.self.all_head_size": "features",
+            "crossattention.self.attention_head_size": "width",
         },
         bypass=Bypass(
             "crossattention.self",

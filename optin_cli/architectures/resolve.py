@@ -237,7 +237,13 @@ def _site(
         )
     if bypass and bypass.cache:  # its name is another one in other versions of the library
         bypass = replace(bypass, cache=cache_argument(module(bypass.module), bypass.cache))
-    same = {one.name: getattr(table, one.name) for one in described(Site)} | {"bypass": bypass}
+    ranks = table.ranks
+    if ranks and any(_mixes_units(model, path, family) for path in ranks.must_be_identity):
+        ranks = None
+    same = {one.name: getattr(table, one.name) for one in described(Site)} | {
+        "bypass": bypass,
+        "ranks": ranks,
+    }
     found = Site(
         name=name,
         block=index,

@@ -17,11 +17,13 @@ from optin_cli.structure.anatomy import (
     LAYOUTS,
     MODALITIES,
     PRODUCERS,
+    RANKS,
     TOKENS,
     UNIT_INPUTS,
     UNIT_KIND,
     Bypass,
     Producer,
+    Ranks,
     RelativePositions,
     UnitInput,
 )
@@ -88,7 +90,8 @@ class SiteTable:
     unit_count: str = field(default="", metadata=holds(OPTIONAL_ATTRIBUTE))
     """The attribute that holds the number of units, in place of `unit_width` where none holds their width."""
     counts: dict[str, str] = field(default_factory=dict, metadata=holds(COUNTS))
-    """Attributes that hold a count and must be rewritten after slicing: `units`, or `features` (units * width)."""
+    """Attributes that hold a number and must be rewritten after slicing: `units`, `features` (units * width), `width`
+    (of a unit), or `scale` (the root of 1 / width)."""
     unit_inputs: tuple[UnitInput, ...] = field(default=(), metadata=holds(UNIT_INPUTS))
     """Forward arguments with one slice a unit, computed outside the block (MPNet's position bias)."""
     tensors: dict[str, int] = field(default_factory=dict, metadata=holds(AXES))
@@ -100,6 +103,8 @@ class SiteTable:
     """Relative positions that heads also attend to."""
     bypass: Bypass | None = field(default=None, metadata=holds(BYPASS))
     """A module that can't run without units, for when all are gone."""
+    ranks: Ranks | None = field(default=None, metadata=holds(RANKS))
+    """Of heads: that they can be cut to a lower rank, and how."""
     pairs: bool = field(default=True, metadata=holds(TRUTH))
     """Of heads: each position attends to every other, or to those of its window. Not in deformable attention."""
     batch_axis: int = field(default=0, metadata=holds(SIZE))

@@ -9,7 +9,7 @@ from optin_cli.architectures.cnns import TRANSFORMERS_RESNET_SITES
 from optin_cli.architectures.schema import Family, SiteTable, StreamTable, linears
 from optin_cli.architectures.swin import SWIN_SITES, SWINV2_SITES
 from optin_cli.architectures.vit import MLP, VIT_HEADS
-from optin_cli.structure.anatomy import HEADS, NCHW, NEURONS, SEQUENCE, Bypass, Producer
+from optin_cli.structure.anatomy import BY_SIZE, HEADS, NCHW, NEURONS, SEQUENCE, Bypass, Producer, Ranks
 
 # keys and values see fewer positions than queries do: the last producer's output shows how many
 _SEGFORMER_SITES = (VIT_HEADS, replace(MLP, carried=("mlp.dwconv.dwconv",)))
@@ -19,6 +19,7 @@ _MASKFORMER_SWIN_SITES = (
     replace(
         BERT_SITES[0],
         tensors={"attention.self.relative_position_bias_table": 1},
+        ranks=Ranks(BY_SIZE),
         bypass=Bypass("attention", in_tuple=1),
         requires=("attention.self",),
     ),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from optin_cli.architectures.bert import BERT_SITES
 from optin_cli.architectures.schema import Family, SiteTable
 from optin_cli.architectures.vit import MLP, TIMM_NEURONS, VIT_HEADS
-from optin_cli.structure.anatomy import HEADS, NHWC, Bypass, Producer
+from optin_cli.structure.anatomy import BY_SIZE, HEADS, NHWC, Bypass, Producer, Ranks
 
 # what merges patches is a block as well, so that tables must say what they require
 SWIN_SITES = (
@@ -26,6 +26,7 @@ SWINV2_SITES = (
             **BERT_SITES[0].counts,
             "attention.self.continuous_position_bias_mlp.2.out_features": "units",
         },
+        ranks=None,  # its logits are cosines
         tensors={
             "attention.self.logit_scale": 0,
             "attention.self.continuous_position_bias_mlp.2.weight": 0,
@@ -43,7 +44,8 @@ _TIMM_SWIN_SITES = (
         producers=(Producer("attn.qkv", parts=3),),
         consumer="attn.proj",
         unit_count="attn.num_heads",
-        counts={"attn.num_heads": "units"},
+        counts={"attn.num_heads": "units", "attn.scale": "scale"},
+        ranks=Ranks(BY_SIZE),
         tensors={"attn.relative_position_bias_table": 1},
         bypass=Bypass("attn"),
         requires=("attn",),

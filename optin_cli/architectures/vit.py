@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from optin_cli.architectures.schema import Family, SiteTable, TokenTable, linears
-from optin_cli.structure.anatomy import HEADS, NEURONS, Producer, UnitInput
+from optin_cli.structure.anatomy import BY_SIZE, HEADS, NEURONS, Producer, Ranks, UnitInput
 
 VIT_HEADS = SiteTable(
     HEADS,
     producers=linears("attention.q_proj", "attention.k_proj", "attention.v_proj"),
     consumer="attention.o_proj",
     unit_width="attention.head_dim",
-    counts={"attention.num_attention_heads": "units"},
+    counts={"attention.num_attention_heads": "units", "attention.head_dim": "width"},
+    ranks=Ranks(),
 )
 MLP = SiteTable(NEURONS, producers=linears("mlp.fc1"), consumer="mlp.fc2")
 
@@ -39,7 +40,8 @@ _CLIP_SITES = (
         producers=linears("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         consumer="self_attn.out_proj",
         unit_width="self_attn.head_dim",
-        counts={"self_attn.num_heads": "units"},
+        counts={"self_attn.num_heads": "units", "self_attn.head_dim": "width"},
+        ranks=Ranks(),
     ),
     MLP,
 )
@@ -73,7 +75,13 @@ _TIMM_VIT_SITES = (
         producers=(Producer("attn.qkv", parts=3),),
         consumer="attn.proj",
         unit_width="attn.head_dim",
-        counts={"attn.num_heads": "units", "attn.attn_dim": "features"},
+        counts={
+            "attn.num_heads": "units",
+            "attn.attn_dim": "features",
+            "attn.head_dim": "width",
+            "attn.scale": "scale",
+        },
+        ranks=Ranks(BY_SIZE, must_be_identity=("attn.q_norm", "attn.k_norm")),
         must_be_identity=("attn.norm", "attn.gate"),
     ),
     *TIMM_NEURONS,

@@ -42,12 +42,12 @@ class LatencyTable:
     def digest(self) -> str:
         return digest_json(asdict(self))
 
-    def site_ms(self, name: str, counts: NDArray[Any] | list[int]) -> NDArray[np.float64]:
+    def site_ms(self, name: str, counts: NDArray[Any] | list[int] | list[float]) -> NDArray[np.float64]:
         """Milliseconds that `counts` units of a site take: linear between the measured ones."""
         curve = self.curves[self.sites[name]["curve"]]
         return np.interp(np.asarray(counts), curve["counts"], curve["ms"])
 
-    def model_ms(self, kept: Mapping[str, int]) -> float:
+    def model_ms(self, kept: Mapping[str, float]) -> float:
         """Predicted milliseconds of a model with `kept` units in each site."""
         return self.fixed_ms + sum(float(self.site_ms(name, [units])[0]) for name, units in kept.items())
 

@@ -11,8 +11,9 @@ from optin_cli.artefacts.files import atomic_file, digest_json, read_record, to_
 from optin_cli.errors import ArtefactError
 
 FORMAT = "optin-mask"
-SCHEMA_VERSION = 3
-"""1 knew the MACs budget alone, and counted the parameters of the sites alone; 2 merged no tokens."""
+SCHEMA_VERSION = 4
+"""1 knew the MACs budget alone, and counted the parameters of the sites alone; 2 merged no tokens; 3 kept heads
+whole."""
 
 
 @dataclass(repr=False)
@@ -36,6 +37,8 @@ class Mask:
     """Site name -> `kept/units`, for readers."""
     merges: list[int] = field(default_factory=list)
     """Tokens merged behind each block, from the first one on; empty: none."""
+    ranks: dict[str, int] = field(default_factory=dict)
+    """Site of heads -> dimensions that each of its kept heads keeps, where that is not all."""
 
     def __repr__(self) -> str:
         """A line for a notebook: the indices would fill pages."""
@@ -45,8 +48,9 @@ class Mask:
     @property
     def digest(self) -> str:
         content = asdict(self)
-        if not self.merges:  # as before masks merged tokens
-            del content["merges"]
+        for later in ("merges", "ranks"):  # as before masks had them
+            if not content[later]:
+                del content[later]
         return digest_json(content)
 
 
@@ -77,8 +81,8 @@ def read_mask(path: str | Path) -> Mask:
     """
     path = Path(path)
     mask = read_record(
-        path, Mask, "a mask", FORMAT, SCHEMA_VERSION, maker="optin select", optional=("summary", "merges"),
-        shallow=("keep", "units", "merges"),
+        path, Mask, "a mask", FORMAT, SCHEMA_VERSION, maker="optin select", optional=("summary", "merges", "ranks"),
+        shallow=("keep", "units", "merges", "ranks"),
     )  # fmt: skip
     problems = _problems(mask)
     if problems:
@@ -96,6 +100,11 @@ def _problems(mask: Mask) -> list[str]:
         f"{count!r} is not a number of tokens to merge"
         for count in mask.merges
         if type(count) is not int or count < 0
+    ]
+    problems += [
+        f"{rank!r} is not a rank of {name}, a site of the mask"
+        for name, rank in mask.ranks.items()
+        if type(rank) is not int or rank < 0 or name not in mask.units
     ]
     if "row_ids" not in mask.calibration:
         problems.append("calibration.row_ids is missing")

@@ -35,7 +35,8 @@ class PrunedRecord:
     kept: dict[str, list[int]]
     """Site name -> unit indices kept, counted in the dense original (pruning twice composes)."""
     per_layer_config: dict[str, dict[str, int]]
-    """Block -> sizes left, under the names transformers uses: num_attention_heads, intermediate_size."""
+    """Block -> sizes left, under the names transformers uses: num_attention_heads, intermediate_size, and where heads
+    were cut to a lower rank, `size_name` of theirs."""
     dense: DenseFacts
     merges: list[int] = field(default_factory=list)
     """Tokens merged behind each block, from the first one on; empty: none."""
@@ -45,6 +46,11 @@ class PrunedRecord:
     Empty in older records."""
     history: list[PruningStep] = field(default_factory=list)
     """The prunings, the last one last."""
+
+
+def size_name(label: str) -> str:
+    """The name of the size of a site's heads in a layer's config: of two sites in a block, one has another label."""
+    return "head_dim" if label == "heads" else f"{label}_head_dim"
 
 
 class _Data(TypedDict):

@@ -2,8 +2,8 @@
 
 An HDF5 file behind a line with its digest (artefacts/sealed.py). Layout: root attributes (below), `/row_ids`,
 `/sites/<name>` with attributes and the datasets `score` [units], `trajectory` [units, columns], `output` [units] and
-`by_batch` [batches, units, 2], and optionally `/sketch` (artefacts/sketch.py) and `/tokens`
-(artefacts/token_ranking.py).
+`by_batch` [batches, units, 2], and optionally `/sketch` (artefacts/sketch.py), `/tokens`
+(artefacts/token_ranking.py) and `/ranks` (artefacts/rank_losses.py).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from optin_cli.artefacts.facts import DataFacts, DenseFacts, ModelFacts
 from optin_cli.artefacts.files import NEEDS, atomic_file, digest_bytes, digest_json, update_hint
 from optin_cli.artefacts.headers import Headers
 from optin_cli.artefacts.kinds import check_kind, description
+from optin_cli.artefacts.rank_losses import RankedRanks, fill_ranks, load_ranks
 from optin_cli.artefacts.sealed import ROOM, is_whole, seal
 from optin_cli.artefacts.sketch import Sketch, fill_sketch, load_sketch
 from optin_cli.artefacts.token_ranking import RankedTokens, fill_tokens, load_tokens
@@ -91,6 +92,8 @@ class Ranking:
     sites: list[RankedSite]
     token_sites: list[RankedTokens] = field(default_factory=list)
     """The cost of merging tokens, if that was measured."""
+    rank_sites: list[RankedRanks] = field(default_factory=list)
+    """The cost of lower ranks of heads, if that was measured."""
     batch_weights: list[float] = field(default_factory=list)
     """Share of the calibration examples in each batch: what `by_batch` is averaged with."""
     device: str = "cpu"
@@ -119,6 +122,7 @@ class Ranking:
         }
         parts = [a for s in self.sites for a in (s.score, s.trajectory, s.output)]
         parts += [a for t in self.token_sites for a in (np.array(t.counts), t.trajectory, t.output)]
+        parts += [a for r in self.rank_sites for a in (r.trajectory, r.output)]
         arrays = [a.tobytes() for a in parts]
         return digest_bytes(digest_json(facts).encode(), *arrays)
 
@@ -197,6 +201,8 @@ def _fill(file: h5py.File, ranking: Ranking) -> None:
             group.create_dataset(name, data=getattr(site, name), track_times=False)
     if ranking.token_sites:
         fill_tokens(file.create_group("tokens"), ranking.token_sites)
+    if ranking.rank_sites:
+        fill_ranks(file.create_group("ranks"), ranking.rank_sites)
     file.attrs["digest"] = ranking.digest
     file.attrs["checksum"] = _checksum(ranking)
     file.attrs["complete"] = True
@@ -208,10 +214,11 @@ def _checksum(ranking: Ranking) -> str:
     del content["sketch"]
     for site in content["sites"]:
         site.update({name: digest_bytes(site[name].tobytes()) for name in _ARRAYS})
-    for site in content["token_sites"]:
-        site.update({name: digest_bytes(site[name].tobytes()) for name in ("trajectory", "output")})
-    if not ranking.token_sites:  # as before tokens were scored
-        del content["token_sites"]
+    for part in ("token_sites", "rank_sites"):
+        for site in content[part]:
+            site.update({name: digest_bytes(site[name].tobytes()) for name in ("trajectory", "output")})
+        if not content[part]:  # as before they were scored
+            del content[part]
     return digest_json(content)
 
 
@@ -330,10 +337,11 @@ def _read(headers: Headers) -> Ranking:
     groups = headers.group(file, "sites")
     sites = [_read_site(headers, name, headers.group(groups, name)) for name in headers.names(groups)]
     tokens = load_tokens(headers, headers.group(file, "tokens")) if "tokens" in file else []
+    ranks = load_ranks(headers, headers.group(file, "ranks"), sites) if "ranks" in file else []
     rows = headers.array(file, "row_ids", (None,), "i").tolist()
-    parts = {"sites", "token_sites", "row_ids", "sketch"}
+    parts = {"sites", "token_sites", "rank_sites", "row_ids", "sketch"}
     assert set(attributes) | parts == {f.name for f in fields(Ranking)}
-    return Ranking(**attributes, row_ids=rows, sites=sites, token_sites=tokens)
+    return Ranking(**attributes, row_ids=rows, sites=sites, token_sites=tokens, rank_sites=ranks)
 
 
 def _read_site(headers: Headers, name: str, group: h5py.Group) -> RankedSite:

@@ -79,9 +79,11 @@ def families(
 
 
 def prunable(family: Family) -> list[str]:
-    """The kinds of units of a family; tokens are merged rather than removed."""
+    """The kinds of units of a family, and ranks where heads can be cut to lower ones; tokens are merged rather than
+    removed."""
     kinds = dict.fromkeys(site.kind for site in family.sites)  # a kind may have several tables
-    return [*kinds, *(["tokens"] if family.tokens else [])]
+    ranks = any(site.ranks for site in family.sites)
+    return [*kinds, *(["ranks"] if ranks else []), *(["tokens"] if family.tokens else [])]
 
 
 def _trace(

@@ -18,7 +18,7 @@ from optin_cli.artefacts.kinds import stated_kind
 from optin_cli.artefacts.latency import LatencyTable, read_latency_table
 from optin_cli.artefacts.mask import Mask, read_mask
 from optin_cli.artefacts.point import SUFFIX, read_sweep
-from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, check_weights, read_checked
+from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, check_weights, read_checked, size_name
 from optin_cli.artefacts.ranking import Ranking, read_ranking
 from optin_cli.commands import drawing, options
 from optin_cli.commands.present import (
@@ -26,6 +26,7 @@ from optin_cli.commands.present import (
     mask_facts,
     merged,
     point_facts,
+    ranked,
     ranking_facts,
     show_fits,
     show_points,
@@ -106,6 +107,7 @@ def _show_ranking(path: Path, ranking: Ranking, json: bool) -> None:
         ["mean tokens", f"{ranking.tokens:.2f}"],
         *([["texts", describe(seen)]] if (seen := ranking.data.get("lengths")) else []),
         *([["merging tokens", "measured"]] if ranking.token_sites else []),
+        *([["ranks of heads", f"measured at {len(ranking.rank_sites)} sites"]] if ranking.rank_sites else []),
         ["MACs in sites", console.count(ranking.macs(ranking.tokens))],
         ["MACs elsewhere", console.count(ranking.dense.get("fixed_macs", 0))],
         ["made", f"{ranking.created} in {console.duration(ranking.seconds)} on {ranking.device}"],
@@ -200,7 +202,8 @@ def _show_mask(path: Path, mask: Mask, json: bool) -> None:
         ["weights", mask.model_digest[:16]],
     ]
     console.facts(f"{path}: mask", facts)
-    show_sizes({n: len(k) for n, k in mask.keep.items()} | merged(mask.merges), mask.units)
+    sizes = {name: len(units) for name, units in mask.keep.items()}
+    show_sizes(sizes | ranked(mask.ranks) | merged(mask.merges), mask.units)
     console.data("")
     plain = console.plain_characters()
     shares = {name: len(mask.keep[name]) / units if units else 0.0 for name, units in mask.units.items()}
@@ -304,7 +307,7 @@ def _show_pruned(path: Path, record: PrunedRecord, json: bool) -> None:
             if seen:
                 facts.append([f"{what} on texts", describe(cast(LengthFacts, seen))])
     console.facts(f"{path}: pruned model", facts)
-    show_sizes(sizes | merged(record.merges))
+    show_sizes(sizes | ranked(_ranks(record)) | merged(record.merges))
     console.data("")
     largest: dict[str, int] = {}
     for name, count in sizes.items():
@@ -318,6 +321,15 @@ def _show_pruned(path: Path, record: PrunedRecord, json: bool) -> None:
             where = f"{done['rows']} rows of {done['data']['spec']}"
             title = f"compensation of pruning {number} ({done['method']}) on {where}"
             show_fits(title, done["sites"], stdout=True)
+
+
+def _ranks(record: PrunedRecord) -> dict[str, int]:
+    """Site -> dimensions of a head, where those were cut."""
+    layers = ((name.rpartition(".")[0], name.rpartition(".")[2], name) for name in record.kept)
+    found = {
+        name: record.per_layer_config.get(b.rpartition(".")[2], {}).get(size_name(k)) for b, k, name in layers
+    }
+    return {name: rank for name, rank in found.items() if rank}
 
 
 def _kind(site: str) -> str:

@@ -32,6 +32,8 @@ class RankingFacts(TypedDict):
     method: str
     units: dict[str, int]
     """Site -> units."""
+    ranks: dict[str, int]
+    """Site of heads -> their dimensions, where lower ranks were measured."""
     tokens: float
     """Mean of a calibration example, without padding."""
     lengths: LengthFacts | None
@@ -75,6 +77,8 @@ class MaskFacts(TypedDict):
     """Site -> units kept."""
     merges: list[int]
     """Tokens merged behind each block; empty: none."""
+    ranks: dict[str, int]
+    """Site of heads -> dimensions that each of its heads keeps, where that is not all."""
     emptied: list[str]
     """Sites without any unit left."""
 

@@ -44,6 +44,7 @@ def ranking_facts(ranking: Ranking) -> dict[str, object]:
         "rows": len(ranking.row_ids),
         "method": ranking.method,
         "units": {site.name: site.units for site in ranking.sites},
+        "ranks": {one.site: len(one.output) for one in ranking.rank_sites},
         "tokens": ranking.tokens,
         "lengths": ranking.data.get("lengths"),
         "macs": ranking.macs(ranking.tokens),
@@ -69,6 +70,12 @@ def show_mask(mask: Mask) -> None:
         console.note(
             f"merges {sum(mask.merges)} tokens: {', '.join(map(str, mask.merges))} behind the first blocks"
         )
+    if mask.ranks:
+        ranks = sorted(mask.ranks.values())
+        console.note(
+            f"cuts the heads of {len(ranks)} sites to ranks of {ranks[0]} to {ranks[-1]} "
+            f"({', '.join(f'{name} {mask.summary[name]}' for name in mask.ranks)})"
+        )
     if table := mask.budget["latency_table"]:
         share = 100 * reached["latency_ms"] / reached["table_latency_ms"]
         console.note(
@@ -90,6 +97,7 @@ def show_mask(mask: Mask) -> None:
         mask.keep
         and all(len(mask.keep[name]) == units for name, units in mask.units.items())
         and not any(mask.merges)
+        and not mask.ranks
     ):
         pruned = not current and reached["macs"] < reached["dense_macs"]
         log.warning(
@@ -127,6 +135,7 @@ def mask_facts(mask: Mask) -> dict[str, object]:
         "objective": mask.objective,
         "kept": mask.summary,
         "merges": mask.merges,
+        "ranks": mask.ranks,
         "emptied": emptied_sites(mask),
     }
 
@@ -193,6 +202,11 @@ def _percent(share: float | None) -> str:
 def merged(merges: list[int]) -> dict[str, int]:
     """Tokens merged behind each block, named like sites."""
     return {f"blocks.{block}.tokens merged": count for block, count in enumerate(merges) if any(merges)}
+
+
+def ranked(ranks: Mapping[str, int]) -> dict[str, int]:
+    """Ranks of the heads of sites, named like sites."""
+    return {f"{name} rank": rank for name, rank in ranks.items()}
 
 
 def show_sizes(sizes: dict[str, int], of: dict[str, int] | None = None) -> None:

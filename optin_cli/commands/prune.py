@@ -124,7 +124,8 @@ def prune(
     check_writable(output, "folder")
     if goal.ranking is not None:
         check_writable(goal.ranking, "ranking")
-    settings = replace(settings, tokens=request.merge != "none")
+    request = replace(request, ranks=bool(request.ranks))
+    settings = replace(settings, tokens=request.merge != "none", ranks=bool(request.ranks))
     if goal.check(request):
         _search(model, data, output, request, goal, measuring, settings, refit, opening, writing)
         return

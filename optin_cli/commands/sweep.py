@@ -78,7 +78,12 @@ def sweep(
     refuse_team("sweep")
     asked = list(requests.values())
     check_requests(asked)
-    settings = replace(settings, tokens=any(request.merge != "none" for request in asked))
+    asked = [replace(request, ranks=bool(request.ranks)) for request in asked]
+    merged, ranked = (
+        any(request.merge != "none" for request in asked),
+        any(request.ranks for request in asked),
+    )
+    settings = replace(settings, tokens=merged, ranks=ranked)
     series = Series(settings, refit.settings, refit.at_most, points.seeds, points.variant, points.ranking)
     series.check()
     opened = open_all(model, data, settings, measuring, opening, output, force=writing.force)

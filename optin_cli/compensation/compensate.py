@@ -161,6 +161,8 @@ class _Streams:
                 for target in targets:
                     there = self._by_example(found[target.place], index, target.axis, target.batch_axis)
                     there = there[..., target.kept.to(there.device)]
+                    if target.factors is not None:
+                        there = there * target.factors.to(there)
                     self.store[target.path, block, index] = self.rows.drawn(there, target.site.name, index)
                 self.dense.advance(block, index, found[OUTPUT])
                 self._step(f"block {block}, dense")

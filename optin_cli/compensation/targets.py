@@ -21,7 +21,7 @@ from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.structure.anatomy import Producer, Site
 from optin_cli.structure.hidden_states import Arguments, hidden_argument, with_hidden
 from optin_cli.structure.layers import channel_axis, is_affine_norm, is_grouped, matrix, shape_of
-from optin_cli.transforms.slicing import rows_of
+from optin_cli.transforms.slicing import rows_of, scale_factors
 
 log = logging.getLogger("optin")
 
@@ -46,6 +46,9 @@ class Target:
     """[outputs], float64: what each output is multiplied by before it gets there."""
     width: int
     """Neighbouring inputs that `scale` has one factor for."""
+    factors: Tensor | None = None
+    """[outputs]: what the layer is to give, in terms of what the dense one gives; None: the same. Queries of a lower
+    rank make up for the scale of their logits."""
     order: Tensor | None = None
     """[positions]: which of an example's rows gets to each of its positions there; None for the same order."""
     residual: bool = False
@@ -110,7 +113,7 @@ class BlockTargets:
             batch_axis=point.batch_axis,
             kept=kept,
             gain=point.gain[kept.to(point.gain.device)],
-            width=max(1, taps * site.width),
+            width=max(1, taps * site.kept_width),
             order=point.rows,
             residual=point.found,
             relative=True,
@@ -155,6 +158,7 @@ class BlockTargets:
             axis=channel_axis(layer),
             batch_axis=0 if isinstance(layer, nn.Conv2d) else site.batch_axis,
             kept=rows_of(self.teacher.anatomy[site.name], producer, units),
+            factors=scale_factors(self.teacher.anatomy[site.name], producer, units),
             gain=torch.ones(outputs, dtype=torch.float64, device=self.model.device),
             width=max(1, columns // max(1, shape_of(layer, producer.path).inputs)),
         )
@@ -186,7 +190,10 @@ class BlockTargets:
         A teacher that was pruned less, or not at all, has more units; the models' records say which.
         """
         kept = list(self.keep.get(site.name, range(site.units)))
-        there = self.teacher.anatomy[site.name].units
+        teachers = self.teacher.anatomy[site.name]
+        if self.teacher is not self.model and (site.rank or site.width != teachers.width):
+            return None  # its heads have other bases
+        there = teachers.units
         if self.teacher is not self.model and there != site.units:
             if self.model.record is None:
                 return None

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.structure.anatomy import Anatomy, Site
 from optin_cli.structure.layers import by_output
-from optin_cli.transforms.slicing import features_of, rows_of
+from optin_cli.transforms import slicing
+from optin_cli.transforms.slicing import rows_of, scale_factors
 
 
 def write_back(model: OpenModel, site: Site, keep: Mapping[str, list[int]], pruned: nn.Module) -> None:
@@ -35,15 +36,17 @@ def write_back_producers(
     model: OpenModel, site: Site, keep: Mapping[str, list[int]], pruned: nn.Module
 ) -> None:
     """Copy into the whole model what was fitted before a site; as another site's consumer a layer is copied already."""
-    units = torch.as_tensor(keep.get(site.name, range(site.units)), dtype=torch.long)
+    units = _units(site, keep)
     for producer in site.producers:
         whole, fitted = (layer_of(module, producer.path) for module in (model.module, pruned))
         if fitted.weight is whole.weight or model.anatomy.read_by(producer.path):
             continue
         rows = rows_of(site, producer, units).to(whole.weight.device)
-        by_output(whole).data[rows] = by_output(fitted).data
+        factors = scale_factors(site, producer, units)
+        by_output(whole).data[rows] = _unscaled(by_output(fitted).data, factors)
         if whole.bias is not None:
-            whole.bias.data[rows] = fitted.bias.data.clone()  # one tensor, where it was left alone
+            bias = _unscaled(fitted.bias.data, factors)
+            whole.bias.data[rows] = bias.clone()  # one tensor, where it was left alone
     made = kept_made(site, keep)
     for path in site.carried:
         norm = model.module.get_submodule(path)
@@ -51,16 +54,26 @@ def write_back_producers(
             norm.bias.data[made] = layer_of(pruned, path).bias.data.clone()
 
 
+def _unscaled(values: Tensor, factors: Tensor | None) -> Tensor:
+    """Rows of a layer, [rows, ...], before they were multiplied to keep the scale of logits."""
+    if factors is None:
+        return values
+    shaped = factors.to(values.device).reshape(-1, *[1] * (values.dim() - 1))
+    return (values.double() / shaped).to(values.dtype)
+
+
 def kept_features(site: Site, keep: Mapping[str, list[int]]) -> Tensor:
     """Features of the consumer's input that stay: (units, width) -> (features,)."""
-    units = torch.as_tensor(keep.get(site.name, range(site.units)), dtype=torch.long)
-    return features_of(units, site.width)
+    return slicing.kept_features(site, _units(site, keep))
 
 
 def kept_made(site: Site, keep: Mapping[str, list[int]]) -> Tensor:
     """Outputs of a site's producer that stay: (units, rows) -> (outputs,)."""
-    units = torch.as_tensor(keep.get(site.name, range(site.units)), dtype=torch.long)
-    return features_of(units, site.rows)
+    return slicing.kept_made(site, _units(site, keep))
+
+
+def _units(site: Site, keep: Mapping[str, list[int]]) -> Tensor:
+    return torch.as_tensor(keep.get(site.name, range(site.units)), dtype=torch.long)
 
 
 def kept_outputs(anatomy: Anatomy, site: Site, keep: Mapping[str, list[int]], outputs: int) -> Tensor:

@@ -163,7 +163,9 @@ def _name_as_timm(module: Any) -> None:
         module.pretrained_cfg = settings
 
 
-def into_original(pruned: OpenModel, keep: dict[str, list[int]], model: OpenModel) -> None:
+def into_original(
+    pruned: OpenModel, keep: dict[str, list[int]], ranks: dict[str, int], model: OpenModel
+) -> None:
     """Make the caller's module, which `model` was opened from, the pruned one, in place.
 
     Its mode, hooks and `requires_grad` stay; its parameters are new, smaller ones.
@@ -174,7 +176,7 @@ def into_original(pruned: OpenModel, keep: dict[str, list[int]], model: OpenMode
     assert model.original is not None
     if model.merging:
         model.merging.remove()
-    slice_model(model.original, model.anatomy, keep)
+    slice_model(model.original, model.anatomy.cut(ranks), keep)
     state: dict[str, Tensor] = pruned.module.state_dict()
     model.original.load_state_dict(state)
     if any(pruned.merges):

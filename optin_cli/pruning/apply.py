@@ -10,7 +10,7 @@ sides of the comparison run with the schedule.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from optin_cli.artefacts.facts import ContentFacts, PruningStep, SeenLengths
 from optin_cli.artefacts.files import atomic_dir, check_space, check_writable
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.provenance import library_versions
-from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_checked, write_pruned
+from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_checked, size_name, write_pruned
 from optin_cli.compensation.batch_norm import reestimate
 from optin_cli.compensation.compensate import compensate
 from optin_cli.compensation.least_squares import NONE
@@ -34,9 +34,10 @@ from optin_cli.data.batches import Batches
 from optin_cli.data.lengths import warn_if_short
 from optin_cli.data.likeness import content_of
 from optin_cli.errors import ArtefactError, OptinError, OutputDiffers, UsageError, param
+from optin_cli.execution.rotation import check_rankable, with_turned_heads
 from optin_cli.loading.checkpoint import OpenModel, open_like
 from optin_cli.loading.reshaping import remember
-from optin_cli.pruning.check import Check, CheckRows, check_rows, expect
+from optin_cli.pruning.check import Check, CheckRows, check_batches, check_rows, expect
 from optin_cli.pruning.writers import DIRECTORY_WRITER, Comparison, Writer, compare_outputs
 from optin_cli.structure.anatomy import HEADS, NEURONS, Anatomy
 from optin_cli.transforms.slicing import Footprint, slice_model
@@ -197,11 +198,14 @@ def prune_model(
     Raises `ArtefactError` when mask and model don't belong together, `InputError` for merges that the model can't
     run, and `OptinError` when the check fails. The mask's schedule replaces the one that the model runs with.
     """
+    mask = _without_empty_ranks(mask)
     check_fit(model, mask)
     if output is not None:
         check_output(output, model)
         check_space(output, mask.reached["params"] * model.stored_dtype.itemsize)
     rows = check_rows(model, mask, batches or (plan.batches if plan else None))
+    if mask.ranks:
+        model = _turned(model, mask, batches, plan)
     fits = _compensate(model, mask, plan, on_progress, teacher)
     if model.merging:
         model.merging.remove()
@@ -239,6 +243,24 @@ def write_verified(model: PrunedModel, output: Path, writer: Writer = DIRECTORY_
         return _pruned(model, report, model.mask, check)
     source = replace(loaded.source, spec=str(output), folder=output, record=record)
     return _pruned(replace(loaded, source=source), report, model.mask, check)
+
+
+def _without_empty_ranks(mask: Mask) -> Mask:
+    """A rank of 0 is no head."""
+    empty = [name for name, rank in mask.ranks.items() if rank == 0]
+    keep = {**mask.keep, **{name: [] for name in empty}}
+    ranks = {name: rank for name, rank in mask.ranks.items() if rank and keep[name]}
+    return replace(mask, keep=keep, ranks=ranks) if ranks != mask.ranks else mask
+
+
+def _turned(
+    model: OpenModel, mask: Mask, batches: Batches | None, plan: CompensationPlan | None
+) -> OpenModel:
+    """The model with its heads turned as their ranks need it, by what they do on the rows that it is compensated on,
+    or else compared on."""
+    rows = plan.batches if plan else batches
+    turned = with_turned_heads(model, rows or check_batches(model, mask), mask.ranks, inplace=True)
+    return replace(turned, anatomy=turned.anatomy.cut(mask.ranks))
 
 
 def _compensate(
@@ -353,6 +375,16 @@ def check_fit(model: OpenModel, mask: Mask) -> None:
             "score and select with this model, or give the model the ranking was made on",
         )
     check_merges(model.anatomy, mask.merges, "the mask")
+    if mask.ranks:
+        check_rankable(model)
+    for name, rank in mask.ranks.items():
+        site = model.anatomy[name]
+        if site.ranks is None or rank > site.width:
+            why = f"heads of {site.width} dimensions" if site.ranks else f"{site.kind} that have no rank"
+            raise ArtefactError(
+                f"the mask keeps {rank} dimensions of {name}, and {model.spec} has {why} there",
+                "select from a ranking of this model",
+            )
 
 
 def _record(model: OpenModel, mask: Mask) -> PrunedRecord:
@@ -375,19 +407,23 @@ def _record(model: OpenModel, mask: Mask) -> PrunedRecord:
         task=model.task.name,
         family=family_to_dict(model.family),
         kept=kept,
-        per_layer_config=_per_layer(model.anatomy, mask),
+        per_layer_config=_per_layer(model.anatomy, mask, earlier.per_layer_config if earlier else {}),
         dense=model.dense,
         merges=mask.merges,
         history=[*(earlier.history if earlier else []), step],
     )
 
 
-def _per_layer(anatomy: Anatomy, mask: Mask) -> dict[str, dict[str, int]]:
+def _per_layer(
+    anatomy: Anatomy, mask: Mask, earlier: Mapping[str, Mapping[str, int]]
+) -> dict[str, dict[str, int]]:
     layers: dict[str, dict[str, int]] = {}
     for site in anatomy:
         layer, units = layers.setdefault(str(site.block), {}), len(mask.keep[site.name])
         plain = site.label == site.kind  # of two sites of heads, one has another name
         layer[_CONFIG_NAMES.get(site.kind, site.label) if plain else site.label] = units * site.group
+        if site.rank or size_name(site.label) in earlier.get(str(site.block), {}):
+            layer[size_name(site.label)] = site.kept_width
         if site.group > 1:
             layer["num_key_value_heads"] = units
     return layers

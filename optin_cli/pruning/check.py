@@ -14,7 +14,7 @@ from optin_cli.compensation.plan import own_data
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.opening import open_batches
 from optin_cli.data.sources import BUILTIN_DOCS, DataSpec
-from optin_cli.errors import InputError, OptinError
+from optin_cli.errors import InputError, OptinError, param
 from optin_cli.execution.precision import exact_convolutions
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.loading.processors import ImageProcessor
@@ -55,6 +55,17 @@ class Check:
 def open_check(model: OpenModel, data: DataSpec, row_ids: list[int] | None = None) -> Batches:
     """A few examples of `data` to compare on: some that a fixed seed draws, or `row_ids`."""
     return open_batches(data, model, _CHECK_ROWS, _BATCH, seed=0, row_ids=row_ids)
+
+
+def check_batches(model: OpenModel, mask: Mask) -> Batches:
+    """The rows of the mask's own data that it remembers. Raises `InputError` where they are gone."""
+    try:
+        return open_check(model, own_data(mask), mask.calibration["row_ids"])
+    except OptinError as error:
+        raise InputError(
+            f"the calibration data of the mask can't be read again to turn its heads on it ({error.template[0]})",
+            f"give other rows with {param('data', meta='DATA')}",
+        ) from error
 
 
 def check_rows(model: OpenModel, mask: Mask, batches: Batches | None) -> CheckRows:

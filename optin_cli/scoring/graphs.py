@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -16,10 +16,21 @@ from optin_cli.execution.memory import ran_out
 from optin_cli.execution.precision import reduced_products
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.scoring.calibration import Calibration
-from optin_cli.structure.anatomy import Site
+from optin_cli.structure.anatomy import DIMENSIONS, Site
 from optin_cli.structure.hidden_states import hidden_argument, with_hidden
+from optin_cli.transforms.slicing import kept_features, part_rows
 
 T = TypeVar("T")
+
+
+@dataclass
+class Leaf:
+    """A tensor that the mask of a site multiplies."""
+
+    value: Tensor
+    """(examples * windows, tokens, features)"""
+    features: Tensor | None = None
+    """Those of the units, unit after unit; None: all of them, as they lie."""
 
 
 @dataclass
@@ -27,9 +38,9 @@ class Graph:
     """One piece of a batch with its autograd graph: consumers' inputs are the leaves of interest."""
 
     piece: Batch
-    inputs: dict[str, list[Tensor]]
+    inputs: dict[str, list[Leaf]]
     """Site name -> what its mask multiplies, at each use of the module that blocks share: as a rule its consumer's
-    input, (examples * windows, tokens, features)."""
+    input; of dimensions of heads the queries, too."""
     features: dict[int, Tensor]
     output: Tensor
     chained: bool = True
@@ -38,7 +49,8 @@ class Graph:
     def gradients(
         self, source: Tensor, seed: Tensor, sites: Sequence[Site], reduced: bool = True
     ) -> list[Tensor]:
-        """d<seed, source>/dm_u for each example, site after site: (examples, units).
+        """d<seed, source>/dm_u for each example, site after site: (examples, units). Of dimensions of heads those of
+        each dimension and all behind it.
 
         `reduced` products round more where that is faster: a random seed hides it.
         """
@@ -46,33 +58,41 @@ class Graph:
         with reduced_products(source.device, reduced):
             # a use in a deeper block than the source has no part in it
             partly = not self.chained or len(leaves) > len(sites)
-            found = torch.autograd.grad(source, leaves, seed, retain_graph=True, materialize_grads=partly)
+            values = [leaf.value for leaf in leaves]
+            found = torch.autograd.grad(source, values, seed, retain_graph=True, materialize_grads=partly)
         owners = (site for site in sites for _ in self.inputs[site.name])
         sums: dict[str, Tensor] = {}
-        for site, gradient, value in zip(owners, found, leaves, strict=True):
-            part = self._of_units(gradient, value, site)
+        for site, gradient, leaf in zip(owners, found, leaves, strict=True):
+            part = self._of_units(gradient, leaf, site)
             sums[site.name] = part + sums[site.name] if site.name in sums else part
-        return [sums[site.name] for site in sites]
+        return [_from_each_on(sums[s.name]) if s.kind == DIMENSIONS else sums[s.name] for s in sites]
 
-    def _of_units(self, gradient: Tensor, value: Tensor, site: Site) -> Tensor:
+    def _of_units(self, gradient: Tensor, leaf: Leaf, site: Site) -> Tensor:
         """Masking multiplies h: dq/dm_u = sum of (dq/dh * h) over positions and features."""
-        product = (gradient * value.detach()).movedim(site.axis, -1).movedim(site.batch_axis, 0)
+        product = (gradient * leaf.value.detach()).movedim(site.axis, -1).movedim(site.batch_axis, 0)
+        if leaf.features is not None:
+            product = product.index_select(-1, leaf.features.to(product.device))
         product = product.reshape(len(self.piece), -1, site.units, site.width)
         return product.sum((1, 3), dtype=torch.float32)  # (examples, units)
+
+
+def _from_each_on(gradients: Tensor) -> Tensor:
+    """Sums over each unit and all behind it: (examples, units)."""
+    return gradients.flip(1).cumsum(1).flip(1)
 
 
 def record_graph(model: OpenModel, piece: Batch, sites: Sequence[Site]) -> Graph:
     """Run a piece so that gradients reach the consumers' inputs. Weights stay frozen."""
     features: dict[int, Tensor] = {}
-    inputs: dict[str, list[Tensor]] = {site.name: [] for site in sites}
+    inputs: dict[str, list[Leaf]] = {site.name: [] for site in sites}
     with torch.enable_grad(), _tapped(model, sites, inputs), block_outputs(model, features):
         output = model.output(piece.inputs)
     return Graph(piece, inputs, features, output, model.anatomy.chained)
 
 
 @contextmanager
-def _tapped(model: OpenModel, sites: Sequence[Site], inputs: dict[str, list[Tensor]]) -> Iterator[None]:
-    """Start the graph at the first input of each stream and collect the inputs of the sites' consumers."""
+def _tapped(model: OpenModel, sites: Sequence[Site], inputs: dict[str, list[Leaf]]) -> Iterator[None]:
+    """Start the graph at the first input of each stream and collect what the sites' masks multiply."""
     starts = {stream.first for stream in model.anatomy.streams}
 
     def begin(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -84,13 +104,34 @@ def _tapped(model: OpenModel, sites: Sequence[Site], inputs: dict[str, list[Tens
     with ExitStack() as stack:
         stack.enter_context(on_blocks(model.module, model.anatomy.blocks, begin, before=True))
         for site in sites:
+            context = queries = None
+            if site.kind == DIMENSIONS:
+                context, queries = dimension_features(site)
+                query = model.module.get_submodule(site.attended[0][0].path)
 
-            def tap(_: nn.Module, args: tuple[Tensor, ...], name: str = site.name) -> None:
-                inputs[name].append(args[0])
+                def see(
+                    _: nn.Module, __: Any, output: Tensor, name: str = site.name, of: Any = queries
+                ) -> None:
+                    inputs[name].append(Leaf(output, of))
+
+                stack.callback(query.register_forward_hook(see).remove)
+
+            def tap(_: nn.Module, args: tuple[Tensor, ...], name: str = site.name, of: Any = context) -> None:
+                inputs[name].append(Leaf(args[0], of))
 
             entry = model.module.get_submodule(site.entry)
             stack.callback(entry.register_forward_pre_hook(tap).remove)
         yield
+
+
+def dimension_features(site: Site) -> tuple[Tensor, Tensor]:
+    """Of a site of dimensions: the features of the consumer's input, and of the layer that makes the queries,
+    dimension after dimension and in each head after head."""
+    heads = replace(site, units=site.width, width=site.units)
+    everything = torch.arange(heads.units)
+    found = kept_features(heads, everything), part_rows(heads, *heads.attended[0], everything)
+    context, queries = (features.view(heads.units, heads.width).t().flatten() for features in found)
+    return context, queries
 
 
 def in_pieces(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from optin_cli.artefacts.facts import LengthFacts
@@ -12,6 +12,7 @@ from optin_cli.data.examples import Examples
 from optin_cli.data.lengths import text_lengths
 from optin_cli.data.opening import open_batches
 from optin_cli.data.sources import DataSpec
+from optin_cli.execution.rotation import check_rankable, with_turned_heads
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.loading.processors import most_positions
 from optin_cli.scoring.calibration import Calibration
@@ -53,6 +54,8 @@ class Plan:
         settings.pop("output_weight")  # parts are stored apart, so lambda never means scoring again
         if not self.settings.tokens:  # a ranking that has them, too, serves
             settings.pop("tokens")
+        if not self.settings.ranks:
+            settings.pop("ranks")
         if self.model.merges:
             settings["merges"] = self.model.merges
         return {
@@ -74,6 +77,8 @@ def make_plan(model: OpenModel, data: DataSpec, settings: ScoreSettings, memory:
     check_scores(method, model)
     if settings.tokens:
         check_mergeable(model.anatomy, model.spec)
+    if settings.ranks:
+        check_rankable(model)
     batches = open_batches(
         data,
         model,
@@ -86,7 +91,11 @@ def make_plan(model: OpenModel, data: DataSpec, settings: ScoreSettings, memory:
         shuffle=settings.seed if method.shuffled or settings.per_batch else None,
     )
     labels = read_labels(model, batches, method.name) if method.needs_labels else None
+    scored = model
+    if settings.ranks:  # the same function; `model` stays as it is
+        scored = with_turned_heads(model, batches)
+        scored = replace(scored, anatomy=scored.anatomy.with_dimensions())
     calibration = Calibration(
-        model, batches, settings.rows, settings.temperature or method.temperature, settings.seed, memory
+        scored, batches, settings.rows, settings.temperature or method.temperature, settings.seed, memory
     )
     return Plan(model, batches.examples, calibration, settings, labels)

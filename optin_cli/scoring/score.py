@@ -19,6 +19,7 @@ from optin_cli.artefacts.facts import ModelFacts
 from optin_cli.artefacts.files import atomic_file, check_space
 from optin_cli.artefacts.partial import Busy, Partial, clear_parts
 from optin_cli.artefacts.provenance import library_versions
+from optin_cli.artefacts.rank_losses import RankedRanks
 from optin_cli.artefacts.ranking import RankedSite, Ranking, read_ranking, write_ranking
 from optin_cli.artefacts.rankings import rankings
 from optin_cli.data.lengths import warn_if_short
@@ -33,6 +34,7 @@ from optin_cli.scoring.distributed import Team
 from optin_cli.scoring.methods.base import Arrays, Item, ScoringMethod
 from optin_cli.scoring.plan import Plan, Progress
 from optin_cli.scoring.runner import Worker
+from optin_cli.structure.anatomy import DIMENSIONS
 
 log = logging.getLogger("optin")
 _POLL, _BEGINNING = 0.5, 5.0
@@ -183,12 +185,13 @@ def _written(
 ) -> Ranking:
     """Do what is left of a run and write its ranking."""
     worker = run.finish()
-    sites = worker.totals.sites()
+    everything = worker.totals.sites()
+    sites = [site for site in everything if site.kind != DIMENSIONS]
     scores = worker.method.combine(sites)
     for site in sites:
         site.score = scores[site.name]
     if team.leads:
-        _check_finite(sites, plan)
+        _check_finite(everything, plan)
     sketch, lengths = worker.totals.sketch(), plan.lengths
     ranking = Ranking(
         model=_model_facts(plan.model),
@@ -211,6 +214,7 @@ def _written(
         dense=plan.model.dense | {"fixed_macs": _fixed_macs(plan)},
         sites=sites,
         token_sites=worker.token_sites(),
+        rank_sites=[_ranks_of(site) for site in everything if site.kind == DIMENSIONS],
         batch_weights=[plan.calibration.weight(b) for b in range(len(plan.calibration))],
         device=_device_name(plan.model.device),
         dtype=plan.model.dtype_name,
@@ -226,6 +230,12 @@ def _written(
     ranking = team.broadcast(ranking)
     run.partial.discard()  # only now: whoever failed before this finds the finished items again
     return ranking
+
+
+def _ranks_of(site: RankedSite) -> RankedRanks:
+    """The losses of lower ranks, from those of each dimension and all behind it."""
+    heads = site.name.removesuffix(f".{DIMENSIONS}")
+    return RankedRanks(heads, site.columns, site.trajectory, site.output)
 
 
 def _check_finite(sites: list[RankedSite], plan: Plan) -> None:
@@ -342,7 +352,7 @@ class _Run:
 def _sketch_bytes(method: ScoringMethod) -> int:
     """Size of the sketch to be kept."""
     rows = method.sketched_probes() * method.calibration.batches.count
-    units = sum(site.units for site in method.anatomy)
+    units = sum(site.units for site in method.anatomy if site.kind != DIMENSIONS)
     return rows * units * len(method.sketches) * np.float32().nbytes
 
 

@@ -101,6 +101,13 @@ class ScoreSettings:
             "help": "Measure what merging tokens costs, too (vision transformers).",
         },
     )
+    ranks: bool = field(
+        default=False,
+        metadata={
+            "panel": "Scoring",
+            "help": "Measure what lower ranks of heads cost, too: fewer dimensions in each head of a layer.",
+        },
+    )
     seed: int = field(default=0, metadata={"least": 0, "help": "Seed of everything drawn."})
 
     def __post_init__(self) -> None:

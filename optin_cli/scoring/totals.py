@@ -11,7 +11,7 @@ from optin_cli.artefacts.ranking import RankedSite
 from optin_cli.artefacts.sketch import Sketch
 from optin_cli.scoring.calibration import Scores
 from optin_cli.scoring.methods.base import Arrays, Item, ScoringMethod
-from optin_cli.structure.anatomy import Site
+from optin_cli.structure.anatomy import DIMENSIONS, Site
 
 
 def ranked_site(site: Site, **parts: Any) -> RankedSite:
@@ -40,6 +40,8 @@ class Totals:
         self.probed = self._empty()
         self.measured = {site.name: np.zeros(site.units, dtype=bool) for site in method.anatomy}
         """[units]: not estimated alone."""
+        self.dimensions = {site.name for site in method.anatomy if site.kind == DIMENSIONS}
+        """Sites whose units don't go one by one: the sketch is of the others."""
         self.probes = 0
         self.rows: list[tuple[Item, Arrays]] = []
 
@@ -57,7 +59,11 @@ class Totals:
                 units = np.array(item.units) if item.units else np.arange(len(part[1]))
                 self.measured[name][units] = True
                 self.exact[name].add(item.batch, weight, part, units)
-        rows = {key: array for key, array in arrays.items() if key.endswith(("/tr", "/or"))}
+        rows = {
+            key: array
+            for key, array in arrays.items()
+            if key.endswith(("/tr", "/or")) and key.rpartition("/")[0] not in self.dimensions
+        }
         if any(array.size for array in rows.values()):
             self.rows.append((item, rows))
 

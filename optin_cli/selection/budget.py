@@ -163,7 +163,7 @@ class Budget(ABC):
         """Return what one unit of a site uses. Of a layer between two sites, each has half."""
         raise NotImplementedError(f"{type(self).__name__} has neither unit_cost nor costs")
 
-    def costs(self, case: Case, site: RankedSite, counts: Ints) -> Floats:
+    def costs(self, case: Case, site: RankedSite, counts: Ints | Floats) -> Floats:
         """[counts]: what so many units of a site use."""
         return np.float64(self.unit_cost(case, site)) * counts
 
@@ -175,7 +175,7 @@ class Budget(ABC):
         """Return what the layers between two sites use with all units."""
         return self.layers(case, [case.units[layer.made] * case.units[layer.read] for layer in case.coupled])
 
-    def overcounted(self, case: Case, kept: Mapping[str, int]) -> float:
+    def overcounted(self, case: Case, kept: Mapping[str, float]) -> float:
         """By how much sums over sites are above what `kept` units use."""
         return self.layers(case, [layer.pairs_saved(case.units, kept) for layer in case.coupled])
 
@@ -191,7 +191,7 @@ class Budget(ABC):
         """A use of the sites in the option's terms, rounded up so that it can be asked for."""
         return f"{math.ceil((self.fixed(case) + used) / self.scale(case) * 1e4) / 1e4:.4f}"
 
-    def used(self, case: Case, kept: Mapping[str, int]) -> float:
+    def used(self, case: Case, kept: Mapping[str, float]) -> float:
         """Return what the whole model uses with `kept` units in each site."""
         if self.linear:  # whole numbers stay whole
             by_site = sum(kept[s.name] * self.unit_cost(case, s) for s in case.sites)
@@ -199,7 +199,7 @@ class Budget(ABC):
             by_site = sum(float(self.costs(case, s, np.array([kept[s.name]]))[0]) for s in case.sites)
         return self.fixed(case) + by_site - self.overcounted(case, kept)
 
-    def reached(self, case: Case, kept: Mapping[str, int]) -> dict[str, float]:
+    def reached(self, case: Case, kept: Mapping[str, float]) -> dict[str, float]:
         """Return the entries of a mask's `reached` for this kind."""
         return {self.key: self.used(case, kept) / self.scale(case)}
 

@@ -38,7 +38,7 @@ class Macs(Budget):
             sum(n * layer.macs_per_token for n, layer in zip(pairs, case.coupled, strict=True)) * case.tokens
         )
 
-    def reached(self, case: Case, kept: Mapping[str, int]) -> dict[str, float]:
+    def reached(self, case: Case, kept: Mapping[str, float]) -> dict[str, float]:
         macs = self.used(case, kept)
         return {
             "flops": macs / self.scale(case),
@@ -68,7 +68,7 @@ class Params(Budget):
     def layers(self, case: Case, pairs: Sequence[float]) -> float:
         return sum(n * layer.params for n, layer in zip(pairs, case.coupled, strict=True))
 
-    def reached(self, case: Case, kept: Mapping[str, int]) -> dict[str, float]:
+    def reached(self, case: Case, kept: Mapping[str, float]) -> dict[str, float]:
         return {"params": self.used(case, kept), "dense_params": case.ranking.dense["params"]}
 
 
@@ -104,7 +104,7 @@ class Memory(Budget):
     def layers(self, case: Case, pairs: Sequence[float]) -> float:
         return Params(1.0).layers(case, pairs) * stored_bytes(case.ranking)
 
-    def reached(self, case: Case, kept: Mapping[str, int]) -> dict[str, float]:
+    def reached(self, case: Case, kept: Mapping[str, float]) -> dict[str, float]:
         size, dense = stored_bytes(case.ranking), case.ranking.dense["params"]
         return {
             "memory": Params(1.0).used(case, kept) * size / MIB,
@@ -189,13 +189,13 @@ class Latency(Budget):
     def fixed(self, case: Case) -> float:
         return _table_of(case).fixed_ms
 
-    def costs(self, case: Case, site: RankedSite, counts: Ints) -> Floats:
+    def costs(self, case: Case, site: RankedSite, counts: Ints | Floats) -> Floats:
         return _table_of(case).site_ms(site.name, counts)
 
     def shared_whole(self, case: Case) -> float:
         return case.times.whole if case.times else 0.0
 
-    def overcounted(self, case: Case, kept: Mapping[str, int]) -> float:
+    def overcounted(self, case: Case, kept: Mapping[str, float]) -> float:
         return case.times.overcounted(kept) if case.times else 0.0
 
     def beyond(self, case: Case, site: RankedSite, counts: Ints) -> Floats:
@@ -204,7 +204,7 @@ class Latency(Budget):
     def show(self, case: Case, used: float) -> str:
         return f"{super().show(case, used)}{'ms' * self.ms}"
 
-    def reached(self, case: Case, kept: Mapping[str, int]) -> dict[str, float]:
+    def reached(self, case: Case, kept: Mapping[str, float]) -> dict[str, float]:
         if case.table is None:
             return {}
         return {

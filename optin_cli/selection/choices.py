@@ -17,13 +17,15 @@ class Sizes:
     """The sizes one site may have, ascending. Gains and costs never fall from one to the next."""
 
     counts: Ints
-    """[sizes] units kept."""
+    """[sizes] units kept; of heads that may be cut to a lower rank the dimensions of all of them."""
     gains: Floats
     """[sizes] total score of the best `counts` units."""
     costs: Floats
     """[budgets, sizes] what they use of each budget."""
     step: tuple[float, ...] | None = None
     """What the next size costs more, if that is the same everywhere and gains ever less; None for any other shape."""
+    width: int = 1
+    """Counts that cost what a unit does."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class CoupledTimes:
         """Return the time of all these layers when nothing is pruned, in ms."""
         return sum(sum(part.values()) for part in self.parts)
 
-    def overcounted(self, kept: Mapping[str, int]) -> float:
+    def overcounted(self, kept: Mapping[str, float]) -> float:
         """Milliseconds by which the sum of the curves is above what `kept` units take."""
         total = 0.0
         for part in self.parts:
@@ -60,13 +60,13 @@ class CoupledTimes:
     def _whole(self, name: str) -> float:
         return float(self.table.site_ms(name, [self.full[name]])[0])
 
-    def _left(self, name: str, counts: Ints | list[int]) -> Floats:
+    def _left(self, name: str, counts: Ints | list[float]) -> Floats:
         """The share of a site's time that `counts` units take."""
         whole = self._whole(name)
         return self.table.site_ms(name, counts) / whole if whole else np.zeros(len(counts))
 
 
-def predicted_ms(ranking: Ranking, table: LatencyTable, kept: Mapping[str, int]) -> float:
+def predicted_ms(ranking: Ranking, table: LatencyTable, kept: Mapping[str, float]) -> float:
     """The milliseconds of a model with `kept` units in each site."""
     over = CoupledTimes(ranking, table).overcounted(kept) if ranking.coupled else 0.0
     return table.model_ms(kept) - over

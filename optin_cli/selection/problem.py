@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,7 +13,8 @@ from optin_cli.errors import BudgetError, UsageError, param
 from optin_cli.importance import OPTIN_SUM, FeatureWeights, combine, own_output_weight, scored_with
 from optin_cli.selection.budget import Budget, Case
 from optin_cli.selection.choices import Floats, Ints, Sizes
-from optin_cli.selection.settings import Request, check_table, round_size, weighting
+from optin_cli.selection.ranks import STEP, RankSizes, rank_losses, rank_sizes, searched_ranks
+from optin_cli.selection.settings import ROUND_AUTO, Request, check_table, round_size, weighting
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Problem:
     """Tokens merged behind each block."""
     weighting: tuple[FeatureWeights, float] = (OPTIN_SUM, 0.0)
     """The weights that the scores were combined with: (feature weights, lambda)."""
+    searches_ranks: bool = False
+    """Heads may be cut to lower ranks."""
 
     @property
     def budgets(self) -> tuple[Budget, ...]:
@@ -80,12 +84,68 @@ class Problem:
         """[budgets]: what the smallest sizes use of each."""
         return np.sum([sizes.costs[:, 0] for sizes in self.site_sizes], axis=0)
 
+    @cached_property
+    def rank_sizes(self) -> dict[str, RankSizes]:
+        """Site of heads -> numbers of heads and ranks to choose from; empty where heads stay whole."""
+        if not self.searches_ranks:
+            return {}
+        features, output_weight = self.weighting
+        losses = rank_losses(self.ranking, output_weight, features)
+        return {
+            site.name: rank_sizes(
+                site, scores, self._counts(site), losses[site.name], self.request, self.rank_step
+            )
+            for site, scores in zip(self.sites, self.scores, strict=True)
+            if site.name in losses
+        }
+
+    @property
+    def rank_step(self) -> int:
+        """The multiple that ranks come in."""
+        if self.request.round_to == ROUND_AUTO:
+            return 2 * STEP if self.round_size > 1 else STEP
+        return max(STEP, self.round_size)
+
     def keep(self, counts: list[int]) -> dict[str, list[int]]:
-        """The best `counts` units of each site, indices ascending; ties go to the lower index."""
-        best = (np.sort(np.argsort(-s, kind="stable")[:n]) for s, n in zip(self.scores, counts, strict=True))
-        return {site.name: units.tolist() for site, units in zip(self.sites, best, strict=True)}
+        """The best units of each site for a choice of sizes, indices ascending; ties go to the lower index."""
+        units = (self._choice(site, n)[0] for site, n in zip(self.sites, counts, strict=True))
+        best = (np.sort(np.argsort(-s, kind="stable")[:n]) for s, n in zip(self.scores, units, strict=True))
+        return {site.name: found.tolist() for site, found in zip(self.sites, best, strict=True)}
+
+    def ranks(self, counts: list[int]) -> dict[str, int]:
+        """Site -> rank of the heads that stay, where a choice of sizes cuts them."""
+        found = {s.name: (s.width, *self._choice(s, n)) for s, n in zip(self.sites, counts, strict=True)}
+        return {name: rank for name, (width, units, rank) in found.items() if units and rank < width}
+
+    def kept_score(self, keep: Mapping[str, Sequence[int]], ranks: Mapping[str, int]) -> float:
+        """The score that stays."""
+        total = 0.0
+        for site, scores in zip(self.sites, self.scores, strict=True):
+            kept = float(scores[keep[site.name]].sum())
+            sizes = self.rank_sizes.get(site.name)
+            total += kept * (sizes.share(ranks[site.name]) if sizes and site.name in ranks else 1.0)
+        return total
+
+    def sizes_at(self, counts: list[int]) -> list[Sizes]:
+        """The sizes of all sites where heads that may be cut keep their number and rank: they are counted in heads."""
+        found = []
+        for site, sizes, count in zip(self.sites, self.site_sizes, counts, strict=True):
+            if site.name in self.rank_sizes:
+                at = [int(np.searchsorted(sizes.counts, count))]
+                heads = np.array([self._choice(site, count)[0]])
+                sizes = Sizes(heads, sizes.gains[at], sizes.costs[:, at])
+            found.append(sizes)
+        return found
+
+    def _choice(self, site: RankedSite, count: int) -> tuple[int, int]:
+        """(units, dimensions of each) of a size."""
+        sizes = self.rank_sizes.get(site.name)
+        return sizes.at(count) if sizes else (count, site.width)
 
     def _sizes(self, site: RankedSite, scores: Floats) -> Sizes:
+        if ranked := self.rank_sizes.get(site.name):
+            costs = self._costs(site, ranked.dimensions / ranked.width)
+            return Sizes(ranked.dimensions, ranked.gains, costs, width=ranked.width)
         counts = self._counts(site)
         prefix = np.concatenate([[0.0], np.cumsum(-np.sort(-scores))])
         costs = self._costs(site, counts)
@@ -107,7 +167,7 @@ class Problem:
         sizes = np.arange(-(-least // multiple) * multiple, site.units + 1, multiple)
         return sizes if len(sizes) and sizes[-1] == site.units else np.append(sizes, site.units)
 
-    def _costs(self, site: RankedSite, counts: Ints) -> Floats:
+    def _costs(self, site: RankedSite, counts: Ints | Floats) -> Floats:
         """[budgets, counts]: what so many units use of each budget."""
         return np.array([budget.costs(self.case, site, counts) for budget in self.budgets])
 
@@ -127,7 +187,8 @@ def pose(ranking: Ranking, request: Request) -> Problem:
     if chosen != own:
         combined = combine(sites, chosen[1], chosen[0])
         scores = [combined[site.name] for site in sites]
-    return replace(problem, scores=scores, weighting=chosen)
+    ranked = searched_ranks(request, ranking)
+    return replace(problem, scores=scores, weighting=chosen, searches_ranks=ranked)
 
 
 def _check_parts(ranking: Ranking, request: Request) -> bool:

@@ -13,10 +13,10 @@ from optin_cli.artefacts.ranking import Ranking
 from optin_cli.artefacts.sketch import Sketch
 from optin_cli.errors import UsageError, param
 from optin_cli.selection.budgets import BUILT_IN
-from optin_cli.selection.choices import Floats
 from optin_cli.selection.coupled_layers import Products, solve_products
 from optin_cli.selection.interactions import Rearrangement, as_facts, halves, rearrange
 from optin_cli.selection.problem import Problem, out_of_reach, pose
+from optin_cli.selection.ranks import whole_units
 from optin_cli.selection.settings import Request
 from optin_cli.selection.solver import Solution
 from optin_cli.selection.token_merging import MergeSolution, merge_tokens
@@ -39,9 +39,9 @@ def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = N
     else:
         merged = merge_tokens(problem)
         problem, solution = problem.with_merges(merged.problem.merges), merged.solution
-    keep = problem.keep(solution.counts)
+    keep, ranks = problem.keep(solution.counts), problem.ranks(solution.counts)
     if request.interactions == "none":
-        return mask_of(problem, solution, keep, merged=merged)
+        return mask_of(problem, solution, keep, merged=merged, ranks=ranks)
     if sketch is None or not len(sketch):
         raise UsageError(
             "the ranking holds no sketch, and interactions are computed from it",
@@ -51,15 +51,12 @@ def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = N
     products, room = Products(problem), problem.capacities
     if products:  # what sums count too much may be used
         room = np.maximum(room, products.summed(solution.counts))
-    found = _rearranged(problem, keep, sketch, room)
-    if products and not products.fits([len(found.keep[site.name]) for site in problem.sites]):
-        return mask_of(problem, solution, keep, merged=merged)
-    return mask_of(problem, solution, found.keep, found, merged)
-
-
-def _rearranged(problem: Problem, keep: dict[str, list[int]], sketch: Sketch, room: Floats) -> Rearrangement:
+    sizes = problem.sizes_at(solution.counts)
     fit, check = halves(problem.sites, problem.scores, sketch, problem.weighting[0])
-    return rearrange(keep, problem.scores, problem.site_sizes, room, fit, check, problem.request.interactions)
+    found = rearrange(keep, problem.scores, sizes, room, fit, check, request.interactions)
+    if products and not products.fits([len(found.keep[site.name]) for site in problem.sites]):
+        return mask_of(problem, solution, keep, merged=merged, ranks=ranks)
+    return mask_of(problem, solution, found.keep, found, merged, ranks)
 
 
 def mask_of(
@@ -68,18 +65,17 @@ def mask_of(
     keep: Mapping[str, Sequence[int]],
     rearranged: Rearrangement | None = None,
     merged: MergeSolution | None = None,
+    ranks: Mapping[str, int] | None = None,
 ) -> Mask:
     """The mask that keeps `keep`, site name -> ascending units: the solution's own, or others within its budgets.
 
     `rearranged` says how `keep` came from the solution, where interactions were asked for; `merged` how the schedule
-    was found, where tokens were to be merged.
+    was found, where tokens were to be merged; `ranks` those of heads that are cut.
     """
     ranking = problem.ranking
     total = sum(float(scores.sum()) for scores in problem.scores) or 1.0
-    kept = sum(
-        float(scores[keep[site.name]].sum())
-        for site, scores in zip(problem.sites, problem.scores, strict=True)
-    )
+    ranks = dict(ranks or {})
+    kept = problem.kept_score(keep, ranks)
     loss = merged.loss if merged else 0.0
     # sums in another order differ in the last digit
     bound = max(merged.bound if merged else solution.bound, kept - loss)
@@ -99,22 +95,28 @@ def mask_of(
         ranking_digest=ranking.digest,
         family=ranking.model["family"],
         budget=_asked(problem),
-        reached=reached(problem, {name: len(indices) for name, indices in keep.items()}),
+        reached=reached(problem, {name: len(indices) for name, indices in keep.items()}, ranks),
         objective=objective,
         calibration={**ranking.data, "row_ids": ranking.row_ids[:64]},
         units=units,
         keep={name: list(indices) for name, indices in keep.items()},
-        summary={name: f"{len(keep[name])}/{count}" for name, count in units.items()},
+        summary={
+            name: f"{len(keep[name])}/{count}" + (f" of rank {ranks[name]}" if name in ranks else "")
+            for name, count in units.items()
+        },
         merges=list(problem.merges) if any(problem.merges) else [],
+        ranks=ranks,
     )
 
 
-def reached(problem: Problem, kept: Mapping[str, int]) -> Reached:
-    """Return what a model with `kept` units in each site uses of the built-in resources, and of others asked for."""
+def reached(problem: Problem, kept: Mapping[str, int], ranks: Mapping[str, int] | None = None) -> Reached:
+    """Return what a model with `kept` units in each site, heads at their `ranks`, uses of the built-in resources, and
+    of others asked for."""
+    whole = whole_units(kept, ranks or {}, problem.sites)
     others = [budget for budget in problem.budgets if type(budget) not in BUILT_IN]
     found: dict[str, float] = {}
     for budget in (*(kind(1.0) for kind in BUILT_IN), *others):
-        found |= budget.reached(problem.case, kept)
+        found |= budget.reached(problem.case, whole)
     return cast(Reached, found)
 
 

@@ -160,6 +160,15 @@ class Request:
     """The number; the word is `merge`."""
     merge: str = "none"
     """Merge tokens for the MACs budget: `joint` with the units, `only` tokens, or `none` but what the model merges."""
+    ranks: bool | None = field(
+        default=None,
+        metadata={
+            "panel": "Selection",
+            "switch": True,
+            "help": "Cut heads to lower ranks, too: fewer dimensions in each head of a layer.",
+        },
+    )
+    """None: where the ranking says what that costs."""
     force: bool = False
     """Take a latency table of another device or dtype."""
 
@@ -264,9 +273,13 @@ class Request:
                 f"{param('only', self.only)}: the ranking has no such units", f"it has {', '.join(kinds)}"
             )
 
+    def keeps_whole(self, site: RankedSite) -> bool:
+        """Whether nothing of `site` may go."""
+        return self.only not in (None, site.kind) or any(fnmatchcase(site.name, g) for g in self.protect)
+
     def minimum(self, site: RankedSite) -> int:
         """Units of `site` that must stay."""
-        if self.only not in (None, site.kind) or any(fnmatchcase(site.name, glob) for glob in self.protect):
+        if self.keeps_whole(site):
             return site.units
         least = {
             "heads": self.min_heads,

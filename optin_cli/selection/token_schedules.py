@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from optin_cli.artefacts.ranking import RankedSite
-from optin_cli.selection.choices import Floats, Ints, Sizes
+from optin_cli.selection.choices import Floats, Sizes
 from optin_cli.structure.merge_schedule import most_merged, tokens_by_block
 
 Schedule = tuple[int, ...]
@@ -125,7 +125,7 @@ class _Hull:
     """The sizes of a site that are best at some price: gains over counts, concave."""
 
     def __init__(self, sizes: Sizes) -> None:
-        counts, gains = sizes.counts, sizes.gains
+        counts, gains = sizes.counts / sizes.width, sizes.gains
         kept: list[int] = []
         rest = range(len(counts))
         if sizes.step is not None:  # concave already
@@ -134,7 +134,7 @@ class _Hull:
             while len(kept) > 1 and not _bends(counts, gains, kept[-2], kept[-1], size):
                 kept.pop()
             kept.append(size)
-        self.counts = counts[kept].astype(np.float64)
+        self.counts = counts[kept]
         self.gains = gains[kept]
         self.falling = -np.diff(self.gains) / np.diff(self.counts)  # minus the score of a unit, ascending
 
@@ -148,7 +148,7 @@ class _Hull:
         return self.counts[np.searchsorted(self.falling, -prices)]
 
 
-def _bends(counts: Ints, gains: Floats, one: int, two: int, three: int) -> bool:
+def _bends(counts: Floats, gains: Floats, one: int, two: int, three: int) -> bool:
     """True if the middle of three sizes is above the line between the others."""
     return bool(
         (gains[two] - gains[one]) * (counts[three] - counts[two])

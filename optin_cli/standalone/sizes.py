@@ -62,6 +62,9 @@ def find(model: nn.Module, path: str, record: Any) -> Any:
 
 def _set_size(module: nn.Module, where: str, name: str, size: Any) -> None:
     old = getattr(module, name, None)
+    if type(old) is type(size) is float:  # the scale of attention
+        setattr(module, name, size)
+        return
     had = list(old.shape) if isinstance(old, Tensor) else [old]
     new = size if isinstance(old, Tensor) else [size]
     pairs = zip(new, had, strict=False)

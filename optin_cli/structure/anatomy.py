@@ -6,7 +6,7 @@ Plain dataclasses without torch. An engine that works on these works on every ar
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from optin_cli.structure.coupled_layers import CoupledLayer, overcounted
 from optin_cli.structure.fields import (
@@ -28,6 +28,7 @@ from optin_cli.structure.fields import (
     Record,
     by_path,
     holds,
+    one_of,
     shape,
 )
 from optin_cli.structure.merge_schedule import tokens_by_block
@@ -35,6 +36,8 @@ from optin_cli.structure.merge_schedule import tokens_by_block
 HEADS = "heads"
 NEURONS = "neurons"
 CHANNELS = "channels"
+DIMENSIONS = "dimensions"
+"""Of all heads of a site, the same number of each: what a lower rank takes away."""
 
 TEXT, IMAGE, AUDIO = "text", "image", "audio"
 MODALITIES = (TEXT, IMAGE, AUDIO)
@@ -123,11 +126,34 @@ class Bypass:
     """The module is in front of the consumer, and gives no features."""
 
 
+FIXED, BY_SIZE = "fixed", "by size"
+SCALES = (FIXED, BY_SIZE)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The heads of a site can be cut to a lower rank: fewer dimensions each, the first ones of a rotated basis.
+
+    Queries, keys and values are the first three producers, or parts of one. Nothing may come between them and their
+    products that a rotation of a head's dimensions would change: no rotary positions, no norms.
+    """
+
+    scale: str = field(default=FIXED, metadata=holds(one_of(SCALES)))
+    """What logits are multiplied by: `fixed` when the module is built, or computed `by size` of its heads as it runs.
+    The weights of the queries then make up for what a lower rank changes."""
+    must_be_identity: tuple[str, ...] = field(default=(), metadata=holds(PATHS))
+    """Modules that would come in between when present: norms of queries and keys."""
+
+
 UNIT_KIND = Plain(f"{HEADS}, {NEURONS} or {CHANNELS}", lambda value: value in (HEADS, NEURONS, CHANNELS))
 PRODUCERS = Listed(f"a list of paths or {shape(Producer)}", Record(Producer, short="path"))
 UNIT_INPUTS = Listed(f"a list of {shape(UnitInput)}", Record(UnitInput))
 BYPASS = Record(Bypass, optional=True)
-COUNTS = by_path("attribute: units or features", lambda value: value in ("units", "features"))
+RANKS = Record(Ranks, optional=True)
+COUNTS = by_path(
+    "attribute: units, features, width or scale",
+    lambda value: value in ("units", "features", "width", "scale"),
+)
 AXES = by_path("path: axis", lambda value: type(value) is int)
 
 
@@ -194,6 +220,7 @@ class Site:
     unit_inputs: tuple[UnitInput, ...] = field(default=(), metadata=holds(UNIT_INPUTS))
     tensors: dict[str, int] = field(default_factory=dict, metadata=holds(AXES))
     bypass: Bypass | None = field(default=None, metadata=holds(BYPASS))
+    ranks: Ranks | None = field(default=None, metadata=holds(RANKS))
     macs_per_token: float = 0
     """MACs of one unit for each token of the first block: its rows of the producers and columns of the consumer.
 
@@ -207,6 +234,8 @@ class Site:
     """Nothing goes around its units: without them the output is the same for all inputs."""
     own_share: float = 1
     """Its MACs as a share of what goes when this site alone loses its units: less than 1 beside another site."""
+    rank: int = 0
+    """Dimensions of each head that stay, the first ones, in a model that is to be cut to lower ranks; 0 for all."""
     passed: tuple[int, ...] = ()
     """Blocks whose outputs are in no trajectory, because a mere norm, activation or pooling follows."""
 
@@ -227,6 +256,17 @@ class Site:
     def rows_of(self, producer: Producer) -> int:
         """The same of a producer that may be shared by the heads of a group."""
         return producer.rows_of(self.rows, self.group)
+
+    @property
+    def kept_width(self) -> int:
+        """Features of a unit that stay."""
+        return self.rank or self.width
+
+    @property
+    def attended(self) -> tuple[tuple[Producer, int], ...]:
+        """What gives queries, keys and values: (the layer, the part of it) of each."""
+        parts = [(producer, part) for producer in self.producers for part in range(producer.parts)]
+        return tuple(parts[:3])
 
     @property
     def entry(self) -> str:
@@ -313,6 +353,20 @@ class Anatomy:
     def read_by(self, layer: str) -> Site | None:
         """The site whose consumer the layer at this path is."""
         return next((s for s in self.sites if s.consumer == layer), None)
+
+    def with_dimensions(self) -> Anatomy:
+        """The same with a further site behind all others for the dimensions of each site of heads that can be cut to
+        a lower rank: a unit is one dimension of every head."""
+        heads = [site for site in self.sites if site.ranks and site.units and site.width > 1]
+        found = (
+            replace(s, name=f"{s.name}.{DIMENSIONS}", kind=DIMENSIONS, units=s.width, width=s.units)
+            for s in heads
+        )
+        return replace(self, sites=(*self.sites, *found))
+
+    def cut(self, ranks: Mapping[str, int]) -> Anatomy:
+        """The same with the heads of some sites at lower ranks: site name -> dimensions of a head that stay."""
+        return replace(self, sites=tuple(replace(site, rank=ranks.get(site.name, 0)) for site in self.sites))
 
     def in_block(self, block: int) -> tuple[Site, ...]:
         return tuple(site for site in self.sites if site.block == block)

@@ -23,7 +23,7 @@ class CoupledLayer:
         """Site -> pairs that one of its units has of the layer's cost, when sites have so many `units`."""
         return {self.made: units[self.read] / 2, self.read: units[self.made] / 2}
 
-    def pairs_saved(self, units: Mapping[str, int], kept: Mapping[str, int]) -> float:
+    def pairs_saved(self, units: Mapping[str, int], kept: Mapping[str, float]) -> float:
         """Pairs that cost nothing although the sites' halves count them, when `kept` of `units` stay."""
         made, read = kept[self.made], kept[self.read]
         return made * (units[self.read] - read) / 2 + read * (units[self.made] - made) / 2

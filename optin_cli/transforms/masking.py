@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from optin_cli.structure.anatomy import Anatomy
+from optin_cli.structure.anatomy import Anatomy, Site
 from optin_cli.structure.layers import along
+from optin_cli.transforms.slicing import part_rows
 
 
 @contextmanager
 def masked(model: nn.Module, anatomy: Anatomy, masks: Mapping[str, Tensor]) -> Iterator[None]:
     """Within the context, `model` runs with `masks`: site name -> factor for each unit, shape (units,).
 
-    Gradients flow into the masks when they ask for them. Sites that are not named run whole.
+    Gradients flow into the masks when they ask for them. Sites that are not named run whole; of those that are named
+    and to be cut to a lower rank, the last dimensions are masked, too.
     """
     with ExitStack() as stack:
         for name, mask in masks.items():
@@ -28,8 +31,33 @@ def masked(model: nn.Module, anatomy: Anatomy, masks: Mapping[str, Tensor]) -> I
             if mask.shape != (site.units,):
                 raise ValueError(f"{name}: a mask of shape {tuple(mask.shape)} for {site.units} units")
             entry = model.get_submodule(site.entry)
-            stack.enter_context(_hooked(entry, along(site.axis, mask.repeat_interleave(site.width))))
+            factor = mask.repeat_interleave(site.width)
+            if site.rank:
+                stays = torch.zeros(site.units, site.width, device=mask.device)
+                stays[:, : site.rank] = 1
+                factor = factor * stays.flatten()
+                stack.enter_context(_without_dimensions(model, site))
+            stack.enter_context(_hooked(entry, along(site.axis, factor)))
         yield
+
+
+@contextmanager
+def _without_dimensions(model: nn.Module, site: Site) -> Iterator[None]:
+    """Within the context, keys have no more than the dimensions that stay: those of the queries then meet zeros."""
+    producer, part = site.attended[1]
+    everything = torch.arange(site.units)
+    stays = part_rows(site, producer, part, everything)
+    rows = part_rows(replace(site, rank=0), producer, part, everything)
+    gone = rows[~torch.isin(rows, stays)]
+
+    def cut(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output.index_fill(-1, gone.to(output.device), 0.0)
+
+    handle = model.get_submodule(producer.path).register_forward_hook(cut)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -16,9 +16,18 @@ from torch import Tensor, nn
 
 from optin_cli.standalone import without_heads as attention_without_heads
 from optin_cli.standalone.unit_inputs import select_unit_input
-from optin_cli.structure.anatomy import CHANNELS, HEADS, Anatomy, Bypass, Producer, Site
-from optin_cli.structure.layers import select_carried, select_inputs, select_outputs, select_slices
+from optin_cli.structure.anatomy import BY_SIZE, CHANNELS, HEADS, Anatomy, Bypass, Producer, Site
+from optin_cli.structure.layers import (
+    like_weight,
+    matrix,
+    select_carried,
+    select_inputs,
+    select_outputs,
+    select_slices,
+)
 from optin_cli.transforms.feature_info import FEATURE_INFO, update_feature_info
+
+_SCALES = ("scale", "scaling")
 
 
 def sharing_copy(module: nn.Module) -> nn.Module:
@@ -35,7 +44,7 @@ def slice_model(model: nn.Module, anatomy: Anatomy, keep: Mapping[str, Sequence[
         site = anatomy[name]
         if any(not 0 <= index < site.units for index in indices):
             raise ValueError(f"{name}: a kept index is not among the {site.units} units")
-        if len(indices) < site.units:
+        if len(indices) < site.units or site.rank:
             _slice_site(model, site, list(indices))
     if any(
         anatomy[name].kind == CHANNELS and len(indices) < anatomy[name].units
@@ -46,14 +55,18 @@ def slice_model(model: nn.Module, anatomy: Anatomy, keep: Mapping[str, Sequence[
 
 def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
     chosen = torch.as_tensor(units, dtype=torch.long)
-    features, made = features_of(chosen, site.width), features_of(chosen, site.rows)
+    features, made = kept_features(site, chosen), kept_made(site, chosen)
     for producer in site.producers:
-        select_outputs(model.get_submodule(producer.path), rows_of(site, producer, chosen))
+        layer = model.get_submodule(producer.path)
+        select_outputs(layer, rows_of(site, producer, chosen))
+        if (factors := scale_factors(site, producer, chosen)) is not None:
+            scale_outputs(layer, factors)
     for path in site.carried:
         select_carried(model.get_submodule(path), made)
     for path in (*site.readers, site.consumer):
         select_inputs(model.get_submodule(path), features)
-    sizes = {"units": len(units), "features": len(features)}
+    width = site.kept_width
+    sizes = {"units": len(units), "features": len(features), "width": width, "scale": max(1, width) ** -0.5}
     for path, kind in site.counts.items():
         owner, _, attribute = path.rpartition(".")
         setattr(model.get_submodule(owner), attribute, sizes[kind])
@@ -73,18 +86,56 @@ def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
 
 
 def rows_of(site: Site, producer: Producer, units: Tensor) -> Tensor:
-    """Rows of a producer that belong to `units`."""
+    """Rows of a producer that belong to `units` and stay, as they lie in it."""
+    parts = [part_rows(site, producer, part, units) for part in range(producer.parts)]
+    if producer.by_unit:  # (units, rows) of each part
+        return torch.cat([rows.unflatten(0, (len(units), -1)) for rows in parts], dim=1).reshape(-1)
+    return torch.cat(parts)
+
+
+def part_rows(site: Site, producer: Producer, part: int, units: Tensor) -> Tensor:
+    """The same of one part of a producer."""
     width = site.rows_of(producer)
     if producer.by_unit:
-        return features_of(units, producer.parts * width)
+        return features_of(units * producer.parts + part, width, site.rank)
     # else part-major: part p of feature f is row p * features + f
-    features = features_of(units, width)
-    return torch.cat([features + part * site.units * width for part in range(producer.parts)])
+    return features_of(units, width, site.rank) + part * site.units * width
 
 
-def features_of(units: Tensor, width: int) -> Tensor:
-    """Unit indices -> feature indices: unit u owns features u * width .. (u + 1) * width - 1."""
-    return (units[:, None] * width + torch.arange(width)[None, :]).reshape(-1)
+def kept_features(site: Site, units: Tensor) -> Tensor:
+    """Features of the consumer's input that belong to `units` and stay."""
+    return features_of(units, site.width, site.rank)
+
+
+def kept_made(site: Site, units: Tensor) -> Tensor:
+    """Outputs of a producer's part that belong to `units` and stay."""
+    return features_of(units, site.rows, site.rank)
+
+
+def features_of(units: Tensor, width: int, rank: int = 0) -> Tensor:
+    """Unit indices -> feature indices: unit u owns features u * width .. (u + 1) * width - 1, or the first `rank`."""
+    return (units[:, None] * width + torch.arange(rank or width)[None, :]).reshape(-1)
+
+
+def scale_factors(site: Site, producer: Producer, units: Tensor) -> Tensor | None:
+    """[rows of `rows_of`]: what the rows that make queries are multiplied by, so that a module that computes the scale
+    of its logits from the size of its heads gives the same ones at a lower rank; None where nothing changes."""
+    query, part = site.attended[0] if site.attended else (None, 0)
+    if not (site.rank and site.ranks and site.ranks.scale == BY_SIZE and producer == query):
+        return None
+    rows = rows_of(site, producer, units)
+    queries = torch.isin(rows, part_rows(site, producer, part, units))
+    return torch.where(queries, (site.rank / site.width) ** 0.5, 1.0).double()
+
+
+def scale_outputs(layer: nn.Module, factors: Tensor) -> None:
+    """Multiply the outputs of a layer, in place."""
+    weight = like_weight(layer, matrix(layer).detach().double() * factors.to(matrix(layer).device)[:, None])
+    for name, value in (("weight", weight), ("bias", getattr(layer, "bias", None))):
+        if value is not None:
+            old = getattr(layer, name)
+            new = value if name == "weight" else value.detach().double() * factors.to(value.device)
+            setattr(layer, name, nn.Parameter(new.to(old.dtype), old.requires_grad))
 
 
 def _bypass(model: nn.Module, site: Site, bypass: Bypass) -> None:
@@ -138,8 +189,13 @@ class Footprint:
 def _sizes(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """(name, number or shape) of the attributes and tensors of a module itself."""
     for name, value in vars(module).items():
-        if type(value) is int or (name == FEATURE_INFO and isinstance(value, list)):
+        if type(value) is int or _is_scale(name, value) or (name == FEATURE_INFO and isinstance(value, list)):
             yield name, copy.deepcopy(value)
     for name, tensor in itertools.chain(module._parameters.items(), module._buffers.items()):
         if tensor is not None:
             yield name, list(tensor.shape)
+
+
+def _is_scale(name: str, value: Any) -> bool:
+    """Whether a module multiplies logits by this attribute."""
+    return name in _SCALES and type(value) is float

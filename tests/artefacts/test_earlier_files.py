@@ -59,12 +59,13 @@ def test_sketches():
     assert read_sketch(FILES / "ranking-2-without-digest.h5") is None
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_masks(version):
     mask = read_mask(FILES / f"mask-{version}.json")
     assert (mask.keep, mask.units) == (KEPT, {"blocks.0.heads": 4, "blocks.0.neurons": 6})
     assert mask.budget["flops"] == 0.6 and mask.reached["macs"] == 598.0
-    assert mask.merges == ([2, 0, 1] if version == 3 else [])
+    assert mask.merges == ([2, 0, 1] if version >= 3 else [])
+    assert mask.ranks == ({"blocks.0.heads": 2} if version == 4 else {})
     assert "0.598" in run("inspect", FILES / f"mask-{version}.json").stdout
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ def sliced_copy(
     target: Path,
     keep: dict[str, list[int]],
     merges: Sequence[int] = (),
+    ranks: Mapping[str, int] | None = None,
     **options: Any,
 ) -> OpenModel:
     """Slice a model, which changes it, or the one in a folder; write it to `target` and return it as it was before."""
@@ -68,7 +69,7 @@ def sliced_copy(
     whole = {site.name: list(range(site.units)) for site in model.anatomy}
     before = model.record.kept if model.record else whole
     facts, footprint = model.dense, Footprint(model.module)
-    slice_model(model.module, model.anatomy, keep)
+    slice_model(model.module, model.anatomy.cut(ranks or {}), keep)
     model.anatomy = dissect(model.module, model.family)
     resized = footprint.changes(model.record.resized if model.record else None)
     record = PrunedRecord(

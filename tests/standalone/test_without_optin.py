@@ -17,6 +17,7 @@ from helpers.open_without_optin import tensors
 from helpers.pruning import sliced_copy
 from helpers.runs import random_inputs
 
+from optin_cli.execution.rotation import rankable
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.loading.from_module import copy_of
 from optin_cli.transforms.token_merging import install_merges
@@ -24,7 +25,24 @@ from optin_cli.transforms.token_merging import install_merges
 TESTS = Path(__file__).resolve().parents[1]
 MERGING = ["vit", "timm-vit"]
 GENERATING = [*DECODERS, *ENCODER_DECODERS]
-DIRECTORIES = [*ALL, *MORE_FAMILIES, *(f"{name}-merging" for name in MERGING)]
+RANKED = [
+    "bert",
+    "mpnet",
+    "distilbert",
+    "vit",
+    "timm-vit",
+    "gpt2",
+    "t5",
+    "whisper",
+    "clip-vision",
+    "timm-swin",
+]
+DIRECTORIES = [
+    *ALL,
+    *MORE_FAMILIES,
+    *(f"{name}-merging" for name in MERGING),
+    *(f"{name}-ranks" for name in RANKED),
+]
 
 
 def kept_units(name: str) -> dict[str, list[int]]:
@@ -44,9 +62,11 @@ def told(request, tmp_path_factory) -> dict[str, str]:
         item for item in request.session.items if item.path == request.path and "told" in item.fixturenames
     ]
     for directory in (item.callspec.params["name"] for item in mine):
-        name = directory.removesuffix("-merging")
+        name = directory.removesuffix("-merging").removesuffix("-ranks")
         merges = [2, 1] if directory.endswith("-merging") else []
-        pruned = sliced_copy(copy_of(shared_model(name)), folder / directory, kept_units(name), merges)
+        model = copy_of(shared_model(name))
+        ranks = {s.name: 1 + s.block % 3 for s in rankable(model)} if directory.endswith("-ranks") else {}
+        pruned = sliced_copy(model, folder / directory, kept_units(name), merges, ranks)
         torch.save(expected_of(pruned, merges, directory in GENERATING), folder / directory / "expected.pt")
     environment = {**os.environ, "PYTHONPATH": str(TESTS), "HF_MODULES_CACHE": str(folder / "modules")}
     done = subprocess.run(

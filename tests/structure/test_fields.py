@@ -150,7 +150,7 @@ def a_table(**site) -> dict:
         ({"carried": ["bn", 3]}, "sites[0].carried must be a list of paths, not ['bn', 3]"),
         ({"unit_inputs": [{"module": "a", "argument": "b"}]}, "sites[0].unit_inputs[0].axis is missing"),
         ({"bypass": "up"}, "sites[0].bypass must be {module, in_tuple, cache, attended, empty}, not 'up'"),
-        ({"counts": {"up.size": "heads"}}, "sites[0].counts must be attribute: units or features"),
+        ({"counts": {"up.size": "heads"}}, "sites[0].counts must be attribute: units, features, width or scale"),
         ({"name": "a.b"}, "sites[0].name must be a word without dots, not 'a.b'"),
         ({"kind": "filters"}, "sites[0].kind must be heads, neurons or channels, not 'filters'"),
     ],

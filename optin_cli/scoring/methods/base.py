@@ -82,6 +82,8 @@ class ScoringMethod:
     """Its batches are drawn, not made of texts of one length."""
     batches_compare: ClassVar[bool] = True
     """The scores of one batch alone say how stable the ranking is."""
+    takes_ranks: ClassVar[bool] = False
+    """It measures what lower ranks of heads cost: sites of dimensions, whose units go from the last one on."""
     spreads: ClassVar[bool] = False
     """It scores a model that is spread over several devices."""
     takes_per_batch: ClassVar[bool] = False

@@ -35,7 +35,7 @@ from optin_cli.scoring.methods.ablation import AblationMethod
 from optin_cli.scoring.methods.base import MOST_PROBES, Arrays, Item, Measured, OnWork, item_scores
 from optin_cli.scoring.methods.trajectory import TrajectoryMethod
 from optin_cli.scoring.settings import ScoreSettings
-from optin_cli.structure.anatomy import Site
+from optin_cli.structure.anatomy import DIMENSIONS, Site
 
 log = logging.getLogger("optin")
 
@@ -53,6 +53,7 @@ class CurvatureMethod(TrajectoryMethod):
 
     name = "curvature"
     takes_band = True
+    takes_ranks = True
     spreads = True
     sketches = ("tr", "or")
     ablated: ClassVar[frozenset[str]] = frozenset()
@@ -114,11 +115,13 @@ class CurvatureMethod(TrajectoryMethod):
             return []
         self._banded = True
         scores, tokens = self.combine(measured.sites()), mean_tokens(self.calibration)
-        near = near_the_cut(list(self.anatomy), scores, flops, band, tokens)
+        units = [site for site in self.anatomy if site.kind != DIMENSIONS]
+        near = near_the_cut(units, scores, flops, band, tokens)
         return [
             item
             for batch in range(len(self.calibration))
             for site in self.estimated
+            if site.name in near
             for item in self.ablation.items_of(batch, site, near[site.name])
         ]
 

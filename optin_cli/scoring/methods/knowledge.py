@@ -121,8 +121,8 @@ def _measured(
         calibration.check_finite(graph.features, index)
         for site in sites:
             valid = piece.real(model.anatomy.stream_of(site.block).mask)
-            for value in graph.inputs[site.name]:
-                parts = _contributions(model.module, site, value.detach(), valid)
+            for leaf in graph.inputs[site.name]:
+                parts = _contributions(model.module, site, leaf.value.detach(), valid)
                 result.representational[site.name][:, 0] += parts / examples
         for number, generator in enumerate(generators):
             seed = _seed(calibration, graph.output.detach(), weight / total, generator)

@@ -103,6 +103,11 @@ def configured(settings: ScoreSettings) -> ScoreSettings:
             f"{param('tokens')} measures trajectories, and {param('method', name)} scores units by something else",
             f"use {names_where(lambda other: other.recombines)}",
         )
+    if settings.ranks and not method.takes_ranks:
+        raise UsageError(
+            f"{param('ranks')} needs the curvature of ranks, and {param('method', name)} has none",
+            f"use {names_where(lambda other: other.takes_ranks)}",
+        )
     if settings.exact_band is not None and not method.takes_band:
         raise UsageError(
             f"{param('exact_band')} re-scores what curvature scored; {param('method', name)} has nothing of it"

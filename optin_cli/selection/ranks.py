@@ -1,0 +1,138 @@
+"""Heads and ranks together: the sizes of attention, whose cost is the product of two numbers.
+
+A site of heads that can be cut has a size for every number of heads and every rank of them. Each costs what as many
+whole heads would that have as many dimensions; of those that cost the same the one that keeps most is a choice of the
+knapsack. So a product is one class of it, which the solver treats exactly.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from optin_cli.artefacts.ranking import RankedSite, Ranking
+from optin_cli.importance import OPTIN_SUM, FeatureWeights, column_weights, measured_depth, output_scale
+from optin_cli.selection.choices import Floats, Ints
+from optin_cli.selection.settings import Request
+
+log = logging.getLogger("optin")
+
+STEP = 4
+"""The multiple that ranks come in, at least: finer ones gain next to nothing."""
+
+
+@dataclass(frozen=True)
+class RankSizes:
+    """The sizes of one site of heads: how many heads, of which rank, and what that keeps of the site's score."""
+
+    heads: Ints
+    """[sizes]"""
+    ranks: Ints
+    """[sizes] dimensions of a head."""
+    gains: Floats
+    """[sizes] ascending."""
+    shares: Floats
+    """[width + 1] what each rank keeps of the score of the heads that stay."""
+
+    @property
+    def width(self) -> int:
+        """Dimensions of a whole head."""
+        return len(self.shares) - 1
+
+    @property
+    def dimensions(self) -> Ints:
+        """[sizes] of all heads together, ascending: what a size costs is in proportion."""
+        return self.heads * self.ranks
+
+    def share(self, rank: int) -> float:
+        """What a rank keeps of the score of the heads that stay."""
+        return float(self.shares[rank])
+
+    def at(self, dimensions: int) -> tuple[int, int]:
+        """(heads, rank) of the size with so many dimensions."""
+        place = int(np.searchsorted(self.dimensions, dimensions))
+        return int(self.heads[place]), int(self.ranks[place])
+
+
+def rank_losses(
+    ranking: Ranking, output_weight: float, feature_weights: FeatureWeights = OPTIN_SUM
+) -> dict[str, Floats]:
+    """Site -> loss of rank 0, 1, .. width, on the scale of `combine`: the units' lambda. It never rises with rank."""
+    depth = measured_depth(ranking.sites)
+    scale = output_weight * output_scale(ranking.sites, feature_weights) if output_weight else 0.0
+    found = {}
+    for one in ranking.rank_sites:
+        loss = (one.trajectory * column_weights(one.columns, depth, feature_weights)).sum(axis=1)
+        falling = np.maximum.accumulate((loss + scale * one.output)[::-1])[::-1]
+        found[one.site] = np.append(falling, 0.0)
+    return found
+
+
+def searched_ranks(request: Request, ranking: Ranking) -> bool:
+    """Whether heads may be cut to lower ranks: where the ranking says what that costs, and every budget can tell."""
+    if request.ranks is False:
+        return False
+    if not ranking.rank_sites:
+        if request.ranks:
+            log.warning(
+                "the ranking does not say what lower ranks of heads cost, so that heads stay whole: "
+                "`optin score --ranks` measures that"
+            )
+        return False
+    if request.table is not None or any(not budget.linear for budget in request.asked):
+        log.warning("a latency table knows whole heads alone: no head is cut to a lower rank")
+        return False
+    return True
+
+
+def rank_sizes(
+    site: RankedSite,
+    scores: Floats,
+    counts: Sequence[int] | Ints,
+    losses: Floats,
+    request: Request,
+    step: int,
+) -> RankSizes:
+    """The sizes worth choosing of a site, for the numbers of heads in `counts`.
+
+    Keeping the best h heads at rank r keeps P(h) (1 - L(r) / P(H)) of the score P(H) of all heads, L(r) the loss of
+    that rank with all of them: heads that are gone have nothing to lose. A rank that loses more than all heads are
+    worth one by one keeps nothing.
+    """
+    prefix = np.concatenate([[0.0], np.cumsum(-np.sort(-scores))])
+    shares = np.clip(1 - losses / prefix[-1], 0, 1) if prefix[-1] > 0 else np.ones(len(losses))
+    ranks = allowed_ranks(site, request, step)
+    heads, ranks = (grid.ravel() for grid in np.meshgrid(np.asarray(counts), ranks, indexing="ij"))
+    ranks = np.where(heads == 0, site.width, ranks)
+    enough = heads * ranks >= np.ceil(site.units * site.width * (1 - request.max_prune) - 1e-9)
+    heads, ranks = heads[enough], ranks[enough]
+    gains = prefix[heads] * shares[ranks]
+    order = np.lexsort((-heads, -gains, heads * ranks))  # of equal ones that with more heads
+    heads, ranks, gains = heads[order], ranks[order], gains[order]
+    sizes = heads * ranks
+    best = np.concatenate([[-np.inf], np.maximum.accumulate(gains)[:-1]])
+    better = (gains > best) & np.concatenate([[True], sizes[1:] > sizes[:-1]])
+    better[-1] = True  # all of it is always allowed
+    better[:-1] &= sizes[:-1] < sizes[-1]
+    return RankSizes(heads[better], ranks[better], gains[better], shares)
+
+
+def allowed_ranks(site: RankedSite, request: Request, step: int) -> Ints:
+    """The ranks that guards and rounding allow, ascending; a whole head always is."""
+    if request.keeps_whole(site):
+        return np.array([site.width])
+    ranks = np.arange(step, site.width, step)
+    return np.append(ranks, site.width)
+
+
+def whole_units(
+    kept: Mapping[str, int], ranks: Mapping[str, int], sites: Sequence[RankedSite]
+) -> dict[str, float]:
+    """Site -> units, heads of a lower rank counted as the whole ones that cost as much."""
+    widths = {site.name: site.width for site in sites}
+    return {
+        name: units * ranks[name] / widths[name] if name in ranks else units for name, units in kept.items()
+    }
