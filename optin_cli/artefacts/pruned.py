@@ -53,6 +53,15 @@ def size_name(label: str) -> str:
     return "head_dim" if label == "heads" else f"{label}_head_dim"
 
 
+def ranks_of(record: PrunedRecord) -> dict[str, int]:
+    """Site of heads -> dimensions of each, where those were cut."""
+    found = {}
+    for name in record.kept:
+        block, _, label = name.removeprefix("blocks.").rpartition(".")
+        found[name] = record.per_layer_config.get(block, {}).get(size_name(label))
+    return {name: rank for name, rank in found.items() if rank}
+
+
 class _Data(TypedDict):
     spec: str
 

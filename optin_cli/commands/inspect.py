@@ -18,7 +18,7 @@ from optin_cli.artefacts.kinds import stated_kind
 from optin_cli.artefacts.latency import LatencyTable, read_latency_table
 from optin_cli.artefacts.mask import Mask, read_mask
 from optin_cli.artefacts.point import SUFFIX, read_sweep
-from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, check_weights, read_checked, size_name
+from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, check_weights, ranks_of, read_checked
 from optin_cli.artefacts.ranking import Ranking, read_ranking
 from optin_cli.commands import drawing, options
 from optin_cli.commands.present import (
@@ -307,7 +307,7 @@ def _show_pruned(path: Path, record: PrunedRecord, json: bool) -> None:
             if seen:
                 facts.append([f"{what} on texts", describe(cast(LengthFacts, seen))])
     console.facts(f"{path}: pruned model", facts)
-    show_sizes(sizes | ranked(_ranks(record)) | merged(record.merges))
+    show_sizes(sizes | ranked(ranks_of(record)) | merged(record.merges))
     console.data("")
     largest: dict[str, int] = {}
     for name, count in sizes.items():
@@ -321,15 +321,6 @@ def _show_pruned(path: Path, record: PrunedRecord, json: bool) -> None:
             where = f"{done['rows']} rows of {done['data']['spec']}"
             title = f"compensation of pruning {number} ({done['method']}) on {where}"
             show_fits(title, done["sites"], stdout=True)
-
-
-def _ranks(record: PrunedRecord) -> dict[str, int]:
-    """Site -> dimensions of a head, where those were cut."""
-    layers = ((name.rpartition(".")[0], name.rpartition(".")[2], name) for name in record.kept)
-    found = {
-        name: record.per_layer_config.get(b.rpartition(".")[2], {}).get(size_name(k)) for b, k, name in layers
-    }
-    return {name: rank for name, rank in found.items() if rank}
 
 
 def _kind(site: str) -> str:

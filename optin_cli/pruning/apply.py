@@ -115,6 +115,7 @@ def existing(
     if not (output / FILE_NAME).is_file():
         explain_new(output)
         return None
+    mask = _without_empty_ranks(mask)
     last = read_checked(output).history[-1]
     # earlier models lack entries
     recorded = {"bn": False, "producers": False, **last.get("compensation", {"method": NONE})}

@@ -12,7 +12,7 @@ from optin_cli.artefacts.kinds import stated_kind
 from optin_cli.artefacts.latency import LatencyTable, read_latency_table
 from optin_cli.artefacts.mask import Mask, read_mask
 from optin_cli.artefacts.point import SUFFIX, Point, Sweep, read_sweep
-from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned
+from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, ranks_of, read_pruned
 from optin_cli.artefacts.ranking import Ranking, read_ranking
 from optin_cli.errors import ArtefactError, BudgetError, UsageError
 from optin_cli.selection.select import select
@@ -42,6 +42,8 @@ class Budget:
     record: PrunedRecord | None = None
     asked: Asked | None = None
     """What the mask was made for."""
+    ranks: dict[str, int] = field(default_factory=dict)
+    """Site of heads -> dimensions of each, where that is not all."""
 
     @property
     def kept(self) -> dict[str, int]:
@@ -158,7 +160,7 @@ def _add_model(budgets: dict[str, Budget], folder: Path, record: PrunedRecord, r
     elif len(record.history) == 1:
         budgets[last["mask"]] = Budget(
             _label(folder), record.kept, last["budget"]["tokens"], record.merges, last["reached"],
-            fits=_fits(record), record=record, asked=last["budget"],
+            fits=_fits(record), record=record, asked=last["budget"], ranks=ranks_of(record),
         )  # fmt: skip
     else:
         raise UsageError(
@@ -170,7 +172,9 @@ def _add_model(budgets: dict[str, Budget], folder: Path, record: PrunedRecord, r
 def _of_mask(label: str, mask: Mask, **more: Any) -> Budget:
     kept = mask.objective["kept"]
     tokens = mask.budget["tokens"]
-    return Budget(label, mask.keep, tokens, mask.merges, mask.reached, kept, asked=mask.budget, **more)
+    return Budget(
+        label, mask.keep, tokens, mask.merges, mask.reached, kept, asked=mask.budget, ranks=mask.ranks, **more
+    )
 
 
 def _fits(record: PrunedRecord) -> tuple[dict[str, Any], ...]:

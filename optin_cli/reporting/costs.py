@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from optin_cli.artefacts.latency import LatencyTable
 from optin_cli.artefacts.ranking import Ranking
+from optin_cli.selection.ranks import whole_units
 
 
 @dataclass(frozen=True)
@@ -26,26 +27,29 @@ def block_costs(
     tokens: float,
     merges: Sequence[int] = (),
     table: LatencyTable | None = None,
+    ranks: Mapping[str, int] | None = None,
 ) -> list[BlockCost]:
-    """The cost of each block that has sites, with `kept` units (site -> number) and `tokens` in the first block.
+    """The cost of each block that has sites, with `kept` units (site -> number), heads at their `ranks`, and
+    `tokens` in the first block.
 
     A layer between two sites costs the product of what is left of both; half of it counts for each site's block. Summed
     over blocks it is what a mask's `reached` says of the sites.
     """
+    whole = whole_units(kept, ranks or {}, ranking.sites)
     seen = ranking.tokens_by_block(tokens, merges or ranking.merges)
     macs: dict[int, float] = {}
     params: dict[int, float] = {}
     ms: dict[int, float] = {}
     block_of = {site.name: site.block for site in ranking.sites}
     for site in ranking.sites:
-        count, block = kept[site.name], site.block
+        count, block = whole[site.name], site.block
         macs[block] = macs.get(block, 0.0) + count * site.macs_per_unit(seen[block])
         params[block] = params.get(block, 0.0) + count * site.params_per_unit
         if table:
             ms[block] = ms.get(block, 0.0) + float(table.site_ms(site.name, [count])[0])
     units = {site.name: site.units for site in ranking.sites}
     for layer in ranking.coupled:
-        saved = layer.pairs_saved(units, kept) / 2
+        saved = layer.pairs_saved(units, whole) / 2
         for name in (layer.made, layer.read):
             macs[block_of[name]] -= saved * layer.macs_per_token * tokens
             params[block_of[name]] -= saved * layer.params

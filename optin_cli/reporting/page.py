@@ -202,7 +202,7 @@ def profiles(ranking: Ranking) -> list[Profile]:
 
 
 def _costs(report: Report, budget: Budget) -> list[BlockCost]:
-    return block_costs(report.ranking, budget.kept, budget.tokens, budget.merges, report.table)
+    return block_costs(report.ranking, budget.kept, budget.tokens, budget.merges, report.table, budget.ranks)
 
 
 def _position(

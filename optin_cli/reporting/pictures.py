@@ -134,7 +134,7 @@ def _kept(figure: Any, report: Report) -> bool:
 def _blocks(figure: Any, report: Report) -> bool:
     """MACs and parameters of each block: of the dense model as frames, of the smallest budget filled."""
     dense, last = (
-        block_costs(report.ranking, budget.kept, budget.tokens, budget.merges, report.table)
+        block_costs(report.ranking, budget.kept, budget.tokens, budget.merges, report.table, budget.ranks)
         for budget in (report.budgets[0], report.budgets[-1])
     )
     parts = ["macs", "params", *(["ms"] if dense[0].ms is not None else [])]

@@ -27,6 +27,17 @@ def test_blocks_add_up_to_what_the_mask_reaches(make, share):
     assert fixed + sum(cost.params for cost in costs) == pytest.approx(mask.reached["params"])
 
 
+def test_heads_of_a_lower_rank_cost_their_dimensions():
+    ranking = tiny_ranking()
+    mask = select(ranking, Request(flops=0.7))
+    name = next(site.name for site in ranking.sites if site.kind == "heads" and mask.keep[site.name])
+    width = next(site.width for site in ranking.sites if site.name == name)
+    whole, cut = (block_costs(ranking, sizes(mask), 10.0, ranks=ranks) for ranks in ({}, {name: width // 2}))
+    site = next(site for site in ranking.sites if site.name == name)
+    less = len(mask.keep[name]) * site.macs_per_unit(10.0) * (1 - (width // 2) / width)
+    assert sum(cost.macs for cost in whole) - sum(cost.macs for cost in cut) == pytest.approx(less)
+
+
 def test_latency_by_block_adds_up_to_what_the_table_predicts():
     ranking = tiny_ranking()
     table = latency_table(ranking.sites)
