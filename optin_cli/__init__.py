@@ -28,6 +28,7 @@ _HOMES = {
     "optin_cli.api.measure": ("bench", "bench_generation", "evaluate", "latency_table"),
     "optin_cli.api.models": ("open_model",),
     "optin_cli.api.prune": ("prune",),
+    "optin_cli.api.push": ("push",),
     "optin_cli.api.report": ("report",),
     "optin_cli.api.score": ("score",),
     "optin_cli.api.select": ("select",),
@@ -58,6 +59,7 @@ _HOMES = {
     "optin_cli.selection.budget": ("Budget",),
     "optin_cli.selection.budgets": ("Latency", "Macs", "Memory", "Params", "register_budget"),
     "optin_cli.pruning.apply": ("Applied", "PrunedModel"),
+    "optin_cli.pruning.push": ("Pushed",),
     "optin_cli.compensation.settings": ("SiteFit",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -66,10 +68,10 @@ __all__ = [  # noqa: RUF022 - in the order of a run
     "__version__",
     # the stages
     "open_model", "score", "select", "apply", "prune", "evaluate", "bench", "bench_generation", "save", "load",
-    "speedup", "speedup_interval", "latency_table", "sweep", "pick", "report", "export",
+    "speedup", "speedup_interval", "latency_table", "sweep", "pick", "report", "export", "push",
     # what they take and give
     "DataSpec", "OpenModel", "Ranking", "RankedSite", "Mask", "PrunedModel", "Applied", "SiteFit", "PrunedRecord",
-    "Exported", "Evaluation", "Timing", "Generation", "LatencyTable", "Sweep", "Point",
+    "Exported", "Evaluation", "Timing", "Generation", "LatencyTable", "Sweep", "Point", "Pushed",
     # files
     "read_ranking", "write_ranking", "read_sketch", "read_mask", "write_mask", "read_latency_table",
     "write_latency_table", "read_pruned", "read_sweep",
@@ -92,6 +94,7 @@ if TYPE_CHECKING:
     from optin_cli.api.measure import bench, bench_generation, evaluate, latency_table
     from optin_cli.api.models import open_model
     from optin_cli.api.prune import prune
+    from optin_cli.api.push import push
     from optin_cli.api.report import report
     from optin_cli.api.score import score
     from optin_cli.api.select import select
@@ -126,6 +129,7 @@ if TYPE_CHECKING:
     from optin_cli.measure.generation import Generation
     from optin_cli.measure.latency import Timing, speedup, speedup_interval
     from optin_cli.pruning.apply import Applied, PrunedModel
+    from optin_cli.pruning.push import Pushed
     from optin_cli.pruning.writers import Comparison, Runnable, Writer, compare_outputs, register_writer
     from optin_cli.runtimes.export import Exported
     from optin_cli.scoring.methods.base import ScoringMethod

@@ -27,6 +27,7 @@ from optin_cli.commands.groups import as_command, flag_of, option, spelling_of
 from optin_cli.commands.inspect import inspect
 from optin_cli.commands.pick import pick
 from optin_cli.commands.prune import prune
+from optin_cli.commands.push import push
 from optin_cli.commands.rankings import rankings
 from optin_cli.commands.report import report
 from optin_cli.commands.score import score
@@ -194,6 +195,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sweep": sweep,
     "pick": pick,
     "report": report,
+    "push": push,
     "inspect": inspect,
     "rankings": rankings,
     "families": families,

@@ -14,6 +14,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from optin_cli.architectures.config_sizes import sized_by_config
 from optin_cli.artefacts.files import check_no_folder, digest_json
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.ranking import Ranking, read_ranking, read_sketch
@@ -32,6 +33,7 @@ from optin_cli.scoring.plan import make_plan as make_scoring_plan
 from optin_cli.scoring.settings import DEFAULT_METHOD
 from optin_cli.selection.select import select
 from optin_cli.selection.settings import Request, check_table
+from optin_cli.selection.uniform import check_sized
 
 NO_COMPENSATION = Compensation(method="none")
 
@@ -169,6 +171,9 @@ def _check_serves(plan: Plan, request: Request) -> None:
         raise UsageError(
             f"{param('ranks', True)} needs to know what lower ranks of heads cost", "score with ranks=True"
         )
+    if request.uniform:
+        module = plan.model.module
+        check_sized(sized_by_config(module, plan.model.anatomy), type(module).__name__)
     if request.interactions != "none" and not plan.method.sketches:
         raise UsageError(
             f"{param('interactions')} needs a sketch, and {param('method', method)} makes none",

@@ -57,6 +57,7 @@ def prune(
     relative_to: str = "dense",
     tokens: str | float | None = None,
     ranks: bool = False,
+    uniform: bool = False,
     compensate: str = "auto",
     producers: bool = True,
     bn: bool = False,
@@ -99,7 +100,7 @@ def prune(
         ranking: where the ranking is kept: the next budget then takes seconds.
         samples, method, probes, output_weight, batch_size, max_length, split, seed: see `score`.
         feature_weights, interactions, min_heads, min_neurons, min_channels, max_prune, protect, only, round_to,
-            relative_to, tokens, ranks: see `select`.
+            relative_to, tokens, ranks, uniform: see `select`.
         compensate, producers, bn, compensate_samples, compensate_memory: see `apply`.
         steps: reach the budget in so many steps, each of which scores what is left.
         force: replace a pruned model at `output`, and take a latency table of another device.
@@ -138,6 +139,7 @@ def prune(
         relative_to=relative_to,
         tokens=tokens,
         ranks=ranks,
+        uniform=uniform,
         force=force,
     )
     promise = Promise(max_drop=max_drop, min_speedup=min_speedup)

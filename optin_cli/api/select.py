@@ -41,6 +41,7 @@ def select(
     relative_to: str = "dense",
     tokens: str | float | None = None,
     ranks: bool | None = None,
+    uniform: bool = False,
     force: bool = False,
 ) -> Mask:
     """Find the mask with the largest kept score that meets every budget that is given. Takes milliseconds.
@@ -70,6 +71,8 @@ def select(
         tokens: merge tokens of a vision transformer: `joint` with the units, `only` tokens, or `none`. A number is
             the sequence length that MACs are counted for; by default the calibration's mean.
         ranks: cut heads to lower ranks, too; by default where the ranking says what that costs (`score(ranks=True)`).
+        uniform: the same number of heads and of neurons in every layer, as far as the model's class takes such numbers
+            from its config: it then opens with its library alone.
         force: take a latency table of another device or dtype.
 
     Returns:
@@ -110,6 +113,7 @@ def select(
         relative_to=relative_to,
         tokens=tokens,
         ranks=ranks,
+        uniform=uniform,
         force=force,
     )
     request.check()

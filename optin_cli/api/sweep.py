@@ -69,6 +69,7 @@ def sweep(
     relative_to: str = "dense",
     tokens: str | float | None = None,
     ranks: bool = False,
+    uniform: bool = False,
     compensate: str = "auto",
     producers: bool = True,
     bn: bool = False,
@@ -91,7 +92,8 @@ def sweep(
         flops, params, memory, latency, latency_ms: budgets, see `select`; one of them may be a list.
         latency_table: for the last two, and to predict the latency under other budgets.
         seeds: so many series of points, each scored, refitted and drawn by another seed.
-        variants: further points to compare with: `random` (units drawn by chance), `uncompensated`.
+        variants: further points to compare with: `random` (units drawn by chance), `uncompensated`,
+            `uniform`.
         eval_data: what quality is measured on; by default the split `validation` of `data`, or the batches given.
         eval_split, eval_samples: of that data, the split and how many examples; by default all.
         bench: time every model beside the dense one.
@@ -99,7 +101,7 @@ def sweep(
         ranking: where the ranking of the first seed is kept; by default in `output`.
         samples, method, probes, output_weight, batch_size, max_length, split, seed: see `score`.
         feature_weights, interactions, min_heads, min_neurons, min_channels, max_prune, protect, only, round_to,
-            relative_to, tokens, ranks: see `select`.
+            relative_to, tokens, ranks, uniform: see `select`.
         compensate, producers, bn, compensate_samples, compensate_memory: see `apply`.
         force: make and measure everything again.
         on_progress: called with (points done, points in all, what is being done).
@@ -140,6 +142,7 @@ def sweep(
         "relative_to": relative_to,
         "tokens": tokens,
         "ranks": ranks,
+        "uniform": uniform,
         "force": force,
     }
     requests = [make_request(**others, **one) for one in _each(amounts)]

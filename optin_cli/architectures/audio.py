@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from optin_cli.architectures.decoders import BART_SITES
-from optin_cli.architectures.schema import Family, StreamTable
+from optin_cli.architectures.decoders import BART_SITES, BART_STREAMS
+from optin_cli.architectures.schema import Family
 from optin_cli.structure.anatomy import AUDIO
 
 AUDIOS = (
@@ -13,7 +13,7 @@ AUDIOS = (
         "",
         BART_SITES,
         AUDIO,
-        streams=(StreamTable("encoder.layers"), StreamTable("decoder.layers", mask="decoder_attention_mask")),
+        streams=BART_STREAMS,
         arguments={"use_cache": False},
         hierarchical=True,  # an encoder sees as many positions whatever is said, a decoder far fewer
         note="MACs are counted for a transcript of 64 tokens",

@@ -8,6 +8,7 @@ from optin_cli.structure.anatomy import (
     BY_SIZE,
     HEADS,
     NEURONS,
+    UNITS,
     Bypass,
     Producer,
     Ranks,
@@ -28,7 +29,12 @@ BERT_SITES = (
         },
         ranks=Ranks(),
     ),
-    SiteTable(NEURONS, producers=linears("intermediate.dense"), consumer="output.dense"),
+    SiteTable(
+        NEURONS,
+        producers=linears("intermediate.dense"),
+        consumer="output.dense",
+        config={"intermediate_size": UNITS},
+    ),
 )
 
 _DISTILBERT_SITES = (
@@ -44,7 +50,7 @@ _DISTILBERT_SITES = (
         },
         ranks=Ranks(),
     ),
-    SiteTable(NEURONS, producers=linears("ffn.lin1"), consumer="ffn.lin2"),
+    SiteTable(NEURONS, producers=linears("ffn.lin1"), consumer="ffn.lin2", config={"hidden_dim": UNITS}),
 )
 
 _COUNTS = {"attention.self.num_attention_heads": "units", "attention.self.all_head_size": "features"}
@@ -110,7 +116,7 @@ _DEBERTA_SITES = (
 
 _MODERNBERT_SITES = (
     SiteTable(HEADS, (Producer("attn.Wqkv", parts=3),), "attn.Wo", unit_width="attn.head_dim"),
-    SiteTable(NEURONS, (Producer("mlp.Wi", parts=2),), "mlp.Wo"),
+    SiteTable(NEURONS, (Producer("mlp.Wi", parts=2),), "mlp.Wo", config={"intermediate_size": UNITS}),
 )
 
 _MPNET_SITES = (
@@ -144,7 +150,12 @@ _ALBERT_SITES = (
         },
         ranks=Ranks(),
     ),
-    SiteTable(NEURONS, linears(f"{_ALBERT_LAYER}.ffn"), f"{_ALBERT_LAYER}.ffn_output"),
+    SiteTable(
+        NEURONS,
+        linears(f"{_ALBERT_LAYER}.ffn"),
+        f"{_ALBERT_LAYER}.ffn_output",
+        config={"intermediate_size": UNITS},
+    ),
 )
 
 ENCODERS = (

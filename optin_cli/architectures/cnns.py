@@ -171,7 +171,7 @@ CNNS = (
         "timm-convnext",
         ("ConvNeXt",),
         ("stages.*.downsample", "stages.*.blocks.*"),
-        (replace(TIMM_NEURONS[-1], requires=("mlp.fc1",)),),
+        (replace(TIMM_NEURONS[-1], requires=("mlp.fc1",), config={}),),
         "image",
         note="not V2, whose norm mixes neurons",
         layout=NCHW,

@@ -7,7 +7,17 @@ from dataclasses import replace
 from optin_cli.architectures.bert import BERT_SITES
 from optin_cli.architectures.schema import Family, SiteTable, StreamTable, linears
 from optin_cli.architectures.vit import MLP
-from optin_cli.structure.anatomy import HEADS, NEURONS, Bypass, Producer, Ranks, UnitInput
+from optin_cli.structure.anatomy import (
+    ALL_HEADS,
+    HEAD_WIDTH,
+    HEADS,
+    NEURONS,
+    UNITS,
+    Bypass,
+    Producer,
+    Ranks,
+    UnitInput,
+)
 
 _NO_CACHE = {"use_cache": False}
 
@@ -21,7 +31,7 @@ _GPT2_SITES = (
         ranks=Ranks(),
         bypass=Bypass("attn", in_tuple=2, cache="past_key_values"),
     ),
-    SiteTable(NEURONS, producers=linears("mlp.c_fc"), consumer="mlp.c_proj"),
+    SiteTable(NEURONS, producers=linears("mlp.c_fc"), consumer="mlp.c_proj", config={"n_inner": UNITS}),
 )
 
 # a unit is a head of keys and values with all the heads of queries that read it
@@ -35,11 +45,17 @@ _LLAMA_HEADS = SiteTable(
     consumer="self_attn.o_proj",
     unit_width="self_attn.head_dim",
     group="self_attn.num_key_value_groups",
+    config={"num_attention_heads": ALL_HEADS, "num_key_value_heads": UNITS, "head_dim": HEAD_WIDTH},
     bypass=Bypass("self_attn", in_tuple=2, cache="past_key_values"),
 )
 _LLAMA_SITES = (
     _LLAMA_HEADS,
-    SiteTable(NEURONS, producers=linears("mlp.gate_proj", "mlp.up_proj"), consumer="mlp.down_proj"),
+    SiteTable(
+        NEURONS,
+        producers=linears("mlp.gate_proj", "mlp.up_proj"),
+        consumer="mlp.down_proj",
+        config={"intermediate_size": UNITS},
+    ),
 )
 
 _OPT_SITES = (
@@ -52,7 +68,7 @@ _OPT_SITES = (
         ranks=Ranks(),
         bypass=Bypass("self_attn", in_tuple=2, cache="past_key_values"),
     ),
-    SiteTable(NEURONS, producers=linears("fc1"), consumer="fc2"),
+    SiteTable(NEURONS, producers=linears("fc1"), consumer="fc2", config={"ffn_dim": UNITS}),
 )
 
 _GPT_NEOX_SITES = (
@@ -63,7 +79,12 @@ _GPT_NEOX_SITES = (
         unit_width="attention.head_size",
         bypass=Bypass("attention", in_tuple=2, cache="layer_past"),
     ),
-    SiteTable(NEURONS, producers=linears("mlp.dense_h_to_4h"), consumer="mlp.dense_4h_to_h"),
+    SiteTable(
+        NEURONS,
+        producers=linears("mlp.dense_h_to_4h"),
+        consumer="mlp.dense_4h_to_h",
+        config={"intermediate_size": UNITS},
+    ),
 )
 
 _PHI_SITES = (replace(_LLAMA_HEADS, consumer="self_attn.dense"), MLP)
@@ -73,6 +94,7 @@ _GATED = SiteTable(
     producers=linears("layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi_1"),
     consumer="layer.1.DenseReluDense.wo",
     requires=("layer.1.DenseReluDense.wi_0",),
+    config={"d_ff": UNITS},
 )
 _PLAIN = replace(
     _GATED, producers=linears("layer.1.DenseReluDense.wi"), requires=("layer.1.DenseReluDense.wi",)
@@ -91,9 +113,16 @@ _T5_SELF, _T5_CROSS = (
             f"{module}.key_value_proj_dim": "width",
         },
         ranks=Ranks(),
+        config={"num_heads": ALL_HEADS, "d_kv": HEAD_WIDTH},
         unit_inputs=(
             UnitInput(
-                module, "position_bias", axis=1, returned=1, maker=maker, needs="has_relative_attention_bias"
+                module,
+                "position_bias",
+                axis=1,
+                returned=1,
+                maker=maker,
+                needs="has_relative_attention_bias",
+                table=f"{module}.relative_attention_bias.weight",
             ),
         ),
         bypass=Bypass(module, in_tuple=3, cache=cache),
@@ -136,7 +165,11 @@ BART_SITES = (
         )
         for module, name, attended in (("self_attn", "", ""), ("encoder_attn", "cross", "key_value_states"))
     ),
-    SiteTable(NEURONS, producers=linears("fc1"), consumer="fc2"),
+    SiteTable(NEURONS, producers=linears("fc1"), consumer="fc2", config={"ffn_dim": UNITS}),
+)
+BART_STREAMS = (
+    StreamTable("encoder.layers", config="encoder_"),
+    StreamTable("decoder.layers", mask="decoder_attention_mask", config="decoder_"),
 )
 
 # BERT as encoder and as decoder, which has a cache
@@ -196,7 +229,7 @@ DECODERS = (
         ("bart", "mbart", "marian", "m2m_100", "pegasus", "plbart", "blenderbot", "blenderbot-small"),
         "",
         BART_SITES,
-        streams=(StreamTable("encoder.layers"), StreamTable("decoder.layers", mask="decoder_attention_mask")),
+        streams=BART_STREAMS,
         arguments=_NO_CACHE,
         note=f"and NLLB, which is m2m_100; {_TWO_STREAMS}",
     ),
@@ -206,8 +239,8 @@ DECODERS = (
         "",
         _BERT_TO_BERT_SITES,
         streams=(
-            StreamTable("encoder.encoder.layer"),
-            StreamTable(("decoder.*.encoder.layer.*",), mask="decoder_attention_mask"),
+            StreamTable("encoder.encoder.layer", config="encoder."),
+            StreamTable(("decoder.*.encoder.layer.*",), mask="decoder_attention_mask", config="decoder."),
         ),
         arguments=_NO_CACHE,
         note=f"of BERTs and RoBERTas (bert2bert); {_TWO_STREAMS}",

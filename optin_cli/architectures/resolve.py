@@ -385,7 +385,7 @@ def find_streams(model: nn.Module, family: Family, prefix: str) -> tuple[list[st
         patterns = [prefix + pattern for pattern in table.patterns]
         found = _repeated(model, family, _blocks(model, patterns))
         if found:
-            streams.append(Stream(len(blocks), table.layout, table.mask))
+            streams.append(Stream(len(blocks), table.layout, table.mask, table.config))
         blocks += found
         looked += patterns
     if not blocks:

@@ -14,6 +14,7 @@ from optin_cli.structure.anatomy import (
     AXES,
     BYPASS,
     COUNTS,
+    ENTRIES,
     LAYOUTS,
     MODALITIES,
     PRODUCERS,
@@ -92,6 +93,10 @@ class SiteTable:
     counts: dict[str, str] = field(default_factory=dict, metadata=holds(COUNTS))
     """Attributes that hold a number and must be rewritten after slicing: `units`, `features` (units * width), `width`
     (of a unit), or `scale` (the root of 1 / width)."""
+    config: dict[str, str] = field(default_factory=dict, metadata=holds(ENTRIES))
+    """Entries of the config (of a timm model: arguments) from which the class itself builds layers of that size, the
+    same in every block: `units`, `heads` (units * heads of a group), `head_width` (features of a head), or `ratio`
+    (units for each output of the consumer). Empty where it can't: the site stays whole in a uniform model."""
     unit_inputs: tuple[UnitInput, ...] = field(default=(), metadata=holds(UNIT_INPUTS))
     """Forward arguments with one slice a unit, computed outside the block (MPNet's position bias)."""
     tensors: dict[str, int] = field(default_factory=dict, metadata=holds(AXES))
@@ -148,6 +153,8 @@ class StreamTable:
     """As `layout` of the family."""
     mask: str = field(default=ATTENTION_MASK, metadata=holds(INPUT))
     """The input of the model that says which tokens are not padding."""
+    config: str = field(default="", metadata=holds(ANY_TEXT))
+    """What the `config` entries of its sites begin with: `encoder_`."""
 
     @property
     def patterns(self) -> tuple[str, ...]:

@@ -9,10 +9,23 @@ from optin_cli.architectures.cnns import TRANSFORMERS_RESNET_SITES
 from optin_cli.architectures.schema import Family, SiteTable, StreamTable, linears
 from optin_cli.architectures.swin import SWIN_SITES, SWINV2_SITES
 from optin_cli.architectures.vit import MLP, VIT_HEADS
-from optin_cli.structure.anatomy import BY_SIZE, HEADS, NCHW, NEURONS, SEQUENCE, Bypass, Producer, Ranks
+from optin_cli.structure.anatomy import (
+    BY_SIZE,
+    HEADS,
+    NCHW,
+    NEURONS,
+    SEQUENCE,
+    UNITS,
+    Bypass,
+    Producer,
+    Ranks,
+)
 
 # keys and values see fewer positions than queries do: the last producer's output shows how many
-_SEGFORMER_SITES = (VIT_HEADS, replace(MLP, carried=("mlp.dwconv.dwconv",)))
+_SEGFORMER_SITES = (
+    replace(VIT_HEADS, config={}),
+    replace(MLP, carried=("mlp.dwconv.dwconv",), config={}),  # mlp_ratios are whole numbers, one a stage
+)
 
 # MaskFormer has another Swin, with the names of Swin V2 and the position biases of Swin
 _MASKFORMER_SWIN_SITES = (
@@ -65,7 +78,7 @@ _RESNET = StreamTable((f"{_BACKBONE}.encoder.stages.*.layers.*",), NCHW)
 
 def _swin(base: str) -> StreamTable:
     layers = f"{_BACKBONE}.{base}.encoder.layers.*"
-    return StreamTable((f"{layers}.blocks.*", f"{layers}.downsample"))
+    return StreamTable((f"{layers}.blocks.*", f"{layers}.downsample"), config="backbone_config.")
 
 
 SEGMENTATION = (
@@ -89,8 +102,8 @@ SEGMENTATION = (
             *TRANSFORMERS_RESNET_SITES,
             _DEFORMABLE_HEADS,
             # the decoder's is (queries, batch, features)
-            replace(_FFN, batch_axis=1, requires=("fc1", "cross_attn")),
-            _FFN,
+            replace(_FFN, batch_axis=1, requires=("fc1", "cross_attn"), config={"dim_feedforward": UNITS}),
+            replace(_FFN, config={"encoder_feedforward_dim": UNITS}),
         ),
         "image",
         note="Swin or ResNet, pixel decoder; of the transformer decoder the neurons alone",
@@ -112,7 +125,7 @@ SEGMENTATION = (
             *TRANSFORMERS_RESNET_SITES,
             _DETR_HEADS,
             _DETR_CROSS_HEADS,
-            replace(MLP, requires=("mlp",)),
+            replace(MLP, requires=("mlp",), config={"decoder_config.decoder_ffn_dim": UNITS}),
         ),
         "image",
         note="Swin or ResNet, transformer decoder; the convolutions of the pixel decoder stay",

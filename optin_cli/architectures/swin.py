@@ -7,7 +7,15 @@ from dataclasses import replace
 from optin_cli.architectures.bert import BERT_SITES
 from optin_cli.architectures.schema import Family, SiteTable
 from optin_cli.architectures.vit import MLP, TIMM_NEURONS, VIT_HEADS
-from optin_cli.structure.anatomy import BY_SIZE, HEADS, NHWC, Bypass, Producer, Ranks
+from optin_cli.structure.anatomy import (
+    BY_SIZE,
+    HEADS,
+    NHWC,
+    RATIO,
+    Bypass,
+    Producer,
+    Ranks,
+)
 
 # what merges patches is a block as well, so that tables must say what they require
 SWIN_SITES = (
@@ -15,8 +23,9 @@ SWIN_SITES = (
         VIT_HEADS,
         tensors={"attention.relative_position_bias.relative_position_bias_table": 1},
         requires=("attention",),
+        config={},
     ),
-    replace(MLP, requires=("mlp",)),
+    replace(MLP, requires=("mlp",), config={"mlp_ratio": RATIO}),
 )
 
 SWINV2_SITES = (
@@ -34,7 +43,7 @@ SWINV2_SITES = (
         bypass=Bypass("attention", in_tuple=1),
         requires=("attention",),
     ),
-    replace(BERT_SITES[1], requires=("intermediate",)),
+    replace(BERT_SITES[1], requires=("intermediate",), config={"mlp_ratio": RATIO}),
 )
 
 _TIMM_SWIN_NEURONS = replace(TIMM_NEURONS[-1], requires=("mlp",))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from optin_cli.architectures.schema import Family, SiteTable, linears
-from optin_cli.structure.anatomy import CHANNELS, NCHW, NEURONS, NHWC, Producer
+from optin_cli.structure.anatomy import CHANNELS, NCHW, NEURONS, NHWC, RATIO, Producer
 
 _MLP = SiteTable(NEURONS, producers=linears("mlp.0"), consumer="mlp.3", requires=("mlp",))
 
@@ -112,7 +112,7 @@ TORCHVISION = (
         "torchvision-swin",
         ("torchvision.SwinTransformer",),
         ("features.[1357].*", "features.[246]"),
-        (_MLP,),
+        (replace(_MLP, config={"mlp_ratio": RATIO}),),
         "image",
         note="neurons alone: its attention has a fixed width",
         layout=NHWC,

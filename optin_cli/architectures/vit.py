@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from optin_cli.architectures.schema import Family, SiteTable, TokenTable, linears
-from optin_cli.structure.anatomy import BY_SIZE, HEADS, NEURONS, Producer, Ranks, UnitInput
+from optin_cli.structure.anatomy import (
+    ALL_HEADS,
+    BY_SIZE,
+    HEAD_WIDTH,
+    HEADS,
+    NEURONS,
+    RATIO,
+    UNITS,
+    Producer,
+    Ranks,
+    UnitInput,
+)
 
 VIT_HEADS = SiteTable(
     HEADS,
@@ -14,12 +25,27 @@ VIT_HEADS = SiteTable(
     unit_width="attention.head_dim",
     counts={"attention.num_attention_heads": "units", "attention.head_dim": "width"},
     ranks=Ranks(),
+    config={"num_attention_heads": ALL_HEADS, "head_dim": HEAD_WIDTH},
 )
-MLP = SiteTable(NEURONS, producers=linears("mlp.fc1"), consumer="mlp.fc2")
+MLP = SiteTable(
+    NEURONS, producers=linears("mlp.fc1"), consumer="mlp.fc2", config={"intermediate_size": UNITS}
+)
 
 # relative position biases, of the block or shared by all, reach the attention as its mask: (1, heads, s, s)
 _BEIT_SITES = (
-    replace(VIT_HEADS, unit_inputs=(UnitInput("attention", "attention_mask", axis=1),)),
+    replace(
+        VIT_HEADS,
+        unit_inputs=(
+            UnitInput(
+                "attention",
+                "attention_mask",
+                axis=1,
+                table="relative_position_bias.relative_position_bias_table",
+            ),
+        ),
+        requires=("relative_position_bias",),
+    ),
+    replace(VIT_HEADS, unit_inputs=(UnitInput("attention", "attention_mask", axis=1),), config={}),
     MLP,
 )
 
@@ -31,7 +57,7 @@ _DINOV2_SITES = (
         consumer="mlp.down_proj",
         requires=("mlp.gate_proj",),
     ),
-    MLP,
+    replace(MLP, config={}),  # mlp_ratio is a whole number
 )
 
 _CLIP_SITES = (
@@ -65,6 +91,7 @@ TIMM_NEURONS = (
         NEURONS,
         producers=linears("mlp.fc1"),
         consumer="mlp.fc2",
+        config={"mlp_ratio": RATIO},
         must_be_identity=("mlp.norm", "mlp.grn", "mlp.gate"),
     ),
 )
@@ -149,7 +176,7 @@ VITS = (
         "clip-image-classifier",
         ("CLIPForImageClassification",),
         "vision_model.encoder.layers",
-        _CLIP_SITES,
+        (_CLIP_SITES[0], replace(MLP, config={"vision_config.intermediate_size": UNITS})),
         "image",
         tokens=replace(_CLIP_TOKENS, prefix=("vision_model.embeddings.class_embedding",)),
     ),

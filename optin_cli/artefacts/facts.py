@@ -9,6 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NotRequired, TypedDict
 
+
+class SizedBy(TypedDict):
+    """What sizes a site in a model that its stock class builds."""
+
+    entry: str
+    """Of the config, or the argument: sites with the same one have the same size."""
+    each: int
+    """Units of this site for each that the entry counts."""
+    counts: NotRequired[list[int]]
+    """The numbers of units that the config accepts, where those are not all."""
+    same: NotRequired[str]
+    """Of sites that keep the same units: what they share (T5's position biases)."""
+
+
 ModelFacts = TypedDict(
     "ModelFacts",
     {
@@ -21,11 +35,12 @@ ModelFacts = TypedDict(
         "chained": NotRequired[list[str]],
         "shared": NotRequired[list[dict[str, Any]]],
         "prefix": NotRequired[int],
+        "config": NotRequired[dict[str, SizedBy]],
     },
 )
 """A ranked model. digest: SHA-256 of its weights; merges: tokens merged behind each block; chained: sites that nothing
 goes around; shared: `CoupledLayer`s between two sites; prefix: tokens in front that are never merged, where others can
-be."""
+be; config: the sites that a uniform model may have smaller (older rankings don't say)."""
 
 
 class DenseFacts(TypedDict):
@@ -178,6 +193,8 @@ class Asked(TypedDict):
     only: str | None
     round_to: int
     merge: NotRequired[str]
+    uniform: NotRequired[bool]
+    """True if layers are to have the same size: those that one entry of the config sizes."""
     latency_table: UsedTable | None
 
 
@@ -221,6 +238,15 @@ class Exchanged(TypedDict):
     held_out: Change
 
 
+class FreeMask(TypedDict):
+    """The mask of the same request whose layers may differ: what a uniform one is compared with."""
+
+    kept: float
+    flops: float
+    whole: list[str]
+    """Kinds of units that the stock class can't have fewer of: all stay in a uniform model."""
+
+
 class Objective(TypedDict):
     """The quality of a mask, in shares of the total score."""
 
@@ -233,6 +259,8 @@ class Objective(TypedDict):
     merging: NotRequired[float]
     """The loss of merging tokens; bound and gap are net of it."""
     interactions: Exchanged | None
+    free: NotRequired[FreeMask]
+    """Of a uniform mask."""
 
 
 class PrunedModel(TypedDict):

@@ -64,22 +64,27 @@ def load_yaml(path: Path) -> Any:
     Raises `OSError`, or `ValueError` where it is no YAML, too large, nested too deeply, or its aliases unfold to more
     than `_MOST_ITEMS`: nine lines can stand for 10^8.
     """
-    import yaml
-
     with path.open("rb") as stream:
         content = stream.read(MOST_YAML + 1)
     if len(content) > MOST_YAML:
         raise ValueError(f"it is larger than {MOST_YAML >> 10} KiB")
     try:
-        text = content.decode()
+        return parse_yaml(content.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not text in UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """The same of a text. Raises `ValueError`."""
+    import yaml
+
+    try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None and _unfolded(root, {}) > _MOST_ITEMS:
             raise ValueError("its aliases unfold to more than any table holds")
         return yaml.safe_load(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"it is not text in UTF-8 ({error.reason} at byte {error.start})") from None
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
 

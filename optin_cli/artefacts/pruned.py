@@ -18,7 +18,7 @@ FORMAT = "optin-pruned-model"
 SCHEMA_VERSION = 3
 """1 merged no tokens, 2 did not say how modules are resized."""
 FILE_NAME = "optin.json"
-_LATER = ("merges", "resized")
+_LATER = ("merges", "resized", "sized_config")
 
 
 @dataclass
@@ -44,8 +44,15 @@ class PrunedRecord:
     """What is smaller in its modules than in the dense model's, or runs otherwise: all that `modeling_optin.py` needs.
     `sizes` (path of a module -> attribute: number, tensor: shape), `runs` (path -> changes), `merging` (or null).
     Empty in older records."""
+    sized_config: bool = False
+    """True if a uniform pruning wrote its sizes into config.json: `resized` is then relative to those."""
     history: list[PruningStep] = field(default_factory=list)
     """The prunings, the last one last."""
+
+    @property
+    def is_stock(self) -> bool:
+        """Return whether the config has all sizes, so that the library's own class is the pruned model."""
+        return self.sized_config and not any(self.resized.values())
 
 
 def size_name(label: str) -> str:

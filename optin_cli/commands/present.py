@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from optin_cli import console
+from optin_cli.artefacts.facts import FreeMask
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.point import Point, Sweep, over_seeds
 from optin_cli.artefacts.ranking import Ranking
@@ -93,6 +94,8 @@ def show_mask(mask: Mask) -> None:
     )
     if moves:
         console.note(moves)
+    if "free" in objective:
+        console.note(_uniformity(mask, objective["free"]))
     if (
         mask.keep
         and all(len(mask.keep[name]) == units for name, units in mask.units.items())
@@ -109,6 +112,19 @@ def show_mask(mask: Mask) -> None:
             "emptied: %s (--min-heads, --min-neurons, --min-channels or --max-prune-per-layer keep some)",
             ", ".join(emptied),
         )
+
+
+def _uniformity(mask: Mask, free: FreeMask) -> str:
+    """What the same size in every layer costs."""
+    whole = (
+        f"; {' and '.join(free['whole'])} stay, since the model's class can't have fewer"
+        if free["whole"]
+        else ""
+    )
+    return (
+        f"uniform: layers of different sizes would keep {100 * free['kept']:.2f} % of the score with "
+        f"{100 * free['flops']:.2f} % of the MACs{whole}"
+    )
 
 
 def exchanged(mask: Mask) -> str:

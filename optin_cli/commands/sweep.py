@@ -37,7 +37,8 @@ class Points:
         metadata={
             "panel": "Budget",
             "metavar": "NAME",
-            "help": "Further points to compare with: random (units drawn by chance) or uncompensated; may be repeated.",
+            "help": "Further points to compare with: random (units drawn by chance), uncompensated or uniform; may be "
+            "repeated.",
         },
     )
     ranking: Path | None = field(

@@ -393,7 +393,8 @@ def save_pruned(folder: Path, model: OpenModel, record: PrunedRecord) -> None:
     module: Any = copy.deepcopy(model.module).to("cpu", model.stored_dtype)
     if model.source.library in LIBRARIES:
         save_vision(folder, module, model.source)
-        (folder / CODE_FILE).write_text(code_for(record.library, record.resized))
+        if not record.is_stock or model.source.library == "torchvision":  # which opens no directories itself
+            (folder / CODE_FILE).write_text(code_for(record.library, record.resized))
     else:
         remember(module, record)
         save_transformers(folder, module)

@@ -20,6 +20,7 @@ from optin_cli.errors import InputError, UsageError
 from optin_cli.loading.checkpoint import DTYPES, OpenModel, pick_device
 from optin_cli.loading.reshaping import merging_in, recorded_in, remember
 from optin_cli.loading.sources import Source, refuse_quantised
+from optin_cli.loading.stock import sized
 from optin_cli.loading.timm_torchvision import LIBRARIES, num_classes, vision_task
 from optin_cli.tasks.base import Task
 from optin_cli.tasks.registry import TASKS, task_from_config
@@ -176,10 +177,13 @@ def into_original(
     assert model.original is not None
     if model.merging:
         model.merging.remove()
-    slice_model(model.original, model.anatomy.cut(ranks), keep)
+    stock = pruned.record is not None and pruned.record.is_stock
+    slice_model(model.original, model.anatomy.cut(ranks), keep, uniform=stock)
     state: dict[str, Tensor] = pruned.module.state_dict()
     model.original.load_state_dict(state)
     if any(pruned.merges):
         install_merges(model.original, pruned.anatomy, pruned.merges)
     if pruned.record is not None and pruned.source.library == "transformers":
+        if stock:
+            sized(model.original, pruned.anatomy, pruned.source)
         remember(model.original, pruned.record)

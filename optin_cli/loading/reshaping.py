@@ -25,7 +25,9 @@ def reshape_as_recorded(module: nn.Module, record: PrunedRecord, family: Family)
     """
     dense = dissect(module, family, costs=False)
     for name, kept in record.kept.items():
-        if any(type(index) is not int or not 0 <= index < dense[name].units for index in kept):
+        # of a config that was made smaller itself, indices count in the dense original all the same
+        units = float("inf") if record.sized_config else dense[name].units
+        if any(type(index) is not int or not 0 <= index < units for index in kept):
             raise ValueError(f"{name}: a kept index is not among the {dense[name].units} units")
     if record.resized:
         resize(module, asdict(record))
@@ -63,7 +65,7 @@ def remember(module: Any, record: PrunedRecord) -> None:
     """
     kind: Any = getattr(module.config, "dense_class", module.config.__class__)
     if all(of.__module__.startswith("transformers.") for of in (kind, type(module))):
-        code = code_for(record.library, record.resized)
+        code = "" if record.is_stock else code_for(record.library, record.resized)
         module.config.__class__ = remembering(kind, pruned_json(record), code)
 
 

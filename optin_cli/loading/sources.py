@@ -313,7 +313,7 @@ def _download(spec: str, weights: bool, code: bool) -> Path:
     from huggingface_hub.errors import HFValidationError, HTTPError
 
     scripts = ["*.py"] if code else []
-    small = ["*.json", "*.txt", "*.model", *scripts]
+    small = ["*.json", "*.txt", "*.model", "README.md", *scripts]  # the card states the licence
     try:
         if not weights:
             return Path(snapshot_download(spec, allow_patterns=[*_CONFIGS, *scripts]))

@@ -41,8 +41,7 @@ def open_vision(
     if task_name == EMBEDDING:
         args["num_classes"] = 0
     files = source.weight_files()
-    make = _make_timm if source.library == "timm" else _make_torchvision
-    module = make(source, args, pretrained=not files and not source.untrained)
+    module = _make(source, args, pretrained=not files and not source.untrained)
     reshape(module)
     stored = torch.float32
     if files:
@@ -61,6 +60,15 @@ def open_vision(
         module.load_state_dict(state)
         stored = next(t.dtype for t in state.values() if t.is_floating_point())
     return module, vision_task(module.num_classes), stored
+
+
+def build_vision(source: Source) -> Any:
+    """A model as its library builds it from a source's name and arguments, with random weights."""
+    return _make(source, dict(source.arguments), pretrained=False)
+
+
+def _make(source: Source, args: dict[str, Any], pretrained: bool) -> Any:
+    return (_make_timm if source.library == "timm" else _make_torchvision)(source, args, pretrained)
 
 
 def vision_task(classes: int) -> Task:

@@ -37,7 +37,9 @@ from optin_cli.errors import ArtefactError, OptinError, OutputDiffers, UsageErro
 from optin_cli.execution.rotation import check_rankable, with_turned_heads
 from optin_cli.loading.checkpoint import OpenModel, open_like
 from optin_cli.loading.reshaping import remember
+from optin_cli.loading.stock import as_stock
 from optin_cli.pruning.check import Check, CheckRows, check_batches, check_rows, expect
+from optin_cli.pruning.model_card import write_card
 from optin_cli.pruning.writers import DIRECTORY_WRITER, Comparison, Writer, compare_outputs
 from optin_cli.structure.anatomy import HEADS, NEURONS, Anatomy
 from optin_cli.transforms.slicing import Footprint, slice_model
@@ -240,6 +242,8 @@ def write_verified(model: PrunedModel, output: Path, writer: Writer = DIRECTORY_
         compared = writer.compare(check.expected, check.outputs(loaded), model.dtype)
         report = _report(output, model, record, check.rows, compared, model.report.fits)
         write_pruned(folder, record)
+        if writer is DIRECTORY_WRITER:
+            write_card(folder, model, record, output)
     if not isinstance(loaded, OpenModel):
         return _pruned(model, report, model.mask, check)
     source = replace(loaded.source, spec=str(output), folder=output, record=record)
@@ -284,17 +288,21 @@ def _compensate(
 def _sliced(model: OpenModel, mask: Mask, record: PrunedRecord) -> OpenModel:
     """The model without the units that the mask leaves out, merging tokens by the mask's schedule."""
     footprint = Footprint(model.module)
-    slice_model(model.module, model.anatomy, mask.keep)
+    uniform = bool(mask.budget.get("uniform"))
+    slice_model(model.module, model.anatomy, mask.keep, uniform=uniform)
     anatomy = dissect(model.module, model.family)
     record.resized = footprint.changes(model.record.resized if model.record else None) | {"merging": None}
     merging = None
     if any(mask.merges):
         merging = install_merges(model.module, anatomy, mask.merges, what="the mask")
         record.resized["merging"] = merging_options(anatomy, mask.merges)
-    if model.source.library == "transformers":
+    source = model.source
+    if uniform:
+        source = as_stock(model.module, anatomy, source, record)
+    if source.library == "transformers":
         remember(model.module, record)
     spec = model.spec.removesuffix(_PRUNED) + _PRUNED
-    source = replace(model.source, spec=spec, record=record, in_memory=True)
+    source = replace(source, spec=spec, record=record, in_memory=True)
     return replace(model, source=source, anatomy=anatomy, merging=merging)
 
 
@@ -411,6 +419,7 @@ def _record(model: OpenModel, mask: Mask) -> PrunedRecord:
         per_layer_config=_per_layer(model.anatomy, mask, earlier.per_layer_config if earlier else {}),
         dense=model.dense,
         merges=mask.merges,
+        sized_config=earlier is not None and earlier.sized_config,
         history=[*(earlier.history if earlier else []), step],
     )
 

@@ -11,20 +11,11 @@ from optin_cli.artefacts.facts import DataFacts
 from optin_cli.artefacts.ranking import Ranking
 from optin_cli.reporting.collect import Budget, Report
 from optin_cli.scoring.settings import ScoreSettings
-from optin_cli.selection.budgets import budget_kinds
+from optin_cli.selection.recorded import other_options, select_options
 
 _SCORED = {
     "method": "--method", "samples": "--samples", "batch_size": "--batch-size", "max_length": "--max-length",
     "probes": "--probes", "rows": "--rows", "seed": "--seed",
-}  # fmt: skip
-_SELECTED = {
-    "min_heads": "--min-heads", "min_neurons": "--min-neurons", "min_channels": "--min-channels",
-    "max_prune": "--max-prune-per-layer", "only": "--only", "round_to": "--round-to", "interactions": "--interactions",
-    "relative_to": "--relative-to",
-}  # fmt: skip
-_UNASKED = {
-    "min_heads": 0, "min_neurons": 0, "min_channels": 0, "max_prune": 1.0, "only": None, "round_to": 1,
-    "interactions": "none", "relative_to": "dense",
 }  # fmt: skip
 
 
@@ -47,7 +38,7 @@ def score_command(ranking: Ranking, path: str) -> str:
     }
     defaults = {one.name: one.default for one in fields(ScoreSettings)}
     words = ["optin", "score", ranking.model["id"], *data_words(ranking.data)]
-    words += _options(settings, _SCORED, defaults)
+    words += other_options(settings, _SCORED, defaults)
     return shlex.join([*words, "-o", path])
 
 
@@ -64,11 +55,8 @@ def select_command(budget: Budget, path: str) -> str:
     asked: Mapping[str, Any] = budget.asked or {}
     if not asked:
         return ""
-    words = ["optin", "select", path]
-    for option, kind in budget_kinds().items():
-        for one in kind.recorded(asked):
-            words += [option, f"{one.amount:g}{'ms' if one.key.endswith('_ms') else ''}"]
-    return shlex.join([*words, *_options(asked, _SELECTED, _UNASKED), "-o", f"{budget.label}.mask.json"])
+    words = ["optin", "select", path, *select_options(asked)]
+    return shlex.join([*words, "-o", f"{budget.label}.mask.json"])
 
 
 def apply_command(budget: Budget, model: str) -> str:
@@ -79,12 +67,3 @@ def apply_command(budget: Budget, model: str) -> str:
     if done.get("method", "none") != "auto":
         words += ["--compensate", done.get("method", "none")]
     return shlex.join([*words, "-o", f"{budget.label}/"])
-
-
-def _options(settings: Mapping[str, Any], names: Mapping[str, str], defaults: Mapping[str, Any]) -> list[str]:
-    words = []
-    for name, option in names.items():
-        value = settings.get(name, defaults[name])
-        if value is not None and value != defaults[name]:
-            words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
-    return words

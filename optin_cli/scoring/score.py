@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from optin_cli.architectures.config_sizes import sized_by_config
 from optin_cli.artefacts.changes import Change, changes, explain, explain_new
 from optin_cli.artefacts.facts import ModelFacts
 from optin_cli.artefacts.files import atomic_file, check_space
@@ -266,6 +267,7 @@ def _model_facts(model: OpenModel) -> ModelFacts:
         facts["chained"] = chained
     if model.anatomy.coupled:
         facts["shared"] = [asdict(layer) for layer in model.anatomy.coupled]
+    facts["config"] = sized_by_config(model.module, model.anatomy)
     if model.anatomy.token_sites:
         facts["prefix"] = model.anatomy.prefix
     return facts

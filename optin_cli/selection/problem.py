@@ -76,7 +76,7 @@ class Problem:
     @property
     def share(self) -> float:
         """Return the share that the tightest budget leaves of the ranked sites."""
-        whole = np.sum([self._costs(site, np.array([site.units]))[:, 0] for site in self.sites], axis=0)
+        whole = np.sum([self.costs(site, np.array([site.units]))[:, 0] for site in self.sites], axis=0)
         return float(np.min(self.capacities / np.maximum(whole, 1e-300), initial=1.0))
 
     @property
@@ -93,7 +93,7 @@ class Problem:
         losses = rank_losses(self.ranking, output_weight, features)
         return {
             site.name: rank_sizes(
-                site, scores, self._counts(site), losses[site.name], self.request, self.rank_step
+                site, scores, self.counts(site), losses[site.name], self.request, self.rank_step
             )
             for site, scores in zip(self.sites, self.scores, strict=True)
             if site.name in losses
@@ -144,22 +144,21 @@ class Problem:
 
     def _sizes(self, site: RankedSite, scores: Floats) -> Sizes:
         if ranked := self.rank_sizes.get(site.name):
-            costs = self._costs(site, ranked.dimensions / ranked.width)
+            costs = self.costs(site, ranked.dimensions / ranked.width)
             return Sizes(ranked.dimensions, ranked.gains, costs, width=ranked.width)
-        counts = self._counts(site)
-        prefix = np.concatenate([[0.0], np.cumsum(-np.sort(-scores))])
-        costs = self._costs(site, counts)
+        counts = self.counts(site)
+        costs = self.costs(site, counts)
         steps = np.unique(np.diff(counts))
         step = None
         if len(steps) == 1 and all(budget.linear for budget in self.budgets):
             step = tuple(float(budget.unit_cost(self.case, site)) * int(steps[0]) for budget in self.budgets)
         for row, budget in enumerate(self.budgets):
             if not budget.linear:
-                kept = _climbing(costs[row])
+                kept = climbing(costs[row])
                 counts, costs = counts[kept], costs[:, kept]
-        return Sizes(counts, prefix[counts], costs, step)
+        return Sizes(counts, best_sums(scores)[counts], costs, step)
 
-    def _counts(self, site: RankedSite) -> Ints:
+    def counts(self, site: RankedSite) -> Ints:
         """The numbers of units that guards and rounding allow; all of them always are."""
         chained = site.name in self.ranking.model.get("chained", ())  # something must pass
         least = max(self.request.minimum(site), min(1, site.units) if chained else 0)
@@ -167,7 +166,7 @@ class Problem:
         sizes = np.arange(-(-least // multiple) * multiple, site.units + 1, multiple)
         return sizes if len(sizes) and sizes[-1] == site.units else np.append(sizes, site.units)
 
-    def _costs(self, site: RankedSite, counts: Ints | Floats) -> Floats:
+    def costs(self, site: RankedSite, counts: Ints | Floats) -> Floats:
         """[budgets, counts]: what so many units use of each budget."""
         return np.array([budget.costs(self.case, site, counts) for budget in self.budgets])
 
@@ -203,16 +202,25 @@ def _check_parts(ranking: Ranking, request: Request) -> bool:
     return bool(parts)
 
 
-def _climbing(ms: Floats) -> Ints:
+def best_sums(scores: Floats) -> Floats:
+    """[units + 1]: the score of the best 0, 1, 2 .. units."""
+    return np.concatenate([[0.0], np.cumsum(-np.sort(-scores))])
+
+
+def climbing(ms: Floats) -> Ints:
     """Return the sizes above which no larger one is faster: a size that is slower than a larger one is never chosen."""
     return np.flatnonzero(ms <= np.minimum.accumulate(ms[::-1])[::-1])
 
 
-def out_of_reach(problem: Problem) -> BudgetError:
-    """The error that names every budget that the smallest mask exceeds, and what could be asked for."""
+def out_of_reach(problem: Problem, least: Floats | None = None) -> BudgetError:
+    """The error that names every budget that the smallest mask exceeds, and what could be asked for.
+
+    `least` [budgets] is what the smallest mask uses, by default that of the smallest sizes.
+    """
+    least = problem.least if least is None else least
     over = [
         (budget, budget.show(problem.case, used))
-        for budget, used, room in zip(problem.budgets, problem.least, problem.capacities, strict=True)
+        for budget, used, room in zip(problem.budgets, least, problem.capacities, strict=True)
         if used > room
     ]
     asked = " ".join(f"{budget.asked} can't be met: what must stay takes {shown}." for budget, shown in over)

@@ -73,7 +73,7 @@ def rank_losses(
 
 def searched_ranks(request: Request, ranking: Ranking) -> bool:
     """Whether heads may be cut to lower ranks: where the ranking says what that costs, and every budget can tell."""
-    if request.ranks is False:
+    if request.ranks is False or request.uniform:
         return False
     if not ranking.rank_sites:
         if request.ranks:

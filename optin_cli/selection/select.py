@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -20,6 +21,7 @@ from optin_cli.selection.ranks import whole_units
 from optin_cli.selection.settings import Request
 from optin_cli.selection.solver import Solution
 from optin_cli.selection.token_merging import MergeSolution, merge_tokens
+from optin_cli.selection.uniform import sized_by, solve_uniform, with_shared_scores
 
 
 def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = None) -> Mask:
@@ -32,15 +34,39 @@ def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = N
     if not isinstance(request, Request):
         request = Request(flops=request)
     problem, merged = pose(ranking, request), None
-    if request.merge == "none":
+    solution: Solution | None
+    if request.uniform:
+        problem = with_shared_scores(problem)
+        solution = solve_uniform(problem)
+    elif request.merge == "none":
         solution = solve_products(problem)
-        if solution is None:
-            raise out_of_reach(problem)
     else:
         merged = merge_tokens(problem)
         problem, solution = problem.with_merges(merged.problem.merges), merged.solution
+    if solution is None:
+        raise out_of_reach(problem)
+    mask = _arranged(problem, solution, sketch, merged)
+    return _compared(mask, ranking, request, sketch) if request.uniform else mask
+
+
+def _compared(mask: Mask, ranking: Ranking, request: Request, sketch: Sketch | None) -> Mask:
+    """A uniform mask, with what the free one of the same request would keep."""
+    free = select(ranking, replace(request, uniform=False), sketch)
+    fewer = {site.kind for site in ranking.sites if site.name in sized_by(ranking)}
+    mask.objective["free"] = {
+        "kept": free.objective["kept"],
+        "flops": free.reached["flops"],
+        "whole": sorted(ranking.kinds - fewer),
+    }
+    return mask
+
+
+def _arranged(
+    problem: Problem, solution: Solution, sketch: Sketch | None, merged: MergeSolution | None
+) -> Mask:
+    """The mask of a solution, its units exchanged for their interactions where that is asked for."""
     keep, ranks = problem.keep(solution.counts), problem.ranks(solution.counts)
-    if request.interactions == "none":
+    if problem.request.interactions == "none":
         return mask_of(problem, solution, keep, merged=merged, ranks=ranks)
     if sketch is None or not len(sketch):
         raise UsageError(
@@ -53,7 +79,7 @@ def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = N
         room = np.maximum(room, products.summed(solution.counts))
     sizes = problem.sizes_at(solution.counts)
     fit, check = halves(problem.sites, problem.scores, sketch, problem.weighting[0])
-    found = rearrange(keep, problem.scores, sizes, room, fit, check, request.interactions)
+    found = rearrange(keep, problem.scores, sizes, room, fit, check, problem.request.interactions)
     if products and not products.fits([len(found.keep[site.name]) for site in problem.sites]):
         return mask_of(problem, solution, keep, merged=merged, ranks=ranks)
     return mask_of(problem, solution, found.keep, found, merged, ranks)
@@ -151,5 +177,7 @@ def _asked(problem: Problem) -> Asked:
     }
     if request.merge == "none":
         del asked["merge"]
+    if request.uniform:
+        asked["uniform"] = True
     amounts = {budget.key: budget.amount for budget in problem.budgets}
     return cast(Asked, {**asked, **amounts})

@@ -169,6 +169,14 @@ class Request:
         },
     )
     """None: where the ranking says what that costs."""
+    uniform: bool = field(
+        default=False,
+        metadata={
+            "panel": "Selection",
+            "help": "Keep as many heads and as many neurons in every layer, so that the model's stock class opens the "
+            "result: without optin and without remote code.",
+        },
+    )
     force: bool = False
     """Take a latency table of another device or dtype."""
 
@@ -218,6 +226,7 @@ class Request:
         if self.round_to != ROUND_AUTO and (isinstance(self.round_to, str) or self.round_to < 1):
             raise UsageError(param("round_to", self.round_to), "give 8, 16, 32, 64 or auto")
         self._check_merging()
+        self._check_uniform()
         if self.relative_to not in ("dense", "current"):
             raise UsageError(param("relative_to", self.relative_to), "use dense or current")
         if self.tokens is not None and not 0 < self.tokens < math.inf:
@@ -247,6 +256,25 @@ class Request:
                     f"{budget.whole_sequences}",
                     "leave one out",
                 )
+
+    def _check_uniform(self) -> None:
+        if self.uniform and self.merge != "none":
+            raise UsageError(
+                f"{param('uniform', True)} makes a model that its stock class opens, and none merges tokens",
+                f"leave {param('tokens', self.merge)} out, or {param('uniform', True)}",
+            )
+        if self.uniform and self.ranks:
+            raise UsageError(
+                f"{param('ranks', True)} cuts the heads of each layer to a rank of their own, and "
+                f"{param('uniform', True)} makes layers of the same size",
+                "leave one out",
+            )
+        if self.uniform and self.interactions == "global":
+            raise UsageError(
+                f"{param('interactions', 'global')} moves units between layers, and with {param('uniform', True)} all "
+                "layers have the same number",
+                f"use {param('interactions', 'layer')}",
+            )
 
     def _check_feature_weights(self) -> None:
         weights = self.feature_weights

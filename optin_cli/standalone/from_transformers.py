@@ -69,9 +69,12 @@ def remembering(base: Any, record: str, code: str) -> Any:
 
         def to_json_file(self, path: Any, use_diff: bool = True) -> None:
             data = json.loads(self.to_json_string(use_diff))
+            Path(path).with_name(RECORD).write_text(record)
+            if not code:  # the config has the sizes: nothing is needed to open it
+                Path(path).write_text(json.dumps(data, indent=2, sort_keys=True) + "\n")
+                return
             data |= {"model_type": MODEL_TYPE, "base_model_type": base.model_type, "auto_map": auto_map(base)}
             Path(path).write_text(json.dumps(data, indent=2, sort_keys=True) + "\n")
-            Path(path).with_name(RECORD).write_text(record)
             Path(path).with_name(f"{CODE}.py").write_text(code)
 
         def __reduce__(self) -> Any:  # for copies and pickles

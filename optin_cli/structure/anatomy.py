@@ -94,6 +94,9 @@ class UnitInput:
     (queries, keys, device, past_seen_tokens), as T5's first block does for the others."""
     needs: str = field(default="", metadata=holds(ANY_TEXT))
     """The attribute of `module` that says whether it has that."""
+    table: str = field(default="", metadata=holds(OPTIONAL_PATH))
+    """The parameter that it is made from, a slice a unit along the last axis: of this block, or of an earlier one that
+    makes it for several. A uniform model has it sliced, so that those blocks keep the same units."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,17 @@ COUNTS = by_path(
     lambda value: value in ("units", "features", "width", "scale"),
 )
 AXES = by_path("path: axis", lambda value: type(value) is int)
+UNITS, ALL_HEADS, HEAD_WIDTH, RATIO = "units", "heads", "head_width", "ratio"
+ENTRIES = Plain(
+    f"entry of the config: {UNITS}, {ALL_HEADS}, {HEAD_WIDTH} or {RATIO}",
+    lambda value: (
+        isinstance(value, dict)
+        and all(
+            isinstance(entry, str) and entry and what in (UNITS, ALL_HEADS, HEAD_WIDTH, RATIO)
+            for entry, what in value.items()
+        )
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -221,6 +235,7 @@ class Site:
     tensors: dict[str, int] = field(default_factory=dict, metadata=holds(AXES))
     bypass: Bypass | None = field(default=None, metadata=holds(BYPASS))
     ranks: Ranks | None = field(default=None, metadata=holds(RANKS))
+    config: dict[str, str] = field(default_factory=dict, metadata=holds(ENTRIES))
     macs_per_token: float = 0
     """MACs of one unit for each token of the first block: its rows of the producers and columns of the consumer.
 
@@ -304,6 +319,8 @@ class Stream:
     """One of `LAYOUTS`."""
     mask: str = ATTENTION_MASK
     """The model input that marks real tokens, as opposed to padding: (batch, tokens)."""
+    config: str = ""
+    """What the names of its sites' config entries begin with."""
 
 
 @dataclass(frozen=True)

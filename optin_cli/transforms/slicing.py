@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optin_cli.architectures.resolve import has_path
 from optin_cli.standalone import without_heads as attention_without_heads
 from optin_cli.standalone.unit_inputs import select_unit_input
 from optin_cli.structure.anatomy import BY_SIZE, CHANNELS, HEADS, Anatomy, Bypass, Producer, Site
@@ -35,17 +36,20 @@ def sharing_copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
 
 
-def slice_model(model: nn.Module, anatomy: Anatomy, keep: Mapping[str, Sequence[int]]) -> None:
+def slice_model(
+    model: nn.Module, anatomy: Anatomy, keep: Mapping[str, Sequence[int]], *, uniform: bool = False
+) -> None:
     """Remove, in place, every unit that `keep` does not list. Sites that `keep` does not name stay whole.
 
-    The anatomy describes the model before slicing; dissect it again afterwards.
+    `uniform` says that sites of one entry of the config keep as many units: what their inputs are made from is then
+    sliced, in place of the inputs. The anatomy describes the model before slicing; dissect it again afterwards.
     """
     for name, indices in keep.items():
         site = anatomy[name]
         if any(not 0 <= index < site.units for index in indices):
             raise ValueError(f"{name}: a kept index is not among the {site.units} units")
         if len(indices) < site.units or site.rank:
-            _slice_site(model, site, list(indices))
+            _slice_site(model, site, list(indices), uniform and bool(site.config))
     if any(
         anatomy[name].kind == CHANNELS and len(indices) < anatomy[name].units
         for name, indices in keep.items()
@@ -53,7 +57,7 @@ def slice_model(model: nn.Module, anatomy: Anatomy, keep: Mapping[str, Sequence[
         update_feature_info(model)
 
 
-def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
+def _slice_site(model: nn.Module, site: Site, units: list[int], uniform: bool) -> None:
     chosen = torch.as_tensor(units, dtype=torch.long)
     features, made = kept_features(site, chosen), kept_made(site, chosen)
     for producer in site.producers:
@@ -71,6 +75,9 @@ def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
         owner, _, attribute = path.rpartition(".")
         setattr(model.get_submodule(owner), attribute, sizes[kind])
     for unit_input in site.unit_inputs:
+        if uniform:
+            _slice_table(model, unit_input.table, chosen)
+            continue
         options = {name: getattr(unit_input, name) for name in ("argument", "axis", "returned", "maker")}
         select_unit_input(model.get_submodule(unit_input.module), units=units, **options)
     for path, axis in site.tensors.items():
@@ -83,6 +90,17 @@ def _slice_site(model: nn.Module, site: Site, units: list[int]) -> None:
         _bypass(model, site, site.bypass)
     elif site.kind == HEADS:
         attention_without_heads.attend_without_heads(model.get_submodule(_around(site)))
+
+
+def _slice_table(model: nn.Module, path: str, units: Tensor) -> None:
+    """The units' slices of what a block's input is made from; another block may have it."""
+    owner, _, name = path.rpartition(".")
+    if not owner or not has_path(model, path):
+        return
+    module = model.get_submodule(owner)
+    select_slices(module, name, -1, units)
+    if isinstance(module, nn.Embedding):
+        module.embedding_dim = len(units)
 
 
 def rows_of(site: Site, producer: Producer, units: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from optin_cli.measure.comparison import compare
 from optin_cli.measure.evaluate import evaluate
 from optin_cli.measure.inputs import check_setting, default_size
 from optin_cli.measure.latency import bench, device_name
+from optin_cli.pruning.model_card import add_results
 from optin_cli.scoring.plan import Plan
 from optin_cli.selection.settings import Request
 from optin_cli.trials.settings import Measuring
@@ -50,6 +51,8 @@ class Recipe:
     at_most: bool = True
     """Fewer examples than `compensation` asks for will do."""
     variant: str = ""
+    uniform: bool = False
+    """All layers get the same size. Such points are timed, too: they are models that one may take."""
     suffix: str = ""
     """Of the names of its points: the variant and the seed."""
 
@@ -75,6 +78,7 @@ class Trials:
         `on_progress` gets shares of one. Raises what `pipeline.prune`, `evaluate` and `bench` raise.
         """
         name = point_name(request, recipe.suffix)
+        request = dataclasses.replace(request, uniform=request.uniform or recipe.uniform)
         pruned = pipeline.prune(
             recipe.plan,
             request,
@@ -111,7 +115,7 @@ class Trials:
     def _measured(self, point: Point, recipe: Recipe, on_progress: Progress) -> Point:
         """The point with what is not measured yet, or was measured in another way."""
         evaluated_on = self._evaluated_on()
-        timed = self._timed() if self.measuring.bench and not recipe.variant else None
+        timed = self._timed() if self.measuring.bench and (recipe.uniform or not recipe.variant) else None
         missing_quality = point.evaluation.get("data") != evaluated_on
         missing_speed = timed is not None and point.timed != timed
         if not (missing_quality or missing_speed):
@@ -128,6 +132,7 @@ class Trials:
             on_progress(0.85, 1, f"timing {point.name}")
             point = dataclasses.replace(point, timings=self._bench(small), timed=timed)
             write_point(self.folder, point)
+        add_results(self.folder / point.name, point.evaluation, point.timings)
         return point
 
     def _warn_once(self, text: str) -> None:

@@ -16,6 +16,7 @@ from optin_cli.artefacts.files import atomic_dir
 from optin_cli.artefacts.point import Point
 from optin_cli.artefacts.pruned import FILE_NAME
 from optin_cli.errors import BudgetError, GateError, UsageError, param
+from optin_cli.pruning.model_card import keep_edited
 from optin_cli.selection.settings import Request
 from optin_cli.trials.pick import Promise, pick
 from optin_cli.trials.run import Progress, Recipe, Trials
@@ -99,4 +100,5 @@ def copy_model(point: Path, output: Path, *, force: bool = False) -> bool:
         )
     with atomic_dir(output) as folder:
         shutil.copytree(point, folder, dirs_exist_ok=True)
+        keep_edited(folder, output)
     return True

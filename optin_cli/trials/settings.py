@@ -8,8 +8,8 @@ from optin_cli.data.sources import DataSpec
 from optin_cli.errors import UsageError, param
 from optin_cli.sizes import check_numbers
 
-RANDOM, UNCOMPENSATED = "random", "uncompensated"
-VARIANTS = (RANDOM, UNCOMPENSATED)
+RANDOM, UNCOMPENSATED, UNIFORM = "random", "uncompensated", "uniform"
+VARIANTS = (RANDOM, UNCOMPENSATED, UNIFORM)
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,6 @@ class Measuring:
 def check_variants(variants: tuple[str, ...], seeds: int) -> None:
     """Raise `UsageError` for variants that there are not, and for no seed at all."""
     if odd := [name for name in variants if name not in VARIANTS]:
-        raise UsageError(param("variant", odd[0]), f"use {' or '.join(VARIANTS)}")
+        raise UsageError(param("variant", odd[0]), f"use {', '.join(VARIANTS)}")
     if seeds < 1:
         raise UsageError(f"{param('seeds', seeds)}: at least 1 is needed")

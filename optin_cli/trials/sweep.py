@@ -14,7 +14,7 @@ from optin_cli.scoring.plan import Plan
 from optin_cli.scoring.settings import ScoreSettings
 from optin_cli.selection.settings import Request
 from optin_cli.trials.run import Progress, Recipe, Trials, point_name
-from optin_cli.trials.settings import RANDOM, UNCOMPENSATED, check_variants
+from optin_cli.trials.settings import RANDOM, UNCOMPENSATED, UNIFORM, check_variants
 
 Planner = Callable[[ScoreSettings], Plan]
 """Opens the calibration data for settings that differ in seed or method."""
@@ -54,6 +54,8 @@ class Series:
         named = replace(first, variant=variant, suffix=f"-{variant}")
         if variant == UNCOMPENSATED:
             return replace(named, compensation=Compensation(method=NONE))
+        if variant == UNIFORM:
+            return replace(named, uniform=True)
         assert variant == RANDOM
         settings = self.settings
         drawn = planner(

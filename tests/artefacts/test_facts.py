@@ -41,7 +41,10 @@ def check(facts: dict, kind: type, where: str = "") -> None:
     for name, value in facts.items():
         hint = get_args(hints[name])[0] if name in optional else hints[name]
         inner = [one for one in (hint, *get_args(hint)) if is_typeddict(one)]
-        if inner and value is not None:
+        if inner and get_origin(hint) is dict:
+            for key, one in value.items():
+                check(one, inner[0], f"{where}.{name}.{key}")
+        elif inner and value is not None:
             check(value, inner[0], f"{where}.{name}")
         else:
             assert fits(value, hint), f"{where}.{name} is {value!r}, not {hint}"

@@ -218,7 +218,7 @@ def test_a_damaged_point_is_told(swept, tmp_path):
     ("options", "says"),
     [
         (["--flops", "0.5,0.5"], "twice"),
-        (["--flops", "0.5", "--variant", "int9"], "use random or uncompensated"),
+        (["--flops", "0.5", "--variant", "int9"], "use random, uncompensated, uniform"),
         (["--flops", "0.5", "--seeds", "0"], "--seeds 0"),
         (["--flops", "0.5", "--image-size", "8"], "use --seq-len"),
         (["--flops", "0.5", "--bench-batch-size", "0"], "--bench-batch-size"),

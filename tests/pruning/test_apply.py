@@ -169,8 +169,9 @@ def test_a_wrong_slice_is_caught_and_nothing_is_written(tmp_path, monkeypatch):
     mask = select(rank(model, tmp_path), 0.5)
     right = stage.slice_model
 
-    def wrong(module, anatomy, keep):
-        right(module, anatomy, {n: [(i + 1) % mask.units[n] for i in k] for n, k in keep.items()})
+    def wrong(module, anatomy, keep, **options):
+        others = {n: [(i + 1) % mask.units[n] for i in k] for n, k in keep.items()}
+        right(module, anatomy, others, **options)
 
     monkeypatch.setattr(stage, "slice_model", wrong)
     with pytest.raises(OptinError, match="differs from the masked one"):

@@ -1,0 +1,138 @@
+"""What `select --uniform` costs, and what it takes to load a pruned directory with and without optin.
+
+    python benchmarks/uniform.py [--shared ../shared] [--cells benchmarks/uniform] [--models minilm-stsb,..]
+    python benchmarks/uniform.py --load          # seconds and memory of opening MiniLM, dense and pruned
+    python benchmarks/uniform.py --report        # tables from the cells that are there
+
+Cells are those of accuracy.py: the same data, calibration and seed, kept one by one, so that a run that is stopped goes
+on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from accuracy import CASES, Runner
+from cells import Cells, Method
+
+BUDGETS = (0.7, 0.6, 0.5, 0.4)
+MODELS = ("minilm-stsb", "minilm-sst2", "vit-cifar10")
+METHODS = (
+    Method("free", "free", {}, {"feature_weights": "auto"}, "auto", producers=True),
+    Method("uniform", "uniform", {}, {"feature_weights": "auto", "uniform": True}, "auto", producers=True),
+)
+SEED = 0
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Every budget with layers of any size and with layers of one, side by side."""
+    shared = options.shared.resolve()
+    with tempfile.TemporaryDirectory() as temporary:
+        for case in (case for case in CASES if case.name in options.models.split(",")):
+            runner = None
+            for budget in BUDGETS:
+                for method in METHODS:
+                    cells, key = Cells(options.cells, case), f"{method.name}/{budget}/{SEED}"
+                    if key in cells.found:
+                        continue
+                    runner = runner or Runner(case, shared, Path(temporary))
+                    cells.put(key, runner.run(method, budget, SEED))
+                    print(
+                        f"{case.name}/{key}: {cells.found[key]['metrics'][case.metric]:.2f}", file=sys.stderr
+                    )
+
+
+def report(folder: Path) -> None:
+    """A table of all models."""
+    print(f"| | {' | '.join(f'{budget:g}' for budget in BUDGETS)} |")
+    print("|---" * (len(BUDGETS) + 1) + "|")
+    for case in (case for case in CASES if case.name in MODELS):
+        cells = Cells(folder, case)
+        if not cells.found:
+            continue
+        dense = next(iter(cells.found.values()))["dense"][case.metric]
+        for method in METHODS:
+            values = [cells.found.get(f"{method.name}/{budget}/{SEED}") for budget in BUDGETS]
+            texts = [f"{cell['metrics'][case.metric]:.2f}" if cell else "" for cell in values]
+            print(f"| {case.title} (dense {dense:.2f}), {method.title} | {' | '.join(texts)} |")
+
+
+OPEN = """
+import json, resource, sys, time
+how, folder = sys.argv[1:]
+import torch, transformers
+transformers.BertModel, transformers.AutoModel
+if how == "optin":
+    import optin_cli
+    optin_cli.load
+    from optin_cli.loading.checkpoint import open_model
+before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+if how == "optin":
+    model = optin_cli.load(folder)
+else:
+    model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=how == "remote code")
+seconds = time.perf_counter() - started
+more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(json.dumps([seconds, more / 1024]))
+"""
+
+
+def loading(repeats: int = 7) -> None:
+    """MiniLM at 0.5: each way in processes of its own, in turn. Imports are not counted."""
+    import optin_cli as optin
+    from optin_cli.loading.sources import resolve
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model = optin.open_model("demo:minilm")
+        ranking = optin.score(model, "builtin:docs", samples=64)
+        for name, uniform in (("free", False), ("uniform", True)):
+            mask = optin.select(ranking, flops=0.5, uniform=uniform)
+            optin.apply(model, mask, output=folder / name, compensate="none")
+        dense = resolve("demo:minilm").folder
+        ways = {
+            "dense, transformers": ("transformers", dense),
+            "0.5, transformers with trust_remote_code": ("remote code", folder / "free"),
+            "0.5, optin.load": ("optin", folder / "free"),
+            "0.5 uniform, transformers": ("transformers", folder / "uniform"),
+            "0.5 uniform, optin.load": ("optin", folder / "uniform"),
+        }
+        found: dict[str, list[list[float]]] = {name: [] for name in ways}
+        for _ in range(repeats):
+            for name, (how, where) in ways.items():
+                done = subprocess.run(
+                    [sys.executable, "-c", OPEN, how, str(where)], capture_output=True, text=True, check=True
+                )
+                found[name].append(json.loads(done.stdout.splitlines()[-1]))
+    print("| | seconds | MiB above the imports |\n|---|---|---|")
+    for name, runs in found.items():
+        seconds, memory = (statistics.median(values) for values in zip(*runs, strict=True))
+        print(f"| {name} | {seconds:.2f} | {memory:.0f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--cells", type=Path, default=Path("benchmarks/uniform"))
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--load", action="store_true")
+    parser.add_argument("--report", action="store_true")
+    options = parser.parse_args()
+    if options.load:
+        loading()
+        return
+    if not options.report:
+        measure(options)
+    report(options.cells)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""Uniform masks become directories that the library's own class opens, without optin and without code of theirs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.families import ALL, CNNS, MORE_FAMILIES
+from helpers.models import copy_of, opened, saved_model, shared_model
+from helpers.pruning import rank
+from helpers.runs import outputs, random_inputs
+
+import optin_cli
+from optin_cli.artefacts.pruned import read_pruned
+from optin_cli.errors import UsageError
+from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.loading.from_module import copy_of as copy_of_model
+from optin_cli.pruning.apply import apply, prune_model
+from optin_cli.selection.select import select
+from optin_cli.selection.settings import Request
+
+UNSIZED = {*CNNS, "segformer", "timm-swiglu", "timm-dinov3", "timm-eva02"}
+"""Families whose config says no size of what is pruned: one a stage, or none at all."""
+HEADS = {
+    "vit", "deit", "beit", "dinov2", "dinov2-swiglu", "dinov2-registers", "t5", "t5-gated", "llama", "qwen2", "qwen3",
+    "mistral", "gemma", "gemma2", "gemma3", "phi",
+}  # fmt: skip
+"""Families whose config says the width of a head beside their number."""
+FEW = {"maskformer-resnet": 0.99}
+"""Budgets of those of which little can be sized."""
+HEADS_ALONE = {"dinov2", "dinov2-swiglu", "dinov2-registers"}
+
+
+def uniform(model: OpenModel, folder: Path, flops: float = 0.8, **options: Any) -> Any:
+    return select(rank(model, folder), Request(flops=flops, uniform=True, **options))
+
+
+def stock(folder: Path) -> torch.nn.Module:
+    """The model in a directory as its library opens it."""
+    config = json.loads((folder / "config.json").read_text())
+    if "architectures" in config:
+        import transformers
+
+        cls = getattr(transformers, config["architectures"][0])
+        return cls.from_pretrained(folder, dtype="auto").eval()
+    import timm
+
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+
+@pytest.mark.parametrize("name", [*ALL, *MORE_FAMILIES])
+def test_the_stock_class_opens_a_uniform_model(name, tmp_path):
+    model = opened(saved_model(name))
+    if name in UNSIZED:
+        with pytest.raises(UsageError, match="says no sizes"):
+            uniform(model, tmp_path)
+        return
+    mask = uniform(model, tmp_path, FEW.get(name, 0.8))
+    sized = {site.kind for site in model.anatomy} - set(mask.objective["free"]["whole"])
+    assert ("heads" in sized) == (name in HEADS) and ("neurons" in sized) == (name not in HEADS_ALONE)
+    assert any(len(mask.keep[s.name]) < s.units for s in model.anatomy)
+    out = tmp_path / "out"
+    apply(model, mask, out)  # compares what is written with the masked model
+
+    config = json.loads((out / "config.json").read_text())
+    assert not list(out.glob("*.py"))
+    assert "auto_map" not in config and "per_layer_config" not in config
+    assert config.get("model_type", "") != "optin"
+    small, theirs = opened(out), stock(out)
+    assert type(theirs) is type(small.module)
+    ours, reference = (outputs(small, one, random_inputs(small)) for one in (small.module, theirs))
+    torch.testing.assert_close(ours, reference, atol=1e-6, rtol=1e-5)
+
+
+def pruned_uniformly(name: str, folder: Path, flops: float = 0.7) -> Path:
+    model = opened(saved_model(name))
+    apply(model, uniform(model, folder, flops), folder / "out")
+    return folder / "out"
+
+
+WITHOUT_OPTIN = """
+import json, sys
+class NoOptin:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "optin_cli":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, NoOptin())
+import torch, transformers
+auto, folder = sys.argv[1:]
+model = getattr(transformers, auto).from_pretrained(folder)
+inputs = torch.load(folder + "/inputs.pt")
+torch.save(model(**inputs)[0], folder + "/outputs.pt")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "auto"),
+    [
+        ("bert", "AutoModelForSequenceClassification"),
+        ("llama", "AutoModelForCausalLM"),
+        ("vit", "AutoModelForImageClassification"),
+    ],
+)
+def test_an_auto_class_opens_it_where_optin_is_not_installed(name, auto, tmp_path):
+    out = pruned_uniformly(name, tmp_path)
+    small = opened(out)
+    inputs = random_inputs(small)
+    torch.save(inputs, out / "inputs.pt")
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_OPTIN, auto, str(out)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            torch.load(out / "outputs.pt"), small.module(**inputs)[0], atol=1e-6, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("name", ["vit", "llama", "timm-vit"])
+def test_a_uniform_model_is_pruned_again_freely_and_the_other_way_round(name, tmp_path):
+    first = opened(pruned_uniformly(name, tmp_path))
+    (tmp_path / "again").mkdir()
+    freely = select(rank(first, tmp_path / "again"), 0.4)
+    dense = {site.name: site.units for site in shared_model(name).anatomy}
+    apply(first, freely, tmp_path / "free")
+    second = opened(tmp_path / "free")
+    assert {site.name: site.units for site in second.anatomy} == {n: len(k) for n, k in freely.keep.items()}
+    assert (tmp_path / "free" / "modeling_optin.py").is_file()
+    assert all(unit < dense[site] for site, kept in second.record.kept.items() for unit in kept)
+
+    (tmp_path / "third").mkdir()
+    ranking = rank(second, tmp_path / "third")
+    if min(site.units for site in second.anatomy):
+        mask = select(ranking, Request(flops=0.35, uniform=True))
+        apply(second, mask, tmp_path / "uniform")
+        assert not (tmp_path / "uniform" / "modeling_optin.py").exists()
+        assert type(stock(tmp_path / "uniform")) is type(second.module)
+
+
+def test_a_model_in_memory_has_the_sizes_in_its_config(tmp_path):
+    from transformers import ViTForImageClassification
+
+    module = ViTForImageClassification.from_pretrained(saved_model("vit"))
+    before = module.config.to_dict()
+    model = optin_cli.open_model(module)
+    mask = uniform(opened(saved_model("vit")), tmp_path)
+    small = prune_model(copy_of_model(opened(saved_model("vit"))), mask)
+    assert small.module.config.num_attention_heads == len(mask.keep["blocks.0.heads"])
+    assert small.module.config.intermediate_size == len(mask.keep["blocks.0.neurons"])
+    assert small.module.config.head_dim == 8
+    assert module.config.to_dict() == before and model.module.config.to_dict() == before
+
+
+def test_what_is_saved_again_stays_stock(tmp_path):
+    out = pruned_uniformly("vit", tmp_path)
+    module = optin_cli.load(out)
+    module.save_pretrained(tmp_path / "again")
+    assert {path.name for path in (tmp_path / "again").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "optin.json",
+    }
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["model_type"] == "vit"
+    assert read_pruned(tmp_path / "again").kept == read_pruned(out).kept
+    small = opened(tmp_path / "again")
+    inputs = random_inputs(small)
+    assert torch.equal(outputs(small, small.module, inputs), outputs(small, module.eval(), inputs))
+
+
+def test_a_class_that_takes_other_shapes_is_refused(tmp_path, monkeypatch):
+    """A config entry that the installed library does not know."""
+    from dataclasses import replace
+
+    from optin_cli.architectures import families
+    from optin_cli.architectures.bert import BERT_SITES
+
+    heads = replace(BERT_SITES[0], config={"num_attention_heads": "heads", "head_dim": "head_width"})
+    family = replace(shared_model("bert").family, sites=(heads, BERT_SITES[1]))
+    monkeypatch.setitem(families._REGISTRY, "bert", family)
+    model = opened(copy_of(saved_model("bert"), tmp_path / "bert"))
+    mask = uniform(model, tmp_path, only="heads")
+    assert len(mask.keep["blocks.0.heads"]) == 2
+    says = r"can't be what the mask leaves: .*output\.dense\.weight is \[32, 16\] and would be \[32, 32\]"
+    with pytest.raises(UsageError, match=says):
+        apply(model, mask, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_heads_are_of_a_number_that_the_config_accepts(tmp_path):
+    """A Llama's hidden size is a multiple of its heads: 6 of 8, in groups of 2, would be refused when it is read."""
+    model = opened(saved_model("llama"))
+    ranking = rank(model, tmp_path)
+    assert ranking.model["config"]["blocks.0.heads"]["counts"] == [1, 2, 4]
+    assert "counts" not in ranking.model["config"]["blocks.0.neurons"]
+    mask = select(ranking, Request(flops=0.9, uniform=True, max_prune=0.3))
+    assert len(mask.keep["blocks.0.heads"]) == 4
+
+
+def test_blocks_that_share_position_biases_keep_the_same_heads(tmp_path):
+    """The first block of a T5's encoder makes the biases of all its blocks, the decoder's those of the decoder."""
+    model = opened(saved_model("t5"))
+    ranking = rank(model, tmp_path)
+    mask = select(ranking, Request(flops=0.6, uniform=True, only="heads"))
+    encoder, decoder = ([f"blocks.{block}.heads" for block in blocks] for blocks in ((0, 1, 2), (3, 4, 5)))
+    for names in (encoder, decoder):
+        scores = sum(next(site.score for site in ranking.sites if site.name == name) for name in names)
+        best = sorted(sorted(range(4), key=lambda unit: -scores[unit])[: len(mask.keep[names[0]])])
+        assert [mask.keep[name] for name in names] == [best] * 3
+    out = tmp_path / "out"
+    apply(model, mask, out)
+    small = stock(out)
+    assert small.config.num_heads == len(mask.keep["blocks.0.heads"])
+    table = small.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+    whole = (
+        opened(saved_model("t5"))
+        .module.encoder.block[0]
+        .layer[0]
+        .SelfAttention.relative_attention_bias.weight
+    )
+    assert torch.equal(table, whole[:, mask.keep["blocks.0.heads"]])
+    with pytest.raises(UsageError, match="share them"):
+        select(ranking, Request(flops=0.6, uniform=True, interactions="layer"))
