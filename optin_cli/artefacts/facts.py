@@ -109,7 +109,7 @@ class DataFacts(TypedDict):
     """Of the split."""
     lengths: NotRequired[LengthFacts | None]
     """Of the texts that were drawn; null for other data."""
-    content: NotRequired[ContentFacts]
+    content: NotRequired[ContentFacts | None]
     stream: NotRequired[bool]
     row_ids: NotRequired[list[int]]
     """The first rows drawn; of a mask."""

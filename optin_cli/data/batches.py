@@ -244,6 +244,11 @@ class Batches:
         """The transformed files of a batch: (images, 3, h, w), (recordings, bins, frames)."""
         return torch.stack([self.stored_example(i) for i in self.ids(index)]).numpy()
 
+    @property
+    def pictured(self) -> bool:
+        """Whether `stored_example` gives images or spectrograms."""
+        return bool(self.examples.columns.stored)
+
     def stored_example(self, example: int) -> Tensor:
         """A transformed file: (3, h, w), (bins, frames). Raises `InputError` for one that can't be used."""
         column, kind = self.examples.columns.stored, kind_of(self.examples.columns)

@@ -110,6 +110,10 @@ class HeldBatches(Batches):
     def __iter__(self) -> Iterator[Batch]:
         return iter(self._batches)
 
+    @property
+    def pictured(self) -> bool:
+        return any(tensor.dim() > 2 for tensor in self._batches[0].inputs.values())
+
     def stored_example(self, example: int) -> Tensor:
         """The first of its inputs that is an image or spectrogram."""
         batch = next(batch for batch in self._batches if example in batch.example_ids)

@@ -26,9 +26,12 @@ UNLIKE_TEXTS, UNLIKE_IMAGES = 0.83, 0.6
 """Below the first, or above the second, samples are said to be unlike: see `likeness` and `distance`."""
 
 
-def content_of(batches: Batches) -> ContentFacts:
-    """What a record keeps of the texts (a histogram of tokens) or of images and recordings (mean features)."""
+def content_of(batches: Batches) -> ContentFacts | None:
+    """What a record keeps of the texts (a histogram of tokens) or of images and recordings (mean features); None for
+    batches of neither."""
     if not _holds_texts(batches):
+        if not batches.pictured:
+            return None
         features = _features(batches)
         deviation = features.std(axis=0, ddof=1) if len(features) > 1 else np.zeros(features.shape[1])
         return {
@@ -52,7 +55,7 @@ def difference(seen: ContentFacts | None, batches: Batches) -> str:
         return ""
     if seen["tokens"] is None:
         found = content_of(batches)
-        if min(seen["examples"], found["examples"]) < LEAST[1]:
+        if found is None or min(seen["examples"], found["examples"]) < LEAST[1]:
             return ""
         apart = distance(seen, found)
         if apart <= UNLIKE_IMAGES:

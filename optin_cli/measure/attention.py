@@ -29,8 +29,10 @@ def attention_backend(model: OpenModel, inputs: Mapping[str, Tensor]) -> str:
     picks for these inputs; `sdpa (math)` where that multiplies matrices one after the other.
 
     Otherwise what transformers calls its backend (`eager`, `flash_attention_2`), and '' for a model without heads.
-    One forward is run.
+    One forward is run. '' also of an exported file: its runtime does not say.
     """
+    if model.runtime is not None:
+        return ""
     with torch.no_grad(), _Calls() as calls, _Kernels() as kernels:
         model.run(inputs)
     if calls.seen:

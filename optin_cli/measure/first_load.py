@@ -14,9 +14,9 @@ def first_forward(model: OpenModel, batch_size: int, size: int) -> tuple[float |
     """(milliseconds of opening the model once more from its files, of that copy's first forward after it).
 
     The libraries are imported and the files as a rule in the system's cache. (None, None) for a model without files,
-    such as one that is in memory alone.
+    such as one that is in memory alone, and for exported files.
     """
-    if not model.source.weight_files():
+    if model.runtime is not None or not model.source.weight_files():
         return None, None
     begin = time.perf_counter()
     again = open_model(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from optin_cli.errors import UsageError, param
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.measure.inputs import check_setting, default_size, draw
 from optin_cli.measure.latency import Progress
@@ -61,10 +62,16 @@ def profile(
     """Time the layers of each site while whole forwards run, models in turn, by clocks around modules.
 
     At least `repeats` rounds and until `seconds` are spent. The clocks cost a few microseconds each, so the parts are
-    scaled to the time of forwards without them. Raises `UsageError` for a setting that a model can't run.
+    scaled to the time of forwards without them. Raises `UsageError` for a setting that a model can't run, and for an
+    exported file.
     """
     size = size or default_size(models[0])
     for model in models:
+        if model.runtime is not None:
+            raise UsageError(
+                f"{model.spec} is an exported file, which can't be looked into",
+                f"leave {param('profile')} out",
+            )
         check_setting(model, batch_size, size)
     inputs = [draw(model, batch_size, size, seed) for model in models]
     calls = [lambda m=model, given=given: m.run(given) for model, given in zip(models, inputs, strict=True)]

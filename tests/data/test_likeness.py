@@ -103,3 +103,16 @@ def test_images_of_one_kind_are_alike_and_darker_or_smoother_ones_are_not():
 
 def test_texts_and_images_are_not_compared():
     assert likeness.difference(likeness.content_of(images(32, 0)), drawn(prose.paragraphs(), 100, 0)) == ""
+
+
+def test_batches_of_images_that_the_caller_made_are_compared():
+    import torch
+
+    pixels = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    batches = [open_batches(as_data([{"pixel_values": some}]), shared_model("vit"), None, 32, 0) for some in
+               (pixels, pixels.flip(0), pixels / 8)]  # fmt: skip
+    seen = likeness.content_of(batches[0])
+    assert seen["tokens"] is None and len(seen["mean"]) == 9
+    assert seen["mean"][0] == pytest.approx(float(pixels[:, 0].mean()), abs=1e-5)
+    assert likeness.difference(seen, batches[1]) == ""
+    assert "unlike" in likeness.difference(seen, batches[2])

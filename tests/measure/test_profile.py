@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -10,8 +11,10 @@ from helpers.cli import run
 from helpers.families import ALL
 from helpers.models import saved_model, shared_model
 
+from optin_cli.errors import UsageError
 from optin_cli.measure import profile as profiling
 from optin_cli.measure.attention import attention_backend
+from optin_cli.measure.first_load import first_forward
 from optin_cli.measure.inputs import default_size, dummy_inputs
 from optin_cli.measure.latency import bench
 from optin_cli.measure.profile import profile, regions
@@ -77,6 +80,14 @@ def test_a_profile_on_the_command_line():
     assert {site["kind"] for site in found["sites"]} == {"heads", "neurons"}
     refused = run("bench", model, "--profile", "--compile", code=2)
     assert "--profile looks into models as they are" in refused.stderr
+
+
+def test_an_exported_file_is_not_looked_into():
+    exported = dataclasses.replace(shared_model("bert"), runtime=object())
+    with pytest.raises(UsageError, match="exported file"):
+        profile([exported], 1, 8, repeats=1, seconds=0.0)
+    assert attention_backend(exported, dummy_inputs(exported, 1, 8)) == ""
+    assert first_forward(exported, 1, 8) == (None, None)
 
 
 # ---- the attention backend ----
