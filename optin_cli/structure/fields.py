@@ -151,7 +151,7 @@ class Record:
     def read(self, value: Any) -> Any:
         if isinstance(value, str):
             value = {self.short: value}
-        return from_plain(self.cls, value) if value else None
+        return None if value is None else from_plain(self.cls, value)
 
     def shorten(self, value: Any) -> Any:
         short = None if value is None else shortened(value)

@@ -107,7 +107,8 @@ def rows_of(site: Site, producer: Producer, units: Tensor) -> Tensor:
     """Rows of a producer that belong to `units` and stay, as they lie in it."""
     parts = [part_rows(site, producer, part, units) for part in range(producer.parts)]
     if producer.by_unit:  # (units, rows) of each part
-        return torch.cat([rows.unflatten(0, (len(units), -1)) for rows in parts], dim=1).reshape(-1)
+        each = [rows.reshape(len(units), len(rows) // max(1, len(units))) for rows in parts]
+        return torch.cat(each, dim=1).reshape(-1)
     return torch.cat(parts)
 
 

@@ -48,12 +48,12 @@ def start(target):
         os._exit(getattr(error, "exit_code", 1))
     os._exit(0)
 
-def state():
+def state(read=True):
     """Every file there is can be read; how many parts are done."""
-    if output.exists():
-        read_ranking(output)
     parts = list((folder / ".r.h5.partial").glob("*.npz"))
-    for part in parts:
+    if read and output.exists():
+        read_ranking(output)
+    for part in parts if read else []:
         with np.load(part) as arrays:
             for name in arrays:
                 arrays[name]
@@ -64,9 +64,14 @@ assert os.waitpid(start(folder / "whole.h5"), 0)[1] == 0
 length = time.monotonic() - begun
 parts, killed = [], 0
 for kill in range(4):
-    pid = start(output)
-    # a run that goes on has less to do: later kills come sooner
-    time.sleep(random.uniform(0.2, 0.9) * length * (0.3 if kill else 0.5))
+    before, pid = state(), start(output)
+    if kill % 2:
+        # a run that goes on has less to do: later kills come sooner
+        time.sleep(random.uniform(0.2, 0.9) * length * 0.3)
+    else:  # whatever else the machine does, some kills fall between two parts
+        while state(read=False) <= before and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.05) * length)
     os.kill(pid, signal.SIGKILL)
     killed += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
     parts.append(state())
