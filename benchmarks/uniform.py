@@ -83,7 +83,7 @@ print(json.dumps([seconds, more / 1024]))
 """
 
 
-def loading(repeats: int = 7) -> None:
+def loading(repeats: int) -> None:
     """MiniLM at 0.5: each way in processes of its own, in turn. Imports are not counted."""
     import optin_cli as optin
     from optin_cli.loading.sources import resolve
@@ -124,10 +124,11 @@ def main() -> None:
     parser.add_argument("--cells", type=Path, default=Path("benchmarks/uniform"))
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--load", action="store_true")
+    parser.add_argument("--repeats", type=int, default=7, help="of --load")
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     if options.load:
-        loading()
+        loading(options.repeats)
         return
     if not options.report:
         measure(options)
