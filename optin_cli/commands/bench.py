@@ -128,11 +128,9 @@ def bench(
     to_knee = timing.batch_size == KNEE
     _check(timing, table, csv)
     opened = opening.open_measured(model)
-    if opened.runtime is not None and (
-        table is not None or timing.new_tokens is not None or timing.profile or timing.first_load
-    ):
+    if opened.runtime is not None and (table is not None or timing.new_tokens is not None):
         raise UsageError(
-            f"{model} is an exported file: --table, --new-tokens, --profile and --first-load are for models in torch",
+            f"{model} is an exported file: --table and --new-tokens are about models in torch",
             "leave them out, or give the model that it was exported from",
         )
     images = opened.family.modality == "image"

@@ -117,11 +117,6 @@ def bench(
     if len({model.family.modality for model in models}) > 1:
         raise UsageError("models of texts, images and recordings can't be timed on the same inputs")
     execution.check(models)
-    if first_load and any(model.runtime for model in models):
-        raise UsageError(
-            "the first load is that of a model in torch",
-            f"leave {param('first_load')} out for exported files",
-        )
     sizes = list(sizes or [default_size(models[0])])
     settings = [Setting(batch_size, size) for size in sizes for batch_size in batch_sizes]
     for setting in settings:
@@ -131,9 +126,7 @@ def bench(
         first_forward(model, batch_sizes[0], sizes[0]) if first_load else (None, None) for model in models
     ]
     macs = {size: [count_macs(model, draw(model, 1, size, seed)) for model in models] for size in sizes}
-    backends = [
-        "" if model.runtime else attention_backend(model, draw(model, 1, sizes[0], seed)) for model in models
-    ]
+    backends = [attention_backend(model, draw(model, 1, sizes[0], seed)) for model in models]
     timings: list[Timing] = []
     for done, setting in enumerate(settings):
         if on_progress:
