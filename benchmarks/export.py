@@ -6,7 +6,7 @@
 
 WORK keeps pruned models and exported files. Cells go into a JSON file for each model one by one, so a run that is
 stopped goes on where it was: one for the quality of each file, one for the latency of all of them at a batch size and
-length, timed interleaved. --mpnet is a directory of all-mpnet-base-v2. OpenVINO's int8 is measured where nncf is.
+length, timed interleaved. --mpnet is a directory of all-mpnet-base-v2. OpenVINO is measured where it is installed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "onnxruntime int8": {"to": "onnx", "int8": True},
     "onnxruntime int8, no layer in float": {"to": "onnx", "int8": True, "max_error": 100.0},
     "openvino float32": {"to": "openvino"},
-    "openvino int8": {"to": "openvino", "int8": True},
 }
 """Name of a file -> the options of its export."""
 SIDES = ("dense", "pruned")
@@ -57,12 +56,8 @@ SIDES = ("dense", "pruned")
 
 def variants() -> dict[str, dict[str, Any]]:
     """Those that are possible here."""
-    there = {name: importlib.util.find_spec(name) is not None for name in ("openvino", "nncf")}
-    return {
-        name: options
-        for name, options in VARIANTS.items()
-        if options["to"] != "openvino" or (there["openvino"] and (there["nncf"] or "int8" not in options))
-    }
+    there = importlib.util.find_spec("openvino") is not None
+    return {name: options for name, options in VARIANTS.items() if there or options["to"] != "openvino"}
 
 
 class Run:

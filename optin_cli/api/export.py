@@ -6,9 +6,9 @@ from pathlib import Path
 
 from optin_cli.api.models import Data, Model, Progress, open_model, silent
 from optin_cli.data.opening import as_data
+from optin_cli.runtimes.checks import open_checks
 from optin_cli.runtimes.export import Exported, ExportSettings
 from optin_cli.runtimes.export import export as write
-from optin_cli.runtimes.verify import open_checks
 
 
 def export(
@@ -33,8 +33,8 @@ def export(
         model: see `open_model`; in float32.
         output: a file that ends in `.onnx`, `.xml` (OpenVINO) or `.pt2`; or a directory in the layout of optimum and
             sentence-transformers, to which further files of the same model are added.
-        data: see `score`: what the file is compared on, and int8 chosen by. By default Python's docstrings for models
-            of text, and noise for others.
+        data: see `score`: what the file is compared on, and int8 chosen by. By default `builtin:prose` for models of
+            text, and noise for others.
         to: `onnx`, `openvino` or `torch` (torch.export).
         fp16: weights and activations in float16; inputs and outputs stay float32.
         int8: products in int8, weights for each channel. Layers stay in float32 until outputs move by `max_error`.

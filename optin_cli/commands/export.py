@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_type_hints
 
 import typer
 
@@ -12,6 +12,7 @@ from optin_cli import console
 from optin_cli.artefacts.files import check_writable
 from optin_cli.commands import options
 from optin_cli.commands.groups import Group, everyday
+from optin_cli.commands.outputs import ExportOutput
 from optin_cli.errors import OutputDiffers
 from optin_cli.runtimes.settings import INT8, ExportSettings
 
@@ -57,7 +58,7 @@ def export(
       optin bench m-60-onnx/onnx/model.onnx --baseline demo:minilm
     """
     from optin_cli.runtimes import export as stage
-    from optin_cli.runtimes.verify import open_checks
+    from optin_cli.runtimes.checks import open_checks
 
     target = stage.target_of(settings)
     check_writable(output, "file" if stage.is_file(output, target) else "folder")
@@ -80,7 +81,8 @@ def export(
     if not writing.quiet:
         _show(made)
     if writing.json:
-        console.emit_json({"file": str(made.path), "bytes": made.bytes, "reused": made.reused, **made.facts})
+        known = {"file": str(made.path), "bytes": made.bytes, "reused": made.reused, **made.facts}
+        console.emit_json({name: known.get(name) for name in get_type_hints(ExportOutput)})
     else:
         console.data(str(made.path))
 

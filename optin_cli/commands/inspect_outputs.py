@@ -98,6 +98,7 @@ OUTPUTS: dict[str, tuple[type, ...]] = {
     "apply": (outputs.ApplyOutput,),
     "bench": (outputs.BenchOutput, outputs.GenerationOutput, outputs.ProfileOutput, outputs.TableOutput),
     "eval": (outputs.EvalOutput,),
+    "export": (outputs.ExportOutput,),
     "sweep": (outputs.SweepOutput,),
     "pick": (outputs.PickOutput,),
     "report": (outputs.ReportOutput,),

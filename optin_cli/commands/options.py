@@ -187,7 +187,7 @@ ComparedData = Annotated[
         changes={
             "spec": {
                 "default": None,
-                "help": "Examples to compare on, and to choose by what stays in float (default: builtin:docs; noise).",
+                "help": "Examples to compare on, and to choose by what stays in float (default: builtin:prose; noise).",
             },
             "split": {"default": None, "help": "Split of the data (default: train)."},
         },

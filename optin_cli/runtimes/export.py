@@ -16,6 +16,7 @@ import torch
 
 from optin_cli.architectures.families import family_to_dict
 from optin_cli.artefacts import temporary
+from optin_cli.artefacts.changes import Change, changes, explain, explain_new
 from optin_cli.artefacts.exported import (
     FILE_NAME,
     ExportedFile,
@@ -29,6 +30,7 @@ from optin_cli.artefacts.files import atomic_dir, check_no_folder, check_space, 
 from optin_cli.artefacts.files import check_output as make_parent
 from optin_cli.errors import OutputDiffers, UsageError, param
 from optin_cli.loading.checkpoint import OpenModel, save_companions, save_config
+from optin_cli.runtimes.checks import Checks
 from optin_cli.runtimes.program import Traced, trace
 from optin_cli.runtimes.registry import BY_SUFFIX, TARGETS
 from optin_cli.runtimes.settings import ONNX, ExportSettings
@@ -39,7 +41,7 @@ from optin_cli.runtimes.targets import (
     parts_of,
     runtime_name,
 )
-from optin_cli.runtimes.verify import Checks, agreement, deviation, expected
+from optin_cli.runtimes.verify import agreement, deviation, expected
 
 Progress = Callable[[float, float, str], None]
 """Called with (steps done, all steps, what is being done)."""
@@ -82,7 +84,9 @@ def export(
     if record is not None and not force:
         facts = record.files.get(str(file.relative_to(file.parent if single else output)))
         if facts is not None and file.is_file():
-            if _as_asked(facts, settings):
+            differing = changes(facts, _asked(facts, settings))
+            explain(file, differing, ("model", *_asked(facts, settings)))
+            if not differing:
                 return Exported(file, facts, _bytes(file), reused=True)
             raise OutputDiffers(
                 f"{file} exists, exported with other settings",
@@ -124,7 +128,7 @@ def target_of(settings: ExportSettings) -> Target:
         raise UsageError(f"{param('opset')} is about ONNX", f"leave {param('opset')} out")
     if settings.max_error < 0:
         raise UsageError(f"{param('max_error', settings.max_error)} is negative")
-    check_installed(target, settings.precision)
+    check_installed(target)
     return target
 
 
@@ -146,6 +150,7 @@ def check_output(output: Path, single: bool, model: OpenModel, force: bool) -> E
     """The record of what was exported to `output` before. Raises `UsageError` for anything else that is there."""
     check_writable(output, "file" if single else "folder")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        explain_new(output)
         return None
     there = record_beside(output) if single else output / FILE_NAME
     if model.source.folder is not None and output.resolve() == model.source.folder.resolve():
@@ -159,6 +164,7 @@ def check_output(output: Path, single: bool, model: OpenModel, force: bool) -> E
         )
     record = read_export(there)
     if record.model["digest"] != model.digest and not force:
+        explain(output, [Change("model", record.model["digest"], model.digest)], ())
         raise OutputDiffers(
             f"{output} exists, exported from another model ({record.model['id']})",
             f"choose another name, or {param('force', True)} to replace it",
@@ -166,9 +172,10 @@ def check_output(output: Path, single: bool, model: OpenModel, force: bool) -> E
     return record
 
 
-def _as_asked(facts: ExportedFile, settings: ExportSettings) -> bool:
-    wanted = {"precision": settings.precision, "max_error": settings.max_error, "opset": settings.opset}
-    return all(facts.get(name, value) == value for name, value in wanted.items() if value is not None)
+def _asked(facts: ExportedFile, settings: ExportSettings) -> dict[str, Any]:
+    """What a file is asked to be, of that which such a file records and which was asked for."""
+    asked = {"precision": settings.precision, "max_error": settings.max_error, "opset": settings.opset}
+    return {name: value for name, value in asked.items() if name in facts and value is not None}
 
 
 def _write(

@@ -94,7 +94,7 @@ def check_worthwhile(model: OpenModel, layers: Sequence[Layer]) -> None:
     convolved = sum(p.weight.numel() for p in body.modules() if isinstance(p, nn.Conv1d | nn.Conv2d))
     if sum(layer.weights for layer in layers) < convolved:
         raise InputError(
-            f"most weights of {model.spec} are in convolutions, which onnxruntime's dynamic int8 makes slower",
+            f"most weights of {model.spec} are in convolutions, and dynamic int8 is for products",
             "export it in float32 or float16",
         )
 

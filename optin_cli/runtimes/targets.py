@@ -12,17 +12,14 @@ from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from optin_cli.errors import UsageError
 from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.runtimes.checks import Checks
 from optin_cli.runtimes.program import SINGLE, Traced
-from optin_cli.runtimes.settings import FLOAT32, INT8
-
-if TYPE_CHECKING:
-    from optin_cli.runtimes.verify import Checks
 
 Session = Callable[[Mapping[str, Tensor]], list[Tensor]]
 """Runs a file: inputs by name -> the outputs in order, float32."""
@@ -39,8 +36,6 @@ class Target(Protocol):
     """The extra of optin that installs its packages; empty where torch does it."""
     packages: Sequence[str]
     """The last one runs the files."""
-    int8_packages: Sequence[str]
-    """Those that int8 needs besides."""
     files: Mapping[str, str]
     """Precision -> the path of its file in a directory, where libraries look for it."""
 
@@ -60,8 +55,8 @@ class Target(Protocol):
         max_error: float,
         opset: int | None,
     ) -> dict[str, Any]:
-        """The same in int8, with layers in float32 as far as `max_error` asks for it."""
-        ...
+        """The same in int8, with layers in float32 as far as `max_error` asks for it. Only where `files` has a name."""
+        raise NotImplementedError(f"{self.name} has no int8")
 
     def load(self, path: Path, outputs: Sequence[str]) -> Session:
         """Open a file, to run on the CPU with as many threads as torch."""
@@ -105,9 +100,9 @@ def parts_of(path: Path) -> list[Path]:
     return [path, *(part for part in beside if part.is_file())]
 
 
-def check_installed(target: Target, precision: str = FLOAT32) -> None:
+def check_installed(target: Target) -> None:
     """Raise `UsageError` where a package of a runtime is missing, naming the extra."""
-    for package in (*target.packages, *(target.int8_packages if precision == INT8 else ())):
+    for package in target.packages:
         need(package, target.extra)
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from optin_cli.errors import InputError, UsageError, first_line, param
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.runtimes import quantise
+from optin_cli.runtimes.checks import Checks
 from optin_cli.runtimes.program import Traced, origin
 from optin_cli.runtimes.settings import FLOAT16, FLOAT32, INT8, ONNX
 from optin_cli.runtimes.targets import Session, Target, need, parts_of, quiet
-from optin_cli.runtimes.verify import Checks
 
 _OLDEST, _NEWEST = 18, 23
 """Opsets that torch's exporter writes."""
@@ -24,7 +24,6 @@ _OLDEST, _NEWEST = 18, 23
 class OnnxTarget(Target):
     name, suffix, extra = ONNX, ".onnx", "onnx"
     packages = ("onnx", "onnxscript", "onnxruntime")
-    int8_packages = ()
     files = {  # noqa: RUF012 - the names that optimum and sentence-transformers look for
         FLOAT32: "onnx/model.onnx",
         FLOAT16: "onnx/model_fp16.onnx",

@@ -10,21 +10,17 @@ import torch
 from torch import Tensor
 
 from optin_cli.errors import InputError, first_line, param
-from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.runtimes.program import Traced
-from optin_cli.runtimes.settings import FLOAT16, FLOAT32, INT8, OPENVINO
-from optin_cli.runtimes.targets import Session, Target, need, quiet
-from optin_cli.runtimes.verify import Checks
+from optin_cli.runtimes.settings import FLOAT16, FLOAT32, OPENVINO
+from optin_cli.runtimes.targets import Session, Target, need
 
 
 class OpenVinoTarget(Target):
     name, suffix, extra = OPENVINO, ".xml", "openvino"
     packages = ("openvino",)
-    int8_packages = ("nncf",)
     files = {  # noqa: RUF012 - the names that optimum and sentence-transformers look for
         FLOAT32: "openvino/openvino_model.xml",
         FLOAT16: "openvino/openvino_model_fp16.xml",
-        INT8: "openvino/openvino_model_qint8_quantized.xml",
     }
 
     def write(self, traced: Traced, path: Path, opset: int | None) -> dict[str, Any]:
@@ -32,25 +28,6 @@ class OpenVinoTarget(Target):
         openvino.save_model(
             self._converted(traced), path, compress_to_fp16=traced.module.dtype == torch.float16
         )
-        return {}
-
-    def write_int8(
-        self,
-        model: OpenModel,
-        traced: Traced,
-        path: Path,
-        checks: Checks,
-        max_error: float,
-        opset: int | None,
-    ) -> dict[str, Any]:
-        openvino, nncf = need("openvino", self.extra), need("nncf", self.extra)
-        batches = [{name: value.cpu().numpy() for name, value in one.items()} for one in checks.calibration]
-        with quiet():
-            found = nncf.quantize(
-                self._converted(traced), nncf.Dataset(batches), model_type=nncf.ModelType.TRANSFORMER,
-                subset_size=len(batches),
-            )  # fmt: skip
-        openvino.save_model(found, path, compress_to_fp16=False)
         return {}
 
     def _converted(self, traced: Traced) -> Any:

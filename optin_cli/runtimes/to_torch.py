@@ -17,15 +17,12 @@ from optin_cli.runtimes.targets import Session, Target
 
 class TorchTarget(Target):
     name, suffix, extra = TORCH, ".pt2", ""
-    packages = int8_packages = ()
+    packages = ()
     files = {FLOAT32: "torch/model.pt2", FLOAT16: "torch/model_fp16.pt2"}  # noqa: RUF012
 
     def write(self, traced: Traced, path: Path, opset: int | None) -> dict[str, Any]:
         torch.export.save(traced.program, path)
         return {}
-
-    def write_int8(self, *_: Any, **__: Any) -> dict[str, Any]:
-        raise NotImplementedError("torch.export has no int8")  # `files` has no name for it
 
     def load(self, path: Path, outputs: Sequence[str]) -> Session:
         try:

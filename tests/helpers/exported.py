@@ -12,8 +12,8 @@ from helpers.models import new_folder, saved_model
 from helpers.pruning import sliced_copy
 from helpers.runs import random_inputs
 from optin_cli.loading.checkpoint import OpenModel, open_model
+from optin_cli.runtimes.checks import Checks
 from optin_cli.runtimes.export import Exported, ExportSettings, export
-from optin_cli.runtimes.verify import Checks
 
 
 def emptied(name: str, head: str = "classifier") -> Path:

@@ -15,6 +15,7 @@ from torch import nn
 from optin_cli.artefacts.exported import FILE_NAME, read_export, record_beside
 from optin_cli.errors import ArtefactError, InputError, OptinError, OutputDiffers, UsageError
 from optin_cli.runtimes import export as stage
+from optin_cli.runtimes.checks import open_checks
 from optin_cli.runtimes.export import ExportSettings, export
 from optin_cli.runtimes.opening import is_exported, open_exported
 from optin_cli.runtimes.program import outputs_read, trace
@@ -232,7 +233,7 @@ def test_what_can_not_be_traced_is_named_with_its_module(tmp_path):
     [
         (ExportSettings("tflite"), "m", "unknown runtime 'tflite'"),
         (ExportSettings("onnx", fp16=True, int8=True), "m", "two precisions"),
-        (ExportSettings("torch", int8=True), "m", "is for onnx, openvino"),
+        (ExportSettings("torch", int8=True), "m", "is for onnx"),
         (ExportSettings("torch", opset=18), "m", "is about ONNX"),
         (ExportSettings("onnx", max_error=-1.0), "m", "negative"),
         (ExportSettings("torch"), "m.onnx", "is a name for onnx"),
@@ -262,6 +263,18 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, tmp_path, to, pa
     model = opened(saved_model("bert"))
     with pytest.raises(UsageError, match=rf"{package} is not installed\n  pip install 'optin\[{to}\]'"):
         export(model, ExportSettings(to), tmp_path / "m", lambda _: pytest.fail("refused before"))
+
+
+def test_without_data_a_model_of_questions_is_checked_on_noise():
+    """General English has no questions."""
+    model = opened(saved_model("bert", "reader"))
+    checks = open_checks(model, None)
+    assert (checks.where, checks.data) == ("noise", None)
+    assert {"input_ids", "attention_mask"} <= set(checks.batches[0])
+    text = open_checks(opened(saved_model("bert")), None)
+    assert text.where == "builtin:prose"
+    (rows, longer), (fewer, shorter) = text.shapes
+    assert rows > fewer >= 2 and longer > shorter >= 2
 
 
 def test_outputs_are_those_that_the_task_reads():

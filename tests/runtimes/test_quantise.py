@@ -13,11 +13,11 @@ from torch import nn
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
 from optin_cli.runtimes import quantise
+from optin_cli.runtimes.checks import Checks, open_checks
 from optin_cli.runtimes.export import ExportSettings, export
 from optin_cli.runtimes.opening import open_exported
 from optin_cli.runtimes.program import trace
 from optin_cli.runtimes.registry import TARGETS
-from optin_cli.runtimes.verify import Checks, open_checks
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")
