@@ -73,8 +73,8 @@ class MaskFacts(TypedDict):
     budget: Asked
     reached: Reached
     objective: Objective
-    kept: dict[str, int]
-    """Site -> units kept."""
+    kept: dict[str, str]
+    """Site -> `kept/units`."""
     merges: list[int]
     """Tokens merged behind each block; empty: none."""
     ranks: dict[str, int]
@@ -360,7 +360,7 @@ class FamiliesOutput(TypedDict):
 
 class TracedSite(TypedDict):
     name: str
-    blocks: list[str]
+    blocks: list[int]
     units: list[list[int]]
     """[units, width] of each kind of block."""
     params: float
