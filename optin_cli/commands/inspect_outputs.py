@@ -96,6 +96,7 @@ OUTPUTS: dict[str, tuple[type, ...]] = {
     "score": (outputs.ScoreOutput, outputs.DryRunOutput),
     "select": (outputs.SelectOutput, outputs.SeveralMasks),
     "apply": (outputs.ApplyOutput,),
+    "export": (outputs.ExportOutput,),
     "bench": (outputs.BenchOutput, outputs.GenerationOutput, outputs.ProfileOutput, outputs.TableOutput),
     "eval": (outputs.EvalOutput,),
     "sweep": (outputs.SweepOutput,),

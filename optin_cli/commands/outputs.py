@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict
 
+from optin_cli.artefacts.exported import ExportedFile
 from optin_cli.artefacts.facts import (
     Asked,
     DataFacts,
@@ -210,8 +211,8 @@ class TimingRow(TypedDict):
     rounds: int
     throughput: float
     """Examples a second."""
-    peak_memory: int
-    """Bytes."""
+    peak_memory: int | None
+    """Bytes; null of files that another runtime runs."""
     macs: int
     """Of one example."""
     params: int
@@ -338,6 +339,16 @@ class EvalOutput(TypedDict):
     """Texts longer than that."""
     unlike: str
     """How the data differs from what the model was pruned on, in words; '' where it does not."""
+
+
+class ExportOutput(ExportedFile):
+    """`optin export`."""
+
+    file: str
+    """Path."""
+    bytes: int
+    reused: bool
+    """True if the file was there already."""
 
 
 class PickOutput(PointFacts):

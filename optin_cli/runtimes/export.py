@@ -16,6 +16,7 @@ import torch
 
 from optin_cli.architectures.families import family_to_dict
 from optin_cli.artefacts import temporary
+from optin_cli.artefacts.changes import Change, changes, explain, explain_new
 from optin_cli.artefacts.exported import (
     FILE_NAME,
     ExportedFile,
@@ -82,12 +83,16 @@ def export(
     if record is not None and not force:
         facts = record.files.get(str(file.relative_to(file.parent if single else output)))
         if facts is not None and file.is_file():
-            if _as_asked(facts, settings):
+            differs = _differences(facts, settings)
+            explain(file, differs, ("model", "precision", "opset"))
+            if not differs:
                 return Exported(file, facts, _bytes(file), reused=True)
             raise OutputDiffers(
                 f"{file} exists, exported with other settings",
                 f"choose another name, or {param('force', True)} to replace it",
             )
+    if not output.exists():
+        explain_new(output)
     check_space(output, 2 * sum(p.numel() * p.itemsize for p in model.module.parameters()))
     checks = open_checks(model)
     keep = record is not None and record.model["digest"] == model.digest
@@ -166,9 +171,11 @@ def check_output(output: Path, single: bool, model: OpenModel, force: bool) -> E
     return record
 
 
-def _as_asked(facts: ExportedFile, settings: ExportSettings) -> bool:
+def _differences(facts: ExportedFile, settings: ExportSettings) -> list[Change]:
+    """How a file was made otherwise than is asked for; what is not asked for may be anything."""
     wanted = {"precision": settings.precision, "max_error": settings.max_error, "opset": settings.opset}
-    return all(facts.get(name, value) == value for name, value in wanted.items() if value is not None)
+    asked = {name: value for name, value in wanted.items() if value is not None and name in facts}
+    return changes(facts, asked)
 
 
 def _write(
