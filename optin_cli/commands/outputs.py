@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict
 
+from optin_cli.artefacts.exported import ExportedFile
 from optin_cli.artefacts.facts import (
     Asked,
     DataFacts,
@@ -73,8 +74,8 @@ class MaskFacts(TypedDict):
     budget: Asked
     reached: Reached
     objective: Objective
-    kept: dict[str, int]
-    """Site -> units kept."""
+    kept: dict[str, str]
+    """Site -> `kept/units`."""
     merges: list[int]
     """Tokens merged behind each block; empty: none."""
     ranks: dict[str, int]
@@ -313,41 +314,6 @@ class TableOutput(TypedDict):
     fixed_ms: float
 
 
-class ExportOutput(TypedDict):
-    """`optin export`."""
-
-    file: str
-    """Path."""
-    bytes: int
-    """On disk, weights beside the file included."""
-    reused: bool
-    """True if the file was there already, of the same model and settings."""
-    to: str
-    precision: str
-    """`float32`, `float16` or `int8`."""
-    opset: int | None
-    """Of ONNX; null of others."""
-    inputs: list[str]
-    outputs: list[str]
-    deviation: float
-    """Largest difference from the outputs of the model in torch."""
-    tolerance: float | None
-    """The largest deviation that would have passed; null of int8, as the next are of others."""
-    agreement: dict[str, float] | None
-    """Fidelity to the model in torch."""
-    examples: int | None
-    """That the agreement is of."""
-    max_error: float | None
-    float_layers: list[str] | None
-    """Layers left in float32."""
-    checked_on: str
-    """Data, or `noise`."""
-    shapes: list[list[int]]
-    """Of the first input in the two batches that were compared."""
-    versions: dict[str, str]
-    """Package -> version."""
-
-
 class EvalOutput(TypedDict):
     """`optin eval`."""
 
@@ -375,6 +341,16 @@ class EvalOutput(TypedDict):
     """How the data differs from what the model was pruned on, in words; '' where it does not."""
 
 
+class ExportOutput(ExportedFile):
+    """`optin export`."""
+
+    file: str
+    """Path."""
+    bytes: int
+    reused: bool
+    """True if the file was there already."""
+
+
 class PickOutput(PointFacts):
     """`optin pick`."""
 
@@ -395,7 +371,7 @@ class FamiliesOutput(TypedDict):
 
 class TracedSite(TypedDict):
     name: str
-    blocks: list[str]
+    blocks: list[int]
     units: list[list[int]]
     """[units, width] of each kind of block."""
     params: float

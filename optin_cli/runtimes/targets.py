@@ -56,7 +56,7 @@ class Target(Protocol):
         opset: int | None,
     ) -> dict[str, Any]:
         """The same in int8, with layers in float32 as far as `max_error` asks for it. Only where `files` has a name."""
-        raise NotImplementedError(f"{self.name} has no int8")
+        raise UsageError(f"{self.name} has no int8")
 
     def load(self, path: Path, outputs: Sequence[str]) -> Session:
         """Open a file, to run on the CPU with as many threads as torch."""

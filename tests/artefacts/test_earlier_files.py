@@ -16,7 +16,8 @@ import pytest
 from helpers.cli import run
 from helpers.rankings import resealed
 
-from optin_cli.artefacts import latency, mask, point, pruned, ranking
+from optin_cli.artefacts import exported, latency, mask, point, pruned, ranking
+from optin_cli.artefacts.exported import read_export
 from optin_cli.artefacts.latency import read_latency_table
 from optin_cli.artefacts.mask import read_mask
 from optin_cli.artefacts.point import read_point, read_sweep
@@ -93,13 +94,18 @@ def test_points_of_sweeps(tmp_path):
     assert "flops-0.6" in run("inspect", tmp_path).stdout
 
 
+def test_records_of_exported_files():
+    record = read_export(FILES / "export-1.json")
+    assert (record.model["id"], record.files["onnx/model.onnx"]["opset"]) == ("tiny", 18)
+
+
 def later(path: Path, **entries: object) -> Path:
     """The file as a later optin might write it."""
     if path.suffix == ".h5":
         with h5py.File(path, "r+") as file:
             for name, value in {"schema_version": 99, **entries}.items():
                 file.attrs[name] = value if isinstance(value, int | str) else json.dumps(value)
-        return resealed(path)
+        return path if "without" in path.name else resealed(path)
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 99, **entries}))
     return path
 
@@ -107,6 +113,7 @@ def later(path: Path, **entries: object) -> Path:
 @pytest.mark.parametrize("name", sorted(path.name for path in FILES.iterdir()))
 def test_files_of_later_schemas_name_the_version_to_install(name, tmp_path):
     read = {"ranking": read_ranking, "mask": read_mask, "latency": read_latency_table, "point": read_point,
+            "export": read_export,
             "optin": lambda path: read_checked(path.parent)}[name.split("-")[0]]  # fmt: skip
 
     def hint(**entries: object) -> str | None:
@@ -124,7 +131,14 @@ def test_files_of_later_schemas_name_the_version_to_install(name, tmp_path):
 
 
 def test_every_kind_has_the_files_of_all_its_schemas():
-    kinds = {"mask": mask, "optin": pruned, "latency": latency, "point": point, "ranking": ranking}
+    kinds = {
+        "mask": mask,
+        "optin": pruned,
+        "latency": latency,
+        "point": point,
+        "export": exported,
+        "ranking": ranking,
+    }
     for name, module in kinds.items():
         first = 2 if name == "ranking" else 1
         for version in range(first, module.SCHEMA_VERSION + 1):
