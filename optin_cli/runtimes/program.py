@@ -87,7 +87,8 @@ def outputs_read(model: OpenModel, inputs: Inputs) -> list[str]:
 
     reads: list[_Reads] = []
     with torch.no_grad():
-        model.task.full_output(watched, {**inputs, **model.family.arguments})
+        given = {name: _as(value, model.dtype) for name, value in inputs.items()}
+        model.task.full_output(watched, {**given, **model.family.arguments})
     return seen or list(reads[0].names)
 
 
