@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict
 
-from optin_cli.artefacts.exported import ExportedFile
 from optin_cli.artefacts.facts import (
     Asked,
     DataFacts,
@@ -341,14 +340,39 @@ class EvalOutput(TypedDict):
     """How the data differs from what the model was pruned on, in words; '' where it does not."""
 
 
-class ExportOutput(ExportedFile):
+class ExportOutput(TypedDict):
     """`optin export`."""
 
     file: str
     """Path."""
     bytes: int
+    """On disk, weights beside the file included."""
     reused: bool
-    """True if the file was there already."""
+    """True if the file was there already, of the same model and settings."""
+    to: str
+    precision: str
+    """`float32`, `float16` or `int8`."""
+    opset: int | None
+    """Of ONNX; null of others."""
+    inputs: list[str]
+    outputs: list[str]
+    deviation: float
+    """Largest difference from the outputs of the model in torch."""
+    tolerance: float | None
+    """The largest deviation that would have passed; null of int8, as the next are of others."""
+    agreement: dict[str, float] | None
+    """Fidelity to the model in torch."""
+    examples: int | None
+    """That the agreement is of."""
+    max_error: float | None
+    float_layers: list[str] | None
+    """Layers left in float32."""
+    checked_on: str
+    """Data, or `noise`."""
+    shapes: list[list[int]]
+    """Of the first input in the two batches that were compared."""
+    versions: dict[str, str]
+    """Package -> version."""
 
 
 class PickOutput(PointFacts):

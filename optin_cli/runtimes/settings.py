@@ -22,10 +22,13 @@ class ExportSettings:
         default=0.1,
         metadata={
             "metavar": "SHARE",
+            "panel": "Calibration",
             "help": "Of int8: how far outputs may move, as a share of their spread over the data.",
         },
     )
-    opset: int | None = field(default=None, metadata={"least": 1, "help": "Operator set of ONNX."})
+    opset: int | None = field(
+        default=None, metadata={"panel": "Output", "least": 1, "help": "Operator set of ONNX."}
+    )
 
     @property
     def precision(self) -> str:
