@@ -38,7 +38,6 @@ def outputs(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
         ("prune", model, "--data", data, "--flops", 0.5, "-o", work / "p", "--ranking", r, *plain, *FAST),
         ("prune", model, "--data", data, "--max-drop", 90, "--no-bench", "-o", work / "q", "--ranking", r,
          *plain, *FAST),
-        ("export", small, "--to", "torch", "-o", work / "e.pt2"),
         ("bench", small, "--baseline", model, *TIMED),
         ("bench", small, "--profile", *TIMED),
         ("bench", model, "--table", work / "t.json", *TIMED),

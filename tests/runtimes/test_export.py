@@ -13,7 +13,9 @@ from helpers.models import opened, saved_model
 from torch import nn
 
 from optin_cli.artefacts.exported import FILE_NAME, read_export, record_beside
+from optin_cli.data.sources import DataSpec
 from optin_cli.errors import ArtefactError, InputError, OptinError, OutputDiffers, UsageError
+from optin_cli.runtimes import checks as checking
 from optin_cli.runtimes import export as stage
 from optin_cli.runtimes.checks import open_checks
 from optin_cli.runtimes.export import ExportSettings, export
@@ -265,16 +267,24 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, tmp_path, to, pa
         export(model, ExportSettings(to), tmp_path / "m", lambda _: pytest.fail("refused before"))
 
 
-def test_without_data_a_model_of_questions_is_checked_on_noise():
-    """General English has no questions."""
-    model = opened(saved_model("bert", "reader"))
-    checks = open_checks(model, None)
+def test_without_data_texts_are_general_english():
+    checks = open_checks(opened(saved_model("bert")), None)
+    assert checks.where == "builtin:prose"
+    (rows, longer), (fewer, shorter) = checks.shapes
+    assert rows > fewer >= 2 and longer > shorter >= 2
+
+
+def test_where_english_can_not_be_read_random_tokens_are_compared(monkeypatch):
+    def no_such_column(*_, **__):
+        raise InputError("the rows have no column for it")
+
+    monkeypatch.setattr(checking, "open_batches", no_such_column)
+    checks = open_checks(opened(saved_model("bert")), None)
     assert (checks.where, checks.data) == ("noise", None)
     assert {"input_ids", "attention_mask"} <= set(checks.batches[0])
-    text = open_checks(opened(saved_model("bert")), None)
-    assert text.where == "builtin:prose"
-    (rows, longer), (fewer, shorter) = text.shapes
-    assert rows > fewer >= 2 and longer > shorter >= 2
+    assert checks.shapes[0] != checks.shapes[1]
+    with pytest.raises(InputError, match="no column"):
+        open_checks(opened(saved_model("bert")), DataSpec("mine.csv"))
 
 
 def test_outputs_are_those_that_the_task_reads():
