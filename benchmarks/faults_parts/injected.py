@@ -20,6 +20,8 @@ NUMBERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
 Found = dict[str, Counter[str]]
 NOBODY = 65534
+_MESSAGE = 2048
+"""Bytes that every file may have: room for what a command says."""
 
 
 def signals(steps: list[Step], runs: int, draw: random.Random) -> Found:
@@ -89,7 +91,7 @@ def full_disks(steps: list[Step], runs: int, draw: random.Random) -> Found:
         outcomes: Counter[str] = Counter()
         for _ in range(runs):
             step.clear()
-            limit = int(largest ** draw.uniform(0, 1.02))
+            limit = max(_MESSAGE, int(largest ** draw.uniform(0.6, 1.02)))
             outcomes[_told(step, expected, lambda limit=limit: _no_larger(limit), (1,))] += 1  # type: ignore[misc]
         found[f"{step.name}, full disk"] = outcomes
         again(step)

@@ -286,3 +286,8 @@ def remarks(parameters: Sequence[str], spelling: Spelling) -> list[str]:
     return [
         f"{spelling(name, None, None)} comes from {origins[name]}" for name in parameters if name in origins
     ]
+
+
+def is_typed(parameter: str) -> bool:
+    """Whether the value of a parameter of the command that runs is neither from a file nor from the environment."""
+    return parameter not in (_origins.get() or {})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from optin_cli.artefacts.files import renew
+from optin_cli.commands import defaults
 from optin_cli.commands.groups import Group, Text
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.sources import DataSpec
@@ -136,7 +137,9 @@ def _optional(**given: Any) -> DataSpec | None:
     """The data, if there is any. Raises `UsageError` for options that are about none."""
     if given["spec"]:
         return _data(**given)
-    if any(value is not None for name, value in given.items() if name != "workers"):
+    # a default from a file or the environment is for the commands that read data
+    typed = (name for name, value in given.items() if value is not None and defaults.is_typed(name))
+    if any(name != "workers" for name in typed):
         raise UsageError(
             "--split, --config, --text, --image, --audio and --mask say how to read --data, which is not given"
         )

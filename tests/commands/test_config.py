@@ -140,6 +140,13 @@ def test_a_wrong_value_is_refused_with_its_source(here, monkeypatch):
     assert "--lambda comes from OPTIN_SCORE_LAMBDA" in run(*score, code=2).stderr
 
 
+def test_columns_that_are_set_for_all_commands_are_no_mistake_where_no_data_is_given(here):
+    project(here, "[tool.optin]\ntext = 'a'\n")
+    apply = ("apply", "m", "m.json", "-o", "out")
+    assert "can't read" in run(*apply, code=2).stderr  # the mask: it got that far
+    assert "--data, which is not given" in run(*apply, "--text", "a", code=2).stderr
+
+
 def test_a_variable_that_sets_nothing_is_mentioned(here, monkeypatch):
     monkeypatch.setenv("OPTIN_SAMPELS", "9")
     assert "OPTIN_SAMPELS sets nothing" in run("families").stderr

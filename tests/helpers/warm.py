@@ -100,6 +100,9 @@ def _answer(client: socket.socket) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    # the server's own may have been files, and these be pipes
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - as long as the process lives
+    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     os.chdir(asked["cwd"])
     os.environ.clear()
     os.environ.update(asked["env"])
