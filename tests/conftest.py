@@ -26,8 +26,7 @@ settings.load_profile("optin")
 
 # one family of each kind: what the engines, the stages and the tracer meet in all others, they meet in these
 REPRESENTATIVE = {
-    "bert", "deberta-v2", "llama", "t5", "vit", "timm-vit", "swin", "dinov2-swiglu", "timm-resnet", "timm-efficientnet",
-    "segformer",
+    "bert", "deberta-v2", "llama", "t5", "timm-vit", "swin", "timm-resnet", "timm-efficientnet",
 }  # fmt: skip
 EVERY_FAMILY = "tests/architectures/test_all_families.py"
 """Checks every family at every run: the others only where `pytest -m slow` does."""

@@ -41,7 +41,7 @@ def walked(plan, folder, flops=0.3, count=3, compensation=NO_COMPENSATION, out="
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["bert", "timm-vit"])
+@pytest.mark.parametrize("name", ["bert", pytest.param("timm-vit", marks=pytest.mark.slow)])
 def test_budgets_fall_geometrically_and_count_from_the_dense_model(name, tmp_path):
     plan = plan_of(name, tmp_path)
     done = walked(plan, tmp_path)
@@ -93,6 +93,7 @@ def test_later_steps_follow_the_first_model_not_the_one_before(tmp_path, monkeyp
     assert teachers == [None, plan.model.digest, plan.model.digest]
 
 
+@pytest.mark.slow
 def test_compensated_steps_end_nearer_to_the_first_model(tmp_path):
     dense = open_model(str(saved_model("bert")))
     rows = sample(DataSpec(str(tiny_text_csv(tmp_path / "unseen", seed=5))), "text", None, 0)

@@ -108,7 +108,7 @@ def test_probing_goes_on_until_the_error_is_reached(tmp_path):
     counts, scatter = [], []
     exact = stage.score(
         plan_for(
-            tmp_path, settings=dataclasses.replace(SMALL, method="curvature", probes=200, sketch_rows=0)
+            tmp_path, settings=dataclasses.replace(SMALL, method="curvature", probes=120, sketch_rows=0)
         ),
         tmp_path / "exact.h5",
     )
