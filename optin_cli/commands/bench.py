@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from optin_cli import console
+from optin_cli.artefacts.files import check_writable
 from optin_cli.commands import options
 from optin_cli.commands.groups import Group, everyday
 from optin_cli.commands.present import advise_latency, show_generation, show_profile, show_timings
@@ -127,6 +128,9 @@ def bench(
         )
     to_knee = timing.batch_size == KNEE
     _check(timing, table, csv)
+    for path, kind in ((table, "latency table"), (csv, "table")):
+        if path is not None:
+            check_writable(path, kind)
     opened = opening.open_measured(model)
     if opened.runtime is not None and (table is not None or timing.new_tokens is not None):
         raise UsageError(

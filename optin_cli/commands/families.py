@@ -9,7 +9,7 @@ import typer
 
 from optin_cli import console
 from optin_cli.architectures.families import DOCS, Family, family_to_dict, family_to_yaml, known_families
-from optin_cli.artefacts.files import atomic_file
+from optin_cli.artefacts.files import atomic_file, check_writable
 from optin_cli.commands import options
 from optin_cli.commands.groups import spelling_of
 from optin_cli.errors import UsageError, spelled
@@ -97,6 +97,8 @@ def _trace(
     """Propose a table for `model`: to a file, or on stdout."""
     from optin_cli.tracing.propose import propose
 
+    if output is not None:
+        check_writable(output, "table")
     with console.progress(not writing.quiet) as on_progress:
         proposal = propose(model, task, modality, on_progress, trust_remote_code)
     text = family_to_yaml(proposal.family, _comments(proposal))

@@ -353,8 +353,12 @@ def test_an_output_that_can_not_be_written_is_told_before_the_model_is_opened(sc
     mask, blocked = tmp_path / "m.json", tmp_path / "file" / "small"
     run("select", ranking, "--flops", 0.6, "-o", mask)
     (tmp_path / "file").write_text("x")
-    monkeypatch.setattr(checkpoint, "open_model", lambda *_, **__: pytest.fail("the model was opened"))
+    for opener in ("open_model", "open_module"):
+        monkeypatch.setattr(checkpoint, opener, lambda *_, **__: pytest.fail("the model was opened"))
     for command in (
+        ("bench", model, "--table", tmp_path / "file" / "t.json"),
+        ("bench", model, "--csv", tmp_path / "file" / "t.csv"),
+        ("families", "--trace", model, "-o", tmp_path / "file" / "t.yaml"),
         ("apply", model, mask, "-o", blocked),
         ("prune", model, "--data", data, "--flops", 0.6, "-o", blocked),
         ("prune", model, "--data", data, "--flops", 0.6, "-o", "/proc/small"),

@@ -65,9 +65,11 @@ def optin(folder: Path) -> Iterator[Path]:
 
 def serve(address: str) -> None:
     """Answer every client with a forked process of its own."""
-    import numpy  # noqa: F401 - what the commands import, once for all
+    import datasets  # noqa: F401 - what the commands import, once for all
+    import numpy  # noqa: F401
     import sklearn.metrics  # noqa: F401
     import torch
+    from transformers import AutoTokenizer, BertForSequenceClassification  # noqa: F401
 
     import optin_cli.compensation.compensate
     import optin_cli.data.opening
