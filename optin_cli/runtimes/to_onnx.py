@@ -39,7 +39,7 @@ class OnnxTarget(Target):
                 program = torch.onnx.export(
                     traced.program, (), kwargs=dict(traced.inputs), input_names=list(traced.inputs),
                     output_names=traced.outputs, dynamic_shapes=traced.axes, opset_version=opset, dynamo=True,
-                    verbose=False,
+                    verbose=False, custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
                 )  # fmt: skip
                 assert program is not None
                 program.save(path)
@@ -95,6 +95,17 @@ class OnnxTarget(Target):
             return [torch.from_numpy(found) for found in session.run(list(outputs), given)]
 
         return run
+
+
+def _stable_sort(values: Any, dim: int = -1, descending: bool = False, stable: bool | None = None) -> Any:
+    """`aten.sort.stable`, which torch does not translate and merging tokens needs, as ONNX's TopK of all values: of
+    equal ones it takes the earlier first."""
+    from onnxscript import opset18 as op
+
+    count = op.Reshape(
+        op.Gather(op.Shape(values), op.Constant(value_ints=[dim])), op.Constant(value_ints=[1])
+    )
+    return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
 
 
 def _deepest(error: BaseException) -> BaseException:

@@ -58,9 +58,10 @@ def merge(tokens: Tensor, sizes: Tensor, place: Tensor, left: int) -> tuple[Tens
 
     `place` is what `match` gives, `left` how many places there are. Returns the tokens that are left and their sizes.
     """
-    merged_sizes = sizes.new_zeros(len(sizes), left).scatter_add(1, place, sizes)
+    batch = tokens.shape[0]  # `len` would fix it in an exported program
+    merged_sizes = sizes.new_zeros(batch, left).scatter_add(1, place, sizes)
     index = place[..., None].expand_as(tokens)
-    sums = tokens.new_zeros(len(tokens), left, tokens.shape[-1]).scatter_add(
+    sums = tokens.new_zeros(batch, left, tokens.shape[-1]).scatter_add(
         1, index, tokens * sizes[..., None].to(tokens.dtype)
     )
     return sums / merged_sizes[..., None].to(tokens.dtype), merged_sizes
@@ -236,7 +237,9 @@ class _Bias:
         hidden = hidden_of(next(iter(bound.arguments.values())))
         bias = log_sizes(sizes.to(hidden.device), hidden.dtype)
         given = bound.arguments.get(self.argument)
-        bound.arguments[self.argument] = bias if given is None else given + bias
+        # images have no padding: a mask for the tokens before the merges, which tracing makes, hides none
+        fits = given is not None and given.shape[-1] == bias.shape[-1]
+        bound.arguments[self.argument] = given + bias if fits else bias
         return bound.args, bound.kwargs
 
 

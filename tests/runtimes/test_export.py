@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from helpers.data import tiny_image_folder
 from helpers.exported import checks_of, emptied, exported, in_torch, others
 from helpers.models import opened, saved_model
 from torch import nn
@@ -15,12 +17,16 @@ from torch import nn
 from optin_cli.artefacts.exported import FILE_NAME, read_export, record_beside
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import ArtefactError, InputError, OptinError, OutputDiffers, UsageError
+from optin_cli.pruning.apply import apply
 from optin_cli.runtimes import checks as checking
 from optin_cli.runtimes import export as stage
 from optin_cli.runtimes.checks import open_checks
 from optin_cli.runtimes.export import ExportSettings, export
 from optin_cli.runtimes.opening import is_exported, open_exported
 from optin_cli.runtimes.program import outputs_read, trace
+from optin_cli.scoring.plan import ScoreSettings, make_plan
+from optin_cli.scoring.score import score
+from optin_cli.selection.select import select
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")
@@ -101,6 +107,21 @@ def test_half_precision_keeps_float32_outside():
     found, wanted = open_exported(str(made.path)).full_output(inputs), in_torch(model, inputs)
     assert 1e-6 < float((found - wanted).abs().max()) < 3e-2 * max(1.0, float(wanted.abs().max()))
     assert made.bytes < 0.7 * exported("timm-vit", "onnx")[1].bytes
+
+
+@pytest.mark.parametrize("name", ["timm-vit", pytest.param("vit", marks=pytest.mark.slow)])
+def test_a_model_that_merges_tokens_gives_its_outputs(name, tmp_path):
+    """The number of tokens of an image is fixed, and so is that of each block: the number of images is open."""
+    dense = opened(saved_model(name))
+    settings = ScoreSettings(method="magnitude", samples=8)
+    data = DataSpec(str(tiny_image_folder(tmp_path / "images")))
+    ranking = score(make_plan(dense, data, settings), tmp_path / "r.h5")
+    apply(dense, replace(select(ranking, 0.6), merges=[3, 2]), tmp_path / "small")
+    model = opened(tmp_path / "small")
+    assert model.merges == [3, 2]
+    made = export(model, ExportSettings("onnx"), tmp_path / "m.onnx", checks_of)
+    for inputs in others(model):
+        assert_close(open_exported(str(made.path)).full_output(inputs), in_torch(model, inputs))
 
 
 # ---- what is beside the file ----
