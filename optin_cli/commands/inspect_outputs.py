@@ -102,6 +102,7 @@ OUTPUTS: dict[str, tuple[type, ...]] = {
     "sweep": (outputs.SweepOutput,),
     "pick": (outputs.PickOutput,),
     "report": (outputs.ReportOutput,),
+    "push": (outputs.PushOutput,),
     "inspect": (
         InspectedRanking,
         InspectedMask,

@@ -375,6 +375,18 @@ class ExportOutput(TypedDict):
     """Package -> version."""
 
 
+class PushOutput(TypedDict):
+    """`optin push`."""
+
+    repo: str
+    url: str
+    """Of the commit; empty of a dry run."""
+    files: dict[str, int]
+    """Path in the repository -> bytes."""
+    bytes: int
+    dry_run: bool
+
+
 class PickOutput(PointFacts):
     """`optin pick`."""
 

@@ -238,8 +238,9 @@ class _Bias:
         bias = log_sizes(sizes.to(hidden.device), hidden.dtype)
         given = bound.arguments.get(self.argument)
         # images have no padding: a mask for the tokens before the merges, which tracing makes, hides none
-        fits = given is not None and given.shape[-1] == bias.shape[-1]
-        bound.arguments[self.argument] = given + bias if fits else bias
+        if given is not None and given.shape[-1] == bias.shape[-1]:
+            bias = given + bias
+        bound.arguments[self.argument] = bias
         return bound.args, bound.kwargs
 
 

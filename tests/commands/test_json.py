@@ -44,6 +44,7 @@ def outputs(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
         ("bench", saved_model("llama", "language"), "--new-tokens", 2, *TIMED[:-4], "--seq-len", 4, *QUICK),
         ("eval", small, "--baseline", model, "--data", data, *QUICK),
         ("export", small, "--to", "torch", "--data", data, "-o", work / "m.pt2"),
+        ("push", small, "org/name", "--dry-run"),
         ("sweep", model, "--data", data, "--flops", 0.5, "-o", sweep, *plain, *FAST,
          "--seconds", 0, "--repeats", 1, "--bench-batch-size", 1),
         ("pick", sweep, "--max-drop", 100),

@@ -20,6 +20,7 @@ from optin_cli.main import COMMANDS
 from optin_cli.scoring.settings import ScoreSettings
 
 REQUIRED = {
+    "export": ("m", "--to", "onnx", "-o", "m.onnx"),
     "prune": ("m", "--data", "d", "-o", "out", "--flops", "0.5"),
     "score": ("m", "--data", "d", "-o", "out"),
     "select": ("r", "-o", "out", "--flops", "0.5"),
