@@ -1,4 +1,4 @@
-"""Which inputs of an output are others than those it was made from: what `--explain` prints."""
+"""Which inputs of an output are others than those it was made from: what the commands explain when asked."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def update_hint(data: Mapping[str, Any]) -> str:
     said = [data.get(NEEDS), *(_written_by(holder) for holder in holders)]
     version = next((one for one in said if isinstance(one, str) and _VERSION.fullmatch(one)), None)
     wanted = f"'optin>={version}'" if version else "optin"
-    return f"update optin: pip install --upgrade {wanted}"
+    return f"update optin: pip install -U {wanted}"
 
 
 def _written_by(holder: Any) -> Any:

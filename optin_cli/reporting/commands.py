@@ -14,8 +14,8 @@ from optin_cli.scoring.settings import ScoreSettings
 from optin_cli.selection.recorded import other_options, select_options
 
 _SCORED = {
-    "method": "--method", "samples": "--samples", "batch_size": "--batch-size", "max_length": "--max-length",
-    "probes": "--probes", "rows": "--rows", "seed": "--seed",
+    "method": "method", "samples": "samples", "batch_size": "batch-size", "max_length": "max-length",
+    "probes": "probes", "rows": "rows", "seed": "seed",
 }  # fmt: skip
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from optin_cli.selection.budgets import budget_kinds
 
 _SELECTED = {
-    "min_heads": "--min-heads", "min_neurons": "--min-neurons", "min_channels": "--min-channels",
-    "max_prune": "--max-prune-per-layer", "only": "--only", "round_to": "--round-to", "interactions": "--interactions",
-    "relative_to": "--relative-to",
+    "min_heads": "min-heads", "min_neurons": "min-neurons", "min_channels": "min-channels",
+    "max_prune": "max-prune-per-layer", "only": "only", "round_to": "round-to", "interactions": "interactions",
+    "relative_to": "relative-to",
 }  # fmt: skip
 _UNASKED = {
     "min_heads": 0, "min_neurons": 0, "min_channels": 0, "max_prune": 1.0, "only": None, "round_to": 1,
@@ -31,10 +31,10 @@ def select_options(asked: Mapping[str, Any]) -> list[str]:
 def other_options(
     settings: Mapping[str, Any], names: Mapping[str, str], defaults: Mapping[str, Any]
 ) -> list[str]:
-    """Setting -> option, in words, of those settings that are not at their defaults."""
+    """The options of those settings that are not at their defaults; `names` has the name of each, without dashes."""
     words = []
     for name, option in names.items():
         value = settings.get(name, defaults[name])
         if value is not None and value != defaults[name]:
-            words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [f"--{option}", f"{value:g}" if isinstance(value, float) else str(value)]
     return words

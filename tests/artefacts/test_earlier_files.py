@@ -123,7 +123,7 @@ def test_files_of_later_schemas_name_the_version_to_install(name, tmp_path):
             read(later(path, **entries))
         return refused.value.hint
 
-    told = "update optin: pip install --upgrade"
+    told = "update optin: pip install -U"
     assert hint(needs_optin="0.7.0") == f"{told} 'optin>=0.7.0'"
     assert hint(versions={"optin": "0.6.1"}) == f"{told} 'optin>=0.6.1'"
     for odd in ("0.7; rm -rf", "-e .", "", "9" * 99):
