@@ -58,7 +58,10 @@ def test_a_module_is_saved_with_its_tokenizer_and_opens_by_its_directory(tmp_pat
     small = optin.prune(optin.open_model(bert, processor=tokenizer), batches, flops=0.6, samples=16)
     saved = optin.save(small, tmp_path / "small")
     inputs = {name: tensor for name, tensor in batches[0].items() if name != "labels"}
-    assert torch.equal(outputs(saved, inputs), outputs(small, inputs))
+    weights = small.module.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in saved.module.state_dict().items())
+    # kernels choose by where weights lie in memory: the last digits of outputs are not promised
+    torch.testing.assert_close(outputs(saved, inputs), outputs(small, inputs), rtol=1e-5, atol=1e-6)
     there = optin.open_model(tmp_path / "small")
     assert there.processor.tokenizer("the cat")["input_ids"] == tokenizer("the cat")["input_ids"]
     assert there.record.dense["id"] == "BertForSequenceClassification"

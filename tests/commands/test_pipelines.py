@@ -146,7 +146,8 @@ def until_quiet(group: int) -> None:
     raise AssertionError("a command outlived its build")
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rounds", [3, 30])
 def test_a_build_that_is_killed_goes_on_and_ends_in_the_same(build, rounds):
     started = time.monotonic()
     build.make("-j2")
@@ -197,6 +198,7 @@ def test_tasks_of_a_queue_share_one_ranking(build):
     assert build.results() == before and build.left() == []
 
 
+@pytest.mark.slow
 def test_a_task_that_is_ended_is_queued_again_and_goes_on(build):
     build.variables["PRUNE"] = "--samples 60 --batch-size 1 --probes 8"  # long enough to be met at work
     first = task(build, 0)
