@@ -7,7 +7,7 @@ groups, arrays and attributes of the wanted types and shapes alone, and no more 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,20 @@ class Headers:
         if self.left < 0:
             raise ValueError(f"{name} declares more than a file of this size holds")
         return dataset[...]
+
+    def losses(
+        self, parent: h5py.Group, shapes: Mapping[str, Sequence[int | None]], of: str, size: str
+    ) -> list[np.ndarray]:
+        """Finite float64 arrays of the `shapes`, in their order: the losses `of` something, as long as its `size`."""
+        try:
+            found = [
+                self.array(parent, name, shape, "f").astype(np.float64) for name, shape in shapes.items()
+            ]
+        except ValueError as error:
+            raise ValueError(f"the losses of {of} don't fit {size}: {error}") from error
+        if not all(np.isfinite(one).all() for one in found):
+            raise ValueError(f"the losses of {of} are not finite")
+        return found
 
     def dataset(self, parent: h5py.Group, name: str) -> h5py.Dataset:
         """A data set whose content is in this file, as it is or deflated."""

@@ -56,15 +56,8 @@ def load_ranks(headers: Headers, group: h5py.Group, sites: Sequence[Sized]) -> l
         inner = headers.group(group, name)
         columns = headers.attribute(inner, "columns", list)
         shapes = {"trajectory": (widths[name], len(columns)), "output": (widths[name],)}
-        try:
-            trajectory, output = (
-                headers.array(inner, part, shape, "f").astype(np.float64) for part, shape in shapes.items()
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"the losses of ranks of {name} don't fit its {widths[name]} dimensions: {error}"
-            ) from error
-        if not (np.isfinite(trajectory).all() and np.isfinite(output).all()):
-            raise ValueError(f"the losses of ranks of {name} are not finite")
+        trajectory, output = headers.losses(
+            inner, shapes, f"ranks of {name}", f"its {widths[name]} dimensions"
+        )
         found.append(RankedRanks(name, columns, trajectory, output))
     return found

@@ -46,16 +46,9 @@ def load_tokens(headers: Headers, group: h5py.Group) -> list[RankedTokens]:
         one = headers.group(group, block)
         counts, columns = (headers.attribute(one, name, list) for name in ("counts", "columns"))
         shapes = {"trajectory": (len(counts), len(columns)), "output": (len(counts),)}
-        try:
-            trajectory, output = (
-                headers.array(one, name, shape, "f").astype(np.float64) for name, shape in shapes.items()
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"the losses of merging behind block {block} don't fit their {len(counts)} counts: {error}"
-            ) from error
-        if not (np.isfinite(trajectory).all() and np.isfinite(output).all()):
-            raise ValueError(f"the losses of merging behind block {block} are not finite")
+        trajectory, output = headers.losses(
+            one, shapes, f"merging behind block {block}", f"their {len(counts)} counts"
+        )
         if counts != sorted(set(counts)) or min(counts, default=1) < 1:
             raise ValueError(f"the counts of tokens merged behind block {block} do not ascend from 1")
         found.append(RankedTokens(int(block), counts, columns, trajectory, output))

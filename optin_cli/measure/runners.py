@@ -75,10 +75,7 @@ def prepared(
     if execution.compile:
         torch.compiler.reset()  # what was compiled for other settings counts toward torch's limit of shapes
         dynamo: Any = torch._dynamo.config
-        limit = (
-            "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
-        )  # up to torch 2.6
-        with dynamo.patch({limit: max(getattr(dynamo, limit), _SHAPES * len(models))}):
+        with dynamo.patch(recompile_limit=max(dynamo.recompile_limit, _SHAPES * len(models))):
             runners = [CompiledRunner(model) for model in models]
             yield _recorded(runners, inputs, execution)
         return
