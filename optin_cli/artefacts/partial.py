@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -46,6 +47,7 @@ class Partial:
         Raises `Busy` where another run is at it.
         """
         check_output(target, "file")
+        self.target = target
         self.folder = _folder(target)
         self.lock: int | None = None
         stamp, there = self.folder / "identity.json", self.folder.exists()
@@ -111,7 +113,10 @@ class Partial:
 
     def discard(self) -> None:
         """Remove everything: the artefact itself is written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        away = temporary.beside(self.target, "tmp")
+        with suppress(OSError):  # it is gone
+            self.folder.replace(away)  # at once: the next run may begin in a folder of that name
+        temporary.remove(away)
 
     def close(self) -> None:
         """Let another run have what is there."""

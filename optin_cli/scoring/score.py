@@ -39,7 +39,7 @@ from optin_cli.structure.anatomy import DIMENSIONS
 
 log = logging.getLogger("optin")
 _POLL, _BEGINNING = 0.5, 5.0
-"""Seconds between two looks at another run's lock, and until it has stamped its work."""
+"""Seconds between two looks at another run's lock, and for which its work may be without its stamp."""
 _LAMBDA = "lambda"
 _NO_SKETCH = (
     f"leave the sketch out ({param('sketch', False, python='sketch_rows=0')}), or give a smaller "
@@ -154,14 +154,16 @@ def _claimed(
     plan: Plan, identity: dict[str, Any], output: Path, on_progress: Progress
 ) -> tuple[Partial | None, Ranking | None]:
     """The unfinished work, for this run alone; or the ranking that another run has made of it in the meantime."""
-    began = time.monotonic()
+    last_same = time.monotonic()
     waited = False
     while True:
         try:
             partial = Partial(output, identity)
         except Busy as other:
-            # what is stamped may be of the run before, as long as the other one is only beginning
-            if not other.same and time.monotonic() - began > _BEGINNING:
+            # a run that begins is not stamped yet, or still with the run before; one that ends no longer
+            if other.same:
+                last_same = time.monotonic()
+            elif time.monotonic() - last_same > _BEGINNING:
                 raise
             if not waited:
                 log.info("waiting for %s, which scores to %s", other.owner, output)

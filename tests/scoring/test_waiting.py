@@ -14,7 +14,7 @@ from helpers.data import tiny_text_csv
 from helpers.models import saved_model
 
 from optin_cli.artefacts import temporary
-from optin_cli.artefacts.partial import Partial
+from optin_cli.artefacts.partial import Busy, Partial
 from optin_cli.artefacts.ranking import read_ranking
 from optin_cli.scoring import score as stage
 
@@ -126,3 +126,20 @@ def test_a_lock_whose_file_is_gone_counts_for_nothing(tmp_path, monkeypatch):
     assert os.path.samestat(os.fstat(second.lock), lock.stat())
     second.discard()
     second.close()
+
+
+def test_who_waits_does_not_take_one_that_ends_for_other_work(tmp_path, command, monkeypatch):
+    """The stamp goes with the folder while the lock is held on: that is no other work, however long it was waited."""
+    run(*command, "-q")
+    waited = []
+
+    def busy_then_gone(target, identity):
+        if len(waited) == 3:
+            return Partial(target, identity)
+        time.sleep(stage._BEGINNING if len(waited) == 1 else 0)
+        waited.append(Busy(target, "process 1", same=len(waited) != 2))
+        raise waited[-1]
+
+    monkeypatch.setattr(stage, "Partial", busy_then_gone)
+    done = run(*command, "--force")
+    assert len(waited) == 3 and "as another run has just made it" in done.stderr
