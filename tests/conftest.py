@@ -25,9 +25,7 @@ settings.register_profile(
 settings.load_profile("optin")
 
 # one family of each kind: what the engines, the stages and the tracer meet in all others, they meet in these
-REPRESENTATIVE = {
-    "bert", "deberta-v2", "llama", "t5", "timm-vit", "swin", "timm-resnet", "timm-efficientnet",
-}  # fmt: skip
+REPRESENTATIVE = {"bert", "llama", "t5", "timm-vit", "swin", "timm-resnet"}
 EVERY_FAMILY = "tests/architectures/test_all_families.py"
 """Checks every family at every run: the others only where `pytest -m slow` does."""
 MANY = 4
@@ -76,6 +74,12 @@ def pytest_runtest_setup() -> None:
 
     torch.manual_seed(0)
     logging.getLogger("optin").propagate = True  # a command in this process sends its notes to stderr alone
+
+
+def pytest_sessionfinish() -> None:
+    from helpers.models import remove_folders
+
+    remove_folders()
 
 
 @pytest.fixture(scope="session")

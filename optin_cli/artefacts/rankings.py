@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -51,16 +52,25 @@ def places(given: Iterable[Path] = ()) -> list[tuple[str, Path]]:
     return [one for one in found if not (one[1].resolve() in seen or seen.add(one[1].resolve()))]  # type: ignore[func-returns-value]
 
 
-def rankings(where: Iterable[tuple[str, Path]], *, whole: bool = False) -> Iterator[Found]:
+def rankings(where: Iterable[tuple[str, Path]], *, whole: bool = False, naming: str = "") -> Iterator[Found]:
     """Every ranking in the places, in order; `whole` also reads the sketches.
 
-    A file of another kind in a folder is passed by.
+    A file of another kind in a folder is passed by, and so is one that does not hold the text `naming`, such as the
+    digest of a model: attributes lie in a file as they are, and a search takes a hundredth of the time that reading takes.
     """
     for place, path in where:
         files = [path] if path.is_file() else sorted(path.glob(_SUFFIX))
         for file in files:
-            if path.is_file() or stated_kind(file) == "ranking":
+            if (path.is_file() or stated_kind(file) == "ranking") and _holds(file, naming):
                 yield _read(file, place, whole)
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(text.encode()) >= 0
+    except (OSError, ValueError):  # reading it says what is wrong
+        return True
 
 
 def _read(path: Path, place: str, whole: bool) -> Found:

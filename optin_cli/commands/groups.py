@@ -246,12 +246,10 @@ def flags_of(command: Command) -> dict[str, tuple[str, ...]]:
 
 def spelling_of(command: Command, others: Iterable[Command]) -> Spelling:
     """How a command's errors write parameters: with its flags, or those of `others` for what it has no option for."""
-    flags: dict[str, tuple[str, ...]] = {}
-    for other in (*others, command):
-        flags |= flags_of(other)
+    known = [command, *reversed(list(others))]
 
     def spell(name: str, shown: str | None, written: str | None) -> str:
-        flag = flags.get(name, (flag_of(name),))
+        flag = next((flags[name] for flags in map(flags_of, known) if name in flags), (flag_of(name),))
         if shown == "False":
             return flag[-1]
         return flag[0] if shown in (None, "True") else f"{flag[0]} {shown}"

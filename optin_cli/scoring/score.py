@@ -81,7 +81,7 @@ def existing(path: Path, plan: Plan, *, any_lambda: bool = False) -> Ranking | N
 
 def matching(plan: Plan, where: Iterable[tuple[str, Path]]) -> tuple[str, Path, Ranking] | None:
     """(place, path, ranking) of the first ranking in the places that this plan would make; None if there is none."""
-    for one in rankings(where):
+    for one in rankings(where, naming=plan.model.digest):
         if one.ranking is None:
             continue
         differs = _differences(one.ranking, plan)

@@ -65,6 +65,7 @@ def test_a_page_runs_as_it_is_written(page, names, tmp_path, monkeypatch):
         assert {"prune", "eval", "bench"} <= set(done)
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     notebooks = script("notebooks")

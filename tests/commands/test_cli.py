@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import forks
 from helpers.cli import FAST, process, run
 from helpers.data import tiny_image_folder, tiny_text_csv
 from helpers.models import saved_model
-from helpers.runs import hear_interrupts
 
 import optin_cli
 from optin_cli.main import COMMANDS
@@ -227,18 +227,13 @@ def test_control_c_exits_with_130_and_the_next_run_resumes(tmp_path):
     data = tiny_text_csv(tmp_path)
     arguments = ["score", saved_model("bert"), "--data", data, "-o", tmp_path / "r.h5"]
     arguments += ["--samples", 16, "--batch-size", 1, "--method", "ablation"]
-    command = [sys.executable, "-m", "optin_cli", *map(str, arguments)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
-    )
+    running = forks.start(arguments, tmp_path / "log")
     deadline = time.monotonic() + 120
     while not list((tmp_path / ".r.h5.partial").glob("*.npz")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    running.send_signal(signal.SIGINT)
-    _, stderr = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert "interrupted" in stderr
+    os.kill(running, signal.SIGINT)
+    assert forks.ended(running) == 130
+    assert "interrupted" in (tmp_path / "log").read_text()
     assert not (tmp_path / "r.h5").exists()
     assert "resuming" in run(*arguments).stderr
     assert (tmp_path / "r.h5").exists()
@@ -289,14 +284,19 @@ def test_version():
 
 def test_help_and_select_do_not_import_torch(scored, tmp_path):
     ranking = scored[2]
+    commands = [
+        ["--help"], ["select", "--help"], ["families"], ["inspect", ranking],
+        ["select", ranking, "--flops", "0.5", "-o", tmp_path / "m.json"],
+    ]  # fmt: skip
     script = (
-        "import sys; sys.argv = ['optin', *sys.argv[1:]]\n"
+        "import ast, sys\n"
         "from optin_cli.main import app\n"
-        "app(standalone_mode=False)\n"
-        "heavy = {'torch', 'transformers', 'timm', 'datasets', 'pandas'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
+        "for args in ast.literal_eval(sys.argv[1]):\n"
+        "    try: app(args, standalone_mode=False)\n"
+        "    finally: heavy = {'torch', 'transformers', 'timm', 'datasets', 'pandas'} & set(sys.modules)\n"
+        "    assert not heavy, (args, heavy)\n"
     )
-    for args in (["--help"], ["select", "--help"], ["families"], ["inspect", ranking],
-                 ["select", ranking, "--flops", "0.5", "-o", tmp_path / "m.json"]):  # fmt: skip
-        done = subprocess.run([sys.executable, "-c", script, *map(str, args)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    given = repr([[str(arg) for arg in args] for args in commands])
+    done = subprocess.run([sys.executable, "-c", script, given], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "m.json").exists()

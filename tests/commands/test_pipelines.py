@@ -37,8 +37,8 @@ def optin(tmp_path_factory):
 class Build:
     """A folder with data, a model and the example files, and what runs them."""
 
-    def __init__(self, folder: Path, optin: Path) -> None:
-        self.folder, self.log = folder, optin.with_name("started")
+    def __init__(self, folder: Path, optin: Path, budgets: tuple[str, ...]) -> None:
+        self.folder, self.log, self.budgets = folder, optin.with_name("started"), budgets
         copy_of(saved_model("bert"), folder / "model")
         tiny_text_csv(folder, name="train.csv")
         tiny_text_csv(folder, name="test.csv", rows=12, seed=7)
@@ -52,7 +52,7 @@ class Build:
         )
         self.variables = {
             "OPTIN": str(optin), "MODEL": "model", "TRAIN": "train.csv", "TEST": "test.csv", "DATA": "",
-            "BUDGETS": " ".join(BUDGETS),
+            "BUDGETS": " ".join(budgets),
         }  # fmt: skip
 
     def make(self, *args: str) -> subprocess.CompletedProcess[str]:
@@ -73,7 +73,7 @@ class Build:
         """What every artefact says, whenever it was made; raises where one is damaged."""
         build = self.folder / "build"
         found = {"ranking": read_ranking(build / "ranking.h5").digest}
-        for budget in BUDGETS:
+        for budget in self.budgets:
             record = read_pruned(build / f"m-{budget}")
             check_weights(build / f"m-{budget}")
             weights = (build / f"m-{budget}" / "model.safetensors").read_bytes()
@@ -88,15 +88,22 @@ class Build:
 
 
 @pytest.fixture
-def build(tmp_path, optin) -> Build:
-    made = Build(tmp_path, optin)
+def build(tmp_path, optin, request) -> Build:
+    made = Build(tmp_path, optin, getattr(request, "param", BUDGETS))
     made.started()
     return made
 
 
+one_or_two_budgets = pytest.mark.parametrize(
+    "build", [BUDGETS[:1], pytest.param(BUDGETS, marks=pytest.mark.slow)], ids=["one", "two"], indirect=True
+)
+
+
+@one_or_two_budgets
 def test_a_build_its_rebuild_and_one_after_a_change(build):
     build.make("-j2")
-    assert sorted(build.started()) == sorted(["score", *["select", "apply", "eval"] * 2])
+    count = len(build.budgets)
+    assert sorted(build.started()) == sorted(["score", *["select", "apply", "eval"] * count])
     before = build.results()
     assert "Nothing to be done" in build.make().stdout
     assert build.started() == []
@@ -108,7 +115,7 @@ def test_a_build_its_rebuild_and_one_after_a_change(build):
     assert build.started() == []
     (build.folder / "test.csv").touch()
     build.make()
-    assert build.started() == ["eval", "eval"]
+    assert build.started() == ["eval"] * count
     with (build.folder / "train.csv").open("a") as data:
         data.write("film,film,1\n")
     build.make()
@@ -184,15 +191,16 @@ def task(build: Build, number: int, **variables: str) -> subprocess.Popen[str]:
     )
 
 
+@one_or_two_budgets
 def test_tasks_of_a_queue_share_one_ranking(build):
-    tasks = [task(build, number) for number in range(2)]
+    tasks = [task(build, number) for number in range(len(build.budgets))]
     for one in tasks:
         assert one.wait() == 0, one.stderr.read()
         one.stderr.close()
-    logs = "".join((build.folder / "build" / f"task-{budget}.log").read_text() for budget in BUDGETS)
+    logs = "".join((build.folder / "build" / f"task-{budget}.log").read_text() for budget in build.budgets)
     assert logs.count("wrote the ranking") <= 1
     before = build.results()
-    again = task(build, 1)
+    again = task(build, len(build.budgets) - 1)
     assert again.wait() == 0
     again.stderr.close()
     assert build.results() == before and build.left() == []

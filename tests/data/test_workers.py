@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from helpers import forks
 from helpers.data import tiny_image_folder
 from helpers.families import IMAGE_FAMILIES
 from helpers.models import saved_model, shared_model
-from helpers.runs import hear_interrupts
 
 from optin_cli.data import workers
 from optin_cli.data.batches import Batches
@@ -129,49 +127,31 @@ def test_fewer_than_none_is_a_usage_error():
         DataSpec("d", workers=-1)
 
 
-SLOW = """
-import os, sys, time
-from pathlib import Path
-from optin_cli.data.batches import Batches
-from optin_cli.main import main
-
-folder, decoded = Path(sys.argv.pop(1)), Batches._decoded
-
-def slow(self, index):
-    if index > 1:
-        (folder / str(os.getpid())).touch()
-        time.sleep(1)
-    return decoded(self, index)
-
-Batches._decoded = slow
-main()
-"""
-
-
 def test_an_interrupt_ends_all(tmp_path):
     """Ctrl-C reaches every process of a terminal. Without it, this run takes half a minute."""
-    (tmp_path / "pids").mkdir()
-    model, data = str(saved_model("timm-vit")), str(tiny_image_folder(tmp_path / "d", 60))
-    command = [sys.executable, "-c", SLOW, str(tmp_path / "pids"), "eval", model, "--baseline", model]
-    command += ["--data", data, "--split", "train", "--workers", "2", "--batch-size", "1"]
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=hear_interrupts,
-        env={**os.environ, "PYTHONPATH": path},
-    )
+    pids, log = tmp_path / "pids", tmp_path / "log"
+    pids.mkdir()
+    decoded = Batches._decoded
+
+    def slow(self, index):
+        if index > 1:
+            (pids / str(os.getpid())).touch()
+            time.sleep(1)
+        return decoded(self, index)
+
+    def slow_terminal():
+        os.setsid()
+        Batches._decoded = slow
+
+    model, data = saved_model("timm-vit"), tiny_image_folder(tmp_path / "d", 60)
+    command = ["eval", model, "--baseline", model, "--data", data, "--split", "train"]
+    running = forks.start([*command, "--workers", 2, "--batch-size", 1], log, slow_terminal)
     try:
-        assert until(lambda: len(list((tmp_path / "pids").iterdir())) == 2, 120)
-        os.killpg(process.pid, signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        assert until(lambda: len(list(pids.iterdir())) == 2, 120)
     finally:
-        process.kill()
-    assert process.returncode == 130, told
-    assert "interrupted" in told
-    assert "Traceback" not in told
-    left = [int(path.name) for path in (tmp_path / "pids").iterdir()]
+        os.killpg(running, signal.SIGINT)
+    assert forks.ended(running) == 130, log.read_text()
+    assert "interrupted" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    left = [int(path.name) for path in pids.iterdir()]
     assert until(lambda: not any(psutil.pid_exists(pid) for pid in left))

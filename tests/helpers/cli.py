@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 from typing import Any
 
+import typer.testing
 from typer import Typer
 from typer.testing import CliRunner
 
 from optin_cli import main
+
+typer.testing._get_command = functools.cache(
+    typer.testing._get_command
+)  # all commands are built for each run else
 
 FAST = ["--samples", "12", "--batch-size", "6", "--probes", "1"]
 """Options that make scoring a tiny model a matter of a second."""

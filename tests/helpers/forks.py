@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,24 +14,42 @@ from optin_cli.main import app
 
 
 def start(
-    args: Sequence[object], stderr: Path | None = None, first: Callable[[], object] | None = None
+    args: Sequence[object],
+    stderr: Path | None = None,
+    first: Callable[[], object] | None = None,
+    stdout: Path | None = None,
 ) -> int:
-    """Start a command; returns the id of its process. Its messages go to `stderr`, or nowhere; `first` is called before
-    it, in its process."""
+    """Start a command; returns the id of its process. Its messages go to `stderr`, its result to `stdout`, or nowhere;
+    `first` is called before it, in its process."""
+    return process(lambda: code_of(args), stderr, first, stdout)
+
+
+def process(
+    work: Callable[[], int],
+    stderr: Path | None = None,
+    first: Callable[[], object] | None = None,
+    stdout: Path | None = None,
+) -> int:
+    """The same for any work that returns an exit code."""
     child = os.fork()
     if child:
         return child
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666) if stderr else null, 2)
+    for number, path in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(path or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), number)
     # pytest has put others there
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - as long as the process lives
     sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with it ignored
     interrupts.install()
-    if first is not None:
-        first()
-    os._exit(code_of(args))
+    code = 1
+    try:
+        if first is not None:
+            first()
+        code = work()
+    except BaseException:
+        traceback.print_exc()  # and never back into the test
+    finally:
+        os._exit(code)
 
 
 def code_of(args: Sequence[object]) -> int:

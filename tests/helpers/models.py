@@ -268,9 +268,15 @@ _KEEP_ALIVE: list[tempfile.TemporaryDirectory] = []
 
 
 def new_folder() -> Path:
-    """An empty folder that lives as long as the process: for what tests build once and share."""
+    """An empty folder that lives as long as the session: for what tests build once and share."""
     _KEEP_ALIVE.append(tempfile.TemporaryDirectory(prefix="optin-test-"))
     return Path(_KEEP_ALIVE[-1].name)
+
+
+def remove_folders() -> None:
+    """Remove all of them: workers of a session end without their finalizers."""
+    while _KEEP_ALIVE:
+        _KEEP_ALIVE.pop().cleanup()
 
 
 def saved_model(name: str, head: str = "classifier") -> Path:

@@ -1,7 +1,7 @@
 """An `optin` that starts in milliseconds: a client hands its arguments, environment and streams to a server that has
 imported every library and forks. What runs is the real command line, in the client's process group.
 
-`python -m helpers.warm SOCKET` serves; `client(folder, socket)` writes the executable.
+The server is a fork of the test's process.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
-ROOT = Path(__file__).resolve().parents[2]
+from helpers import forks
+
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
 with open({started!r}, "a") as log:
@@ -44,14 +45,13 @@ sys.exit(int(said))
 def optin(folder: Path) -> Iterator[Path]:
     """The executable, as long as its server lives. `folder`/started has a line for each command that was run."""
     address = folder / "socket"
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen([sys.executable, "-m", "helpers.warm", str(address)], env=environment, cwd=ROOT)
+    server = forks.process(lambda: serve(str(address)), folder / "server.log")
     try:
         for _ in range(1200):
-            if address.exists() or server.poll() is not None:
+            if address.exists() or os.waitpid(server, os.WNOHANG)[0]:
                 break
             time.sleep(0.1)
-        assert address.exists(), "the server did not start"
+        assert address.exists(), (folder / "server.log").read_text()
         made = folder / "optin"
         made.write_text(
             CLIENT.format(python=sys.executable, socket=str(address), started=str(folder / "started"))
@@ -59,11 +59,12 @@ def optin(folder: Path) -> Iterator[Path]:
         made.chmod(0o755)
         yield made
     finally:
-        server.terminate()
-        server.wait()
+        with suppress(ProcessLookupError, ChildProcessError):  # it did not start
+            os.kill(server, signal.SIGKILL)
+            os.waitpid(server, 0)
 
 
-def serve(address: str) -> None:
+def serve(address: str) -> NoReturn:
     """Answer every client with a forked process of its own."""
     import datasets  # noqa: F401 - what the commands import, once for all
     import numpy  # noqa: F401
@@ -128,7 +129,3 @@ def _answer(client: socket.socket) -> None:
         sys.stderr.flush()
         client.sendall(f"{code}\n".encode())
         os._exit(code)
-
-
-if __name__ == "__main__":
-    serve(sys.argv[1])

@@ -9,28 +9,32 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+import typer
+from helpers import forks
 from helpers.data import tiny_text_csv
 from helpers.models import saved_model
 from typer.testing import CliRunner
 
-from optin_cli.artefacts.ranking import read_ranking
+from optin_cli.artefacts.ranking import Ranking, read_ranking
 from optin_cli.data.sources import DataSpec
-from optin_cli.errors import UsageError
+from optin_cli.errors import InputError, UsageError
 from optin_cli.loading.checkpoint import open_model
-from optin_cli.main import app
+from optin_cli.main import app, guarded
 from optin_cli.scoring import distributed as teams
 from optin_cli.scoring import score as stage
 from optin_cli.scoring.distributed import Team, joined
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 
-SETTINGS = ScoreSettings(samples=40, batch_size=2)
-OPTIONS = ["--samples", "40", "--batch-size", "2"]
+SETTINGS = ScoreSettings(samples=24, batch_size=2)
+OPTIONS = ["--samples", "24", "--batch-size", "2"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
 
 
@@ -60,10 +64,14 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **more}
 
 
+def score_command(csv: Path, output: Path) -> list[str]:
+    command = ["score", str(saved_model("bert")), "--data", str(csv), "-o", str(output)]
+    return [*command, *OPTIONS, "--device", "cpu"]
+
+
 def torchrun(csv: Path, output: Path) -> subprocess.Popen:
-    command = [*TORCHRUN, "optin_cli", "score", str(saved_model("bert")), "--data", str(csv)]
     return subprocess.Popen(
-        [*command, "-o", str(output), *OPTIONS, "--device", "cpu"],
+        [*TORCHRUN, "optin_cli", *score_command(csv, output)],
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -72,9 +80,8 @@ def finished(output: Path) -> int:
     return len(list((output.parent / f".{output.name}.partial").glob("*.npz")))
 
 
-def test_two_processes_finish_what_one_began_and_write_one_file(whole, tmp_path):
-    csv, expected = whole
-    output = tmp_path / "r.h5"
+def begun_by_one(csv: Path, output: Path) -> int:
+    """How many parts one process has left."""
 
     def stop(done, total, _):
         if done > 0.3 * total:
@@ -82,15 +89,39 @@ def test_two_processes_finish_what_one_began_and_write_one_file(whole, tmp_path)
 
     with pytest.raises(KeyboardInterrupt):
         stage.score(plan_of(csv), output, stop)
-    begun = finished(output)
-    assert begun > 0
+    assert finished(output) > 0
+    return finished(output)
+
+
+def test_two_processes_finish_what_one_began_and_write_one_file(whole, tmp_path):
+    csv, expected = whole
+    output = tmp_path / "out" / "r.h5"
+    output.parent.mkdir()
+    begun = begun_by_one(csv, output)
+    work = partial(forks.code_of, score_command(csv, output))
+    children = started_by_srun([work] * 2, tmp_path)
+    found = [forks.ended(child) for child in children]
+    err, out = ("".join((tmp_path / f"{r}.{kind}").read_text() for r in range(2)) for kind in ("err", "out"))
+    assert found == [0, 0], err
+    check_team(out, err, begun, output, expected)
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_do_the_same(whole, tmp_path):
+    csv, expected = whole
+    output = tmp_path / "r.h5"
+    begun = begun_by_one(csv, output)
     process = torchrun(csv, output)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
+    check_team(out, err, begun, output, expected)
+
+
+def check_team(out: str, err: str, begun: int, output: Path, expected: Ranking) -> None:
     assert out == f"{output}\n"  # one of the two speaks
     assert err.count(f"resuming: {begun} parts") == len(re.findall(r"^scored ", err, re.MULTILINE)) == 1
     assert read_ranking(output).digest == expected.digest
-    assert [path.name for path in tmp_path.iterdir()] == ["r.h5"]
+    assert [path.name for path in output.parent.iterdir()] == ["r.h5"]
 
 
 @pytest.mark.slow
@@ -99,7 +130,7 @@ def test_one_process_finishes_what_a_killed_team_began(whole, tmp_path, caplog):
     output = tmp_path / "r.h5"
     process = torchrun(csv, output)
     deadline = time.monotonic() + 300
-    while process.poll() is None and finished(output) < 20 and time.monotonic() < deadline:
+    while process.poll() is None and finished(output) < 12 and time.monotonic() < deadline:
         time.sleep(0.005)
     for one in [*psutil.Process(process.pid).children(recursive=True), process]:
         one.send_signal(signal.SIGKILL)
@@ -112,58 +143,64 @@ def test_one_process_finishes_what_a_killed_team_began(whole, tmp_path, caplog):
     assert found.digest == expected.digest
 
 
-SCRIPT = """
-import os, signal, sys, typer
-from optin_cli.errors import InputError
-from optin_cli.main import guarded
-from optin_cli.scoring.distributed import joined
+def started_by_srun(works: Sequence[Callable[[], int]], folder: Path) -> list[int]:
+    """Two processes, started as `srun` would: by their environment alone, so that each one's own exit code shows."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
 
-def command():
-    with joined() as team:
-        {body}
+    def known(rank: int) -> None:
+        team = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        os.environ.update({**team, "MASTER_ADDR": "localhost", "MASTER_PORT": port})
+        torch.set_num_threads(1)
 
-try:
-    guarded(command)()
-except typer.Exit as error:
-    sys.exit(error.exit_code)
-"""
-BODIES = {
-    "disagree": "team.check_same({'model': f'digest {team.rank}', 'rows': 1})",
-    "one fails": "team.broadcast(None if team.leads else (_ for _ in ()).throw(InputError('no such data')))",
-    "one is killed": "team.broadcast(None) if team.leads else os.kill(os.getpid(), signal.SIGKILL)",
-}
+    return [
+        forks.process(work, folder / f"{rank}.err", partial(known, rank), folder / f"{rank}.out")
+        for rank, work in enumerate(works)
+    ]
+
+
+def within(body: Callable[[Team], object]) -> int:
+    def command() -> None:
+        with joined() as team:
+            body(team)
+
+    try:
+        guarded(command)()
+    except typer.Exit as error:
+        return error.exit_code
+    return 0
+
+
+def disagree(team: Team) -> None:
+    team.check_same({"model": f"digest {team.rank}", "rows": 1})
+
+
+def one_fails(team: Team) -> None:
+    if not team.leads:
+        raise InputError("no such data")
+    team.broadcast(None)
+
+
+def one_is_killed(team: Team) -> None:
+    if not team.leads:
+        os.kill(os.getpid(), signal.SIGKILL)
+    team.broadcast(None)
 
 
 @pytest.mark.parametrize(
     ("body", "codes", "message"),
     [
-        ("disagree", [3, 3], "process 1 has another model than process 0"),
-        pytest.param("one fails", [1, 1], "no such data", marks=pytest.mark.slow),
-        pytest.param(
-            "one is killed",
-            [1, -signal.SIGKILL],
-            "another process of the team is gone",
-            marks=pytest.mark.slow,
-        ),
+        (disagree, [3, 3], "process 1 has another model than process 0"),
+        (one_fails, [1, 1], "no such data"),
+        (one_is_killed, [1, -signal.SIGKILL], "another process of the team is gone"),
     ],
 )
-def test_one_process_tells_why_and_all_end(body, codes, message):
-    """Started as `srun` would: by their environment alone, so that each one's own exit code shows."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    here = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT.format(body=BODIES[body])],
-            env=environment(**here, RANK=str(rank), LOCAL_RANK=str(rank)),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    told = "".join(process.communicate(timeout=120)[1] for process in processes)
-    assert [process.returncode for process in processes] == codes, told
+def test_one_process_tells_why_and_all_end(body, codes, message, tmp_path):
+    children = started_by_srun([partial(within, body)] * 2, tmp_path)
+    found = [forks.ended(child) for child in children]
+    told = "".join((tmp_path / f"{rank}.err").read_text() for rank in range(2))
+    assert found == codes, told
     assert told.count("error:") == 1
     assert message in " ".join(told.split())
 

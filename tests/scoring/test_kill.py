@@ -2,104 +2,75 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
+import random
+import signal
+import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from helpers import forks
 from helpers.data import tiny_text_csv
 from helpers.models import saved_model, shared_model
 
+from optin_cli.artefacts.ranking import read_ranking
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError
 from optin_cli.scoring import score as stage
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.runner import Worker
 
-# One process imports everything, then forks a process for each run of the command: a start takes no time, so
-# that nearly all kills fall into the work. The moments are drawn anew in every run of the test.
-SCRIPT = '''
-import json, os, random, signal, sys, time
-from pathlib import Path
-import numpy as np
-import datasets, torch, transformers
-from transformers import BertForSequenceClassification
-from optin_cli.artefacts.ranking import read_ranking
-from optin_cli.main import app
-from optin_cli.scoring import runner as work
-from optin_cli.scoring import score
 
-folder, model, data = map(Path, sys.argv[1:4])
-output = folder / "r.h5"
+def ranked(folder, csv, target):
+    """A process that scores to `target`; its id. A start takes no time, so that nearly all kills fall into the work."""
+    options = ("--samples", 24, "--batch-size", 2, "--method", "mixed", "--device", "cpu")
+    return forks.start(
+        ("score", saved_model("bert"), "--data", csv, "-o", target, *options), folder / "log", one_thread
+    )
 
-def start(target):
-    """A process that runs the command; its id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    os.dup2(os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-    os.dup2(2, 1)
-    options = ["--samples", "40", "--batch-size", "2", "--method", "mixed", "--device", "cpu"]
-    try:
-        app(["score", str(model), "--data", str(data), "-o", str(target), *options], standalone_mode=False)
-    except BaseException as error:
-        os._exit(getattr(error, "exit_code", 1))
-    os._exit(0)
 
-def state(read=True):
-    """Every file there is can be read; how many parts are done."""
-    parts = list((folder / ".r.h5.partial").glob("*.npz"))
-    if read and output.exists():
-        read_ranking(output)
-    for part in parts if read else []:
-        with np.load(part) as arrays:
-            for name in arrays:
-                arrays[name]
-    return len(parts)
-
-begun = time.monotonic()
-assert os.waitpid(start(folder / "whole.h5"), 0)[1] == 0
-length = time.monotonic() - begun
-parts, killed = [], 0
-for kill in range(4):
-    before, pid = state(), start(output)
-    if kill % 2:
-        # a run that goes on has less to do: later kills come sooner
-        time.sleep(random.uniform(0.2, 0.9) * length * 0.3)
-    else:  # whatever else the machine does, some kills fall between two parts
-        while state(read=False) <= before and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            time.sleep(0.002)
-        time.sleep(random.uniform(0, 0.05) * length)
-    os.kill(pid, signal.SIGKILL)
-    killed += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-    parts.append(state())
-assert os.waitpid(start(output), 0)[1] == 0
-digests = [read_ranking(folder / name).digest for name in ("r.h5", "whole.h5")]
-left = sorted(path.name for path in folder.iterdir())
-print(json.dumps({"killed": killed, "parts": parts, "digests": digests, "left": left}))
-'''
+def one_thread():
+    torch.set_num_threads(1)
 
 
 def test_killed_at_random_moments_a_run_ends_with_the_same_bytes(tmp_path):
+    """The moments are drawn anew in every run of the test."""
     csv = tiny_text_csv(tmp_path / "data")
     folder = tmp_path / "work"
     folder.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder), str(saved_model("bert")), str(csv)],
-        env={
-            **os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-            "HF_DATASETS_CACHE": str(tmp_path / "cache"),
-        },
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr + (folder / "log").read_text()
-    told = json.loads(done.stdout)
-    assert told["killed"] >= 2, told
-    assert any(told["parts"]), told  # kills did fall into the work
-    assert told["digests"][0] == told["digests"][1]
-    assert told["left"] == ["log", "r.h5", "whole.h5"]
+    output, whole = folder / "r.h5", folder / "whole.h5"
+    begun = time.monotonic()
+    assert forks.ended(ranked(folder, csv, whole)) == 0, (folder / "log").read_text()
+    length = time.monotonic() - begun
+    parts, killed = [], 0
+    for kill in range(4):
+        before, run = len(parts_of(output)), ranked(folder, csv, output)
+        if kill % 2:
+            # a run that goes on has less to do: later kills come sooner
+            time.sleep(random.uniform(0.2, 0.9) * length * 0.3)
+        else:  # whatever else the machine does, some kills fall between two parts
+            while len(parts_of(output)) <= before and is_running(run):
+                time.sleep(0.002)
+            time.sleep(random.uniform(0, 0.05) * length)
+        os.kill(run, signal.SIGKILL)
+        killed += forks.ended(run) == -signal.SIGKILL
+        parts.append(len(parts_of(output)))
+        for part in parts_of(output):
+            with np.load(part) as arrays:
+                assert all(arrays[name] is not None for name in arrays)
+        if output.exists():
+            read_ranking(output)
+    assert killed >= 2
+    assert any(parts)  # kills did fall into the work
+    assert forks.ended(ranked(folder, csv, output)) == 0, (folder / "log").read_text()
+    assert read_ranking(output).digest == read_ranking(whole).digest
+    assert sorted(path.name for path in folder.iterdir()) == ["log", "r.h5", "whole.h5"]
+
+
+def is_running(child):
+    return not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 
 
 def plan_for(folder, sketch_rows=32):
