@@ -56,7 +56,7 @@ def rankings(where: Iterable[tuple[str, Path]], *, whole: bool = False, naming: 
     """Every ranking in the places, in order; `whole` also reads the sketches.
 
     A file of another kind in a folder is passed by, and so is one that does not hold the text `naming`, such as the
-    digest of a model: attributes lie in a file as they are, and a search takes a hundredth of the time that reading takes.
+    digest of a model: attributes lie in a file as they are, and a search takes a hundredth of the time of reading it.
     """
     for place, path in where:
         files = [path] if path.is_file() else sorted(path.glob(_SUFFIX))

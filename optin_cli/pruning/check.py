@@ -13,7 +13,7 @@ from optin_cli.artefacts.mask import Mask
 from optin_cli.compensation.plan import own_data
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.opening import open_batches
-from optin_cli.data.sources import BUILTIN_DOCS, DataSpec
+from optin_cli.data.sources import BUILTIN_PROSE, DataSpec
 from optin_cli.errors import InputError, OptinError, param
 from optin_cli.execution.precision import exact_convolutions
 from optin_cli.loading.checkpoint import OpenModel
@@ -80,9 +80,9 @@ def check_rows(model: OpenModel, mask: Mask, batches: Batches | None) -> CheckRo
     except OptinError as error:
         log.warning("the calibration data can't be read again (%s)", error.what)
     if model.family.modality == TEXT:
-        log.warning("checking on %s instead", BUILTIN_DOCS)
-        found = open_check(model, DataSpec(BUILTIN_DOCS))
-        return CheckRows([_placed(model, batch) for batch in found], BUILTIN_DOCS)
+        log.warning("checking on %s instead", BUILTIN_PROSE)
+        found = open_check(model, DataSpec(BUILTIN_PROSE))
+        return CheckRows([_placed(model, batch) for batch in found], BUILTIN_PROSE)
     if model.family.modality == AUDIO:
         log.warning("checking on random spectrograms instead")
         noise = random_recordings(model.module, 4, generator=torch.Generator().manual_seed(0))

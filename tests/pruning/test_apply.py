@@ -188,7 +188,7 @@ def test_calibration_data_that_is_gone_is_replaced_with_a_warning(name, tmp_path
     with caplog.at_level("WARNING", logger="optin"):
         applied = stage.apply(model, mask, tmp_path / "out")
     assert "can't be read again" in caplog.text
-    assert applied.checked_on == ("builtin:docs" if name == "bert" else "noise")
+    assert applied.checked_on == ("builtin:prose" if name == "bert" else "noise")
 
 
 def test_other_check_data_can_be_given(tmp_path):
