@@ -34,6 +34,7 @@ test: $(VENV)/.ready ## the test suite; needs no hub and no data
 test-fast: $(VENV)/.ready ## about a minute: what opens no model and starts no process
 	$(BIN)/python $(TEST) -m fast
 
+test-all: export OPTIN_EXAMPLES := all
 test-all: $(VENV)/.ready ## the slow tests, too: more examples of what the others check, real models and data
 	$(BIN)/python $(TEST) -m ""
 

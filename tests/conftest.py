@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,15 @@ def pytest_sessionfinish() -> None:
     from helpers.models import remove_folders
 
     remove_folders()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clean_repository() -> Iterator[None]:
+    """`prune` keeps its ranking in the working directory: no test does so in the repository, where others find it."""
+    folder = Path(__file__).resolve().parents[1] / "rankings"
+    before = set(folder.glob("*"))
+    yield
+    assert set(folder.glob("*")) == before
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,7 @@ def test_from_recordings_to_a_smaller_classifier(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_from_speech_to_a_smaller_recogniser(tmp_path):
     model = saved_model("whisper")
     data = tiny_audio_folder(tmp_path / "data", 12, transcripts=True)

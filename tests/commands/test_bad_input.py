@@ -68,7 +68,7 @@ def test_a_name_that_ends_in_a_slash_is_a_folders(scored, tmp_path):
         bad(tmp_path, "select", ranking, "--flops", flops, "-o", f"{tmp_path}/{name}", code=2, says=says)
 
 
-@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("steps", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_another_pruned_model_in_the_way_is_told_before_scoring(steps, scored, tmp_path, monkeypatch):
     """No ranking is there after it, neither of the first step nor of the last."""
     model, data, ranking = scored

@@ -10,7 +10,10 @@ from helpers.data import sentences
 from helpers.models import saved_model
 
 
-@pytest.mark.parametrize(("name", "task"), [("gpt2", "language-modeling"), ("t5", "text-to-text")])
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [("gpt2", "language-modeling"), pytest.param("t5", "text-to-text", marks=pytest.mark.slow)],
+)
 def test_a_text_file_is_all_it_takes(name, task, tmp_path):
     model, out = saved_model(name), tmp_path / "out"
     data = tmp_path / "text"

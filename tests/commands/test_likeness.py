@@ -24,6 +24,12 @@ def texts(path, words, seed, count=100):
     return path
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """`prune` keeps its ranking in the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Two samples over one half of the words, and one over the other half."""

@@ -12,7 +12,7 @@ from helpers.models import opened, saved_model
 FAST = ["--samples", "12", "--batch-size", "6", "--method", "curvature", "--probes", "1"]
 
 
-@pytest.mark.parametrize("name", ["vit", "timm-vit"])
+@pytest.mark.parametrize("name", [pytest.param("vit", marks=pytest.mark.slow), "timm-vit"])
 def test_tokens_from_score_to_a_model_that_every_command_takes(name, tmp_path):
     model, data = saved_model(name), tiny_image_folder(tmp_path / "images")
     ranking, mask, out = tmp_path / "r.h5", tmp_path / "m.json", tmp_path / "out"

@@ -31,7 +31,7 @@ def ernie() -> Path:
         ("ernie", "ForSequenceClassification", {"heads", "neurons"}),
         pytest.param("nomic", "ForSequenceClassification", {"heads", "neurons"}, marks=pytest.mark.slow),
         pytest.param("granite", "ForCausalLM", {"heads", "neurons"}, marks=pytest.mark.slow),
-        ("mobilenet_v2", "ForImageClassification", {"channels"}),
+        pytest.param("mobilenet_v2", "ForImageClassification", {"channels"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_traced_model_is_pruned_with_its_table(tmp_path, name, head, kinds):

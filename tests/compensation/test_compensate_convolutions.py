@@ -36,7 +36,7 @@ def with_a_double(model: OpenModel, name: str) -> OpenModel:
         ("timm-resnet", "blocks.0.channels"),
         pytest.param("timm-resnet", "blocks.2.channels2", marks=pytest.mark.slow),
         pytest.param("timm-efficientnet", "blocks.1.channels", marks=pytest.mark.slow),
-        ("timm-efficientnet", "blocks.3.channels"),
+        pytest.param("timm-efficientnet", "blocks.3.channels", marks=pytest.mark.slow),
     ],
 )
 def test_full_restores_a_duplicate_channel(family, name, folder):

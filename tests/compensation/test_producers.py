@@ -67,7 +67,7 @@ def test_a_producer_gets_the_least_squares_of_full_passes(name, kind, folder):
         assert np.square(found).mean() < 0.95 * np.square(before).mean()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ["bert", pytest.param("timm-vit", marks=pytest.mark.slow)])
 def test_on_unseen_rows_units_are_more_like_the_dense_ones(name, folder):
     dense = shared_model(name)
     keep, unseen = half(dense), batches_for(dense, folder, rows=100, seed=9)

@@ -54,7 +54,9 @@ def test_a_model_opens_with_its_head(class_name, tmp_path):
     assert all(torch.equal(model.module.state_dict()[key], value) for key, value in expected.items())
 
 
-@pytest.mark.parametrize("class_name", ["BertForPreTraining", "BertForMultipleChoice"])
+@pytest.mark.parametrize(
+    "class_name", ["BertForPreTraining", pytest.param("BertForMultipleChoice", marks=pytest.mark.slow)]
+)
 def test_a_pruned_model_keeps_the_class_and_the_head(class_name, tmp_path):
     model = headed(class_name, tmp_path / "m")
     data = tiny_text_csv(tmp_path)

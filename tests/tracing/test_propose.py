@@ -67,7 +67,16 @@ REFUSED = {  # listed families -> why a trace finds nothing
 
 CONVOLUTIONAL = ["mobilenet_v2", "poolformer", "byobnet", "coatnet"]
 
-every_model = pytest.mark.parametrize("name", [*FOUND, *CONVOLUTIONAL])
+ALIKE = {"nomic", "persimmon", "imagegpt", "nystromformer", "vit_mae", "coatnet"}
+"""Others stand for them, but where the slow tests run."""
+
+
+def each(names):
+    marked = [pytest.param(n, marks=[pytest.mark.slow] * (n in ALIKE)) for n in names]
+    return pytest.mark.parametrize("name", marked)
+
+
+every_model = each([*FOUND, *CONVOLUTIONAL])
 
 
 def inputs_of(module: nn.Module, name: str) -> dict[str, Tensor]:
@@ -139,7 +148,7 @@ def test_the_table_of_the_docs_is_found_again():
 # ---- models that are in no table ----
 
 
-@pytest.mark.parametrize("name", FOUND)
+@each(FOUND)
 def test_the_sites_of_a_transformer_are_found_in_every_block(name):
     anatomy = traced(name).anatomy
     blocks = 2 if name == "mixer" else BLOCKS
