@@ -28,10 +28,15 @@ def lock(report: str) -> list[str]:
     return [head, *(pin for pin in pins if not pin.startswith(f"{PROJECT['name']}=="))]
 
 
-def requirements() -> list[tuple[str, str]]:
-    """(name, floor) of each dependency; of the extra `test`, too."""
-    lines = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
-    return [match.groups(default="") for line in lines if (match := LINE.match(line))]
+def requirements(extra: str = "test") -> list[tuple[str, str]]:
+    """(name, floor) of each dependency; of the extra, too, and of those that it takes in."""
+    found = []
+    for line in PROJECT["dependencies"] * (extra == "test") + PROJECT["optional-dependencies"][extra]:
+        if inner := re.match(rf"{PROJECT['name']}\[(\w+)\]", line):
+            found += requirements(inner[1])
+        elif match := LINE.match(line):
+            found.append(match.groups(default=""))
+    return found
 
 
 def installed(name: str) -> str:
