@@ -7,6 +7,7 @@ import random
 import resource
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -157,6 +158,7 @@ def _told(
     if code not in (0, *codes):
         return f"EXIT {code}"
     if code and (said.count("error:") != 1 or "unexpected" in said or "Traceback" in said):
+        print(said, file=sys.stderr)
         return "ODD MESSAGE"
     outcome = after(step, expected, finished=code == 0)
     return outcome.replace("stopped", "refused")
