@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--memory", action="store_true", help="peak memory of each command as the model grows"
     )
+    parser.add_argument("--only", help="signals, disks and folders for these commands alone: score,export")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
@@ -68,15 +69,14 @@ def main() -> None:
         os.chdir(folder)
         steps, draw = commands(folder), random.Random(options.seed)
         warmed(steps)
+        hit = [step for step in steps if not options.only or step.name in options.only.split(",")]
         started = time.perf_counter()
         if options.signals:
-            show("signals", table(injected.signals(steps, options.signals, draw)))
+            show("signals", table(injected.signals(hit, options.signals, draw)))
         if options.disks:
-            show("full disks", table(injected.full_disks(steps, options.disks, draw)))
-            show("folders that vanish", table(injected.vanishing(steps, options.disks, draw)))
-            show(
-                "folders that can't be written", table(injected.read_only(steps, max(1, options.disks // 10)))
-            )
+            show("full disks", table(injected.full_disks(hit, options.disks, draw)))
+            show("folders that vanish", table(injected.vanishing(hit, options.disks, draw)))
+            show("folders that can't be written", table(injected.read_only(hit, max(1, options.disks // 10))))
         if options.damaged:
             (folder / "files").mkdir()
             found = damaged_files(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optin_cli.architectures.config_sizes import sized_by_config
+from optin_cli.artefacts.changes import is_asked
 from optin_cli.artefacts.files import check_no_folder, digest_json
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.ranking import Ranking, read_ranking, read_sketch
@@ -55,6 +56,17 @@ def ranking_path(plan: Plan, folder: Path) -> Path:
     """`<folder>/<model>-<data>-<digest of the inputs>.h5`: other inputs never meet the same name."""
     names = [_slug(plan.model.spec), _slug(plan.examples.data.spec), digest_json(plan.identity())[:8]]
     return folder / f"{'-'.join(names)}.h5"
+
+
+def _explain_beside(path: Path, plan: Plan) -> None:
+    """Say what differs in the newest ranking beside `path`: that of other inputs has another name."""
+    if not is_asked() or path != ranking_path(plan, path.parent):
+        return
+    named = path.stem.rpartition("-")[0]
+    beside = [one for one in path.parent.glob("*.h5") if one.stem.rpartition("-")[0] == named and one != path]
+    if beside:
+        newest = max(beside, key=lambda one: one.stat().st_mtime)
+        scoring.matching(plan, [("", newest)])
 
 
 def score(
@@ -116,6 +128,8 @@ def prune(
             _check_belongs(ranking, plan)
         with suppress(OutputDiffers) if update else nullcontext():
             found = scoring.existing(ranking, plan, any_lambda=plan.method.recombines)
+    if found is None and ranking is not None:
+        _explain_beside(ranking, plan)
     if found is None and last is not None and not (force or update):
         pruning.check_unmade(last)
     others = False

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -145,3 +148,61 @@ def test_a_name_that_is_no_text_comes_out_as_it_is(folder):
     done = shell(line, folder)
     assert done.returncode == 0, done.stderr
     assert (folder / "out").read_bytes() == b"caf\xe9/m.json\n"
+
+
+COLOUR = re.compile(r"\x1b\[[\d;]*(?:3[0-7]|4[0-7]|9[0-7])[\d;]*m")
+_PARTS = re.compile(r"\x1b\[[\d;]*m|[─━│┃╭╮╰╯\s]")
+
+
+def terminal(line: str, folder: Path, columns: int = 80, **env: str) -> str:
+    """What a command writes to a terminal, with its codes."""
+    master, slave = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), **env}
+    for name in {"NO_COLOR", "FORCE_COLOR"} - set(env):
+        environment.pop(name, None)
+    command = [sys.executable, "-m", "optin_cli", *line.split()]
+    running = subprocess.Popen(
+        command, cwd=folder, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
+    )
+    os.close(slave)
+    parts: list[bytes] = []
+    with suppress(OSError):  # the terminal is gone when its last process is
+        while part := os.read(master, 4096):
+            parts.append(part)
+    os.close(master)
+    running.wait(60)
+    return b"".join(parts).decode()
+
+
+def test_colours_are_for_terminals_that_want_them(folder):
+    line = "select no.h5 --flops 0.5 -o m.json"
+    plain = terminal(line, folder, NO_COLOR="1")
+    assert "error: no ranking at no.h5" in plain.replace("\x1b[0m", "") and not COLOUR.search(plain)
+    assert COLOUR.search(terminal(line, folder))
+
+
+def test_twenty_columns_cut_nothing_off(folder):
+    wide, narrow = (terminal("inspect r.h5", folder, columns) for columns in (200, 20))
+    words = re.findall(r"[\w.]{3,}", re.sub(r"\x1b\[[\d;]*m", "", wide))
+    shown = _PARTS.sub("", narrow)
+    assert "Traceback" not in narrow and len(words) > 20
+    assert [word for word in words if word not in shown] == []
+
+
+def test_the_c_locale_takes_names_in_other_letters(folder):
+    name = "mod\u00e8le \u6a21\u578b"
+    (folder / name).mkdir()
+    ascii_only = "LC_ALL=C LANG=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0"
+    done = shell(f"{ascii_only} optin select r.h5 --flops 0.5 -o '{name}/m.json' -q > out", folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "out").read_bytes() == f"{name}/m.json\n".encode()
+    assert shell(f"{ascii_only} optin inspect '{name}/m.json'", folder).returncode == 0
+    missing = shell(f"{ascii_only} optin inspect '{name}/no.json'", folder)
+    assert missing.returncode == 2 and missing.stderr.count("error:") == 1
+    assert "Traceback" not in missing.stderr and "unexpected" not in missing.stderr
+
+
+def test_without_a_terminal_there_are_no_codes_and_nothing_is_asked(folder):
+    done = shell("optin select r.h5 --flops 0.5 -o plain.json < /dev/null; optin inspect plain.json", folder)
+    assert done.returncode == 0 and "plain.json" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr

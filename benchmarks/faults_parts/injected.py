@@ -7,6 +7,7 @@ import random
 import resource
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,8 +21,8 @@ NUMBERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
 Found = dict[str, Counter[str]]
 NOBODY = 65534
-_MESSAGE = 2048
-"""Bytes that every file may have: room for what a command says."""
+_PIPE = 1 << 16
+"""Bytes that a command may say before somebody listens."""
 
 
 def signals(steps: list[Step], runs: int, draw: random.Random) -> Found:
@@ -91,7 +92,7 @@ def full_disks(steps: list[Step], runs: int, draw: random.Random) -> Found:
         outcomes: Counter[str] = Counter()
         for _ in range(runs):
             step.clear()
-            limit = max(_MESSAGE, int(largest ** draw.uniform(0.6, 1.02)))
+            limit = int(largest ** draw.uniform(0.5, 1.02))
             outcomes[_told(step, expected, lambda limit=limit: _no_larger(limit), (1,))] += 1  # type: ignore[misc]
         found[f"{step.name}, full disk"] = outcomes
         again(step)
@@ -145,16 +146,19 @@ def _told(
     assert step.output is not None
     log = step.output.parents[1] / "log"
     log.unlink(missing_ok=True)
-    log.touch()
-    log.chmod(0o666)
+    os.mkfifo(log)  # no limit on the size of files stops what is said
+    heard = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
     child = forks.start(step.args, log, first)
     if removed is not None:
         time.sleep(removed)
         shutil.rmtree(step.output.parent, ignore_errors=True)
-    code, said = forks.ended(child), log.read_text()
+    code = forks.ended(child)
+    with os.fdopen(heard, "rb") as stream:
+        said = (stream.read(_PIPE) or b"").decode()
     if code not in (0, *codes):
         return f"EXIT {code}"
     if code and (said.count("error:") != 1 or "unexpected" in said or "Traceback" in said):
+        print(said, file=sys.stderr)
         return "ODD MESSAGE"
     outcome = after(step, expected, finished=code == 0)
     return outcome.replace("stopped", "refused")

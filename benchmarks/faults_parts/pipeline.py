@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 from helpers import forks
 from helpers.data import tiny_text_csv
 from helpers.models import tiny_model
 
+from optin_cli.artefacts.exported import FILE_NAME as EXPORT
+from optin_cli.artefacts.exported import read_export
 from optin_cli.artefacts.files import digest_json
 from optin_cli.artefacts.latency import read_latency_table
 from optin_cli.artefacts.mask import read_mask
@@ -78,6 +81,15 @@ def of_text(path: Path) -> str:
     return path.read_text()
 
 
+def of_export(path: Path) -> str:
+    """Whole archives; their bytes are others at every run."""
+    record = read_export(path / EXPORT)
+    for name in record.files:
+        with ZipFile(path / name) as archive:
+            assert archive.testzip() is None, name
+    return digest_json([record.model["digest"], sorted(record.files)])
+
+
 def of_page(path: Path) -> str:
     text = path.read_text()
     return "whole" if text.rstrip().endswith("</html>") else "cut"
@@ -120,6 +132,7 @@ def commands(folder: Path, **sizes: Any) -> list[Step]:
         Step("bench --table", ["bench", model, *timed], work / "t" / "t.json", of_table),
         Step("report", ["report", ranking, mask, "-q"], work / "page" / "page.html", of_page),
         Step("families --trace", ["families", "--trace", model, "-q"], work / "y" / "y.yaml", of_text),
+        Step("export", ["export", small, "--to", "torch", "-q"], work / "e" / "e", of_export),
     ]
     flags = {"bench --table": "--table"}
     steps = [Step(s.name, [*s.args, flags.get(s.name, "-o"), s.output], s.output, s.content) for s in steps]

@@ -42,6 +42,11 @@ def changes(
     return [Change(name, before, after) for name, before, after in pairs if before != after]
 
 
+def is_asked() -> bool:
+    """Whether what `explain` says is heard."""
+    return log.isEnabledFor(logging.INFO)
+
+
 def explain_new(path: Path) -> None:
     log.info("%s: it is not there yet", path)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -297,11 +298,22 @@ def _headers(path: Path) -> Iterator[Headers]:
             newer = version > SCHEMA_VERSION
             raise ArtefactError(
                 f"{path} has schema version {version}; this optin reads version {SCHEMA_VERSION}",
-                update_hint(_stated_versions(headers)) if newer else _AGAIN,
+                update_hint(_stated_versions(headers)) if newer else _score_again(headers, path),
             )
         if not bool(file.attrs.get("complete", False)):
             raise ArtefactError(f"{path} is incomplete: its scoring did not finish", _AGAIN)
         yield headers
+
+
+def _score_again(headers: Headers, path: Path) -> str:
+    """The command for a file of an earlier schema. Schema 1 has one sum where today's weights need every block."""
+    with suppress(ValueError, LookupError, TypeError):
+        model, data = (
+            shlex.quote(headers.plain(headers.file, name)[key])
+            for name, key in (("model", "id"), ("data", "spec"))
+        )
+        return f"score again: optin score {model} --data {data} -o {shlex.quote(str(path))} --force"
+    return _AGAIN
 
 
 def _stated_versions(headers: Headers) -> dict[str, Any]:

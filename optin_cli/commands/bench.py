@@ -14,7 +14,7 @@ from optin_cli.artefacts.files import check_writable
 from optin_cli.commands import options
 from optin_cli.commands.groups import Group, everyday
 from optin_cli.commands.present import advise_latency, show_generation, show_profile, show_timings
-from optin_cli.errors import ArtefactError, UsageError
+from optin_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from optin_cli.loading.checkpoint import OpenModel
@@ -282,24 +282,15 @@ def _tabulate(
 ) -> None:
     """Make a latency table, unless `path` is one of this model and setting already."""
     from optin_cli.artefacts.files import check_output
-    from optin_cli.artefacts.latency import read_latency_table, write_latency_table
+    from optin_cli.artefacts.latency import write_latency_table
     from optin_cli.measure.inputs import check_setting
-    from optin_cli.measure.latency_table import make_table, table_setting
+    from optin_cli.measure.latency_table import existing, make_table
 
     check_setting(model, batch_size, size)
     check_output(path, "latency table")
-    reused = False
-    if path.exists() and not writing.force:
-        redo = "choose another name, or --force to replace it"
-        try:
-            there = read_latency_table(path)
-        except ArtefactError as error:
-            raise UsageError(f"{path} exists and is no latency table ({error.what})", redo) from error
-        wanted = {"model": model.digest, **table_setting(model, batch_size, size)}
-        have = {"model": there.model["digest"], **there.setting}
-        if differs := [key for key in wanted if wanted[key] != have[key]]:
-            raise UsageError(f"{path} exists, made for another {', '.join(differs)}", redo)
-        reused = True
+    there = options.existing(writing, path, lambda: existing(path, model, batch_size, size))
+    reused = there is not None
+    if there is not None:
         console.note(f"{path} is already the table of this model and setting; --force times it again")
     else:
         with console.progress(not (writing.json or writing.quiet)) as on_progress:

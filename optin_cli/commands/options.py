@@ -282,9 +282,9 @@ def existing(writing: Writing, path: Path, find: Callable[[], T | None]) -> T | 
 
 Output = Annotated[Writing, Group(Writing, without="update explain", panel="Output")]
 Updated = Annotated[Writing, Group(Writing, panel="Output")]
-"""Of a command with one output, which make may know."""
+"""Of a command whose outputs say what they were made from."""
 _SHOWN = {"quiet": {"help": "Print nothing but the result, warnings and errors."}}
-Timed = Annotated[Writing, Group(Writing, without="update explain", panel="Output", changes=_SHOWN)]
+Timed = Annotated[Writing, Group(Writing, panel="Output", changes=_SHOWN)]
 Shown = Annotated[Writing, Group(Writing, "quiet json", panel="Output", changes=_SHOWN)]
 """Of a command that prints what it finds."""
 Json = Annotated[bool, Group(Writing, "json", panel="Output", make=lambda json: json)]

@@ -166,7 +166,9 @@ def _search(
     from optin_cli.trials.search import copy_model, search_budget
 
     folder = goal.sweep or output.with_name(f"{output.name}.sweep")
-    opened = open_all(model, data, settings, measuring, opening, folder, force=writing.force)
+    opened = open_all(
+        model, data, settings, measuring, opening, folder, force=writing.force, update=writing.update
+    )
     check_output(output, opened.plan.model)
     path = goal.ranking or ranking_path(opened.plan, Path("rankings"))
     reused = path.exists() and not writing.force
@@ -179,8 +181,10 @@ def _search(
     with console.progress(not writing.quiet) as on_progress:
         found = search_budget(opened.trials, recipe, request, goal.promise, on_progress, tell)
     sweep = Sweep(folder, found.trials)
-    replaced = writing.force or writing.update
-    copied = copy_model(sweep.directory(found.best), output, force=replaced)
+    best = sweep.directory(found.best)
+    copied = copy_model(best, output, force=writing.force, update=writing.update)
+    if not copied:
+        renew(output)
     applied = replace(recorded_report(output, int(opened.plan.model.dense["params"])), reused=not copied)
     mask = read_mask(folder / f"{found.best.name}.mask.json")
     trials = [point_facts(sweep, point) for point in found.trials]

@@ -58,7 +58,7 @@ def sweep(
     settings: Annotated[ScoreSettings, Group(ScoreSettings, _SCORING, panel="Calibration")],
     refit: Annotated[options.Refit, options.compensation("compensate_", shared="batch_size max_length seed")],
     opening: options.TypedOpening,
-    writing: options.Output,
+    writing: options.Updated,
 ) -> None:
     """Prune to many budgets with one ranking, evaluate and time each model, and keep all of them as one folder.
 
@@ -87,7 +87,9 @@ def sweep(
     settings = replace(settings, tokens=merged, ranks=ranked)
     series = Series(settings, refit.settings, refit.at_most, points.seeds, points.variant, points.ranking)
     series.check()
-    opened = open_all(model, data, settings, measuring, opening, output, force=writing.force)
+    opened = open_all(
+        model, data, settings, measuring, opening, output, force=writing.force, update=writing.update
+    )
     with console.progress(not writing.quiet) as on_progress:
         done = stage(
             opened.trials,

@@ -49,6 +49,7 @@ def open_all(
     folder: Path,
     *,
     force: bool,
+    update: bool = False,
 ) -> Opened:
     """Open the model in float32 to score it, and as `opening` says to measure it; and all data.
 
@@ -77,6 +78,7 @@ def open_all(
         max_length=settings.max_length,
         seed=settings.seed,
         force=force,
+        update=update,
     )
 
     def planner(chosen: ScoreSettings) -> Plan:

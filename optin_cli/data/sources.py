@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.artefacts.files import disk_is_full, nearest_path
-from optin_cli.data import docs, glue, prose, squad
+from optin_cli.data import docs, glue, hub, prose, squad
 from optin_cli.data.audio_folders import holds_recordings, open_recordings
 from optin_cli.data.folders import SUFFIXES, image_mask_pairs, names_of, split_folder
 from optin_cli.data.metadata import check_metadata
@@ -293,8 +293,11 @@ def _load_hub(data: DataSpec) -> Any:
         config = glue.config_of(data.spec, data.config)
     try:
         return _load(name, config, split=_slice_safe(data.split), stream=data.stream)
-    except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
+    except OSError as error:  # `datasets` has tried again itself
+        known = isinstance(error, datasets.exceptions.DatasetNotFoundError | ConnectionError)
+        if not known and not hub.is_passing(error):
+            raise
         raise InputError(
-            f"{data.spec} is not a local path and can't be fetched from the hub: {first_line(error)}",
+            f"{data.spec} is not a local path and can't be fetched from the hub: {hub.reason(error)}",
             nearest_path(Path(data.spec)) or "check the name and the network, or give a local file or folder",
         ) from error

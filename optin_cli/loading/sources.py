@@ -15,7 +15,8 @@ from optin_cli.artefacts import typed
 from optin_cli.artefacts.files import nearest_path, read_json
 from optin_cli.artefacts.kinds import load_json
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_pruned
-from optin_cli.errors import InputError, UsageError, first_line
+from optin_cli.data import hub
+from optin_cli.errors import InputError, UsageError
 from optin_cli.tasks.pooling import sentence_modules
 
 log = logging.getLogger("optin")
@@ -310,23 +311,27 @@ def _download(spec: str, weights: bool, code: bool) -> Path:
     """A hub model's snapshot folder: config, processor files and safetensors; pickles only for want of those. Without
     need of `weights`, configs. With `code` its Python files, too."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HTTPError
+    from huggingface_hub.errors import HFValidationError
 
     scripts = ["*.py"] if code else []
     small = ["*.json", "*.txt", "*.model", "README.md", *scripts]  # the card states the licence
-    try:
-        if not weights:
-            return Path(snapshot_download(spec, allow_patterns=[*_CONFIGS, *scripts]))
-        folder = Path(snapshot_download(spec, allow_patterns=[*small, "model*.safetensors"]))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(spec, allow_patterns=[*small, "pytorch_model*.bin"]))
-    except HFValidationError as error:
-        raise UsageError(f"{spec!r} is neither a directory nor a valid hub id") from error
-    except (HTTPError, OSError) as error:
-        raise InputError(
-            f"{spec} is not a local directory and can't be fetched from the hub: "
-            f"{first_line(error).partition('. ')[0]}",
+
+    def fetched(*patterns: str) -> Path:
+        return Path(hub.ask(lambda: snapshot_download(spec, allow_patterns=list(patterns)), missing))
+
+    def missing(error: Exception) -> InputError:
+        return InputError(
+            f"{spec} is not a local directory and can't be fetched from the hub: {hub.reason(error)}",
             nearest_path(Path(spec))
             or "check the name and the network, or download the model and give its directory",
-        ) from error
+        )
+
+    try:
+        if not weights:
+            return fetched(*_CONFIGS, *scripts)
+        folder = fetched(*small, "model*.safetensors")
+        if not any(folder.glob("*.safetensors")):
+            folder = fetched(*small, "pytorch_model*.bin")
+    except HFValidationError as error:
+        raise UsageError(f"{spec!r} is neither a directory nor a valid hub id") from error
     return folder

@@ -12,16 +12,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from optin_cli.artefacts.changes import changes, explain, explain_new
 from optin_cli.artefacts.facts import Curve, TimedModel, TimedSetting, TimedSite
-from optin_cli.artefacts.latency import LatencyTable, processor_name
+from optin_cli.artefacts.latency import LatencyTable, processor_name, read_latency_table
 from optin_cli.artefacts.provenance import library_versions
-from optin_cli.errors import UsageError, param
+from optin_cli.errors import ArtefactError, OutputDiffers, UsageError, param
 from optin_cli.execution.block_calls import BlockCall, Call, around, block_calls, first_block
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.measure.inputs import dummy_inputs
@@ -55,6 +57,29 @@ def table_setting(model: OpenModel, batch_size: int, size: int) -> TimedSetting:
         "batch_size": batch_size,
         "size": size,
     }
+
+
+def existing(path: Path, model: OpenModel, batch_size: int, size: int) -> LatencyTable | None:
+    """Return the latency table at `path` if it is of this model and setting; None if there is no file.
+
+    Raises `OutputDiffers` for a table of another model or setting, `UsageError` for any other file.
+    """
+    if not path.exists():
+        explain_new(path)
+        return None
+    redo = f"choose another name, or {param('force', True)} to replace it"
+    try:
+        table = read_latency_table(path)
+    except ArtefactError as error:
+        raise UsageError(f"{path} exists and is no latency table ({error.what})", redo) from error
+    wanted = {"model": model.digest, **table_setting(model, batch_size, size)}
+    differs = changes({"model": table.model["digest"], **table.setting}, wanted)
+    explain(path, differs, wanted)
+    if differs:
+        raise OutputDiffers(
+            f"{path} exists, made for another {', '.join(change.name for change in differs)}", redo
+        )
+    return table
 
 
 def make_table(

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optin_cli.artefacts.files import digest_bytes
+from optin_cli.artefacts.files import atomic_file, digest_bytes
 from optin_cli.artefacts.kinds import parse_yaml
 from optin_cli.artefacts.pruned import PrunedRecord
 from optin_cli.console import count, shown
@@ -106,7 +106,8 @@ def is_edited(path: Path) -> bool:
 
 def _write(path: Path, data: ModelCardData, body: str) -> None:
     text = f"---\n{data.to_yaml().strip()}\n---\n\n{body.strip()}\n"
-    path.write_text(f"{text}\n<!-- optin {digest_bytes(text.encode())} -->\n")
+    with atomic_file(path) as temporary:
+        temporary.write_text(f"{text}\n<!-- optin {digest_bytes(text.encode())} -->\n")
 
 
 # ---- front matter ----

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import glob
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from optin_cli.artefacts.pruned import FILE_NAME, check_weights, read_checked
+from optin_cli.data import hub
 from optin_cli.errors import ArtefactError, InputError, UsageError, first_line, param
 
 log = logging.getLogger("optin")
 
-_TRIES = 4
 _STALE = ("*.safetensors", "*.safetensors.index.json", "modeling_optin.py", "*.bin")
 """Files of the repository that go where the new model has none of that name: they belong to an earlier one."""
 _BEGUN = {".gitattributes", "README.md", "LICENSE"}
@@ -157,7 +156,7 @@ def _held(api: Any, repo: str, branch: str) -> list[str] | None:
         except RevisionNotFoundError:
             return []
         except RepositoryNotFoundError as error:
-            if _status(error) == 401:  # the token is refused, whatever there is
+            if hub.status_of(error) == 401:  # the token is refused, whatever there is
                 raise
             return None
 
@@ -165,30 +164,7 @@ def _held(api: Any, repo: str, branch: str) -> list[str] | None:
 
 
 def _hub(repo: str, call: Callable[[], T]) -> T:
-    """Call the hub, again after a pause where it was not reached or is busy. Raises `InputError` in words."""
-    from huggingface_hub.errors import HTTPError
-
-    for tried in range(1, _TRIES + 1):
-        try:
-            return call()
-        except (HTTPError, OSError) as error:
-            status = _status(error)
-            passing = status in (None, 408, 429) or status >= 500
-            if not passing or tried == _TRIES:
-                raise _refusal(repo, status, error) from error
-            log.warning("the hub did not answer (%s): trying again in %d s", _brief(error), 2**tried)
-            time.sleep(2**tried)
-    raise AssertionError("the last try returns or raises")
-
-
-def _status(error: Exception) -> Any:
-    """The HTTP status of an error; None where there was no answer."""
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _brief(error: Exception) -> str:
-    status = _status(error)
-    return f"status {status}" if status else first_line(error)
+    return hub.ask(call, lambda error: _refusal(repo, hub.status_of(error), error))
 
 
 def _refusal(repo: str, status: int | None, error: Exception) -> InputError:
@@ -208,9 +184,9 @@ def _refusal(repo: str, status: int | None, error: Exception) -> InputError:
         return InputError(
             f"{repo} was changed or taken at the same time", "run it again, or choose another name"
         )
-    if status is None or status >= 500 or status in (408, 429):
+    if hub.is_passing(error):
         return InputError(
-            f"the hub could not be reached in {_TRIES} tries: {_brief(error)}",
+            f"the hub could not be reached in {hub.TRIES} tries: {hub.brief(error)}",
             "check the network and run it again",
         )
     return InputError(f"the hub refuses {repo}: {first_line(error)}")

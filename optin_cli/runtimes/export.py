@@ -101,6 +101,7 @@ def export(
         for part in (*parts_of(written), folder / FILE_NAME):
             part.unlink(missing_ok=True)  # it may be the file of the old folder
         facts = _write(model, settings, target, written, checks, on_progress)
+        size = _bytes(written)
         if single:
             made = _new_record(model)
             made.files[file.name] = facts
@@ -109,7 +110,7 @@ def export(
             made = record if record is not None and keep else _directory(folder, model)
             made.files[str(written.relative_to(folder))] = facts
             write_export(folder / FILE_NAME, made)
-    return Exported(file, facts, _bytes(file))
+    return Exported(file, facts, size)
 
 
 def target_of(settings: ExportSettings) -> Target:

@@ -25,9 +25,13 @@ class OpenVinoTarget(Target):
 
     def write(self, traced: Traced, path: Path, opset: int | None) -> dict[str, Any]:
         openvino = need("openvino", self.extra)
-        openvino.save_model(
-            self._converted(traced), path, compress_to_fp16=traced.module.dtype == torch.float16
-        )
+        converted, half = self._converted(traced), traced.module.dtype == torch.float16
+        try:
+            openvino.save_model(converted, path, compress_to_fp16=half)
+        except Exception as error:  # its exceptions have no common base
+            raise InputError(
+                f"OpenVINO can't write {path}: {first_line(error)}", "check the disk and run it again"
+            ) from error
         return {}
 
     def _converted(self, traced: Traced) -> Any:

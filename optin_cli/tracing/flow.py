@@ -90,7 +90,7 @@ def _nonzero(gradient: Tensor, axis: int) -> frozenset[int]:
     return frozenset((rows != 0).any(1).nonzero()[:, 0].tolist())
 
 
-def watch(module: nn.Module, inputs: dict[str, Tensor]) -> Flow:
+def watch(module: nn.Module, inputs: dict[str, Any]) -> Flow:
     """Run `module` with its graph cut at all layers. Weights stay frozen."""
     flow = Flow(module)
 

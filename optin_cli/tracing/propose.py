@@ -29,6 +29,7 @@ from optin_cli.tracing.record import (
     constants,
     modality_of,
     record,
+    rolled,
     seeded,
     smaller_images,
     synthetic_inputs,
@@ -142,7 +143,7 @@ def trace(
         small = smaller_images(module, inputs)
         unsettle(module, small)
         run = record(module, small)
-        other = record(module, {name: value.roll(1, 0) for name, value in small.items()})
+        other = record(module, rolled(small))
         flow = watch(module, small)
     except RUN_ERRORS as error:
         raise InputError(
@@ -170,9 +171,10 @@ def trace(
     if not tables:
         raise _nothing(module, "".join(f"; {gone.where}: {gone.why}" for gone in left[:SHOWN]))
     on_progress(0, 1, "checking all sites on the whole model")
-    whole = WholeModel(module, inputs, run if small is inputs else record(module, inputs), blocks)
+    quick = WholeModel(module, small, run, blocks)
+    whole = quick if small is inputs else WholeModel(module, inputs, record(module, inputs), blocks)
     family = _family(module, blocks, library, modality)
-    checked = whole.check(replace(family, arguments=arguments, chained=whole.is_chained()), tables)
+    checked = whole.check(replace(family, arguments=arguments, chained=quick.is_chained()), tables)
     rows = [_row(module, run, blocks, checked, fitted) for fitted in checked.fitted]
     listed = _listed(module)
     return Proposal(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ BATCH, _TOKENS = 3, 10  # more than one of each: attention over a single token h
 _SPECIAL_IDS = 5
 _PADDED = 3  # tokens of the last example
 _SMALL_SIDE, _MULTIPLE = 64, 32  # pixels of a side: five halvings leave a map
+_INTERPOLATE = "interpolate_pos_encoding"
 _READS = {"input_ids": "text", "pixel_values": "image"}
 
 RUN_ERRORS = (
@@ -107,7 +109,7 @@ def constants(one: Run, other: Run) -> set[str]:
 
 
 @torch.no_grad()
-def record(module: nn.Module, inputs: dict[str, Tensor]) -> Run:
+def record(module: nn.Module, inputs: dict[str, Any]) -> Run:
     """Run `module` and record all calls of all its modules."""
     run = Run()
 
@@ -209,24 +211,36 @@ def synthetic_inputs(module: Any, library: str, modality: str) -> dict[str, Tens
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def smaller_images(module: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Corners of images for a convolutional model that takes them: sites show in them as well, and sooner."""
+def smaller_images(module: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
+    """Corners of images for a model that takes them, convolutional or with positions that it can interpolate: sites
+    show in them as well, and sooner."""
     images = next(iter(inputs.values()))
     convolutions = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Conv2d))
     weights = sum(p.numel() for p in module.parameters())
     small = images.shape[-1] < 2 * _SMALL_SIDE or any(side % _MULTIPLE for side in images.shape[-2:])
-    if len(inputs) > 1 or images.dim() != 4 or small or convolutions < weights / 2:
+    arguments = {} if convolutions >= weights / 2 else _interpolating(module)
+    if len(inputs) > 1 or images.dim() != 4 or small or arguments is None:
         return inputs
     corners = {name: image[..., :_SMALL_SIDE, :_SMALL_SIDE].contiguous() for name, image in inputs.items()}
     try:
         with torch.no_grad():
-            forward(module, corners)
+            forward(module, {**corners, **arguments})
     except RUN_ERRORS:
         return inputs
-    return corners
+    return {**corners, **arguments}
 
 
-def unsettle(module: nn.Module, inputs: dict[str, Tensor]) -> None:
+def _interpolating(module: nn.Module) -> dict[str, Any] | None:
+    """The argument with which a model takes images of other sizes than its own; None if it has none."""
+    return {_INTERPOLATE: True} if _INTERPOLATE in inspect.signature(module.forward).parameters else None
+
+
+def rolled(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The same inputs, in another order of the examples."""
+    return {name: value.roll(1, 0) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+
+def unsettle(module: nn.Module, inputs: dict[str, Any]) -> None:
     """Move all weights a little, in place, and make small ones larger: no gain of 0, no units that start out equal, no
     activations that the biases keep at 0."""
     generator = torch.Generator().manual_seed(0)
@@ -250,7 +264,7 @@ def unsettle(module: nn.Module, inputs: dict[str, Tensor]) -> None:
         _adapt_norms(module, inputs)
 
 
-def _adapt_norms(module: nn.Module, inputs: dict[str, Tensor]) -> None:
+def _adapt_norms(module: nn.Module, inputs: dict[str, Any]) -> None:
     """Give BatchNorms the statistics of `inputs`: with others, what follows them may saturate."""
     norms = [n for n in module.modules() if isinstance(n, nn.modules.batchnorm._BatchNorm)]
     norms = [norm for norm in norms if norm.track_running_stats]

@@ -50,7 +50,7 @@ class TraceResult:
 class WholeModel:
     """The model that is traced, and its inputs."""
 
-    def __init__(self, module: nn.Module, inputs: Mapping[str, Tensor], run: Run, blocks: Blocks) -> None:
+    def __init__(self, module: nn.Module, inputs: Mapping[str, Any], run: Run, blocks: Blocks) -> None:
         self.module = module
         self.inputs = dict(inputs)
         self.blocks = blocks

@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from optin_cli import pipeline
+from optin_cli.artefacts.changes import changes, explain, explain_new
 from optin_cli.artefacts.mask import Mask, write_mask
 from optin_cli.artefacts.point import SUFFIX, Point, TimedPoint, read_point, write_point
 from optin_cli.artefacts.provenance import library_versions
+from optin_cli.artefacts.pruned import FILE_NAME
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batches
 from optin_cli.data.opening import open_batches
 from optin_cli.data.sources import DataSpec
-from optin_cli.errors import UsageError, param
+from optin_cli.errors import InputError, UsageError, param
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.measure.comparison import compare
 from optin_cli.measure.evaluate import evaluate
@@ -70,6 +72,8 @@ class Trials:
     batches: Batches
     """What quality is measured on."""
     force: bool = False
+    update: bool = False
+    """Replace models that were made from other inputs."""
     _warned: set[str] = field(default_factory=set, init=False, repr=False)
 
     def point(self, recipe: Recipe, request: Request, on_progress: Progress = lambda *_: None) -> Point:
@@ -87,6 +91,7 @@ class Trials:
             compensation=recipe.compensation,
             at_most=recipe.at_most,
             force=self.force,
+            update=self.update,
             copied=True,
             on_progress=lambda done, total, what: on_progress(0.7 * done / total if total else 0.7, 1, what),
         )
@@ -118,6 +123,7 @@ class Trials:
         timed = self._timed() if self.measuring.bench and (recipe.uniform or not recipe.variant) else None
         missing_quality = point.evaluation.get("data") != evaluated_on
         missing_speed = timed is not None and point.timed != timed
+        self._explain(point, evaluated_on, timed)
         if not (missing_quality or missing_speed):
             return point
         small = self.reopen(str(self.folder / point.name))
@@ -127,13 +133,28 @@ class Trials:
             self._warn_once(quality.beyond)
             self._warn_once(quality.unlike)
             point = dataclasses.replace(point, evaluation={"data": evaluated_on, **asdict(quality)})
-            write_point(self.folder, point)
+            self._write(point)
         if missing_speed and timed is not None:
             on_progress(0.85, 1, f"timing {point.name}")
             point = dataclasses.replace(point, timings=self._bench(small), timed=timed)
-            write_point(self.folder, point)
+            self._write(point)
         add_results(self.folder / point.name, point.evaluation, point.timings)
         return point
+
+    def _write(self, point: Point) -> None:
+        """Raises `InputError` where somebody has removed the model meanwhile: a point without it is none."""
+        if not (self.folder / point.name / FILE_NAME).is_file():
+            raise InputError(f"{self.folder / point.name} was removed while it was measured", "run it again")
+        write_point(self.folder, point)
+
+    def _explain(self, point: Point, evaluated_on: dict[str, Any], timed: dict[str, Any] | None) -> None:
+        """Say what a point that is there was measured on, where that differs; a new one has no measurements."""
+        path = self.folder / f"{point.name}{SUFFIX}"
+        if not point.evaluation:
+            explain_new(path)
+            return
+        differs = changes(point.evaluation["data"], evaluated_on)
+        explain(path, [*differs, *changes(point.timed, timed or {})], [*evaluated_on, *(timed or ())])
 
     def _warn_once(self, text: str) -> None:
         if text and text not in self._warned:
@@ -195,6 +216,7 @@ def open_trials(
     max_length: int | None = None,
     seed: int = 0,
     force: bool = False,
+    update: bool = False,
 ) -> Trials:
     """Open the data that quality is measured on, and check the settings that are timed.
 
@@ -202,7 +224,7 @@ def open_trials(
     """
     batches = open_batches(data, dense, measuring.eval_samples, batch_size, seed, max_length=max_length)
     dense.task.labels(batches)
-    trials = Trials(folder, dense, reopen, measuring, batches, force)
+    trials = Trials(folder, dense, reopen, measuring, batches, force, update)
     if measuring.bench:
         for size in measuring.bench_batch_size:
             check_setting(dense, size, trials._size())

@@ -15,7 +15,7 @@ from pathlib import Path
 from optin_cli.artefacts.files import atomic_dir
 from optin_cli.artefacts.point import Point
 from optin_cli.artefacts.pruned import FILE_NAME
-from optin_cli.errors import BudgetError, GateError, UsageError, param
+from optin_cli.errors import BudgetError, GateError, OutputDiffers, param
 from optin_cli.pruning.model_card import keep_edited
 from optin_cli.selection.settings import Request
 from optin_cli.trials.pick import Promise, pick
@@ -85,16 +85,18 @@ def search_budget(
     return search(trial, promise, str(trials.folder))
 
 
-def copy_model(point: Path, output: Path, *, force: bool = False) -> bool:
+def copy_model(point: Path, output: Path, *, force: bool = False, update: bool = False) -> bool:
     """Copy a point's model to `output`, whole or not at all; False where it is there already.
 
-    Raises `UsageError` where another model is.
+    Raises `OutputDiffers` where another model is, unless `update` replaces it.
     """
     there = output / FILE_NAME
     if there.is_file() and not force:
         if there.read_bytes() == (point / FILE_NAME).read_bytes():
             return False
-        raise UsageError(
+        if update:
+            return copy_model(point, output, force=True)
+        raise OutputDiffers(
             f"{output} exists, made with another mask or compensation",
             f"choose another name, or {param('force', True)} to replace it",
         )

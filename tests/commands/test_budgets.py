@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import pytest
@@ -161,8 +162,14 @@ def test_bench_select_apply_bench(ranking, tmp_path, monkeypatch):
     made = run(*bench)
     assert made.stdout == f"{table}\n"
     assert "is already the table" in run(*bench).stderr
+    os.utime(table, (1, 1))
     assert json.loads(run(*bench, "--json").stdout)["reused"]
-    refused(tmp_path, *bench[:5], 4, *bench[6:], code=2, says="made for another batch_size")
+    assert table.stat().st_mtime > 1  # make goes by it
+    assert "cpu.json: up to date, with the same model, device" in run(*bench, "--explain").stderr
+    other = [*bench[:5], 4, *bench[6:], "--explain"]
+    refused(tmp_path, *other, code=2, says="made for another batch_size")
+    assert "cpu.json: batch_size was 2, is 4\n" in run(*other, "--update").stderr
+    run(*bench, "--update")
     assert "curve" in run("inspect", table, "--json").stdout
     assert "blocks.2.neurons" in run("inspect", table).stdout
 

@@ -19,6 +19,7 @@ from optin_cli.artefacts.mask import read_mask
 from optin_cli.artefacts.point import read_sweep
 from optin_cli.artefacts.pruned import read_pruned
 from optin_cli.loading.checkpoint import load
+from optin_cli.trials import run as running
 from optin_cli.trials import search
 
 QUICK = [
@@ -125,9 +126,26 @@ def test_what_was_measured_in_another_way_is_measured_again(model, data, tmp_pat
     run(*command, "-q")
     (before,) = read_sweep(tmp_path / "s").points
     assert len(before.timings) == 2 and before.evaluation["examples"] == 40
-    run(*command, "--eval-samples", 10, "-q")
+    said = run(*command, "--eval-samples", 10, "-q", "--explain").stderr
     (after,) = read_sweep(tmp_path / "s").points
     assert after.evaluation["examples"] == 10 and after.timings == before.timings
+    assert "flops-0.6: up to date, with the same model, mask" in said
+    assert "flops-0.6.point.json: fingerprint was" in said and said.endswith("; examples was 40, is 10\n")
+
+
+def test_a_sweep_says_what_has_changed_and_replaces_it_on_request(model, tmp_path):
+    data = tiny_text_csv(tmp_path, rows=40)
+    command = ["sweep", model, "--data", data, "--eval-data", data, "--flops", "0.6", "-o", tmp_path / "s", *QUICK,
+               "--compensate", "none", "--no-bench", "-q", "--explain"]  # fmt: skip
+    assert "flops-0.6: it is not there yet" in run(*command).stderr
+    said = run(*command).stderr
+    assert "h5: up to date" in said and "flops-0.6.point.json: up to date, with the same spec, split" in said
+    with data.open("a") as stream:
+        stream.write("film,film,1\n")
+    refused = run(*command, code=2).stderr
+    assert "h5: it is not there yet" in refused and "h5: data was" in refused
+    said = run(*command, "--update").stderr
+    assert "flops-0.6: mask was" in said and "flops-0.6.point.json: it is not there yet" in said
 
 
 def test_seeds_draw_other_examples(model, data, tmp_path):
@@ -232,6 +250,21 @@ def test_a_sweep_that_can_not_be_made(model, data, tmp_path, options, says):
     assert not list(tmp_path.rglob("*.h5"))
 
 
+def test_a_folder_that_is_removed_meanwhile_holds_no_point_without_its_model(
+    model, data, tmp_path, monkeypatch
+):
+    measured = running.evaluate
+
+    def removing(*args, **options):
+        shutil.rmtree(tmp_path / "s")
+        return measured(*args, **options)
+
+    monkeypatch.setattr(running, "evaluate", removing)
+    command = ["sweep", model, "--data", data, "--flops", "0.6", "-o", tmp_path / "s", *QUICK, "--no-bench"]
+    told = run(*command, "--compensate", "none", "-q", code=1).stderr
+    assert "flops-0.6 was removed while it was measured" in told and not (tmp_path / "s").exists()
+
+
 # ---- prune with a promise ----
 
 MOST = 5
@@ -259,6 +292,7 @@ def test_prune_finds_the_smallest_model_that_loses_no_more(tmp_path, monkeypatch
     assert ours == theirs
     again = json.loads(run(*command, "--json", "-q").stdout)
     assert again["reused"] and again["trials"] == found["trials"]
+    assert json.loads(run(*command, "--json", "-q", "--update").stdout)["reused"]
 
 
 def test_python_finds_the_model_that_the_command_finds(tmp_path, monkeypatch):

@@ -15,8 +15,8 @@ from helpers.models import copy_of, saved_model
 from helpers.pruning import pruned
 
 import optin_cli
+from optin_cli.data import hub as module
 from optin_cli.errors import ArtefactError, InputError, UsageError
-from optin_cli.pruning import push as module
 from optin_cli.pruning.push import Upload, finished, push
 
 # the hub's client has its own HTTP library, of one name or another

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from optin_cli.runtimes.checks import open_checks
 from optin_cli.runtimes.export import ExportSettings, export
 from optin_cli.runtimes.opening import is_exported, open_exported
 from optin_cli.runtimes.program import outputs_read, trace
+from optin_cli.runtimes.to_torch import TorchTarget
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import score
 from optin_cli.selection.select import select
@@ -320,3 +323,14 @@ def test_other_files_are_no_exports(tmp_path):
     assert not is_exported(str(tmp_path / "m.bin")) and not is_exported(str(tmp_path))
     assert is_exported(str(exported("bert", "onnx")[1].path))
     assert np.isfinite(exported("bert", "onnx")[1].facts["deviation"])
+
+
+def test_a_full_disk_and_a_damaged_archive_of_torch_are_errors(tmp_path, caplog):
+    """torch's own writer ends the process on a full disk, and its reader logs a traceback."""
+    program = torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),))
+    with pytest.raises(OSError, match="No space left"):
+        TorchTarget().write(SimpleNamespace(program=program), Path("/dev/full"), None)
+    (tmp_path / "m.pt2").write_bytes(b"PK damaged")
+    with pytest.raises(InputError, match="torch can't open"):
+        TorchTarget().load(tmp_path / "m.pt2", ["y"])
+    assert "Traceback" not in caplog.text

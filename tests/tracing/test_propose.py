@@ -20,7 +20,8 @@ from optin_cli.architectures.resolve import dissect, family_of
 from optin_cli.errors import InputError, UnknownArchitecture
 from optin_cli.structure.anatomy import Site
 from optin_cli.structure.hidden_states import as_rows, hidden_of
-from optin_cli.tracing.propose import propose
+from optin_cli.tracing import propose as tracing
+from optin_cli.tracing.propose import Proposal, propose, trace
 from optin_cli.tracing.record import BATCH, forward, synthetic_inputs, tensors_of
 from optin_cli.transforms.masking import masked, masks_from_keep
 from optin_cli.transforms.slicing import slice_model
@@ -251,3 +252,29 @@ def test_other_outputs_than_hidden_states_do_not_matter():
 def test_all_unlisted_models_are_unlisted(name):
     with pytest.raises(UnknownArchitecture):
         family_of(new_unlisted(name))
+
+
+def test_positions_that_can_be_interpolated_are_tried_on_small_images(monkeypatch):
+    """The same is found, and few of the passes are over a whole image."""
+    import transformers
+
+    config = transformers.SiglipVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=128
+    )
+
+    def found() -> tuple[Proposal, list[int]]:
+        torch.manual_seed(0)
+        module = transformers.SiglipVisionModel(config).eval()
+        sides: list[int] = []
+        module.register_forward_pre_hook(
+            lambda _, __, given: sides.append(given["pixel_values"].shape[-1]), with_kwargs=True
+        )
+        inputs = synthetic_inputs(module, "transformers", "image")
+        return trace(module, inputs, library="transformers", modality="image"), sides
+
+    quick, sides = found()
+    monkeypatch.setattr(tracing, "smaller_images", lambda _, inputs: inputs)
+    slow, whole = found()
+    assert (quick.family, quick.rows, quick.positions) == (slow.family, slow.rows, slow.positions)
+    assert quick.positions == 64 and {site.label for site in quick.anatomy} == {"heads", "neurons"}
+    assert sides.count(128) <= 5 < whole.count(128) and set(sides) == {64, 128}
