@@ -57,7 +57,7 @@ def test_a_part_of_a_batch_has_evenly_spaced_rows_of_it(tmp_path):
     assert batches.part(2, 100).ids(0) == ids and len(batches) == 4
 
 
-@pytest.mark.parametrize("method", ["curvature", "ablation", "knowledge", "reference", "fisher"])
+@pytest.mark.parametrize("method", ["curvature", "ablation", "knowledge", "reference", "fisher", "flap"])
 def test_what_is_timed_is_a_small_part_of_an_item(method, tmp_path):
     worker = Worker(plan_for("bert", method, tmp_path))
     for item in worker.items():
@@ -68,7 +68,7 @@ def test_what_is_timed_is_a_small_part_of_an_item(method, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "method"), [("bert", "ablation"), ("gemma3", "curvature"), ("bert", "fisher")]
+    ("name", "method"), [("bert", "ablation"), ("gemma3", "curvature"), ("bert", "fisher"), ("bert", "depth")]
 )
 def test_the_estimate_is_the_work_of_the_run(name, method, tmp_path):
     """With a clock that counts FLOPs instead of seconds: the estimate, and what the dry run itself takes."""

@@ -99,6 +99,8 @@ class ScoringMethod:
     """Its batches are drawn, not made of texts of one length."""
     batches_compare: ClassVar[bool] = True
     """The scores of one batch alone say how stable the ranking is."""
+    whole_blocks: ClassVar[bool] = False
+    """The units of a block stay or go together: `select` looks for blocks."""
     takes_ranks: ClassVar[bool] = False
     """It measures what lower ranks of heads cost: sites of dimensions, whose units go from the last one on."""
     spreads: ClassVar[bool] = False
