@@ -54,8 +54,8 @@ def score(
         output: where the ranking is written (HDF5). A run that is cut short then resumes, and a ranking of the same
             inputs is reused. Without it nothing is left on disk.
         samples: calibration examples.
-        method: `curvature`, `ablation`, `mixed`, `fisher` (needs labels), `knowledge`, `reference`, `magnitude` or
-            `random`.
+        method: `curvature`, `ablation`, `mixed`, `fisher` (needs labels), `knowledge`, `reference`, `flap`, `wanda-sp`,
+            `depth` (whole blocks), `magnitude` or `random`.
         probes: curvature probes for each batch.
         rel_error: probe until the scores' relative error from probing is this, in (0, 1).
         exact_band, band_flops: score the share `exact_band` of the units on either side of the cut at this budget

@@ -210,6 +210,7 @@ def _written(
             "engines": plan.method.engines(),
             "recombines": plan.method.recombines,
             "feature_weights": plan.method.feature_weights,
+            **({"whole_blocks": True} if plan.method.whole_blocks else {}),
             "probed": worker.totals.probes,
             "identity": identity,
         },

@@ -25,7 +25,8 @@ class ScoreSettings:
         metadata={
             "panel": "Scoring",
             "help": "curvature, ablation, mixed (heads by ablation, the rest by curvature); fisher (PTF; needs "
-            "labels), knowledge (K-prune), reference (OPTIN's released code, for comparison), magnitude, random.",
+            "labels), knowledge (K-prune), reference (OPTIN's released code), for comparison flap, wanda-sp, "
+            "depth (whole blocks, ShortGPT), magnitude, random.",
         },
     )
     samples: int = field(default=512, metadata={"least": 1, "help": "Calibration examples."})

@@ -22,6 +22,7 @@ from optin_cli.selection.settings import Request
 from optin_cli.selection.solver import Solution
 from optin_cli.selection.token_merging import MergeSolution, merge_tokens
 from optin_cli.selection.uniform import sized_by, solve_uniform, with_shared_scores
+from optin_cli.selection.whole_blocks import solve_whole_blocks
 
 
 def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = None) -> Mask:
@@ -35,7 +36,9 @@ def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = N
         request = Request(flops=request)
     problem, merged = pose(ranking, request), None
     solution: Solution | None
-    if request.uniform:
+    if ranking.settings.get("whole_blocks"):
+        solution = solve_whole_blocks(problem)
+    elif request.uniform:
         problem = with_shared_scores(problem)
         solution = solve_uniform(problem)
     elif request.merge == "none":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optin_cli.data.batches import IGNORE, Batch, Batches
@@ -95,9 +95,7 @@ class LanguageModeling(NextToken):
 
     def output(self, model: Forward, inputs: Inputs) -> Tensor:
         """Logits after evenly spaced tokens alone: those of all would be larger than the model."""
-        tokens = inputs["input_ids"]
-        kept = spaced(tokens.shape[1]).to(tokens.device)
-        return logits_of(model(**inputs, logits_to_keep=kept)).float()
+        return logits_at(model, inputs, spaced(inputs["input_ids"].shape[1])).float()
 
     def row_weights(self, inputs: Inputs) -> Tensor:
         """Padding counts nothing."""
@@ -117,6 +115,36 @@ class LanguageModeling(NextToken):
         """The mean negative log likelihood of what follows the spaced tokens of each window."""
         longest = 1 + max(map(len, labels))  # tokens of a window in this call
         return mean_nats(output, padded(labels, longest)[:, spaced(longest)])
+
+
+def logits_at(model: Forward, inputs: Inputs, rows: Tensor | slice) -> Tensor:
+    """The logits of some `rows`, [batch, rows, classes]: the head is given those alone.
+
+    The whole of what the model computes is cut where its head is not a layer that it calls (an exported file, a head
+    that multiplies with weights of others).
+    """
+    embeddings = getattr(model, "get_output_embeddings", None)
+    head = embeddings() if embeddings else None
+    cut = False
+
+    def choose(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        nonlocal cut
+        cut = True
+        return (_at(args[0], rows), *args[1:])
+
+    handle = head.register_forward_pre_hook(choose) if isinstance(head, nn.Module) else None
+    try:
+        result = model(**inputs)
+    finally:
+        if handle is not None:
+            handle.remove()
+    pretraining = not isinstance(result, Tensor) and not hasattr(result, "logits")
+    logits = result.prediction_logits if pretraining else logits_of(result)
+    return logits if cut else _at(logits, rows)
+
+
+def _at(values: Tensor, rows: Tensor | slice) -> Tensor:
+    return values[:, rows.to(values.device) if isinstance(rows, Tensor) else rows]
 
 
 def padded(labels: Sequence[Sequence[int]], rows: int) -> Tensor:

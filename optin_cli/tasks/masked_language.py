@@ -12,7 +12,7 @@ from torch import Tensor
 from optin_cli.data.batches import Batches
 from optin_cli.data.readers import MASKED_TEXT, Reader, masked_positions
 from optin_cli.tasks.base import Forward, Inputs, ones
-from optin_cli.tasks.language import NextToken, mean_nats, padded
+from optin_cli.tasks.language import NextToken, logits_at, mean_nats, padded
 
 MASKED_LANGUAGE = "masked-language-modeling"
 
@@ -60,9 +60,7 @@ class MaskedLanguageModeling(NextToken):
         return mean_nats(output, padded(labels, output.shape[1]))
 
     def _logits(self, model: Forward, inputs: Inputs, most: int | None) -> Tensor:
-        result = model(**inputs)
-        logits = result.logits if hasattr(result, "logits") else result.prediction_logits
-        return logits[:, self._positions(inputs, most).to(logits.device)].float()
+        return logits_at(model, inputs, self._positions(inputs, most)).float()
 
     def _weights(self, inputs: Inputs, most: int | None) -> Tensor:
         mask = inputs.get("attention_mask")

@@ -11,7 +11,7 @@ from torch import Tensor
 from optin_cli.data.batches import Batches
 from optin_cli.data.readers import TARGETS, Reader
 from optin_cli.tasks.base import Forward, Inputs, logits_of
-from optin_cli.tasks.language import NextToken, mean_nats, padded
+from optin_cli.tasks.language import NextToken, logits_at, mean_nats, padded
 
 SEQ2SEQ = "text-to-text"
 MASK = "decoder_attention_mask"
@@ -32,7 +32,7 @@ class TextToText(NextToken):
 
     def output(self, model: Forward, inputs: Inputs) -> Tensor:
         """Logits of the first tokens of each target."""
-        return logits_of(model(**inputs))[:, :_ROWS].float()
+        return logits_at(model, inputs, slice(_ROWS)).float()
 
     def row_weights(self, inputs: Inputs) -> Tensor:
         """Padding counts nothing."""

@@ -56,7 +56,19 @@ def exact(monkeypatch):
 
 @pytest.mark.parametrize(
     "method",
-    ["curvature", "ablation", "mixed", "fisher", "knowledge", "reference", "magnitude", "random"],
+    [
+        "curvature",
+        "ablation",
+        "mixed",
+        "fisher",
+        "knowledge",
+        "reference",
+        "flap",
+        "wanda-sp",
+        "depth",
+        "magnitude",
+        "random",
+    ],
 )
 def test_every_method_scores_like_on_the_cpu(method, device, tmp_path, exact):
     found = [ranked(opened("bert", where), tmp_path, method=method, probes=4) for where in (device, "cpu")]

@@ -11,7 +11,7 @@ import transformers
 from helpers.cli import FAST, run
 from helpers.data import tiny_text_csv
 from helpers.models import copy_of, opened, randomise, saved_model, shared_model
-from helpers.runs import same_outputs
+from helpers.runs import random_inputs, same_outputs
 from helpers.tokenizers import save_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
@@ -103,6 +103,22 @@ def test_a_masked_language_model_is_measured_on_what_is_hidden(tmp_path):
     found = evaluate(model, open_batches(data, model, None, 4, 0)).metrics
     assert found["perplexity"] == pytest.approx(float(torch.tensor(nats).mean().exp()), rel=1e-5)
     assert found["accuracy"] == pytest.approx(100 * sum(right) / len(right))
+
+
+@pytest.mark.parametrize("class_name", ["BertForMaskedLM", "BertForPreTraining"])
+def test_words_are_predicted_where_they_are_masked_alone(class_name, tmp_path):
+    model = opened(headed(class_name, tmp_path))
+    inputs, given = random_inputs(model, tokens=50), []
+    rows = masked_positions(50)
+    layer = model.module.get_output_embeddings()
+    handle = layer.register_forward_hook(lambda _, __, output: given.append(output.shape[1]))
+    with torch.inference_mode():
+        found = model.full_output(inputs)
+        handle.remove()
+        result = model.module(**inputs)
+    assert given == [len(rows)]
+    whole = result.logits if hasattr(result, "logits") else result.prediction_logits
+    torch.testing.assert_close(found, whole[:, rows])
 
 
 def test_a_tokenizer_without_a_mask_is_refused_with_the_way_out(tmp_path):

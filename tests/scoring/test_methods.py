@@ -207,14 +207,14 @@ def test_methods_that_are_recommended_exist():
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
     texts = [text for path in PACKAGE.rglob("*.py") for text in constants(path)]
     texts += [page.read_text() for page in pages]
-    named = {name for text in texts for name in re.findall(r"--method[ =]`?([a-z]\w*)", text)}
+    named = {name for text in texts for name in re.findall(r"--method[ =]`?([a-z][\w-]*\w)", text)}
     assert {"curvature", "activation"} <= named  # the second is the example's
     assert named - {"activation"} <= NAMES
 
 
 def test_the_help_of_method_names_all_of_them():
     (method,) = (field for field in dataclasses.fields(ScoreSettings) if field.name == "method")
-    assert set(re.findall(r"\w+", method.metadata["help"])) >= NAMES
+    assert set(re.findall(r"[\w-]+", method.metadata["help"])) >= NAMES
 
 
 def test_what_needs_labels_recommends_what_does_not(tmp_path):

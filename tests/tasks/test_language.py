@@ -146,6 +146,23 @@ def test_scores_compare_the_logits_of_a_few_tokens():
     assert torch.equal(spaced(9), torch.arange(9))
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gemma3", "gpt-neox", "opt", "t5", "bart"])
+def test_the_head_computes_the_logits_that_are_compared_alone(name):
+    """Whatever the arguments of the model's forward: encoder-decoders know no `logits_to_keep`."""
+    model = shared_model(name)
+    inputs, given = random_inputs(model, tokens=50), []
+    layer = model.module.get_output_embeddings()
+    with torch.no_grad():
+        every = model.full_output(inputs)
+        handle = layer.register_forward_hook(lambda _, __, output: given.append(output.shape[1]))
+        some = model.output(inputs)
+    handle.remove()
+    assert given == [16]
+    assert not layer._forward_pre_hooks
+    rows = spaced(50) if len(model.anatomy.streams) == 1 else torch.arange(16)
+    torch.testing.assert_close(some, every[:, rows])
+
+
 def test_fisher_is_the_squared_gradient_of_the_loss(tmp_path):
     """Oracle: finite differences of a window's own mean negative log likelihood."""
     model = shared_model("gpt2")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ Arrays = dict[str, np.ndarray]
 OnWork = Callable[[float], None]
 """Called with the work just done."""
 MOST_PROBES = 4096
+_TIMED_UNITS = 16
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Item:
     """Of the site; of a boundary its block."""
     probes: tuple[int, int] = (0, 0)
     """First probe and the one after the last."""
+    blocks: tuple[int, ...] | None = field(default=None, compare=False)
+    """Blocks whose features are probed; None for all. A part that is timed has few (`ScoringMethod.samples`)."""
     estimates: bool = False
     """Its scores are sums over its probes, to be divided by the number of all probes. Scores that are not estimates
     replace them."""
@@ -51,6 +54,20 @@ class Item:
         if self.probes != (0, 0):
             parts += [f"{self.probes[0]}-{self.probes[1]}"]
         return "-".join(parts)
+
+
+def _part(item: Item, units: int, probes: int) -> Item:
+    """At most so many of an item's units and probes."""
+    first, stop = item.probes
+    some, last = item.units[:units], min(first + probes, stop)
+    share = (
+        len(some) / len(item.units)
+        if item.units
+        else (last - first) / (stop - first)
+        if stop > first
+        else 1.0
+    )
+    return replace(item, units=some, probes=(first, last), work=item.work * share)
 
 
 class Measured(Protocol):
@@ -82,6 +99,8 @@ class ScoringMethod:
     """Its batches are drawn, not made of texts of one length."""
     batches_compare: ClassVar[bool] = True
     """The scores of one batch alone say how stable the ranking is."""
+    whole_blocks: ClassVar[bool] = False
+    """The units of a block stay or go together: `select` looks for blocks."""
     takes_ranks: ClassVar[bool] = False
     """It measures what lower ranks of heads cost: sites of dimensions, whose units go from the last one on."""
     spreads: ClassVar[bool] = False
@@ -137,6 +156,10 @@ class ScoringMethod:
     def run(self, item: Item, on_work: OnWork) -> Arrays:
         """The scores of one item, as `item_scores` makes them. `on_work` may be called on the way."""
         raise NotImplementedError(f"{type(self).__name__} has items and does not run them")
+
+    def samples(self, item: Item) -> tuple[Item, Item]:
+        """Two small parts of an item, the second with more `work` if there is more: a dry run times them for all."""
+        return _part(item, _TIMED_UNITS // 2, 1), _part(item, _TIMED_UNITS, 2)
 
     def release(self) -> None:
         """Let go of what is held for the next item of the same batch: something else needs the memory."""

@@ -15,10 +15,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -85,14 +85,38 @@ class CurvatureMethod(TrajectoryMethod):
     def _probes(self, first: int, stop: int) -> list[Item]:
         """Probes `first`..`stop` of every batch."""
         self._probed = stop
-        depth = len(self.anatomy.blocks)
-        # a backward pass from every block's feature and from the output, each through what lies before it
-        work = (stop - first) * 1.5 * ((depth + 1) / 2 + 1)
+        work = self._work(stop - first, self._features())
         return [
             Item(CurvatureMethod.name, batch, probes=(first, stop), estimates=True, work=work)
             for batch in range(len(self.calibration))
             if self.estimated
         ]
+
+    def _features(self) -> list[int]:
+        """Blocks whose features are in some trajectory."""
+        return sorted({block for site in self.estimated for block in self.columns(site)})
+
+    def _work(self, probes: int, blocks: Sequence[int]) -> float:
+        """Forward passes that as many probes of these blocks' features take.
+
+        A pass without a graph, one with it for every few probes, and of each probe a backward pass from the output and
+        one from every feature, through what lies before it.
+        """
+        depth = len(self.anatomy.blocks)
+        back = 1 + sum(block + 1 for block in blocks) / depth
+        return 1 + -(-probes // _PROBES_AT_ONCE) + probes * back
+
+    def samples(self, item: Item) -> tuple[Item, Item]:
+        """One probe of the output, and one of two blocks' features besides: the other blocks take as long by depth."""
+        if item.engine != CurvatureMethod.name:
+            return super().samples(item)
+        first, features = item.probes[0], self._features()
+        few = tuple(dict.fromkeys(features[place * len(features) // 4] for place in (1, 3) if features))
+        none, some = (
+            replace(item, probes=(first, first + 1), blocks=blocks, work=self._work(1, blocks))
+            for blocks in ((), few)
+        )
+        return none, some
 
     def _more_probes(self, measured: Measured) -> list[Item]:
         """Probe until the relative error is reached: it falls with the root of the number of probes."""
@@ -134,7 +158,9 @@ class CurvatureMethod(TrajectoryMethod):
         sites = list(self.anatomy) if sketched else self.estimated
         probes = range(*item.probes)
         each = item.work / len(probes)
-        found = curvature(self.calibration, item.batch, sites, probes, sketched, lambda n: on_work(n * each))
+        found = curvature(
+            self.calibration, item.batch, sites, probes, sketched, lambda n: on_work(n * each), item.blocks
+        )
         kept = sketched > probes.start
         return item_scores(
             found.output,
@@ -168,10 +194,12 @@ def curvature(
     probes: range,
     sketched: int = 0,
     on_probe: Callable[[int], None] = lambda _: None,
+    blocks: Collection[int] | None = None,
 ) -> ProbeSums:
     """Probe batch `index` with every number of `probes`, which also seeds its signs.
 
-    Gradients of the probes with a number below `sketched` are kept as rows.
+    Gradients of the probes with a number below `sketched` are kept as rows. Of the features those of `blocks` are
+    probed, by default all.
     """
     sites = [site for site in sites if site.units]
     reported = 0
@@ -186,7 +214,7 @@ def curvature(
         calibration,
         index,
         sites,
-        lambda pieces: _probed(calibration, index, pieces, sites, probes, sketched, report),
+        lambda pieces: _probed(calibration, index, pieces, sites, probes, sketched, report, blocks),
         beside=1 + min(len(probes), _PROBES_AT_ONCE),
     )
 
@@ -199,12 +227,12 @@ def _probed(
     probes: range,
     sketched: int,
     report: Callable[[int], None],
+    blocks: Collection[int] | None,
 ) -> ProbeSums:
     model = calibration.model
     depth = len(model.anatomy.blocks)
-    tally = _Tally(
-        sites, len(calibration.batches.ids(index)), depth, len(probes[: max(0, sketched - probes.start)])
-    )
+    kept = len(probes[: max(0, sketched - probes.start)])
+    tally = _Tally(sites, len(calibration.batches.ids(index)), depth, kept, blocks)
     dense = _DensePass(calibration, index, pieces, sorted(tally.concerned))
     at_once = max(1, min(_PROBES_AT_ONCE, _SEEDS // max(1, sum(o.numel() for o in dense.outputs))))
     for group in _chunks(probes, _PROBES_AT_ONCE):
@@ -353,7 +381,14 @@ class _DensePass:
 class _Tally:
     """Collects the gradients of a batch where they are: a copy to the host would wait for all that a GPU has to do."""
 
-    def __init__(self, sites: Sequence[Site], examples: int, depth: int, sketched: int) -> None:
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        examples: int,
+        depth: int,
+        sketched: int,
+        blocks: Collection[int] | None = None,
+    ) -> None:
         self.sites = sites
         self.examples = examples
         self.columns = {site.name: measured_blocks(site, depth) for site in sites}
@@ -361,6 +396,8 @@ class _Tally:
         """Block -> the sites whose trajectory its feature is in."""
         for site in sites:
             for z in self.columns[site.name]:
+                if blocks is not None and z not in blocks:
+                    continue
                 self.concerned.setdefault(z, []).append(site)
         self.kept = sketched, examples
         """Probes whose gradients are kept, and how many rows each."""
@@ -385,8 +422,9 @@ class _Tally:
 
     @property
     def result(self) -> ProbeSums:
-        for site in self.sites:  # a site may have no columns
-            self.trajectory.setdefault(site.name, _Sums(site.units, 0, self.kept, torch.device("cpu")))
+        for site in self.sites:  # a site may have no columns, and none of its blocks be probed
+            columns = len(self.columns[site.name])
+            self.trajectory.setdefault(site.name, _Sums(site.units, columns, self.kept, torch.device("cpu")))
         trajectory = {site.name: self.trajectory[site.name] for site in self.sites}
         output = {site.name: self.output[site.name] for site in self.sites}
         return ProbeSums(

@@ -12,12 +12,15 @@ from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.scoring.methods.ablation import AblationMethod
 from optin_cli.scoring.methods.base import ScoringMethod
 from optin_cli.scoring.methods.curvature import CurvatureMethod
+from optin_cli.scoring.methods.depth import DepthMethod
 from optin_cli.scoring.methods.fisher import FisherMethod
+from optin_cli.scoring.methods.flap import FlapMethod
 from optin_cli.scoring.methods.knowledge import KnowledgeMethod
 from optin_cli.scoring.methods.magnitude import MagnitudeMethod
 from optin_cli.scoring.methods.mixed import MixedMethod
 from optin_cli.scoring.methods.random import RandomMethod
 from optin_cli.scoring.methods.reference import ReferenceMethod
+from optin_cli.scoring.methods.wanda_sp import WandaSpMethod
 from optin_cli.scoring.settings import ScoreSettings
 
 ENTRY_POINTS = "optin.methods"
@@ -30,6 +33,9 @@ BUILT_IN: tuple[type[ScoringMethod], ...] = (
     FisherMethod,
     KnowledgeMethod,
     ReferenceMethod,
+    FlapMethod,
+    WandaSpMethod,
+    DepthMethod,
     MagnitudeMethod,
     RandomMethod,
 )
