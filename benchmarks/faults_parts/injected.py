@@ -38,7 +38,7 @@ def signals(steps: list[Step], runs: int, draw: random.Random) -> Found:
                 time.sleep(draw.uniform(0, duration))
                 os.kill(child, number)
                 code = forks.ended(child)
-                wrong = None if code in (0, CODES[number]) else f"exit {code}"
+                wrong = None if code in (0, CODES[number]) else f"EXIT {code}"
                 outcomes[wrong or after(step, expected, finished=code == 0)] += 1
             found[f"{step.name}, {signal.Signals(number).name}"] = outcomes
         again(step)

@@ -12,6 +12,8 @@ from pathlib import Path
 from optin_cli import interrupts
 from optin_cli.main import app
 
+_HEARD = {signal.SIGINT, signal.SIGTERM}
+
 
 def start(
     args: Sequence[object],
@@ -31,8 +33,10 @@ def process(
     stdout: Path | None = None,
 ) -> int:
     """The same for any work that returns an exit code."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)  # until the child has its handlers
     child = os.fork()
     if child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
         return child
     for number, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), number)
@@ -43,11 +47,13 @@ def process(
     interrupts.install()
     code = 1
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
         if first is not None:
             first()
         code = work()
     except BaseException:
         traceback.print_exc()  # and never back into the test
+        code = interrupts.exit_code() or 1
     finally:
         os._exit(code)
 
