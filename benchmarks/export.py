@@ -49,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "onnxruntime int8": {"to": "onnx", "int8": True},
     "onnxruntime int8, no layer in float": {"to": "onnx", "int8": True, "max_error": 100.0},
     "openvino float32": {"to": "openvino"},
+    "openvino int8": {"to": "openvino", "int8": True},
 }
 """Name of a file -> the options of its export."""
 SIDES = ("dense", "pruned")
@@ -56,8 +57,16 @@ SIDES = ("dense", "pruned")
 
 def variants() -> dict[str, dict[str, Any]]:
     """Those that are possible here."""
-    there = importlib.util.find_spec("openvino") is not None
-    return {name: options for name, options in VARIANTS.items() if there or options["to"] != "openvino"}
+    there = {name for name in ("openvino", "nncf") if importlib.util.find_spec(name) is not None}
+    needed = {name: _packages(options) for name, options in VARIANTS.items()}
+    return {name: options for name, options in VARIANTS.items() if needed[name] <= there}
+
+
+def _packages(options: dict[str, Any]) -> set[str]:
+    """Packages that optin's tests do without."""
+    if options["to"] != "openvino":
+        return set()
+    return {"openvino", "nncf"} if options.get("int8") else {"openvino"}
 
 
 class Run:

@@ -21,6 +21,7 @@ def export(
     int8: bool = False,
     max_error: float = 0.1,
     opset: int | None = None,
+    cache: bool = False,
     split: str | None = None,
     max_length: int | None = None,
     seed: int = 0,
@@ -40,6 +41,7 @@ def export(
         int8: products in int8, weights for each channel. Layers stay in float32 until outputs move by `max_error`.
         max_error: root of the mean squared change of the outputs, as a share of their spread over the data.
         opset: operator set of ONNX; by default torch's.
+        cache: of a decoder, with keys and values as inputs and outputs, to generate token by token; for ONNX.
         split: of the data; by default `train`.
         max_length: tokens of a text at most.
         seed: of the examples drawn.
@@ -60,7 +62,7 @@ def export(
         True
     """
     opened = open_model(model)
-    settings = ExportSettings(to, fp16, int8, max_error, opset)
+    settings = ExportSettings(to, fp16, int8, max_error, opset, cache)
     rows = None if data is None else as_data(data, split)
     return write(
         opened, settings, Path(output), lambda plain: open_checks(plain, rows, seed, max_length), force=force,

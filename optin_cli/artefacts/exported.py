@@ -17,6 +17,7 @@ from optin_cli.errors import ArtefactError
 FORMAT = "optin-exported-model"
 SCHEMA_VERSION = 1
 FILE_NAME = "optin-export.json"
+_DEPTH = 2  # a directory's files are in a folder of it
 
 
 class ExportedFile(TypedDict):
@@ -38,13 +39,17 @@ class ExportedFile(TypedDict):
     opset: NotRequired[int]
     tolerance: NotRequired[float]
     """The largest deviation that would have passed; int8 has none."""
+    cache: NotRequired[dict[str, list[int]]]
+    """Of a decoder with its cache: input of past keys or values -> (heads, width)."""
     agreement: NotRequired[dict[str, float]]
     """Of int8: fidelity to the model in torch, as `optin eval` measures it."""
     examples: NotRequired[int]
     """That the agreement is of, of the data in `checked_on`."""
     max_error: NotRequired[float]
+    error: NotRequired[float]
+    """Of int8 in OpenVINO: by how much outputs moved on the examples it was calibrated on, as `max_error` counts."""
     layer_errors: NotRequired[dict[str, float]]
-    """Of int8: layer -> squared error of the outputs where it alone is int8, relative to their spread."""
+    """Of int8 in ONNX: layer -> squared error of the outputs where it alone is int8, relative to their spread."""
     float_layers: NotRequired[list[str]]
     """Of int8: layers that stay in float32."""
     weight_bits: NotRequired[int]
@@ -103,3 +108,18 @@ def pruned_of(record: ExportRecord, where: Path) -> PrunedRecord | None:
 def record_beside(path: Path) -> Path:
     """The record of a single exported file."""
     return path.with_name(f"{path.name}.json")
+
+
+def record_of(path: Path) -> tuple[str, ExportRecord, Path] | None:
+    """Find the record that names an exported file: (its name in the record, record, where that is).
+
+    A directory's record comes first. None where no record names the file. Raises `ArtefactError` for a damaged one.
+    """
+    for folder in path.resolve().parents[:_DEPTH]:
+        name, there = str(path.resolve().relative_to(folder)), folder / FILE_NAME
+        if there.is_file() and name in (record := read_export(there)).files:
+            return name, record, there
+    there = record_beside(path)
+    if there.is_file() and path.name in (record := read_export(there)).files:
+        return path.name, record, there
+    return None

@@ -13,6 +13,7 @@ from optin_cli.artefacts.files import check_writable
 from optin_cli.commands import options
 from optin_cli.commands.groups import Group, everyday
 from optin_cli.commands.outputs import ExportOutput
+from optin_cli.commands.present import agreement_words, deviation_words
 from optin_cli.errors import OutputDiffers
 from optin_cli.runtimes.settings import INT8, ExportSettings
 
@@ -95,14 +96,9 @@ def _show(made: Exported) -> None:
         f"{'reused' if made.reused else 'wrote'} {made.path}: {facts['to']}{opset}, {facts['precision']}, "
         f"{console.size(made.bytes)}"
     )
-    sizes = " and ".join(" x ".join(map(str, shape)) for shape in facts["shapes"])
-    allowed = f" (allowed: {facts['tolerance']:.0e})" if "tolerance" in facts else ""
-    console.note(
-        f"largest deviation from torch: {facts['deviation']:.1e}{allowed}, on {facts['checked_on']}, inputs of {sizes}"
-    )
+    console.note(f"largest deviation from torch: {deviation_words(facts)}")
     if facts["precision"] != INT8:
         return
-    likeness = ", ".join(f"{name} {value:.4g}" for name, value in facts["agreement"].items())
-    console.note(f"int8 beside float32 on {facts['examples']} examples: {likeness}")
+    console.note(f"int8 beside float32 on {facts['examples']} examples: {agreement_words(facts)}")
     if left := facts.get("float_layers"):
         console.note(f"{console.plural(len(left), 'layer')} left in float32: {', '.join(left)}")

@@ -11,7 +11,8 @@ import numpy as np
 import typer
 
 from optin_cli import console
-from optin_cli.artefacts import latency
+from optin_cli.artefacts import exported, latency
+from optin_cli.artefacts.exported import ExportedFile, ExportRecord, read_export, record_of
 from optin_cli.artefacts.facts import Asked, LengthFacts
 from optin_cli.artefacts.files import read_json
 from optin_cli.artefacts.kinds import stated_kind
@@ -23,6 +24,7 @@ from optin_cli.artefacts.ranking import Ranking, read_ranking
 from optin_cli.commands import drawing, options
 from optin_cli.commands.present import (
     exchanged,
+    exported_facts,
     mask_facts,
     merged,
     point_facts,
@@ -51,7 +53,9 @@ HEADS = "heads"
 
 
 def inspect(
-    artefact: Annotated[str, typer.Argument(metavar="FILE_OR_DIR", help="Ranking, mask, model or sweep.")],
+    artefact: Annotated[
+        str, typer.Argument(metavar="FILE_OR_DIR", help="Ranking, mask, model, sweep or export.")
+    ],
     writing: options.Shown,
     trust_remote_code: options.TrustRemoteCode,
     stability: Annotated[
@@ -73,6 +77,8 @@ def inspect(
       optin inspect m-60.mask.json
 
       optin inspect m-60/
+
+      optin inspect m-60-onnx/
     """
     json = writing.json
     path = Path(artefact).expanduser()
@@ -80,12 +86,18 @@ def inspect(
         _show_stability(path, read_ranking(path), target, json)
     elif (path / FILE_NAME).is_file():
         _show_pruned(path, read_checked(path), json)
+    elif (path / exported.FILE_NAME).is_file():
+        record = read_export(path / exported.FILE_NAME)
+        _show_exported(path, record, record.files, json)
     elif path.is_dir() and any(path.glob(f"*{SUFFIX}")):
         _show_sweep(path, json)
     elif path.is_dir() or artefact.startswith(("demo:", "timm:", "torchvision:")):
         _show_model(artefact, json, trust_remote_code)
     elif not path.exists():
         raise UsageError(f"nothing at {artefact}")
+    elif (found := record_of(path)) is not None:
+        name, record, _ = found
+        _show_exported(path, record, {name: record.files[name]}, json)
     elif path.suffix == ".json" or stated_kind(path) not in (None, "ranking"):
         _show_json(path, json)
     else:
@@ -178,8 +190,12 @@ def _stability_note(ranking: Ranking, found: Stability | None) -> str:
 
 
 def _show_json(path: Path, json: bool) -> None:
-    if read_json(path, "a mask or a latency table").get("format") == latency.FORMAT:
+    stated = read_json(path, "a mask or a latency table").get("format")
+    if stated == latency.FORMAT:
         _show_latency_table(path, read_latency_table(path), json)
+    elif stated == exported.FORMAT:
+        record = read_export(path)
+        _show_exported(path, record, record.files, json)
     else:
         _show_mask(path, read_mask(path), json)
 
@@ -341,6 +357,33 @@ def _show_sweep(path: Path, json: bool) -> None:
     console.data("")
     bars = drawing.bars(shares, notes, plain=console.plain_characters())
     console.drawing("MACs kept", drawing.lines(bars))
+
+
+def _show_exported(path: Path, record: ExportRecord, files: dict[str, ExportedFile], json: bool) -> None:
+    """All that a record says of some of its files."""
+    before = [step["model"]["id"] for step in (record.pruned or {}).get("history", [])]
+    if json:
+        console.emit_json(
+            {
+                "kind": "exported model",
+                "path": str(path),
+                "model": record.model,
+                "prunings": len(before),
+                "files": files,
+            }
+        )
+        return
+    model = record.model
+    facts = [
+        ["model", f"{model['id']} ({model['digest'][:16]}), {model['task']}"],
+        ["dense model", model["dense"]],
+        *([["pruned", console.plural(len(before), "time")]] if before else []),
+    ]
+    for name, one in files.items():
+        opset = f", opset {one['opset']}" if "opset" in one else ""
+        facts.append([name, f"{one['to']}{opset}, {one['precision']}"])
+        facts += [[f"  {what}", words] for what, words in exported_facts(one)]
+    console.facts(f"{path}: exported model", facts)
 
 
 def _show_model(spec: str, json: bool, trust_remote_code: bool) -> None:

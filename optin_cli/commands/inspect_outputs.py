@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict
 
+from optin_cli.artefacts.exported import ExportedFile, ExportedFrom
 from optin_cli.artefacts.facts import Curve, DenseFacts, PruningStep, TimedModel, TimedSetting, TimedSite
 from optin_cli.commands import outputs
 from optin_cli.commands.outputs import MaskFacts, PointFacts, RankingFacts
@@ -67,6 +68,18 @@ class InspectedPruned(TypedDict):
     history: list[PruningStep]
 
 
+class InspectedExport(TypedDict):
+    """`optin inspect` of an exported file, or of a directory of them."""
+
+    kind: Literal["exported model"]
+    path: str
+    model: ExportedFrom
+    prunings: int
+    """How many times the model was pruned; of a single file that is not recorded, and 0."""
+    files: dict[str, ExportedFile]
+    """Path from the record's folder -> what is known of the file."""
+
+
 class InspectedSweep(TypedDict):
     """`optin inspect` of a sweep."""
 
@@ -109,6 +122,7 @@ OUTPUTS: dict[str, tuple[type, ...]] = {
         InspectedTable,
         InspectedModel,
         InspectedPruned,
+        InspectedExport,
         InspectedSweep,
         InspectedStability,
     ),

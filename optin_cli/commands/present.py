@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from optin_cli import console
+from optin_cli.artefacts.exported import ExportedFile
 from optin_cli.artefacts.facts import FreeMask
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.point import Point, Sweep, over_seeds
@@ -451,3 +452,32 @@ def show_evaluation(evaluation: Evaluation, data: str, split: str) -> None:
         )
     for warning in filter(None, (evaluation.beyond, evaluation.unlike)):
         log.warning("%s", warning)
+
+
+# ---- exported files ----
+
+
+def deviation_words(facts: ExportedFile) -> str:
+    """`2.9e-06 (allowed: 6e-03), on builtin:prose, inputs of 8 x 45 and 3 x 13`."""
+    sizes = " and ".join(" x ".join(map(str, shape)) for shape in facts["shapes"])
+    allowed = f" (allowed: {facts['tolerance']:.0e})" if "tolerance" in facts else ""
+    return f"{facts['deviation']:.1e}{allowed}, on {facts['checked_on']}, inputs of {sizes}"
+
+
+def agreement_words(facts: ExportedFile) -> str:
+    """`cosine 0.9971`: of int8, beside float32."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in facts["agreement"].items())
+
+
+def exported_facts(facts: ExportedFile) -> list[list[str]]:
+    """What a record says of a file."""
+    found = [
+        ["inputs", ", ".join(facts["inputs"])],
+        ["outputs", ", ".join(facts["outputs"])],
+        ["from torch", deviation_words(facts)],
+    ]
+    if "agreement" in facts:
+        found.append(["from float32", f"{agreement_words(facts)} on {facts['examples']} examples"])
+    if left := facts.get("float_layers"):
+        found.append(["in float32", f"{', '.join(left)} (for --max-error {facts['max_error']:g})"])
+    return [*found, ["versions", ", ".join(f"{name} {one}" for name, one in facts["versions"].items())]]

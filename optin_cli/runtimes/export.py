@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -30,6 +30,7 @@ from optin_cli.artefacts.files import atomic_dir, check_no_folder, check_space, 
 from optin_cli.artefacts.files import check_output as make_parent
 from optin_cli.errors import OutputDiffers, UsageError, param
 from optin_cli.loading.checkpoint import OpenModel, save_companions, save_config
+from optin_cli.runtimes.cached import cache_shapes, expected_in_steps, stepwise, trace_cached
 from optin_cli.runtimes.checks import Checks
 from optin_cli.runtimes.program import Traced, trace
 from optin_cli.runtimes.registry import BY_SUFFIX, TARGETS
@@ -84,7 +85,7 @@ def export(
     if record is not None and not force:
         facts = record.files.get(str(file.relative_to(file.parent if single else output)))
         if facts is not None and file.is_file():
-            differing = changes(facts, _asked(facts, settings))
+            differing = changes({**facts, "cache": "cache" in facts}, _asked(facts, settings))
             explain(file, differing, ("model", *_asked(facts, settings)))
             if not differing:
                 return Exported(file, facts, _bytes(file), reused=True)
@@ -127,9 +128,11 @@ def target_of(settings: ExportSettings) -> Target:
         )
     if settings.opset is not None and settings.to != ONNX:
         raise UsageError(f"{param('opset')} is about ONNX", f"leave {param('opset')} out")
+    if settings.cache and settings.to != ONNX:
+        raise UsageError(f"{param('cache')} is for {ONNX}", f"leave {param('cache')} out")
     if settings.max_error < 0:
         raise UsageError(f"{param('max_error', settings.max_error)} is negative")
-    check_installed(target)
+    check_installed(target, target.int8_packages if settings.int8 else ())
     return target
 
 
@@ -176,7 +179,8 @@ def check_output(output: Path, single: bool, model: OpenModel, force: bool) -> E
 def _asked(facts: ExportedFile, settings: ExportSettings) -> dict[str, Any]:
     """What a file is asked to be, of that which such a file records and which was asked for."""
     asked = {"precision": settings.precision, "max_error": settings.max_error, "opset": settings.opset}
-    return {name: value for name, value in asked.items() if name in facts and value is not None}
+    given = {name: value for name, value in asked.items() if name in facts and value is not None}
+    return {**given, "cache": settings.cache}
 
 
 def _write(
@@ -189,11 +193,15 @@ def _write(
 ) -> ExportedFile:
     """Write a file, run it and compare it with the model; returns what is known of it."""
     on_progress(0, _STEPS, "tracing the model")
-    traced = trace(model, checks.batches[0])
-    wanted = expected(model, traced.module, checks)  # before float16: that is what a file is compared with
+    cache = cache_shapes(model, checks.batches[0]) if settings.cache else {}
+    traced = _traced(model, checks, cache)
+    wanted = (  # before float16: that is what a file is compared with
+        expected_in_steps(model, checks) if cache else expected(model, traced.module, checks)
+    )
     facts: dict[str, Any] = {}
     if settings.fp16:
-        traced = _in_half(model, checks)
+        half = replace(model, module=copy.deepcopy(model.module).to(torch.float16))
+        traced = _traced(half, checks, cache)
     on_progress(1, _STEPS, f"converting it to {target.name}")
     if settings.int8:
         facts = target.write_int8(model, traced, path, checks, settings.max_error, settings.opset)
@@ -201,20 +209,24 @@ def _write(
         facts = target.write(traced, path, settings.opset)
     on_progress(2, _STEPS, "comparing the file with the model")
     runtime = Runtime(
-        runtime_name(target), path, settings.precision, tuple(traced.inputs), tuple(traced.outputs),
-        target.load(path, traced.outputs),
+        runtime_name(target), path, settings.precision, tuple(traced.file_inputs), tuple(traced.outputs),
+        target.load(path, traced.outputs), cache,
     )  # fmt: skip
-    found = deviation(runtime.session, wanted, checks, settings.precision)
+    session = stepwise(runtime.session, cache) if cache else runtime.session
+    found = deviation(session, wanted, checks, settings.precision)
+    further = target.int8_packages if settings.int8 else ()
     made: ExportedFile = {
         "to": target.name,
         "precision": settings.precision,
-        "inputs": list(traced.inputs),
+        "inputs": traced.file_inputs,
         "outputs": traced.outputs,
         "deviation": found.largest,
         "checked_on": checks.where,
         "shapes": checks.shapes,
-        "versions": {name: version(name) for name in ("torch", *target.packages)},
+        "versions": {name: version(name) for name in ("torch", *target.packages, *further)},
     }
+    if cache:
+        made["cache"] = cache
     if found.tolerance is not None:
         made["tolerance"] = found.tolerance
     if settings.int8:
@@ -232,10 +244,8 @@ def _plain(model: OpenModel) -> OpenModel:
     return replace(model, module=copy.deepcopy(model.module).to("cpu", torch.float32))
 
 
-def _in_half(model: OpenModel, checks: Checks) -> Traced:
-    """The same model, traced in float16."""
-    half = replace(model, module=copy.deepcopy(model.module).to(torch.float16))
-    return trace(half, checks.batches[0])
+def _traced(model: OpenModel, checks: Checks, cache: Mapping[str, Sequence[int]]) -> Traced:
+    return trace_cached(model, checks.batches[0], cache) if cache else trace(model, checks.batches[0])
 
 
 def _new_record(model: OpenModel) -> ExportRecord:

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from optin_cli.architectures.families import family_from_dict
-from optin_cli.artefacts.exported import FILE_NAME, ExportRecord, pruned_of, read_export, record_beside
+from optin_cli.artefacts.exported import FILE_NAME, ExportRecord, pruned_of, read_export, record_of
 from optin_cli.errors import ArtefactError, UsageError, param
 from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.runtimes.registry import BY_SUFFIX, TARGETS
 from optin_cli.runtimes.targets import Runtime, check_installed, runtime_name
-
-_DEPTH = 2  # a directory's files are in a folder of it
 
 
 def is_exported(spec: str) -> bool:
@@ -48,7 +46,7 @@ def open_exported(spec: str, *, device: str = "auto", trust_remote_code: bool = 
     check_installed(target)
     runtime = Runtime(
         runtime_name(target), file, facts["precision"], tuple(facts["inputs"]), tuple(facts["outputs"]),
-        target.load(file, facts["outputs"]),
+        target.load(file, facts["outputs"]), facts.get("cache", {}),
     )  # fmt: skip
     return replace(model, runtime=runtime, source=replace(model.source, spec=spec))
 
@@ -74,12 +72,9 @@ def _located(path: Path) -> tuple[Path, ExportRecord, Path | None]:
                 else "export again",
             )
         return path / files[0], record, path
-    for folder in path.resolve().parents[:_DEPTH]:
-        name = str(path.resolve().relative_to(folder))
-        if (folder / FILE_NAME).is_file() and name in (record := read_export(folder / FILE_NAME)).files:
-            return folder / name, record, folder
-    if record_beside(path).is_file() and path.name in (record := read_export(record_beside(path))).files:
-        return path, record, None
+    if (found := record_of(path)) is not None:
+        name, record, there = found
+        return there.with_name(name), record, there.parent if there.name == FILE_NAME else None
     raise UsageError(
         f"{path} has no record beside it that says which model it is of",
         "`optin export` writes one: export the model with it",

@@ -41,21 +41,22 @@ class Program(nn.Module):
 
         forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         self.__class__ = type(
-            "Program", (Program,), {"forward": forward}
+            "Program", (type(self),), {"forward": forward}
         )  # torch asks for the names of inputs
 
     def run(self, inputs: Inputs) -> dict[str, Tensor]:
-        given = {name: _as(value, self.dtype) for name, value in inputs.items()}
+        given = {name: as_dtype(value, self.dtype) for name, value in inputs.items()}
         result = self.body(**given, **self.arguments)
         named = (
             {SINGLE: result}
             if isinstance(result, Tensor)
             else {name: getattr(result, name) for name in self.outputs}
         )
-        return {name: _as(value, torch.float32) for name, value in named.items()}
+        return {name: as_dtype(value, torch.float32) for name, value in named.items()}
 
 
-def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
+def as_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers in `dtype`; indices and masks as they are."""
     return value.to(dtype) if value.is_floating_point() and value.dtype != dtype else value
 
 
@@ -87,7 +88,7 @@ def outputs_read(model: OpenModel, inputs: Inputs) -> list[str]:
 
     reads: list[_Reads] = []
     with torch.no_grad():
-        given = {name: _as(value, model.dtype) for name, value in inputs.items()}
+        given = {name: as_dtype(value, model.dtype) for name, value in inputs.items()}
         model.task.full_output(watched, {**given, **model.family.arguments})
     return seen or list(reads[0].names)
 
@@ -104,6 +105,8 @@ class Traced:
     outputs: list[str]
     axes: dict[str, dict[int, str]]
     """Input -> axis -> the name of its open size."""
+    file_inputs: list[str]
+    """What files name the inputs, in their order."""
 
 
 def open_axes(inputs: Inputs) -> dict[str, dict[int, str]]:
@@ -123,6 +126,14 @@ def trace(model: OpenModel, inputs: Inputs) -> Traced:
     """
     outputs = outputs_read(model, inputs)
     module, axes = Program(model, list(inputs), outputs), open_axes(inputs)
+    program = export_program(model, module, inputs, axes)
+    return Traced(program, module, dict(inputs), outputs, axes, list(inputs))
+
+
+def export_program(
+    model: OpenModel, module: Program, inputs: Inputs, axes: Mapping[str, Mapping[int, str]]
+) -> Any:
+    """A torch.export.ExportedProgram without what sums over nothing. Raises `InputError`, naming the module."""
     dynamic = torch.export.Dim.DYNAMIC
     shapes = {name: dict.fromkeys(named, dynamic) for name, named in axes.items()}
     try:
@@ -133,7 +144,7 @@ def trace(model: OpenModel, inputs: Inputs) -> Traced:
             f"{model.spec} can't be traced{_where(error, module)}: {first_line(error)}", _way_out(model)
         ) from error
     remove_empty(program)
-    return Traced(program, module, dict(inputs), outputs, axes)
+    return program
 
 
 def _way_out(model: OpenModel) -> str:
@@ -153,6 +164,12 @@ def _where(error: BaseException, module: Program) -> str:
     return found
 
 
+def module_path(node: Any) -> str:
+    """The path, within the model, of the module that a node of a traced program comes from."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]).removeprefix("body.") if stack else ""
+
+
 def origin(program: Any, message: str) -> str:
     """` in encoder.layer.0 (BertLayer): aten.sort`: the module and the operator that a converter's message names."""
     operators = re.findall(r"op='\w+\.(\w+)'|aten[.:]+(\w+)", message)
@@ -163,7 +180,7 @@ def origin(program: Any, message: str) -> str:
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         named = node.name in names or (len(kind) > 1 and any(kind[1].endswith(stem) for stem in stems))
         if named and stack:
-            path, cls = stack[-1]
+            cls = stack[-1][1]
             name = getattr(cls, "__name__", str(cls)).rpartition(".")[2]
-            return f" in {str(path).removeprefix('body.')} ({name}): {'.'.join(kind[:2])}"
+            return f" in {module_path(node)} ({name}): {'.'.join(kind[:2])}"
     return ""

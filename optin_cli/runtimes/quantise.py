@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +99,60 @@ def check_worthwhile(model: OpenModel, layers: Sequence[Layer]) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What a model gives in float32 on some batches: what quantised ones are compared with."""
+
+    batches: Sequence[Inputs]
+    outputs: list[Tensor]
+    """(examples, rows, classes)."""
+    weights: list[Tensor]
+    """(examples, rows): 0 of padding."""
+    spread: float
+    """The sum of squared distances of rows from their mean: what tells one example from another."""
+
+    def error(self, found: Sequence[Tensor]) -> float:
+        """Squared error of outputs for the same batches, relative to the spread."""
+        squares = sum(
+            float(((a - b).square().sum(-1) * w).sum())
+            for a, b, w in zip(found, self.outputs, self.weights, strict=True)
+        )
+        return squares / max(self.spread, 1e-30)
+
+
+@torch.inference_mode()
+def reference(model: OpenModel, batches: Sequence[Inputs]) -> Reference:
+    outputs = _outputs(model, batches)
+    weights = [model.task.row_weights(b).expand(w.shape[:2]) for b, w in zip(batches, outputs, strict=True)]
+    rows = torch.cat(
+        [one[w > 0] for one, w in zip(outputs, weights, strict=True)]
+    ).double()  # (rows, classes)
+    return Reference(batches, outputs, weights, float((rows - rows.mean(0)).square().sum()))
+
+
+def _outputs(model: OpenModel, batches: Sequence[Inputs]) -> list[Tensor]:
+    return [model.task.output(model.module, {**one, **model.family.arguments}) for one in batches]
+
+
+@torch.inference_mode()
+def layer_errors(model: OpenModel, layers: Sequence[Layer], known: Reference) -> dict[str, float]:
+    """Layer -> relative squared error of the model's outputs when it alone is int8."""
+    body: Any = model.task.body(model.module)
+    errors = {}
+    for path in dict.fromkeys(layer.path for layer in layers):
+        part = body.get_submodule(path) if _has(body, path) else None
+        if _axis(part) is not None:
+            with int8(part):
+                errors[path] = known.error(_outputs(model, known.batches))
+    return errors
+
+
+def costliest(layers: Sequence[Layer], errors: dict[str, float]) -> list[str]:
+    """Layers, those first that save most error for each weight that stays in float32."""
+    sizes = {layer.path: layer.weights for layer in layers}
+    return sorted(errors, key=lambda path: errors[path] / sizes[path], reverse=True)
+
+
 def choose(
     model: OpenModel, layers: Sequence[Layer], batches: Sequence[Inputs], max_error: float
 ) -> Quantised:
@@ -106,29 +160,9 @@ def choose(
 
     Those are left that save most error for each weight.
     """
-    body: Any = model.task.body(model.module)
-    known = {
-        path: body.get_submodule(path) for path in dict.fromkeys(x.path for x in layers) if _has(body, path)
-    }
-    able = {path: part for path, part in known.items() if _axis(part) is not None}
-    with torch.inference_mode():
-        wanted = [model.task.output(model.module, {**b, **model.family.arguments}) for b in batches]
-        weights = [
-            model.task.row_weights(b).expand(w.shape[:2]) for b, w in zip(batches, wanted, strict=True)
-        ]
-        spread = _spread(wanted, weights)
-        errors = {}
-        for path, part in able.items():
-            with int8(part):
-                found = [model.task.output(model.module, {**b, **model.family.arguments}) for b in batches]
-            squares = sum(
-                float(((a - b).square().sum(-1) * w).sum())
-                for a, b, w in zip(found, wanted, weights, strict=True)
-            )
-            errors[path] = squares / max(spread, 1e-30)
-    sizes = {layer.path: layer.weights for layer in layers}
+    errors = layer_errors(model, layers, reference(model, batches))
     left, chosen = sum(errors.values()), []
-    for path in sorted(errors, key=lambda path: errors[path] / sizes[path], reverse=True):
+    for path in costliest(layers, errors):
         if left <= max_error**2:
             break
         left -= errors[path]
@@ -136,12 +170,15 @@ def choose(
     return Quantised(chosen, errors)
 
 
-def _spread(outputs: Sequence[Tensor], weights: Sequence[Tensor]) -> float:
-    """The sum of squared distances of rows from their mean: what tells one example from another."""
-    rows = torch.cat(
-        [one[w > 0] for one, w in zip(outputs, weights, strict=True)]
-    ).double()  # (rows, classes)
-    return float((rows - rows.mean(0)).square().sum())
+def fewest(most: int, allowed: float, error_of: Callable[[int], float]) -> int:
+    """The least number of layers in float32 with which a file's error is `allowed`, by bisection; `most` at most."""
+    if error_of(0) <= allowed:
+        return 0
+    low, high = 0, most  # `low` are too few
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if error_of(middle) <= allowed else (middle, high)
+    return high
 
 
 def _has(body: nn.Module, path: str) -> bool:

@@ -29,6 +29,10 @@ class ExportSettings:
     opset: int | None = field(
         default=None, metadata={"panel": "Output", "least": 1, "help": "Operator set of ONNX."}
     )
+    cache: bool = field(
+        default=False,
+        metadata={"help": "Of a decoder: read and give keys and values, to generate token by token (ONNX)."},
+    )
 
     @property
     def precision(self) -> str:

@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
@@ -20,6 +20,7 @@ from optin_cli.errors import UsageError
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.runtimes.checks import Checks
 from optin_cli.runtimes.program import SINGLE, Traced
+from optin_cli.runtimes.prompt import IDS, with_empty_cache
 
 Session = Callable[[Mapping[str, Tensor]], list[Tensor]]
 """Runs a file: inputs by name -> the outputs in order, float32."""
@@ -36,6 +37,8 @@ class Target(Protocol):
     """The extra of optin that installs its packages; empty where torch does it."""
     packages: Sequence[str]
     """The last one runs the files."""
+    int8_packages: Sequence[str] = ()
+    """Further ones that writing int8 needs."""
     files: Mapping[str, str]
     """Precision -> the path of its file in a directory, where libraries look for it."""
 
@@ -74,9 +77,14 @@ class Runtime:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     session: Session
+    cache: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Of a decoder with its cache: input of past keys or values -> (heads, width)."""
 
     def __call__(self, **given: Any) -> Any:
-        """What the model's task reads of its output: a tensor, or attributes. Other arguments are in the file."""
+        """What the model's task reads of its output: a tensor, or attributes. Other arguments are in the file. A cache
+        is empty."""
+        if self.cache and IDS in given:
+            given = with_empty_cache(given, self.cache)
         missing = [name for name in self.inputs if name not in given]
         if missing:
             raise UsageError(
@@ -100,9 +108,9 @@ def parts_of(path: Path) -> list[Path]:
     return [path, *(part for part in beside if part.is_file())]
 
 
-def check_installed(target: Target) -> None:
+def check_installed(target: Target, further: Sequence[str] = ()) -> None:
     """Raise `UsageError` where a package of a runtime is missing, naming the extra."""
-    for package in target.packages:
+    for package in (*target.packages, *further):
         need(package, target.extra)
 
 

@@ -37,7 +37,7 @@ class OnnxTarget(Target):
         try:
             with quiet():
                 program = torch.onnx.export(
-                    traced.program, (), kwargs=dict(traced.inputs), input_names=list(traced.inputs),
+                    traced.program, (), kwargs=dict(traced.inputs), input_names=traced.file_inputs,
                     output_names=traced.outputs, dynamic_shapes=traced.axes, opset_version=opset, dynamo=True,
                     verbose=False, custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
                 )  # fmt: skip

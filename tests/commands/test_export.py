@@ -87,3 +87,19 @@ def test_a_damaged_record_is_named(written, tmp_path):
     (folder / "onnx/model.onnx").write_bytes(b"no model")
     (folder / FILE_NAME).write_text((output / FILE_NAME).read_text())
     assert "onnxruntime can't open" in run("bench", folder, code=1).stderr
+
+
+def test_inspect_shows_what_the_record_says(written, tmp_path):
+    _, output, _ = written
+    for given in (output, output / "onnx/model.onnx", output / FILE_NAME):
+        said = run("inspect", given)
+        shown = " ".join(said.stdout.split())
+        assert "exported model" in said.stdout and str(saved_model("bert")) in said.stdout.replace("\n", "")
+        assert re.search(r"onnx/model\.onnx .*onnx, opset \d+, float32", shown)
+        assert re.search(r"from torch \d\.\de-\d\d \(allowed", shown) and "onnxruntime" in shown
+        found = json.loads(run("inspect", given, "--json").stdout)
+        assert (found["kind"], found["path"], found["prunings"]) == ("exported model", str(given), 1)
+        record = json.loads((output / FILE_NAME).read_text())
+        assert found["files"] == record["files"] and found["model"] == record["model"]
+    (damaged := copy_of(output, tmp_path / "m")).joinpath(FILE_NAME).write_text("{}")
+    assert "damaged" in run("inspect", damaged, code=3).stderr

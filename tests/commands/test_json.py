@@ -49,7 +49,7 @@ def outputs(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
          "--seconds", 0, "--repeats", 1, "--bench-batch-size", 1),
         ("pick", sweep, "--max-drop", 100),
         ("report", r, mask, "-o", work / "page.html"),
-        *(("inspect", one) for one in (r, mask, work / "t.json", model, small, sweep)),
+        *(("inspect", one) for one in (r, mask, work / "t.json", model, small, sweep, work / "m.pt2")),
         ("inspect", r, "--stability"),
         ("rankings", work),
         ("rankings", "verify", r),

@@ -38,7 +38,12 @@ def auto_class(folder: Path):
     return transformers.AutoModel
 
 
-def opened(folder: Path, library: str):
+def opened(folder: Path, library: str, stock: str = ""):
+    """The model in a directory. stock: the Auto class that opens it without code of the directory's."""
+    if stock:
+        import transformers
+
+        return getattr(transformers, stock).from_pretrained(folder)
     if library == "transformers":
         return auto_class(folder).from_pretrained(folder, trust_remote_code=True)
     sys.modules.pop("modeling_optin", None)
@@ -53,7 +58,7 @@ def opened(folder: Path, library: str):
 
 def differences(folder: Path, expected: dict) -> str:
     """What is not as expected in a directory; '' if all is."""
-    model = opened(folder, expected["library"])
+    model = opened(folder, expected["library"], expected.get("stock", ""))
     if type(model).__name__ != expected["class"] or model.training:
         return f"a {type(model).__name__}, training: {model.training}"
     if "ids" in expected:

@@ -19,6 +19,7 @@ from optin_cli.pruning.apply import Applied, apply
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import score
 from optin_cli.selection.select import select
+from optin_cli.selection.settings import Request
 from optin_cli.transforms.slicing import Footprint, slice_model
 from optin_cli.transforms.token_merging import merging_options
 
@@ -45,6 +46,18 @@ def pruned(
     model = open_model(str(saved_model(name, head)))
     mask = select(rank(model, folder), flops)
     return saved_model(name, head), mask, apply(model, mask, folder / "out")
+
+
+def uniform(model: OpenModel, folder: Path, flops: float = 0.8, **options: Any) -> Mask:
+    """A mask of the same number of units in every layer."""
+    return select(rank(model, folder), Request(flops=flops, uniform=True, **options))
+
+
+def pruned_uniformly(name: str, folder: Path, flops: float = 0.7) -> Path:
+    """A tiny model so pruned, in folder/out."""
+    model = opened(saved_model(name))
+    apply(model, uniform(model, folder, flops), folder / "out")
+    return folder / "out"
 
 
 STEP: Any = {

@@ -21,6 +21,7 @@ from optin_cli.errors import InputError
 from optin_cli.loading.checkpoint import open_model
 from optin_cli.pipeline import score
 from optin_cli.pruning.apply import apply
+from optin_cli.runtimes.opening import open_exported
 from optin_cli.scoring.plan import make_plan
 from optin_cli.scoring.settings import ScoreSettings
 from optin_cli.selection.select import select
@@ -181,3 +182,22 @@ def test_timm_fetches_nothing_that_a_config_names(tmp_path):
     edited(folder, architecture="hf-hub:some/model")
     with pytest.raises(InputError, match="timm has no model"):
         open_model(str(folder))
+
+
+def test_only_trusted_code_is_exported_and_its_forward_is_in_the_file(folder, tmp_path):
+    own = "MyBertForSequenceClassification"
+    edited(folder, architectures=[own], auto_map={"AutoModelForSequenceClassification": f"mine.{own}"})
+    options = ("export", folder, "--to", "torch", "-o", tmp_path / "exported")
+    said = run(*options, code=1).stderr
+    assert own in said and "--trust-remote-code" in said
+    assert not (tmp_path / "executed").exists() and not (tmp_path / "exported").exists()
+    run(*options, "--trust-remote-code")
+    inputs = {"input_ids": torch.tensor([[2, 5, 6, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    plain = open_model(str(saved_model("bert"))).output(inputs)
+    file = torch.export.load(tmp_path / "exported/torch/model.pt2").module()
+    with torch.no_grad():
+        torch.testing.assert_close(file(**inputs)["logits"][:, None], 2 * plain)
+    with pytest.raises(InputError, match=own):
+        open_exported(str(tmp_path / "exported"))
+    again = open_exported(str(tmp_path / "exported"), trust_remote_code=True)
+    torch.testing.assert_close(again.output(inputs), 2 * plain)

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from helpers.families import ALL, CNNS, MORE_FAMILIES
 from helpers.models import copy_of, opened, saved_model, shared_model
-from helpers.pruning import rank
+from helpers.pruning import pruned_uniformly, rank, uniform
 from helpers.runs import outputs, random_inputs
 
 import optin_cli
 from optin_cli.artefacts.pruned import read_pruned
 from optin_cli.errors import UsageError
-from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.loading.from_module import copy_of as copy_of_model
 from optin_cli.pruning.apply import apply, prune_model
 from optin_cli.selection.select import select
@@ -35,10 +30,6 @@ HEADS = {
 FEW = {"maskformer-resnet": 0.99}
 """Budgets of those of which little can be sized."""
 HEADS_ALONE = {"dinov2", "dinov2-swiglu", "dinov2-registers"}
-
-
-def uniform(model: OpenModel, folder: Path, flops: float = 0.8, **options: Any) -> Any:
-    return select(rank(model, folder), Request(flops=flops, uniform=True, **options))
 
 
 def stock(folder: Path) -> torch.nn.Module:
@@ -78,53 +69,9 @@ def test_the_stock_class_opens_a_uniform_model(name, tmp_path):
     torch.testing.assert_close(ours, reference, atol=1e-6, rtol=1e-5)
 
 
-def pruned_uniformly(name: str, folder: Path, flops: float = 0.7) -> Path:
-    model = opened(saved_model(name))
-    apply(model, uniform(model, folder, flops), folder / "out")
-    return folder / "out"
-
-
-WITHOUT_OPTIN = """
-import json, sys
-class NoOptin:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "optin_cli":
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, NoOptin())
-import torch, transformers
-auto, folder = sys.argv[1:]
-model = getattr(transformers, auto).from_pretrained(folder)
-inputs = torch.load(folder + "/inputs.pt")
-torch.save(model(**inputs)[0], folder + "/outputs.pt")
-"""
-
-
 @pytest.mark.parametrize(
-    ("name", "auto"),
-    [
-        ("bert", "AutoModelForSequenceClassification"),
-        ("llama", "AutoModelForCausalLM"),
-        ("vit", "AutoModelForImageClassification"),
-    ],
+    "name", ["vit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "timm-vit"))]
 )
-def test_an_auto_class_opens_it_where_optin_is_not_installed(name, auto, tmp_path):
-    out = pruned_uniformly(name, tmp_path)
-    small = opened(out)
-    inputs = random_inputs(small)
-    torch.save(inputs, out / "inputs.pt")
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_OPTIN, auto, str(out)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    with torch.inference_mode():
-        torch.testing.assert_close(
-            torch.load(out / "outputs.pt"), small.module(**inputs)[0], atol=1e-6, rtol=1e-5
-        )
-
-
-@pytest.mark.parametrize("name", ["vit", "llama", "timm-vit"])
 def test_a_uniform_model_is_pruned_again_freely_and_the_other_way_round(name, tmp_path):
     first = opened(pruned_uniformly(name, tmp_path))
     (tmp_path / "again").mkdir()

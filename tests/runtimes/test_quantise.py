@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.cli import run
 from helpers.data import tiny_text_csv
-from helpers.exported import checks_of, emptied
+from helpers.exported import checks_of, emptied, exported, others
 from helpers.models import opened, saved_model
 from torch import nn
 
@@ -16,7 +16,6 @@ from optin_cli.runtimes import quantise
 from optin_cli.runtimes.checks import Checks, open_checks
 from optin_cli.runtimes.export import ExportSettings, export
 from optin_cli.runtimes.opening import open_exported
-from optin_cli.runtimes.program import trace
 from optin_cli.runtimes.registry import TARGETS
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -25,12 +24,10 @@ ONNX = TARGETS["onnx"]
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written():
     """(model without heads in a block and neurons in another, its float32 file, the layers in it, two batches)."""
-    model, folder = opened(emptied("bert")), tmp_path_factory.mktemp("onnx")
-    checks = checks_of(model)
-    ONNX.write(trace(model, checks.batches[0]), folder / "m.onnx", None)
-    return model, folder / "m.onnx", quantise.layers_in(folder / "m.onnx"), checks.batches
+    model, made = exported("bert", "onnx")
+    return model, made.path, quantise.layers_in(made.path), checks_of(model).batches
 
 
 def linears(model):
@@ -145,6 +142,34 @@ def test_an_int8_file_agrees_and_says_how_much(tmp_path):
     assert left <= 0.2**2
     found = open_exported(str(made.path))
     assert found.dtype_name == "int8"
+
+
+def test_openvino_quantises_too(tmp_path):
+    openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
+    pytest.importorskip("nncf", reason="needs the extra openvino")
+    model, data = opened(emptied("bert")), DataSpec(str(tiny_text_csv(tmp_path)))
+    settings = ExportSettings("openvino", int8=True, max_error=0.3)
+    made = export(model, settings, tmp_path / "m", lambda plain: open_checks(plain, data))
+    facts = made.facts
+    assert made.path.name == "openvino_model_qint8_quantized.xml" and facts["weight_bits"] == 7
+    assert (
+        1e-4 < facts["error"] <= 0.3 and facts["agreement"]["agreement"] > 50 and "nncf" in facts["versions"]
+    )
+    found = open_exported(str(made.path))
+    moved = (found.output(others(model)[0]) - model.output(others(model)[0])).abs().max()
+    assert found.dtype_name == "int8" and 1e-4 < moved < 0.5
+    bits = [one.get_element_type().to_string() for one in openvino.Core().read_model(made.path).get_ops()
+            if one.get_type_name() == "Constant" and len(one.shape) == 2]  # fmt: skip
+    in_float = {path for path in linears(model) if path in facts["float_layers"]}
+    assert bits.count("i8") == len(linears(model) - in_float) - 2  # two of them are empty
+
+
+@pytest.mark.parametrize("allowed", [0.0, 0.3, 1.0, 2.5, 9.0])
+def test_the_fewest_layers_stay_in_float(allowed):
+    """Against brute force, for errors that fall as more layers stay in float."""
+    errors = [5.0, 2.5, 2.4, 1.0, 0.5, 0.4, 0.2]
+    enough = [count for count, error in enumerate(errors) if error <= allowed]
+    assert quantise.fewest(6, allowed, errors.__getitem__) == min(enough, default=6)
 
 
 def test_noise_is_nothing_to_choose_by(tmp_path):

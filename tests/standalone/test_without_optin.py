@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 from helpers.families import ALL, DECODERS, ENCODER_DECODERS, MORE_FAMILIES
-from helpers.models import shared_model
+from helpers.models import opened, shared_model
 from helpers.open_without_optin import tensors
-from helpers.pruning import sliced_copy
+from helpers.pruning import pruned_uniformly, sliced_copy
 from helpers.runs import random_inputs
 
 from optin_cli.execution.rotation import rankable
@@ -27,21 +27,29 @@ MERGING = ["vit", "timm-vit"]
 GENERATING = [*DECODERS, *ENCODER_DECODERS]
 RANKED = [
     "bert",
+    "gpt2",
+    "timm-vit",
     "mpnet",
     "distilbert",
     "vit",
-    "timm-vit",
-    "gpt2",
     "t5",
     "whisper",
     "clip-vision",
     "timm-swin",
 ]
+UNIFORM = {
+    "bert": "AutoModelForSequenceClassification",
+    "llama": "AutoModelForCausalLM",
+    "vit": "AutoModelForImageClassification",
+}
+"""Families pruned to the same sizes in every layer -> the class that opens them without remote code."""
 DIRECTORIES = [
     *ALL,
     *MORE_FAMILIES,
     *(f"{name}-merging" for name in MERGING),
-    *(f"{name}-ranks" for name in RANKED),
+    *(f"{name}-ranks" for name in RANKED[:3]),
+    *(pytest.param(f"{name}-ranks", marks=pytest.mark.slow) for name in RANKED[3:]),
+    *(f"{name}-uniform" for name in UNIFORM),
 ]
 
 
@@ -62,6 +70,9 @@ def told(request, tmp_path_factory) -> dict[str, str]:
         item for item in request.session.items if item.path == request.path and "told" in item.fixturenames
     ]
     for directory in (item.callspec.params["name"] for item in mine):
+        if directory.endswith("-uniform"):
+            uniform_directory(directory.removesuffix("-uniform"), folder / directory)
+            continue
         name = directory.removesuffix("-merging").removesuffix("-ranks")
         merges = [2, 1] if directory.endswith("-merging") else []
         model = copy_of(shared_model(name))
@@ -75,6 +86,14 @@ def told(request, tmp_path_factory) -> dict[str, str]:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def uniform_directory(name: str, folder: Path) -> None:
+    """Write a uniform model to `folder`, with what it gives."""
+    (work := folder.with_name(f"making-{name}")).mkdir()
+    pruned_uniformly(name, work).rename(folder)
+    expected = expected_of(opened(folder), [], name in GENERATING)
+    torch.save(expected | {"stock": UNIFORM[name]}, folder / "expected.pt")
 
 
 def expected_of(model: OpenModel, merges: list[int], generate: bool) -> dict[str, Any]:

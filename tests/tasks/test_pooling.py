@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 
 import pytest
 import torch
-from helpers.models import copy_of, saved_model
 from helpers.pruning import sliced_copy
+from helpers.sentences import folder_of
 
 from optin_cli.errors import InputError
 from optin_cli.loading.checkpoint import open_model
@@ -47,24 +46,6 @@ def test_a_pooling_is_its_formula_on_the_real_tokens(pooling, left):
             found[row], torch.cat([by_hand(tokens, name) for name in pooling.split("+")])
         )
     torch.testing.assert_close(pooled(hidden, None, pooling), pooled(hidden, torch.ones(3, 5), pooling))
-
-
-def folder_of(folder, settings: dict, where: str = "1_Pooling", others: tuple[str, ...] = ()):
-    """A tiny BERT with the files of sentence-transformers."""
-    copy_of(saved_model("bert", "encoder"), folder)
-    kinds = [
-        ("", "Transformer"),
-        (where, "Pooling"),
-        *((f"{n + 2}_{kind}", kind) for n, kind in enumerate(others)),
-    ]
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(kinds)
-    ]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / where).mkdir()
-    (folder / where / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **settings}))
-    return folder
 
 
 @pytest.mark.parametrize(
