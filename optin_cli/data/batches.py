@@ -21,7 +21,7 @@ from optin_cli.data.workers import in_order, worker_count
 from optin_cli.errors import InputError
 
 IGNORE = -100
-_MASK = "attention_mask"
+MASK = "attention_mask"
 
 
 class TextEncoder(Protocol):
@@ -82,7 +82,7 @@ class Batch:
     @property
     def _width(self) -> int:
         """Slots of an example without padding in what the first block reads."""
-        return max((mask.shape[1] for name, mask in self.inputs.items() if name.endswith(_MASK)), default=1)
+        return max((mask.shape[1] for name, mask in self.inputs.items() if name.endswith(MASK)), default=1)
 
     def split(self, overhead: int, most: int | None = None) -> list[Batch]:
         """The batch as runs of consecutive examples, each cut to its longest: the split with the fewest token slots.
@@ -108,25 +108,25 @@ class Batch:
     def real(self, mask: str) -> Tensor | None:
         """[batch, tokens] True for what the input called `mask` marks as real; None when there is no padding."""
         found = self.inputs.get(mask)
-        return self.valid if found is None or mask == _MASK else found.bool()
+        return self.valid if found is None or mask == MASK else found.bool()
 
     def _run(self, start: int, stop: int, lengths: Sequence[int]) -> Batch:
         ids = self.example_ids[start:stop]
         if self.valid is None:
             return Batch({k: v[start:stop] for k, v in self.inputs.items()}, None, ids)
-        longest = {_MASK: max(lengths[start:stop])}
+        longest = {MASK: max(lengths[start:stop])}
         for name, mask in self.inputs.items():  # a decoder's inputs have other lengths
-            if name.endswith(_MASK) and name != _MASK:
+            if name.endswith(MASK) and name != MASK:
                 longest[name] = (
                     max(1, int(mask[start:stop].any(0).sum())) if bool(mask[:, 0].all()) else mask.shape[1]
                 )
         inputs = {k: v[start:stop, : longest[_mask_of(k, longest)]] for k, v in self.inputs.items()}
-        return Batch(inputs, self.valid[start:stop, : longest[_MASK]], ids)
+        return Batch(inputs, self.valid[start:stop, : longest[MASK]], ids)
 
 
 def _mask_of(name: str, masks: Iterable[str]) -> str:
     """The mask of an input, by the longest beginning they share: `decoder_input_ids` has `decoder_attention_mask`."""
-    return max((m for m in masks if name.startswith(m.removesuffix(_MASK))), key=len)
+    return max((m for m in masks if name.startswith(m.removesuffix(MASK))), key=len)
 
 
 def _runs(lengths: Sequence[int], overhead: int, most: int | None) -> list[tuple[int, int]]:
@@ -246,7 +246,7 @@ class Batches:
             # here, in no worker: what asks for batches one by one computes much longer on each than it decodes
             return self._stored_batch(ids, self._decoded(index))
         inputs = self.processor.pad([self.encoded.inputs[i] for i in ids])
-        return Batch(inputs, inputs["attention_mask"].bool(), ids)
+        return Batch(inputs, inputs[MASK].bool(), ids)
 
     def __iter__(self) -> Iterator[Batch]:
         """All batches; files are decoded ahead, in workers of which the results are independent."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from optin_cli.artefacts.kinds import load_json
-from optin_cli.data.batches import IGNORE
+from optin_cli.data.batches import IGNORE, MASK
 from optin_cli.data.readers import Window, masked_positions
 from optin_cli.errors import InputError, first_line, param
 from optin_cli.interrupts import silence
@@ -102,7 +102,7 @@ class TextProcessor:
         count = -(-len(ids) // max(1, limit - len(front)))
         length = len(ids) // max(1, count)
         windows = [front + ids[i * length : (i + 1) * length] for i in range(count)]
-        return [{"input_ids": window, "attention_mask": [1] * len(window)} for window in windows]
+        return [{"input_ids": window, MASK: [1] * len(window)} for window in windows]
 
     def masked(
         self, rows: Sequence[dict[str, list[int]]]
@@ -241,8 +241,13 @@ def _unreported() -> Iterator[None]:
 
 
 def tokenizing(tokenizer: Any, config: Any, folder: Path | None = None) -> TextProcessor:
-    """A tokenizer, which is set to pad on the right, with the longest sequence that its model takes."""
+    """A tokenizer, set to pad on the right and to say where, with the longest sequence that its model takes."""
     tokenizer.padding_side = "right"  # a decoder counts positions from the first token, whatever it is
+    names = tokenizer.model_input_names
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"its model_input_names are {names!r}")
+    if MASK not in names:
+        tokenizer.model_input_names = [*names, MASK]
     if tokenizer.pad_token is None:
         tokenizer.pad_token = _stand_in(tokenizer)
     start = getattr(config, "decoder_start_token_id", None)

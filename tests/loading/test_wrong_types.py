@@ -51,6 +51,7 @@ def used(folder: Path) -> None:
         ("bert", "config.json", lambda c: c.update(id2label=[1])),
         ("bert", "tokenizer_config.json", lambda c: c.update(model_max_length="x")),
         ("bert", "tokenizer_config.json", lambda c: c.update(model_max_length=-1)),
+        ("bert", "tokenizer_config.json", lambda c: c.update(model_input_names=["input_ids", 3.5])),
         ("bert", "tokenizer.json", no_such_token),
         ("bert", "tokenizer.json", lambda c: c.update(model=[1])),
         ("bert", "sentence_bert_config.json", lambda c: c.update(max_seq_length="long")),
@@ -62,8 +63,8 @@ def used(folder: Path) -> None:
         ("timm-vit", "config.json", lambda c: c.update(architecture=["a"])),
     ],
     ids=[
-        "size", "token", "dtype", "architectures", "labels", "length", "negative", "template", "vocabulary", "sentence",
-        "image size", "mean", "timm args", "no args", "classes", "architecture",
+        "size", "token", "dtype", "architectures", "labels", "length", "negative", "names", "template", "vocabulary",
+        "sentence", "image size", "mean", "timm args", "no args", "classes", "architecture",
     ],
 )  # fmt: skip
 def test_a_value_of_a_wrong_type_is_one_message(tmp_path, capfd, name, file, change):
@@ -72,6 +73,14 @@ def test_a_value_of_a_wrong_type_is_one_message(tmp_path, capfd, name, file, cha
         used(folder)
     assert str(folder) in str(caught.value)
     assert "panicked" not in capfd.readouterr().err
+
+
+def test_a_tokenizer_that_names_no_mask_gives_one_all_the_same(tmp_path):
+    folder = edited(
+        "bert", tmp_path, "tokenizer_config.json", lambda c: c.update(model_input_names=["input_ids"])
+    )
+    (row,) = open_model(str(folder)).processor.tokenize(["a b"])
+    assert len(row["attention_mask"]) == len(row["input_ids"])
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"model_type": ' + "9" * 5000 + "}", "[]", "{", ""])
