@@ -278,3 +278,16 @@ def test_positions_that_can_be_interpolated_are_tried_on_small_images(monkeypatc
     assert (quick.family, quick.rows, quick.positions) == (slow.family, slow.rows, slow.positions)
     assert quick.positions == 64 and {site.label for site in quick.anatomy} == {"heads", "neurons"}
     assert sides.count(128) <= 5 < whole.count(128) and set(sides) == {64, 128}
+
+
+def test_the_heads_of_a_model_of_three_tokens_are_found():
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=3, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64
+    )
+    module = transformers.BertModel(config).eval()
+    found = trace(
+        module, synthetic_inputs(module, "transformers", "text"), library="transformers", modality="text"
+    )
+    assert {site.label for site in found.anatomy} == {"heads", "neurons"} and not found.left
