@@ -23,6 +23,7 @@ from optin_cli.errors import OptinError
 from optin_cli.selection.select import select
 from optin_cli.selection.settings import Request
 
+EARLIER = Path(__file__).resolve().parents[2] / "tests" / "artefacts" / "files"
 BATCH, LIMIT = 250, 120
 """Damaged files that one process reads, and its seconds: a library that hangs hears no signal."""
 WRONG = (None, True, -1, 1e400, "x\x1b[2J", [], {}, [[[]]], 10**30, "y" * 10_000)
@@ -103,6 +104,7 @@ def damaged_files(folder: Path, pruned: Path, count: int, seed: int) -> dict[str
     ranking = tiny_ranking()
     write_ranking(folder / "r.h5", ranking)
     write_mask(folder / "m.json", select(ranking, Request(flops=0.6)))
+    shutil.copy(EARLIER / "mask-4.json", folder / "m4.json")
     write_latency_table(folder / "t.json", latency_table(ranking.sites))
     family = find_family(["bert"])
     assert family is not None
@@ -117,6 +119,7 @@ def damaged_files(folder: Path, pruned: Path, count: int, seed: int) -> dict[str
     kinds: dict[str, tuple[Path, Callable[[Path], Any]]] = {
         "ranking (HDF5)": (folder / "r.h5", as_it_was),
         "mask (JSON)": (folder / "m.json", read_mask),
+        "mask with a schedule of merges, and ranks (JSON)": (folder / "m4.json", read_mask),
         "latency table (JSON)": (folder / "t.json", read_latency_table),
         "record of a pruned model (JSON)": (folder / "pruned" / FILE_NAME, lambda p: read_pruned(p.parent)),
         "family table (YAML)": (folder / "f.yaml", read_family),
