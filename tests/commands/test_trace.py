@@ -14,6 +14,7 @@ from helpers.models import new_folder, saved_model
 from helpers.traced import save_unlisted
 
 import optin_cli
+from optin_cli import console
 from optin_cli.architectures.families import family_from_dict, read_family
 from optin_cli.artefacts.pruned import read_pruned
 
@@ -51,10 +52,18 @@ def test_a_traced_model_is_pruned_with_its_table(tmp_path, name, head, kinds):
     run("eval", tmp_path / "out", "--data", data, "--split", "train")
 
 
-def test_a_pipe_gets_the_table_alone():
+def test_a_pipe_gets_the_table_alone(monkeypatch):
+    monkeypatch.setattr(console, "_PLAIN_INTERVAL", 0.0)
     result = run("families", "--trace", ernie())
     assert family_from_dict(yaml.safe_load(result.stdout)).blocks == "encoder.layer"
     assert "attention.self.query" in result.stderr and "verified" in result.stderr
+    told = (
+        "running the model",
+        "looking at ernie",
+        "trying ernie",
+        "checking all sites on the whole model",
+    )
+    assert [what for what in told if what not in result.stderr] == []  # progress from the start
     assert run("families", "--trace", ernie(), "-q").stderr == ""
 
 
