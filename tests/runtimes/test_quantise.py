@@ -144,6 +144,7 @@ def test_an_int8_file_agrees_and_says_how_much(tmp_path):
     assert found.dtype_name == "int8"
 
 
+@pytest.mark.slow
 def test_openvino_quantises_too(tmp_path):
     openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
     pytest.importorskip("nncf", reason="needs the extra openvino")
