@@ -127,10 +127,8 @@ def expected_in_steps(model: OpenModel, checks: Checks) -> list[list[Tensor]]:
     body, found = model.task.body(model.module), []
     for batch in checks.batches:
         mask = batch[MASK]
-        result = body(
-            input_ids=batch[IDS], attention_mask=mask, position_ids=positions_of(mask), use_cache=False,
-            **model.family.arguments,
-        )  # fmt: skip
+        given = {IDS: batch[IDS], MASK: mask, POSITIONS: positions_of(mask)}
+        result = body(**given, **{**model.family.arguments, "use_cache": False})
         found.append([_real(result.logits.float(), mask)])
     return found
 

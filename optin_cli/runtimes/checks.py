@@ -48,10 +48,15 @@ class Checks:
     @property
     def calibration(self) -> list[dict[str, Tensor]]:
         """Some batches to choose by: short texts and long ones. Raises `UsageError` for noise."""
-        if self.data is None:
-            raise UsageError("int8 is chosen on real examples", f"give {param('data', meta='DATA')}")
+        self.need_examples()
+        assert self.data is not None
         step = -(-len(self.data) // _CALIBRATION)
         return [self.data[index].inputs for index in range(0, len(self.data), step)]
+
+    def need_examples(self) -> None:
+        """Raise `UsageError` for noise."""
+        if self.data is None:
+            raise UsageError("int8 is chosen on real examples", f"give {param('data', meta='DATA')}")
 
     @property
     def shapes(self) -> list[list[int]]:

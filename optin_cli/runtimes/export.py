@@ -95,6 +95,8 @@ def export(
             )
     check_space(output, 2 * sum(p.numel() * p.itemsize for p in model.module.parameters()))
     checks = open_checks(model)
+    if settings.int8:
+        checks.need_examples()
     keep = record is not None and record.model["digest"] == model.digest
     with _folder(output, single, keep) as folder:
         written = folder / (file.name if single else file.relative_to(output))

@@ -74,7 +74,7 @@ def _located(path: Path) -> tuple[Path, ExportRecord, Path | None]:
         return path / files[0], record, path
     if (found := record_of(path)) is not None:
         name, record, there = found
-        return there.with_name(name), record, there.parent if there.name == FILE_NAME else None
+        return there.parent / name, record, there.parent if there.name == FILE_NAME else None
     raise UsageError(
         f"{path} has no record beside it that says which model it is of",
         "`optin export` writes one: export the model with it",

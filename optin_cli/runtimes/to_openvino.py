@@ -51,7 +51,8 @@ class OpenVinoTarget(Target):
         more than `max_error`.
         """
         openvino = need("openvino", self.extra)
-        whole, layers = self._converted(traced), _layers(self._converted(traced), traced)
+        whole = self._converted(traced)
+        layers = _layers(whole, traced)
         known = quantise.reference(model, checks.calibration)
         order = quantise.costliest(layers, quantise.layer_errors(model, layers, known))
         attentive = any(site.kind == "heads" for site in model.anatomy)
@@ -149,12 +150,12 @@ def _settings() -> dict[str, Any]:
 def _layers(converted: Any, traced: Traced) -> list[quantise.Layer]:
     """The products with constant weights. OpenVINO's nodes are named after those of the traced program."""
     paths = {node.name: module_path(node) for node in traced.program.graph.nodes}
+    parts = dict(traced.module.body.named_modules())
     found = []
     for node in converted.get_ops():
         name = node.get_friendly_name()
         path = paths.get(name.partition("/")[0], "")
-        part = dict(traced.module.body.named_modules()).get(path)
-        weight = getattr(part, "weight", None)
+        weight = getattr(parts.get(path), "weight", None)
         if node.get_type_name() in _PRODUCTS and isinstance(weight, Tensor):
             found.append(quantise.Layer(path, name, weight.numel()))
     return found

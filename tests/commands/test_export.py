@@ -102,4 +102,4 @@ def test_inspect_shows_what_the_record_says(written, tmp_path):
         record = json.loads((output / FILE_NAME).read_text())
         assert found["files"] == record["files"] and found["model"] == record["model"]
     (damaged := copy_of(output, tmp_path / "m")).joinpath(FILE_NAME).write_text("{}")
-    assert "damaged" in run("inspect", damaged, code=3).stderr
+    assert "is not the record of exported files" in run("inspect", damaged, code=3).stderr

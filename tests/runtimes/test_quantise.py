@@ -144,6 +144,7 @@ def test_an_int8_file_agrees_and_says_how_much(tmp_path):
     assert found.dtype_name == "int8"
 
 
+@pytest.mark.slow
 def test_openvino_quantises_too(tmp_path):
     openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
     pytest.importorskip("nncf", reason="needs the extra openvino")
@@ -156,12 +157,15 @@ def test_openvino_quantises_too(tmp_path):
         1e-4 < facts["error"] <= 0.3 and facts["agreement"]["agreement"] > 50 and "nncf" in facts["versions"]
     )
     found = open_exported(str(made.path))
-    moved = (found.output(others(model)[0]) - model.output(others(model)[0])).abs().max()
+    inputs = others(model)[0]
+    inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    moved = (found.output(inputs) - model.output(inputs)).abs().max()
     assert found.dtype_name == "int8" and 1e-4 < moved < 0.5
     bits = [one.get_element_type().to_string() for one in openvino.Core().read_model(made.path).get_ops()
             if one.get_type_name() == "Constant" and len(one.shape) == 2]  # fmt: skip
-    in_float = {path for path in linears(model) if path in facts["float_layers"]}
-    assert bits.count("i8") == len(linears(model) - in_float) - 2  # two of them are empty
+    weighted = [name for name, part in model.module.named_modules()
+                if isinstance(part, nn.Linear | nn.Embedding) and part.weight.numel()]  # fmt: skip
+    assert bits.count("i8") == len(set(weighted) - set(facts["float_layers"])) > 10
 
 
 @pytest.mark.parametrize("allowed", [0.0, 0.3, 1.0, 2.5, 9.0])
