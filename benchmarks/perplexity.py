@@ -35,7 +35,7 @@ from optin_cli.data.examples import sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.loading.checkpoint import open_model
 from optin_cli.measure.evaluate import evaluate
-from optin_cli.pruning.apply import apply
+from optin_cli.pruning.apply import prune_model
 from optin_cli.scoring.plan import make_plan
 from optin_cli.scoring.score import existing, score
 from optin_cli.scoring.settings import ScoreSettings
@@ -135,10 +135,9 @@ class Runner:
             )  # fmt: skip
             started = time.perf_counter()
             again = plan_compensation(model, mask, compensation, self.calibration, at_most=True)
-            output = self.work / "pruned"
-            apply(model, mask, output, plan=again, force=True)
+            pruned = prune_model(model, mask, plan=again)
             seconds["prune"] = time.perf_counter() - started
-            pruned, reached = open_model(str(output), device="cpu"), mask.reached["flops"]
+            reached = mask.reached["flops"]
         started = time.perf_counter()
         found = evaluate(pruned, self.tested)
         seconds["eval"] = time.perf_counter() - started

@@ -68,7 +68,13 @@ def test_what_is_timed_is_a_small_part_of_an_item(method, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "method"), [("bert", "ablation"), ("gemma3", "curvature"), ("bert", "fisher"), ("bert", "depth")]
+    ("name", "method"),
+    [
+        pytest.param("bert", "ablation", marks=pytest.mark.slow),
+        ("gemma3", "curvature"),
+        ("bert", "fisher"),
+        ("bert", "depth"),
+    ],
 )
 def test_the_estimate_is_the_work_of_the_run(name, method, tmp_path):
     """With a clock that counts FLOPs instead of seconds: the estimate, and what the dry run itself takes."""
