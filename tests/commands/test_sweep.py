@@ -296,6 +296,7 @@ def test_prune_finds_the_smallest_model_that_loses_no_more(tmp_path, monkeypatch
 
 
 def test_python_finds_the_model_that_the_command_finds(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(search, "STEP", 0.2)
     encoder = tiny_model("bert", tmp_path / "encoder", "encoder", num_hidden_layers=2)
     for split, seed in (("train", 0), ("validation", 3)):

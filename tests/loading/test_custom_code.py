@@ -38,8 +38,8 @@ class MyConfig(PretrainedConfig):
 
 
 class MyBertForSequenceClassification(BertForSequenceClassification):
-    def forward(self, *args, **kwargs):
-        result = super().forward(*args, **kwargs)
+    def forward(self, input_ids=None, attention_mask=None, **kwargs):
+        result = super().forward(input_ids, attention_mask, **kwargs)
         result["logits"] = 2 * result["logits"]
         return result
 
