@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 from helpers.cli import run
@@ -103,3 +104,20 @@ def test_inspect_shows_what_the_record_says(written, tmp_path):
         assert found["files"] == record["files"] and found["model"] == record["model"]
     (damaged := copy_of(output, tmp_path / "m")).joinpath(FILE_NAME).write_text("{}")
     assert "is not the record of exported files" in run("inspect", damaged, code=3).stderr
+
+
+def test_a_folder_that_is_removed_meanwhile_is_one_message(tmp_path, monkeypatch):
+    from optin_cli.runtimes.to_torch import TorchTarget
+
+    write, folder = TorchTarget.write, tmp_path / "out"
+
+    def removed(self, traced, path, opset):
+        facts = write(self, traced, path, opset)
+        shutil.rmtree(folder)
+        return facts
+
+    folder.mkdir()
+    monkeypatch.setattr(TorchTarget, "write", removed)
+    done = run("export", saved_model("bert"), "--to", "torch", "-o", folder / "m.pt2", code=1)
+    assert done.stderr.count("error: ") == 1 and "unexpected" not in done.stderr
+    assert not folder.exists()
