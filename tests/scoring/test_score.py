@@ -104,6 +104,7 @@ def test_a_sketch_larger_than_the_disk_is_refused_and_nothing_is_lost(tmp_path, 
     assert read_ranking(tmp_path / "r.h5").sites
 
 
+@pytest.mark.slow
 def test_probing_goes_on_until_the_error_is_reached(tmp_path):
     counts, scatter = [], []
     exact = stage.score(
