@@ -26,9 +26,10 @@ settings.register_profile(
 settings.load_profile("optin")
 
 # one family of each kind: what the engines, the stages and the tracer meet in all others, they meet in these
-REPRESENTATIVE = {"bert", "llama", "t5", "timm-vit", "swin", "timm-resnet"}
+REPRESENTATIVE = {"bert", "llama", "timm-vit", "timm-resnet"}
 EVERY_FAMILY = "tests/architectures/test_all_families.py"
-"""Checks every family at every run: the others only where `pytest -m slow` does."""
+"""Checks every family at every run, but for the dearest: the others only where `pytest -m slow` does."""
+DEAREST = "test_a_sliced_model_computes_and_costs_what_the_anatomy_says"
 MANY = 4
 """Families from which on a test is about families, not about some that its author chose."""
 NOT_FAST = (
@@ -48,7 +49,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if (name := _family(item)) in (*ALL, *MORE_FAMILIES):
             families.setdefault(_function(item), set()).add(name)
     for item in items:
-        many = len(families.get(_function(item), ())) >= MANY and EVERY_FAMILY not in item.nodeid
+        every = EVERY_FAMILY in item.nodeid and DEAREST not in item.nodeid
+        many = len(families.get(_function(item), ())) >= MANY and not every
         if many and _family(item) not in REPRESENTATIVE:
             item.add_marker(pytest.mark.slow)
         places = item.path.relative_to(Path(__file__).parent).parts

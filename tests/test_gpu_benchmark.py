@@ -159,6 +159,7 @@ def test_a_report_has_what_was_measured_and_says_what_was_not(gpu, tmp_path):
     assert text.count(NOT_MEASURED) == len(AIMS) - 4
 
 
+@pytest.mark.slow
 def test_it_runs_on_a_cpu(tmp_path):
     asked = ["--device", "cpu", "--tiny", "--only", "card", "--out", str(tmp_path)]
     done = subprocess.run([sys.executable, str(SCRIPT), *asked], capture_output=True, text=True)

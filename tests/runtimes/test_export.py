@@ -110,7 +110,8 @@ def test_half_precision_keeps_float32_outside():
     assert made.bytes < 0.7 * exported("timm-vit", "onnx")[1].bytes
 
 
-@pytest.mark.parametrize("name", ["timm-vit", pytest.param("vit", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["timm-vit", "vit"])
 def test_a_model_that_merges_tokens_gives_its_outputs(name, tmp_path):
     """The number of tokens of an image is fixed, and so is that of each block: the number of images is open."""
     dense = opened(saved_model(name))

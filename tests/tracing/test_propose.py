@@ -68,7 +68,16 @@ REFUSED = {  # listed families -> why a trace finds nothing
 
 CONVOLUTIONAL = ["mobilenet_v2", "poolformer", "byobnet", "coatnet"]
 
-ALIKE = {"nomic", "persimmon", "imagegpt", "nystromformer", "vit_mae", "coatnet"}
+ALIKE = {
+    "nomic",
+    "persimmon",
+    "imagegpt",
+    "mobilebert",
+    "nystromformer",
+    "vit_mae",
+    "mobilenet_v2",
+    "coatnet",
+}
 """Others stand for them, but where the slow tests run."""
 
 
