@@ -109,6 +109,8 @@ def _run(command: Callable[..., None], given: dict[str, Any]) -> None:
     except PeerFailure as error:
         raise typer.Exit(error.exit_code) from None
     except OptinError as error:
+        if (code := exit_code()) is not None:  # a library failed of the signal, and we said how
+            raise _ended(code) from None
         spelling = spelling_of(command, COMMANDS.values())
         console.error(error, spelling, defaults.remarks(error.params, spelling))
         raise typer.Exit(error.exit_code) from None

@@ -18,6 +18,7 @@ from helpers.runs import hear_interrupts
 
 from optin_cli import interrupts
 from optin_cli.artefacts.ranking import write_ranking
+from optin_cli.errors import InputError
 from optin_cli.main import guarded
 
 WORK = """
@@ -28,6 +29,7 @@ from optin_cli import interrupts
 interrupts.install()
 from optin_cli.artefacts.files import atomic_dir, atomic_file
 from optin_cli.artefacts.temporary import scratch
+from optin_cli.errors import InputError
 from optin_cli.main import guarded
 
 folder = Path(sys.argv[1])
@@ -79,15 +81,18 @@ def test_a_signal_while_libraries_are_imported_is_no_traceback(tmp_path, number,
     assert process.returncode == code
 
 
-def test_what_a_library_makes_of_a_signal_is_still_one(monkeypatch):
+@pytest.mark.parametrize("error", [ImportError("numpy failed to import"), InputError("torch can't trace it")])
+def test_what_a_library_makes_of_a_signal_is_still_one(monkeypatch, capfd, error):
+    """Whether we say in words what it made of it or not."""
     monkeypatch.setattr(interrupts, "_arrived", [signal.SIGTERM])
 
     def work() -> None:
-        raise ImportError("numpy failed to import")
+        raise error
 
     with pytest.raises(typer.Exit) as caught:
         guarded(work)()
     assert caught.value.exit_code == 143
+    assert str(error) not in capfd.readouterr().err
 
 
 def test_a_signal_that_the_starter_ignores_stays_ignored():
