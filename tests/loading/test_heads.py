@@ -42,6 +42,12 @@ def headed(class_name, folder):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """`prune` keeps its ranking, and what is unfinished of it, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 def weights_of(folder):
     return load_file(folder / "model.safetensors")
 
