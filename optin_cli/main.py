@@ -108,12 +108,6 @@ def _run(command: Callable[..., None], given: dict[str, Any]) -> None:
         command(**given)
     except PeerFailure as error:
         raise typer.Exit(error.exit_code) from None
-    except OptinError as error:
-        if (code := exit_code()) is not None:  # a library failed of the signal, and we said how
-            raise _ended(code) from None
-        spelling = spelling_of(command, COMMANDS.values())
-        console.error(error, spelling, defaults.remarks(error.params, spelling))
-        raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         raise _ended(INTERRUPTED) from None
     except Terminated:
@@ -124,8 +118,14 @@ def _run(command: Callable[..., None], given: dict[str, Any]) -> None:
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
-        if (code := exit_code()) is not None:  # a library has made something else of the signal
+        if (
+            code := exit_code()
+        ) is not None:  # a library has made something else of the signal, and we perhaps of that
             raise _ended(code) from None
+        if isinstance(error, OptinError):
+            spelling = spelling_of(command, COMMANDS.values())
+            console.error(error, spelling, defaults.remarks(error.params, spelling))
+            raise typer.Exit(error.exit_code) from None
         console.unexpected(error)
         raise typer.Exit(1) from None
 

@@ -55,13 +55,13 @@ def places(given: Iterable[Path] = ()) -> list[tuple[str, Path]]:
 def rankings(where: Iterable[tuple[str, Path]], *, whole: bool = False, naming: str = "") -> Iterator[Found]:
     """Every ranking in the places, in order; `whole` also reads the sketches.
 
-    A file of another kind in a folder is passed by, and so is one that does not hold the text `naming`, such as the
-    digest of a model: attributes lie in a file as they are, and a search takes a hundredth of the time of reading it.
+    Passed by in a folder is a file of another kind, and one that does not hold the text `naming`, such as the digest of
+    a model: attributes lie in a file as they are, and a search takes a hundredth of the time of reading it.
     """
     for place, path in where:
         files = [path] if path.is_file() else sorted(path.glob(_SUFFIX))
         for file in files:
-            if (path.is_file() or stated_kind(file) == "ranking") and _holds(file, naming):
+            if path.is_file() or (stated_kind(file) == "ranking" and _holds(file, naming)):
                 yield _read(file, place, whole)
 
 

@@ -39,6 +39,7 @@ from optin_cli.runtimes.targets import (
     Runtime,
     Target,
     check_installed,
+    packages_of,
     parts_of,
     runtime_name,
 )
@@ -134,7 +135,7 @@ def target_of(settings: ExportSettings) -> Target:
         raise UsageError(f"{param('cache')} is for {ONNX}", f"leave {param('cache')} out")
     if settings.max_error < 0:
         raise UsageError(f"{param('max_error', settings.max_error)} is negative")
-    check_installed(target, target.int8_packages if settings.int8 else ())
+    check_installed(target, int8=settings.int8)
     return target
 
 
@@ -216,7 +217,6 @@ def _write(
     )  # fmt: skip
     session = stepwise(runtime.session, cache) if cache else runtime.session
     found = deviation(session, wanted, checks, settings.precision)
-    further = target.int8_packages if settings.int8 else ()
     made: ExportedFile = {
         "to": target.name,
         "precision": settings.precision,
@@ -225,7 +225,7 @@ def _write(
         "deviation": found.largest,
         "checked_on": checks.where,
         "shapes": checks.shapes,
-        "versions": {name: version(name) for name in ("torch", *target.packages, *further)},
+        "versions": {name: version(name) for name in ("torch", *packages_of(target, int8=settings.int8))},
     }
     if cache:
         made["cache"] = cache

@@ -108,9 +108,14 @@ def parts_of(path: Path) -> list[Path]:
     return [path, *(part for part in beside if part.is_file())]
 
 
-def check_installed(target: Target, further: Sequence[str] = ()) -> None:
-    """Raise `UsageError` where a package of a runtime is missing, naming the extra."""
-    for package in (*target.packages, *further):
+def packages_of(target: Target, *, int8: bool) -> tuple[str, ...]:
+    """The packages that write a file."""
+    return (*target.packages, *(target.int8_packages if int8 else ()))
+
+
+def check_installed(target: Target, *, int8: bool = False) -> None:
+    """Raise `UsageError` where a package of a runtime is missing, naming the extra; `int8`: where it is to be written."""
+    for package in packages_of(target, int8=int8):
         need(package, target.extra)
 
 

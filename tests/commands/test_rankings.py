@@ -106,3 +106,12 @@ def test_other_settings_are_scored(here, changed):
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("rankings/first.h5: "))
     assert f"{name} was" in line
     assert read_ranking(here / "second.h5").digest != read_ranking(here / "rankings" / "first.h5").digest
+
+
+def test_a_ranking_of_other_weights_is_explained_where_it_is_named(here):
+    """In a folder it is passed by unread; a file that somebody gave is compared."""
+    data = tiny_text_csv(here)
+    first = kept(here / "first.h5")
+    command = ("score", saved_model("bert"), "--data", data, *FAST, "--explain", "-q")
+    assert f"{first}: model was" in run(*command, "-o", here / "a.h5", "--reuse", first).stderr
+    assert "model was" not in run(*command, "-o", here / "b.h5", "--reuse", here).stderr
