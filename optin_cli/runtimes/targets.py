@@ -114,7 +114,7 @@ def packages_of(target: Target, *, int8: bool) -> tuple[str, ...]:
 
 
 def check_installed(target: Target, *, int8: bool = False) -> None:
-    """Raise `UsageError` where a package of a runtime is missing, naming the extra; `int8`: where it is to be written."""
+    """Raise `UsageError` where a package of a runtime is missing, naming the extra; `int8`: to write it."""
     for package in packages_of(target, int8=int8):
         need(package, target.extra)
 
