@@ -43,9 +43,7 @@ def main() -> None:
         mask, model = str(FOLDER / f"{name}.mask.json"), str(FOLDER / name)
         optin("select", ranking, "--flops", budget, "-o", mask)
         optin("apply", MODEL, mask, "-o", model)
-        quality = optin(
-            "eval", model, "--baseline", MODEL, "--data", DATA, "--split", "validation", "--samples", "512"
-        )
+        quality = optin("eval", model, "--baseline", MODEL, "--data", DATA, "--split", "validation")
         timings = optin("bench", model, "--baseline", MODEL, "--batch-size", BATCH, "--seq-len", LENGTH)
         dense, pruned = timings["timings"]
         if not rows:
