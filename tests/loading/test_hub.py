@@ -3,24 +3,19 @@ the local alternative. No test reaches a network."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import huggingface_hub
-import huggingface_hub.errors
-import huggingface_hub.utils._http
 import pytest
 from helpers.cli import run
+from helpers.hub import httpx, reached
 from huggingface_hub import constants
 
 from optin_cli.data.sources import DataSpec, open_split
 from optin_cli.errors import InputError
 from optin_cli.loading.sources import resolve
 
-# the hub's client has its own HTTP library, of one name or another
-httpx = sys.modules[huggingface_hub.errors.HTTPError.__module__.partition(".")[0]]
 FILES = {"config.json": b'{"model_type": "bert"}', "model.safetensors": b"weights" * 10_000}
 COMMIT = "b" * 40
 LOCAL = "download the model and give its directory"
@@ -95,13 +90,9 @@ def half_a_file(request: Any) -> Any:
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     answering = Hub()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    huggingface_hub.utils._http.close_session()
-    huggingface_hub.set_client_factory(lambda: httpx.Client(transport=httpx.MockTransport(answering)))
-    yield answering
-    huggingface_hub.utils._http.close_session()
-    huggingface_hub.set_client_factory(huggingface_hub.utils._http.default_client_factory)
+    with reached(monkeypatch, answering):
+        yield answering
 
 
 @pytest.fixture

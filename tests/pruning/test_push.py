@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from types import SimpleNamespace
 
 import huggingface_hub
 import huggingface_hub.errors
-import huggingface_hub.utils._http
 import pytest
 from helpers.cli import run
+from helpers.hub import httpx, reached
 from helpers.models import copy_of, saved_model
 from helpers.pruning import pruned
 
@@ -18,9 +17,6 @@ import optin_cli
 from optin_cli.data import hub as module
 from optin_cli.errors import ArtefactError, InputError, UsageError
 from optin_cli.pruning.push import Upload, finished, push
-
-# the hub's client has its own HTTP library, of one name or another
-httpx = sys.modules[huggingface_hub.errors.HTTPError.__module__.partition(".")[0]]
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +48,7 @@ class Hub:
         """Come first, whatever is asked: a status, or an error on the way."""
         self.asked: list[tuple[str, str]] = []
         self.uploads: list[dict] = []
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
-        huggingface_hub.set_client_factory(lambda: httpx.Client(transport=httpx.MockTransport(self.answer)))
 
         def upload_folder(api, **options):
             self.uploads.append(options)
@@ -91,9 +85,9 @@ class Hub:
 
 @pytest.fixture
 def hub(monkeypatch):
-    yield Hub(monkeypatch)
-    huggingface_hub.utils._http.close_session()
-    huggingface_hub.set_client_factory(huggingface_hub.utils._http.default_client_factory)
+    made = Hub(monkeypatch)
+    with reached(monkeypatch, made.answer):
+        yield made
 
 
 def test_a_new_repository_is_made_and_gets_every_file(small, hub):
