@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,16 +17,26 @@ from PIL import Image
 from optin_cli.data import docs, likeness, prose
 from optin_cli.data.opening import as_data, open_batches
 
-VOCABULARY: dict[str, int] = {}
+
+def words(text: str) -> list[str]:
+    """As BERT splits before word pieces."""
+    return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+@cache
+def vocabulary() -> dict[str, int]:
+    """Word -> id, by frequency as tokenizers number theirs: the same whatever texts were seen before."""
+    texts = [*prose.paragraphs(), *docs.sentences(), "a b c d"]
+    counts = Counter(word for text in texts for word in words(text))
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    return {word: 1000 + rank for rank, word in enumerate(ranked)}
 
 
 class Texts:
     """Rows of token ids as `Batches` has them, without a model."""
 
     def __init__(self, texts: list[str]) -> None:
-        rows = [
-            [VOCABULARY.setdefault(w, 1000 + 7 * len(VOCABULARY)) for w in text.split()] for text in texts
-        ]
+        rows = [[vocabulary()[word] for word in words(text)] for text in texts]
         self.encoded = SimpleNamespace(inputs=[{"input_ids": row} for row in rows])
         self.examples = SimpleNamespace(columns=SimpleNamespace(stored=""))
         self.processor = None
@@ -63,7 +75,7 @@ def test_few_texts_say_nothing():
 def test_the_overlap_is_that_of_the_definition():
     """Two data sets over words that fall into buckets of their own: counted by hand."""
     one, other = ["a a b c"] * 64, ["a b b d"] * 64
-    ids = {word: np.array([VOCABULARY.setdefault(word, 1000 + 7 * len(VOCABULARY))]) for word in "abcd"}
+    ids = {word: np.array([vocabulary()[word]]) for word in "abcd"}
     assert len({int(likeness._bucket(value)[0]) for value in ids.values()}) == 4
     shares = [{w: n / 4 for w, n in Counter(texts[0].split()).items()} for texts in (one, other)]
     expected = sum(min(share, shares[1].get(word, 0)) for word, share in shares[0].items())
