@@ -47,24 +47,33 @@ class Graph:
     """Whether every requested output depends on every site before it."""
 
     def gradients(
-        self, source: Tensor, seed: Tensor, sites: Sequence[Site], reduced: bool = True
+        self,
+        sources: Sequence[Tensor],
+        seeds: Sequence[Tensor],
+        sites: Sequence[Site],
+        *,
+        reduced: bool = True,
+        partly: bool = False,
     ) -> list[Tensor]:
-        """d<seed, source>/dm_u for each example, site after site: (examples, units). Of dimensions of heads those of
-        each dimension and all behind it.
+        """d(sum of <seed, source>)/dm_u for each example, site after site: (examples, units). Of dimensions of heads
+        those of each dimension and all behind it.
 
-        `reduced` products round more where that is faster: a random seed hides it.
+        `reduced` products round more where that is faster: a random seed hides it. `partly`: the sources may not
+        depend on every site; it is an error otherwise.
         """
         leaves = [leaf for site in sites for leaf in self.inputs[site.name]]
-        with reduced_products(source.device, reduced):
+        with reduced_products(sources[0].device, reduced):
             # a use in a deeper block than the source has no part in it
-            partly = not self.chained or len(leaves) > len(sites)
+            partly = partly or not self.chained or len(leaves) > len(sites)
             values = [leaf.value for leaf in leaves]
-            found = torch.autograd.grad(source, values, seed, retain_graph=True, materialize_grads=partly)
+            found = torch.autograd.grad(sources, values, seeds, retain_graph=True, allow_unused=partly)
         owners = (site for site in sites for _ in self.inputs[site.name])
-        sums: dict[str, Tensor] = {}
+        sums = {
+            site.name: values[0].new_zeros(len(self.piece), site.units, dtype=torch.float32) for site in sites
+        }
         for site, gradient, leaf in zip(owners, found, leaves, strict=True):
-            part = self._of_units(gradient, leaf, site)
-            sums[site.name] = part + sums[site.name] if site.name in sums else part
+            if gradient is not None:
+                sums[site.name] = self._of_units(gradient, leaf, site) + sums[site.name]
         return [_from_each_on(sums[s.name]) if s.kind == DIMENSIONS else sums[s.name] for s in sites]
 
     def _of_units(self, gradient: Tensor, leaf: Leaf, site: Site) -> Tensor:
@@ -153,7 +162,7 @@ def in_pieces(
         nonlocal row
         graph = record_graph(calibration.model, one, sites)
         row = sum(4 * feature.shape[-1] for feature in graph.features.values())
-        graph.gradients(graph.output, torch.ones_like(graph.output), sites)
+        graph.gradients([graph.output], [torch.ones_like(graph.output)], sites)
 
     calibration.measure_graph(work, lambda: row * calibration.rows * beside)
     while True:

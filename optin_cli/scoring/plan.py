@@ -56,6 +56,8 @@ class Plan:
             settings.pop("tokens")
         if not self.settings.ranks:
             settings.pop("ranks")
+        if self.settings.strata is None:  # every block has a pass of its own, as ever
+            settings.pop("strata")
         if self.model.merges:
             settings["merges"] = self.model.merges
         return {
@@ -74,6 +76,7 @@ def make_plan(model: OpenModel, data: DataSpec, settings: ScoreSettings, memory:
     raise."""
     settings = configured(settings)
     method = method_named(settings.method)
+    settings = replace(settings, strata=method.shared_passes(settings.strata, len(model.anatomy.blocks)))
     check_scores(method, model)
     if settings.tokens:
         check_mergeable(model.anatomy, model.spec)

@@ -49,6 +49,16 @@ class ScoreSettings:
         },
     )
     """The median over units; overrides `probes`."""
+    strata: int | None = field(
+        default=None,
+        metadata={
+            "least": 1,
+            "panel": "Scoring",
+            "help": "curvature: runs of blocks whose features share a backward pass (default: each block has its own "
+            "up to 8 blocks, 3 of deeper models).",
+        },
+    )
+    """None: what suits the depth (`methods.curvature.strata`)."""
     precision: str = field(
         default="full",
         metadata={

@@ -62,7 +62,7 @@ def test_gradients_of_ranks_are_those_of_all_dimensions_that_go(name, tmp_path):
     site = next(s for s in model.anatomy if s.kind == DIMENSIONS and s.block == 1)
     graph = record_graph(model, batch, [site])
     seed = torch.randn(graph.output.shape, generator=torch.Generator().manual_seed(0))
-    (found,) = graph.gradients(graph.output, seed, [site], reduced=False)
+    (found,) = graph.gradients([graph.output], [seed], [site], reduced=False)
     step = 0.01
     for rank in (0, site.units // 2, site.units - 1):
         ends = []

@@ -105,6 +105,8 @@ class ScoringMethod:
     """It measures what lower ranks of heads cost: sites of dimensions, whose units go from the last one on."""
     spreads: ClassVar[bool] = False
     """It scores a model that is spread over several devices."""
+    takes_strata: ClassVar[bool] = False
+    """It has backward passes from features, which `strata` can join."""
     takes_per_batch: ClassVar[bool] = False
     """It has gradients that `per_batch` can average."""
     takes_band: ClassVar[bool] = False
@@ -140,6 +142,11 @@ class ScoringMethod:
         """Why it can't score `model`, as a verb and its object; empty if it can."""
         unknown = {site.kind for site in model.anatomy} - cls.kinds
         return f"does not score {' and '.join(sorted(unknown))}, which {model.spec} has" if unknown else ""
+
+    @classmethod
+    def shared_passes(cls, strata: int | None, depth: int) -> int | None:
+        """The strata of a model of so many blocks: as given or by default; None where no passes are shared."""
+        return None
 
     def columns(self, site: Site) -> list[int]:
         """The block that each trajectory column of a site is about; none for a method without a trajectory."""

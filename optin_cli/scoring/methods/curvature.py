@@ -4,10 +4,13 @@ At the full mask the loss and its gradient are zero, so the leading term of I(u)
 Gauss-Newton is exact: I(u) ~ sum_z ||dR_z/dm_u||^2 + lambda (dy/dm_u)^T H (dy/dm_u). For a random sign matrix V
 E[(d<V, R>/dm_u)^2] = ||dR/dm_u||^2, for every unit at once (docs/method.md, section 3).
 
-A probe is one backward pass from every feature and one from the output. Each starts at one block, so that a
-unit's block stays out of its trajectory and every deeper block has a separate column. The gradient splits
-into one part an example, because examples meet in no activation; squares are taken of the parts. That drops what
-two examples share, but also the products of their unrelated signs, which are most of the scatter.
+A probe is one backward pass from the output and one from every stratum, a run of blocks whose features share a pass.
+Their signs are unrelated, so that the square of the joint gradient still has the sum over the blocks as its mean. A
+unit's block stays out of its trajectory: the part that comes from it takes a pass through that block alone and is
+subtracted. Where every stratum is one block there is nothing to subtract, and every deeper block has a separate column;
+but then the passes grow with the square of the depth. The gradient splits into one part an example, because examples
+meet in no activation; squares are taken of the parts. That drops what two examples share, but also the products of
+their unrelated signs, which are most of the scatter.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,7 +32,7 @@ from torch.nn.functional import pad
 from optin_cli.data.batches import Batch
 from optin_cli.execution.hooks import block_outputs
 from optin_cli.scoring.calibration import Calibration, gather_rows, mean_tokens, measured_blocks
-from optin_cli.scoring.graphs import in_pieces, record_graph
+from optin_cli.scoring.graphs import Graph, in_pieces, record_graph
 from optin_cli.scoring.losses import draw_signs, output_probe, relation_probe
 from optin_cli.scoring.methods.ablation import AblationMethod
 from optin_cli.scoring.methods.base import MOST_PROBES, Arrays, Item, Measured, OnWork, item_scores
@@ -46,6 +49,8 @@ _SEEDS = 1 << 26  # and of the output so many numbers: a language model's rows a
 # 2^36, 0.52 s at 2^37, 0.56 s at 2^38 and 2^39. A CPU is always busy.
 _WORK_PER_CALL = {"cuda": 1 << 37}
 _IMPOSSIBLE = -1e4  # a logit: what question answering gives to padding
+_OWN_PASSES = 8  # up to so many blocks each has a pass of its own by default: strata would save little
+_STRATA = 3  # of deeper models
 
 
 class CurvatureMethod(TrajectoryMethod):
@@ -54,6 +59,7 @@ class CurvatureMethod(TrajectoryMethod):
     name = "curvature"
     takes_band = True
     takes_ranks = True
+    takes_strata = True
     spreads = True
     sketches = ("tr", "or")
     ablated: ClassVar[frozenset[str]] = frozenset()
@@ -73,6 +79,11 @@ class CurvatureMethod(TrajectoryMethod):
     def engines(cls) -> dict[str, str]:
         curved = dict.fromkeys(cls.kinds, CurvatureMethod.name)
         return curved | dict.fromkeys(cls.ablated, AblationMethod.name)
+
+    @classmethod
+    def shared_passes(cls, strata: int | None, depth: int) -> int | None:
+        count = strata or (_STRATA if depth > _OWN_PASSES else depth)
+        return count if count < depth else None
 
     def items(self) -> list[Item]:
         batches = range(len(self.calibration))
@@ -96,22 +107,30 @@ class CurvatureMethod(TrajectoryMethod):
         """Blocks whose features are in some trajectory."""
         return sorted({block for site in self.estimated for block in self.columns(site)})
 
+    def _strata(self) -> list[tuple[int, ...]]:
+        """The measured blocks, cut in order into runs of nearly equal length."""
+        blocks = np.array(self._features(), dtype=int)
+        count = min(self.settings.strata or len(blocks), len(blocks))
+        return [tuple(run.tolist()) for run in np.array_split(blocks, count)] if count else []
+
     def _work(self, probes: int, blocks: Sequence[int]) -> float:
         """Forward passes that as many probes of these blocks' features take.
 
         A pass without a graph, one with it for every few probes, and of each probe a backward pass from the output and
-        one from every feature, through what lies before it.
+        one from every stratum, through what lies before its last block and once more through each of its blocks alone.
         """
         depth = len(self.anatomy.blocks)
-        back = 1 + sum(block + 1 for block in blocks) / depth
-        return 1 + -(-probes // _PROBES_AT_ONCE) + probes * back
+        probed = [stratum for stratum in self._strata() if set(stratum) <= set(blocks)]
+        back = sum(stratum[-1] + 1 + (len(stratum) if len(stratum) > 1 else 0) for stratum in probed)
+        return 1 + -(-probes // _PROBES_AT_ONCE) + probes * (1 + back / depth)
 
     def samples(self, item: Item) -> tuple[Item, Item]:
-        """One probe of the output, and one of two blocks' features besides: the other blocks take as long by depth."""
+        """One probe of the output, and one of two strata besides: the others take as long by depth."""
         if item.engine != CurvatureMethod.name:
             return super().samples(item)
-        first, features = item.probes[0], self._features()
-        few = tuple(dict.fromkeys(features[place * len(features) // 4] for place in (1, 3) if features))
+        first, every = item.probes[0], self._strata()
+        some_strata = dict.fromkeys(every[place * len(every) // 4] for place in (1, 3) if every)
+        few = tuple(block for stratum in some_strata for block in stratum)
         none, some = (
             replace(item, probes=(first, first + 1), blocks=blocks, work=self._work(1, blocks))
             for blocks in ((), few)
@@ -158,8 +177,9 @@ class CurvatureMethod(TrajectoryMethod):
         sites = list(self.anatomy) if sketched else self.estimated
         probes = range(*item.probes)
         each = item.work / len(probes)
+        passes = [s for s in self._strata() if item.blocks is None or set(s) <= set(item.blocks)]
         found = curvature(
-            self.calibration, item.batch, sites, probes, sketched, lambda n: on_work(n * each), item.blocks
+            self.calibration, item.batch, sites, probes, sketched, lambda n: on_work(n * each), passes
         )
         kept = sketched > probes.start
         return item_scores(
@@ -178,7 +198,8 @@ class ProbeSums:
     """Sums over the probes of one batch, site name -> array."""
 
     trajectory: dict[str, np.ndarray]
-    """(units, columns): squares summed over the examples; columns as `measured_blocks` says."""
+    """(units, columns): squares summed over the examples; columns as `measured_blocks` says. Those of a stratum have
+    equal parts of its sum."""
     output: dict[str, np.ndarray]
     """(units,)"""
     trajectory_rows: dict[str, np.ndarray]
@@ -194,12 +215,12 @@ def curvature(
     probes: range,
     sketched: int = 0,
     on_probe: Callable[[int], None] = lambda _: None,
-    blocks: Collection[int] | None = None,
+    passes: Sequence[tuple[int, ...]] | None = None,
 ) -> ProbeSums:
     """Probe batch `index` with every number of `probes`, which also seeds its signs.
 
-    Gradients of the probes with a number below `sketched` are kept as rows. Of the features those of `blocks` are
-    probed, by default all.
+    Gradients of the probes with a number below `sketched` are kept as rows. `passes` are the strata whose features are
+    probed, by default every block by itself.
     """
     sites = [site for site in sites if site.units]
     reported = 0
@@ -214,7 +235,7 @@ def curvature(
         calibration,
         index,
         sites,
-        lambda pieces: _probed(calibration, index, pieces, sites, probes, sketched, report, blocks),
+        lambda pieces: _probed(calibration, index, pieces, sites, probes, sketched, report, passes),
         beside=1 + min(len(probes), _PROBES_AT_ONCE),
     )
 
@@ -227,13 +248,16 @@ def _probed(
     probes: range,
     sketched: int,
     report: Callable[[int], None],
-    blocks: Collection[int] | None,
+    passes: Sequence[tuple[int, ...]] | None,
 ) -> ProbeSums:
     model = calibration.model
     depth = len(model.anatomy.blocks)
     kept = len(probes[: max(0, sketched - probes.start)])
-    tally = _Tally(sites, len(calibration.batches.ids(index)), depth, kept, blocks)
-    dense = _DensePass(calibration, index, pieces, sorted(tally.concerned))
+    tally = _Tally(sites, len(calibration.batches.ids(index)), depth, kept)
+    passes = [(z,) for z in range(depth)] if passes is None else passes
+    shared = [p for stratum in passes if (p := _Pass.of(stratum, sites, tally.columns)).sites]
+    measured = sorted({z for one in shared for z in one.blocks})
+    dense = _DensePass(calibration, index, pieces, measured)
     at_once = max(1, min(_PROBES_AT_ONCE, _SEEDS // max(1, sum(o.numel() for o in dense.outputs))))
     for group in _chunks(probes, _PROBES_AT_ONCE):
         generators = [calibration.generator(index, stream=probe + 1) for probe in group]
@@ -250,22 +274,56 @@ def _probed(
                             z: gather_rows(
                                 graph.features[z].unflatten(0, (copies, -1)), dense.rows[z][number]
                             )
-                            for z in tally.concerned
+                            for z in measured
                         }
                     for start in range(0, len(chunk), copies):
                         some = seeds[start : start + copies]
                         place = chunk[start] - probes.start, first
-                        for z, concerned in tally.concerned.items():
-                            seed = torch.stack([features[z][number] for features, _ in some])
-                            found = graph.gradients(unit[z], seed, concerned)
-                            tally.add_feature(z, concerned, _by_probe(found, copies), place)
+                        for one in shared:
+                            seeds_of = {
+                                z: torch.stack([features[z][number] for features, _ in some])
+                                for z in one.blocks
+                            }
+                            found = one.gradients(graph, unit, seeds_of)
+                            tally.add_features(one, _by_probe(found, copies), place)
                         seed = torch.cat([output[number] for _, output in some])
-                        found = graph.gradients(graph.output, seed, sites)
+                        found = graph.gradients([graph.output], [seed], sites)
                         tally.add_output(sites, _by_probe(found, copies), place)
                     first += len(piece)
                     del graph, unit  # before the next piece's graph is made
                 report(chunk[-1] + 1 - probes.start)
     return tally.result
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A backward pass from the features of a stratum."""
+
+    blocks: tuple[int, ...]
+    sites: list[Site]
+    """Those with one of the blocks in their trajectory."""
+    outside: dict[int, list[Site]]
+    """Block -> those of the sites in whose trajectory it is not; its feature may depend on them all the same."""
+
+    @classmethod
+    def of(cls, stratum: Sequence[int], sites: Sequence[Site], columns: Mapping[str, Sequence[int]]) -> _Pass:
+        concerned = [site for site in sites if set(stratum).intersection(columns[site.name])]
+        blocks = tuple(z for z in stratum if any(z in columns[site.name] for site in concerned))
+        outside = {z: [site for site in concerned if z not in columns[site.name]] for z in blocks}
+        return cls(blocks, concerned, {z: some for z, some in outside.items() if some})
+
+    def gradients(
+        self, graph: Graph, unit: Mapping[int, Tensor], seeds: Mapping[int, Tensor]
+    ) -> list[Tensor]:
+        """d(sum over the blocks of <seed, unit rows>)/dm_u, each site's without the blocks outside its trajectory."""
+        joint = [unit[z] for z in self.blocks], [seeds[z] for z in self.blocks]
+        found = graph.gradients(*joint, self.sites)
+        place = {site.name: i for i, site in enumerate(self.sites)}
+        for z, some in self.outside.items():
+            parts = graph.gradients([unit[z]], [seeds[z]], some, partly=True)
+            for site, own in zip(some, parts, strict=True):
+                found[place[site.name]] -= own
+        return found
 
 
 def _by_probe(gradients: Sequence[Tensor], copies: int) -> list[Tensor]:
@@ -387,38 +445,29 @@ class _Tally:
         examples: int,
         depth: int,
         sketched: int,
-        blocks: Collection[int] | None = None,
     ) -> None:
         self.sites = sites
         self.examples = examples
         self.columns = {site.name: measured_blocks(site, depth) for site in sites}
-        self.concerned: dict[int, list[Site]] = {}
-        """Block -> the sites whose trajectory its feature is in."""
-        for site in sites:
-            for z in self.columns[site.name]:
-                if blocks is not None and z not in blocks:
-                    continue
-                self.concerned.setdefault(z, []).append(site)
         self.kept = sketched, examples
         """Probes whose gradients are kept, and how many rows each."""
         self.trajectory: dict[str, _Sums] = {}
         self.output: dict[str, _Sums] = {}
 
-    def add_feature(
-        self, z: int, sites: Sequence[Site], gradients: Sequence[Tensor], place: tuple[int, int]
-    ) -> None:
+    def add_features(self, one: _Pass, gradients: Sequence[Tensor], place: tuple[int, int]) -> None:
         """Add gradients (probes, examples, units); `place` is the number of the first probe and example of them."""
-        for site, gradient in zip(sites, gradients, strict=True):
+        for site, gradient in zip(one.sites, gradients, strict=True):
             columns = self.columns[site.name]
             if site.name not in self.trajectory:
                 self.trajectory[site.name] = _Sums(site.units, len(columns), self.kept, gradient.device)
-            self.trajectory[site.name].add(columns.index(z), gradient, place)
+            own = [columns.index(z) for z in one.blocks if z in columns]
+            self.trajectory[site.name].add(own, gradient, place)
 
     def add_output(self, sites: Sequence[Site], gradients: Sequence[Tensor], place: tuple[int, int]) -> None:
         for site, gradient in zip(sites, gradients, strict=True):
             if site.name not in self.output:
                 self.output[site.name] = _Sums(site.units, 1, self.kept, gradient.device)
-            self.output[site.name].add(0, gradient, place)
+            self.output[site.name].add([0], gradient, place)
 
     @property
     def result(self) -> ProbeSums:
@@ -444,9 +493,13 @@ class _Sums:
         self.squares = torch.zeros(units, columns, dtype=torch.float64, device=device)
         self.rows = torch.zeros(*kept, units, device=device)
 
-    def add(self, column: int, gradient: Tensor, place: tuple[int, int]) -> None:
-        """Add float32 gradients (probes, examples, units), the first of which is of probe and example `place`."""
-        self.squares[:, column] += gradient.flatten(0, 1).double().square().sum(0)
+    def add(self, columns: Sequence[int], gradient: Tensor, place: tuple[int, int]) -> None:
+        """Add float32 gradients (probes, examples, units), the first of which is of probe and example `place`.
+
+        The columns get equal parts of their squares.
+        """
+        squares = gradient.flatten(0, 1).double().square().sum(0) / len(columns)
+        self.squares[:, list(columns)] += squares[:, None]
         probe, example = place
         if probe < len(self.rows):
             kept = gradient[: len(self.rows) - probe]

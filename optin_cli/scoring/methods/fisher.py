@@ -94,7 +94,7 @@ def _gradients(
     for piece in pieces:
         graph = record_graph(model, piece, sites)
         calibration.check_finite(graph.features, index)
-        found = graph.gradients(graph.output, pull(piece, graph.output.detach()), sites, reduced=False)
+        found = graph.gradients([graph.output], [pull(piece, graph.output.detach())], sites, reduced=False)
         where = [place[i - i % 2 if together else i] for i in piece.example_ids]
         for site, gradient in zip(sites, found, strict=True):
             # the masks act on both sides of a pair: the gradient of its loss is the sum over them

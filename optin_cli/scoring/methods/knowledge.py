@@ -127,7 +127,7 @@ def _measured(
         for number, generator in enumerate(generators):
             seed = _seed(calibration, graph.output.detach(), weight / total, generator)
             start = number * examples + first
-            for site, gradient in zip(sites, graph.gradients(graph.output, seed, sites), strict=True):
+            for site, gradient in zip(sites, graph.gradients([graph.output], [seed], sites), strict=True):
                 values = gradient.cpu().numpy()
                 result.predictive[site.name] += np.square(values, dtype=np.float64).sum(0) / len(probes)
                 if number < kept:

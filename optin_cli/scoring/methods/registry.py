@@ -114,6 +114,11 @@ def configured(settings: ScoreSettings) -> ScoreSettings:
             f"{param('ranks')} needs the curvature of ranks, and {param('method', name)} has none",
             f"use {names_where(lambda other: other.takes_ranks)}",
         )
+    if settings.strata is not None and not method.takes_strata:
+        raise UsageError(
+            f"{param('strata')} joins backward passes of curvature, and {param('method', name)} has none",
+            f"use {names_where(lambda other: other.takes_strata)}",
+        )
     if settings.exact_band is not None and not method.takes_band:
         raise UsageError(
             f"{param('exact_band')} re-scores what curvature scored; {param('method', name)} has nothing of it"
