@@ -21,7 +21,8 @@ from optin_cli.structure.anatomy import AUDIO
 from optin_cli.tasks.base import Task
 from optin_cli.tasks.embedding import EMBEDDING
 from optin_cli.tasks.hidden_states import HIDDEN_STATES
-from optin_cli.tasks.registry import TASKS, task_from_config
+from optin_cli.tasks.pooling import pools_sentences
+from optin_cli.tasks.registry import TASKS, task_from_config, task_of_class
 
 log = logging.getLogger("optin")
 
@@ -46,7 +47,7 @@ def open_transformers(
     if own:
         cls: Any = class_of(own, source.folder)
     else:
-        cls = _class(config, task, task_from_config(config, source.folder, None))
+        cls = _class(config, task)
     if AUDIO not in getattr(cls, "input_modalities", ()):
         settle_image_size(source.folder, config, trusted)
     if source.untrained:
@@ -95,14 +96,15 @@ def open_transformers(
             _way_out(missing, module.base_model_prefix, task),
         )
     if unread := sorted(info["unexpected_keys"]):
-        _left_out(source.spec, config, cls, unread, chosen=asked is not None)
+        chosen = asked is not None or pools_sentences(source.folder)
+        _left_out(source.spec, config, cls, unread, chosen)
     for key in idle:  # the same at every open, not freshly drawn
         torch.nn.init.zeros_(module.get_parameter(key))
     return module, task, module.dtype if dtype is None else getattr(config, "dtype", None) or dtype
 
 
-def _class(config: Any, task: Task, own: Task) -> Any:
-    """The class to open: the one that the config names, unless `task` is another than its `own`.
+def _class(config: Any, task: Task) -> Any:
+    """The class to open: the one that the config names, unless it is for another task.
 
     Raises `UsageError` for a task that the architecture has no class for.
     """
@@ -111,7 +113,7 @@ def _class(config: Any, task: Task, own: Task) -> Any:
     architecture = (config.architectures or [""])[0]
     named = getattr(transformers, architecture, None)
     two = getattr(config, "is_encoder_decoder", False)
-    if named is not None and own.name == task.name and not (two and task.name == EMBEDDING):
+    if named is not None and task_of_class(config).name == task.name and not (two and task.name == EMBEDDING):
         return named
     encoder = (two or architecture.endswith("EncoderModel")) and task.name == EMBEDDING
     # of an encoder and a decoder, an embedding takes the half that reads

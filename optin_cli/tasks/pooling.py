@@ -98,6 +98,11 @@ def read_pooling(folder: Path | None) -> str:
     return "+".join(names)
 
 
+def pools_sentences(folder: Path) -> bool:
+    """Return whether a folder holds a model of sentence-transformers that pools what a transformer gives."""
+    return any(str(module.get("type")).endswith(".Pooling") for module in sentence_modules(folder))
+
+
 def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     """The modules of a sentence-transformers model, in order: `type`, and `path` in its folder. None of another."""
     path = folder / "modules.json"

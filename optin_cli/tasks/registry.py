@@ -13,6 +13,7 @@ from optin_cli.tasks.embedding import PROJECTED, Embedding
 from optin_cli.tasks.hidden_states import HiddenStates
 from optin_cli.tasks.language import LanguageModeling
 from optin_cli.tasks.masked_language import MaskedLanguageModeling
+from optin_cli.tasks.pooling import pools_sentences
 from optin_cli.tasks.segmentation import Segmentation
 from optin_cli.tasks.seq2seq import TextToText
 from optin_cli.tasks.sequences import ImageClassification, SequenceClassification
@@ -38,16 +39,24 @@ TASKS: dict[str, type[Task]] = {
 
 
 def task_from_config(config: Any, folder: Path | None, override: str | None) -> Task:
-    """The task of a transformers model, from `config.architectures` unless `override` names one.
+    """The task of a transformers model, from its files unless `override` names one.
 
-    A bare encoder is an embedding model. One with a head of no known task is scored on its hidden states.
+    A model of sentence-transformers embeds, whatever class its encoder was trained as.
     """
     if override is not None and override not in TASKS:
         raise UsageError(f"unknown task {override!r}", f"choose one of {', '.join(TASKS)}")
+    own = Embedding if folder is not None and pools_sentences(folder) else task_of_class(config)
+    return (TASKS[override] if override else own).from_config(config, folder)
+
+
+def task_of_class(config: Any) -> type[Task]:
+    """What the class that `config.architectures` names computes.
+
+    A bare encoder is an embedding model. One with a head of no known task is scored on its hidden states.
+    """
     architecture = (getattr(config, "architectures", None) or [""])[0]
     named = next((t for t in TASKS.values() if architecture.endswith(t.architectures)), None)
-    named = named or (HiddenStates if has_other_head(architecture) else Embedding)
-    return (TASKS[override] if override else named).from_config(config, folder)
+    return named or (HiddenStates if has_other_head(architecture) else Embedding)
 
 
 def has_other_head(architecture: str) -> bool:

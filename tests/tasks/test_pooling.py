@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
 import torch
+from helpers.models import saved_model
 from helpers.pruning import sliced_copy
 from helpers.sentences import folder_of
 
@@ -62,6 +64,31 @@ def test_a_pooling_is_its_formula_on_the_real_tokens(pooling, left):
 def test_the_pooling_is_the_one_that_modules_json_names(settings, pooling, tmp_path):
     folder = folder_of(tmp_path / "m", settings, where="1_Elsewhere")
     assert open_model(str(folder)).task.pooling == pooling
+
+
+@pytest.mark.parametrize("trained_as", ["BertForMaskedLM", "BertForSequenceClassification"])
+def test_a_sentence_encoder_embeds_whatever_it_was_trained_as(trained_as, tmp_path):
+    """all-mpnet-base-v2's config names the class of its pretraining, and its weights have no such head."""
+    folder = folder_of(tmp_path / "m", {"pooling_mode": "cls"})
+    plain = open_model(str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": [trained_as]}))
+    found = open_model(str(folder))
+    assert (found.task.name, found.task.pooling) == ("embedding", "cls")
+    assert type(found.module) is type(plain.module)
+    assert all(
+        torch.equal(a, b) for a, b in zip(found.module.parameters(), plain.module.parameters(), strict=True)
+    )
+
+
+def test_a_head_that_a_sentence_encoder_still_has_is_left_out(tmp_path, caplog):
+    folder = folder_of(tmp_path / "m", {})
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    config.write_text((saved_model("bert") / "config.json").read_text())  # a classifier
+    weights.write_bytes((saved_model("bert") / "model.safetensors").read_bytes())
+    with caplog.at_level(logging.WARNING, "optin"):
+        assert open_model(str(folder)).task.name == "embedding"
+    assert "weights are left out" in caplog.text and "classifier" in caplog.text
 
 
 def test_a_pooling_that_is_not_known_is_refused_by_name(tmp_path):
