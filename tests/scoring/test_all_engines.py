@@ -76,25 +76,6 @@ def test_curvature_estimates_the_change_of_a_small_step(name, tmp_path):
             assert found.output[site.name][unit] / count == pytest.approx(output, rel=0.35, abs=1e-10)
 
 
-@pytest.mark.parametrize("name", ["bert", "timm-vit", "mask2former-swin", *MEASURED])
-def test_blocks_that_share_a_pass_add_up_to_those_with_one_each(name, tmp_path):
-    """Oracle: the same signs, block by block. The gradients add up before they are squared."""
-    calibration = calibrate(shared_model(name), tmp_path)
-    sites = list(calibration.model.anatomy)
-    depth = len(calibration.model.anatomy.blocks)
-    each = curvature(calibration, 0, sites, range(3), sketched=3)
-    joint = curvature(calibration, 0, sites, range(3), sketched=3, passes=[tuple(range(depth))])
-    for site in sites:
-        rows, whole = each.trajectory_rows[site.name], joint.trajectory_rows[site.name]
-        size = np.abs(rows).max()
-        np.testing.assert_allclose(whole, rows, rtol=1e-3, atol=1e-4 * size + 1e-9)
-        squares = np.square(rows.astype(np.float64)).sum(0)
-        found = joint.trajectory[site.name]
-        np.testing.assert_allclose(found.sum(1), squares, rtol=2e-3, atol=1e-4 * squares.max() + 1e-12)
-        assert np.ptp(found, axis=1).max(initial=0) <= 1e-6 * found.max(initial=0)  # shared alike
-        np.testing.assert_allclose(joint.output[site.name], each.output[site.name], rtol=1e-4)
-
-
 def sampled_examples(calibration: Calibration) -> dict[int, torch.Tensor]:
     """Which example each sampled row of batch 0 is a position of, for every block."""
     batch = calibration.batch(0)
