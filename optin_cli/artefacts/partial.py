@@ -50,6 +50,8 @@ class Partial:
         self.target = target
         self.folder = _folder(target)
         self.lock: int | None = None
+        self._gone = False
+        """The next folder of that name is another run's."""
         stamp, there = self.folder / "identity.json", self.folder.exists()
         self.folder.mkdir(exist_ok=True)
         if announce:
@@ -113,13 +115,15 @@ class Partial:
 
     def discard(self) -> None:
         """Remove everything: the artefact itself is written."""
-        away = temporary.beside(self.target, "tmp")
+        away, self._gone = temporary.beside(self.target, "tmp"), True
         with suppress(OSError):  # it is gone
             self.folder.replace(away)  # at once: the next run may begin in a folder of that name
         temporary.remove(away)
 
     def close(self) -> None:
-        """Let another run have what is there."""
+        """Let another run have what is there; a folder in which nothing was finished goes with its run."""
+        if self.lock is not None and not self._gone and not len(self):
+            self.discard()
         temporary.let_go(self.folder / _LOCK, self.lock)
 
 

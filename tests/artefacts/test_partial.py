@@ -54,8 +54,22 @@ def test_two_runs_to_one_name_do_not_overwrite_each_other(tmp_path, identity):
     Partial(tmp_path / "r.h5", SAME).close()
 
 
-def lock_of_another_machine(tmp_path: Path) -> Path:
+def test_a_run_that_finished_nothing_leaves_nothing(tmp_path):
     Partial(tmp_path / "r.h5", SAME).close()
+    assert not list(tmp_path.iterdir())
+    first = Partial(tmp_path / "r.h5", SAME)
+    first.discard()
+    second = Partial(tmp_path / "r.h5", SAME)  # begins between the two
+    first.close()
+    second.put("a", {"x": np.ones(2)})
+    second.close()
+    assert len(Partial(tmp_path / "r.h5", SAME)) == 1
+
+
+def lock_of_another_machine(tmp_path: Path) -> Path:
+    killed = Partial(tmp_path / "r.h5", SAME)
+    killed.put("a", {"x": np.ones(2)})
+    killed.close()
     lock = tmp_path / ".r.h5.partial" / "lock"
     lock.write_text("0123456789ab")
     return lock
