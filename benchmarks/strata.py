@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--data", type=Path, default=Path("../shared/data/brown"))
     parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--max-length", type=int, help="tokens of a text, by default all")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--strata", default="own,1,2,3,4")
     parser.add_argument("--probes", type=int, default=2)

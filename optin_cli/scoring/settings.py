@@ -55,7 +55,7 @@ class ScoreSettings:
             "least": 1,
             "panel": "Scoring",
             "help": "curvature: runs of blocks whose features share a backward pass (default: each block has its own "
-            "up to 8 blocks, 3 of deeper models).",
+            "up to 10 blocks, 3 of deeper models).",
         },
     )
     """None: what suits the depth (`methods.curvature.strata`)."""

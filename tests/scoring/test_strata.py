@@ -55,8 +55,8 @@ def test_a_block_with_a_pass_of_its_own_keeps_its_column(tmp_path):
     ("asked", "depth", "expected"),
     [
         (None, 3, None),
-        (None, 8, None),
-        (None, 9, 3),
+        (None, 10, None),
+        (None, 11, 3),
         (None, 48, 3),
         (1, 3, 1),
         (3, 3, None),

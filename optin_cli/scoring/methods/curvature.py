@@ -49,7 +49,7 @@ _SEEDS = 1 << 26  # and of the output so many numbers: a language model's rows a
 # 2^36, 0.52 s at 2^37, 0.56 s at 2^38 and 2^39. A CPU is always busy.
 _WORK_PER_CALL = {"cuda": 1 << 37}
 _IMPOSSIBLE = -1e4  # a logit: what question answering gives to padding
-_OWN_PASSES = 8  # up to so many blocks each has a pass of its own by default: strata would save little
+_OWN_PASSES = 10  # up to so many blocks each has a pass of its own by default: strata would save little
 _STRATA = 3  # of deeper models
 
 
