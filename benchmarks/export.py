@@ -1,7 +1,8 @@
 """Pruned and quantised: what exported files keep, weigh and take, dense and at half of the MACs.
 
     python benchmarks/export.py WORK [--shared ../shared] [--cells benchmarks/export] [--models minilm-stsb,vit-cifar10]
-                                     [--mpnet FOLDER] [--threads 1] [--rows N] [--seconds 5]
+                                     [--mpnet FOLDER] [--threads 1] [--rows N] [--seconds 5] [--lengths 16,64,128]
+                                     [--only quality,latency]
     python benchmarks/export.py WORK --report     # tables from the cells that are there
 
 WORK keeps pruned models and exported files. Cells go into a JSON file for each model one by one, so a run that is
@@ -33,7 +34,7 @@ from optin_cli.runtimes.opening import open_exported
 
 BUDGET = 0.5
 SAMPLES = 512
-BATCHES, LENGTHS = (1, 8, 32), (16, 64, 128)
+BATCHES, LENGTHS = (1, 8, 32), "16,64,128"
 CASES = (
     Case("minilm-stsb", "demo:minilm", "data/stsb", "test", "spearman", "all-MiniLM-L6-v2, stsb test, Spearman"),
     Case(
@@ -143,7 +144,7 @@ class Run:
 
     def _settings(self) -> Iterator[tuple[int, str]]:
         images = self.case.name.startswith("vit")
-        for size in ("own",) if images else map(str, LENGTHS):
+        for size in ("own",) if images else self.given.lengths.split(","):
             for batch in BATCHES:
                 yield batch, size
 
@@ -174,7 +175,11 @@ def report(run: Run) -> None:
                 left = len(cell["float_layers"]) if "float_layers" in cell else ""
                 disk = f"{cell['bytes'] / 2**20:.1f} MiB" if cell["bytes"] else ""
                 print(f"| {side} | {variant} | {value:.2f} | {lost:+.2f} | {disk} | {left} |")
-    cells = {key: cell for key, cell in found.items() if key.startswith("latency/")}
+    settings = sorted((key for key in found if key.startswith("latency/")), key=_in_order)
+    cells = {key: found[key] for key in settings}
+    if not cells:
+        print()
+        return
     names = list(dict.fromkeys(name for cell in cells.values() for name in cell["ms"]))
     print("\n| ms | " + " | ".join(key.removeprefix("latency/") for key in cells) + " |")
     print("|---" * (len(cells) + 1) + "|")
@@ -185,6 +190,12 @@ def report(run: Run) -> None:
             ratios = [f"{c['ms'][other] / c['ms'][ours]:.2f}x" for c in cells.values() if other in c["ms"]]
             print(f"| {ours} over {other} | " + " | ".join(ratios) + " |")
     print()
+
+
+def _in_order(key: str) -> list[tuple[int, str]]:
+    """By length, then by batch size."""
+    _, batch, size = key.split("/")
+    return [(len(size), size), (len(batch), batch)]
 
 
 def main() -> None:
@@ -199,6 +210,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", type=int, help="test rows, by default all")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each model and setting")
+    parser.add_argument("--lengths", default=LENGTHS, help="tokens of the texts that are timed")
+    parser.add_argument("--only", default="quality,latency")
     parser.add_argument("--report", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -212,8 +225,8 @@ def main() -> None:
                 print(f"{case.name}: no model at {case.spec}")
                 continue
             run.make()
-            run.quality()
-            run.speed()
+            for part in given.only.split(","):
+                {"quality": run.quality, "latency": run.speed}[part]()
         report(run)
 
 

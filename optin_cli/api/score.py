@@ -23,6 +23,7 @@ def score(
     method: str = DEFAULT_METHOD,
     probes: int = 2,
     rel_error: float | None = None,
+    strata: int | None = None,
     exact_band: float | None = None,
     band_flops: float | None = None,
     precision: str = "full",
@@ -58,6 +59,8 @@ def score(
             `depth` (whole blocks), `magnitude` or `random`.
         probes: curvature probes for each batch.
         rel_error: probe until the scores' relative error from probing is this, in (0, 1).
+        strata: runs of blocks whose features share a backward pass; None for one of each block up to 10 blocks, 3 of
+            deeper models.
         exact_band, band_flops: score the share `exact_band` of the units on either side of the cut at this budget
             again, by ablation.
         precision: `full`, or `reduced`: ablation multiplies changes in TF32 or bfloat16.
@@ -95,6 +98,7 @@ def score(
         rows=rows,
         probes=probes,
         rel_error=rel_error,
+        strata=strata,
         exact_band=exact_band,
         band_flops=band_flops,
         precision=precision,

@@ -15,7 +15,7 @@ from optin_cli.selection.recorded import other_options, select_options
 
 _SCORED = {
     "method": "method", "samples": "samples", "batch_size": "batch-size", "max_length": "max-length",
-    "probes": "probes", "rows": "rows", "seed": "seed",
+    "probes": "probes", "strata": "strata", "rows": "rows", "seed": "seed",
 }  # fmt: skip
 
 
