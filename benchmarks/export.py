@@ -89,10 +89,11 @@ class Run:
         return self.folder / side / slug
 
     def make(self) -> None:
-        """Prune and export what is not there yet: `optin` reuses what is."""
+        """Prune and export what is not there yet."""
         self.folder.mkdir(parents=True, exist_ok=True)
         dense = optin.open_model(self.model("dense"), device="cpu")
-        optin.prune(dense, self.train, flops=BUDGET, samples=SAMPLES, output=self.model("pruned"))
+        if not Path(self.model("pruned")).exists():
+            optin.prune(dense, self.train, flops=BUDGET, samples=SAMPLES, output=self.model("pruned"))
         for side in SIDES:
             model = optin.open_model(self.model(side), device="cpu")
             for variant, options in variants().items():

@@ -28,6 +28,7 @@ def apply(
     inplace: bool = False,
     compensate: str = "auto",
     producers: bool = True,
+    readout: bool = True,
     bn: bool = False,
     samples: int | None = None,
     batch_size: int = 32,
@@ -53,6 +54,7 @@ def apply(
         inplace: prune the model that was given, instead of a copy of it.
         compensate: `auto` (what fits held-out examples best at each site), `none`, `bias`, `scale` or `full`.
         producers: refit the layers that make the units, too.
+        readout: and what stands behind the last block: pooler, classifier, projection.
         bn: then measure the statistics of BatchNorms again, on the same examples.
         samples: examples to refit on; by default 2048, or what there is.
         batch_size, max_length: examples in a batch, and tokens of a text at most.
@@ -83,7 +85,15 @@ def apply(
     chosen = mask if isinstance(mask, Mask) else read_mask(Path(mask))
     writer = writer_of(format)
     settings = make_settings(
-        compensate, producers, bn, samples, batch_size, max_length, byte_count(memory, "memory"), seed
+        compensate,
+        producers,
+        readout,
+        bn,
+        samples,
+        batch_size,
+        max_length,
+        byte_count(memory, "memory"),
+        seed,
     )
     path = as_path(output)
     pruning.check_fit(dense, chosen)
@@ -139,6 +149,7 @@ def save(
 def make_settings(
     method: str,
     producers: bool,
+    readout: bool,
     bn: bool,
     samples: int | None,
     batch_size: int,
@@ -150,6 +161,7 @@ def make_settings(
     chosen = Compensation(
         method=method,
         producers=producers,
+        readout=readout,
         batch_size=batch_size,
         max_length=max_length,
         bn=bn,

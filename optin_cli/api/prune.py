@@ -60,6 +60,7 @@ def prune(
     uniform: bool = False,
     compensate: str = "auto",
     producers: bool = True,
+    readout: bool = True,
     bn: bool = False,
     compensate_samples: int | None = None,
     compensate_memory: int | str = "4GiB",
@@ -101,7 +102,7 @@ def prune(
         samples, method, probes, output_weight, batch_size, max_length, split, seed: see `score`.
         feature_weights, interactions, min_heads, min_neurons, min_channels, max_prune, protect, only, round_to,
             relative_to, tokens, ranks, uniform: see `select`.
-        compensate, producers, bn, compensate_samples, compensate_memory: see `apply`.
+        compensate, producers, readout, bn, compensate_samples, compensate_memory: see `apply`.
         steps: reach the budget in so many steps, each of which scores what is left.
         force: replace a pruned model at `output`, and take a latency table of another device.
         on_progress: called with (work done, all work, what is being done).
@@ -163,7 +164,9 @@ def prune(
     )
     settings = configured(settings)  # what it raises comes before the model is opened
     limit = byte_count(compensate_memory, "compensate_memory")
-    refit = make_settings(compensate, producers, bn, compensate_samples, batch_size, max_length, limit, seed)
+    refit = make_settings(
+        compensate, producers, readout, bn, compensate_samples, batch_size, max_length, limit, seed
+    )
     measuring = make_measuring(eval_samples, bench, bench_batch_size, seq_len, image_size, repeats, seconds)
     dense = open_model(model)
     calibration = as_data(data, split)

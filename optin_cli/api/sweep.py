@@ -72,6 +72,7 @@ def sweep(
     uniform: bool = False,
     compensate: str = "auto",
     producers: bool = True,
+    readout: bool = True,
     bn: bool = False,
     compensate_samples: int | None = None,
     compensate_memory: int | str = "4GiB",
@@ -102,7 +103,7 @@ def sweep(
         samples, method, probes, output_weight, batch_size, max_length, split, seed: see `score`.
         feature_weights, interactions, min_heads, min_neurons, min_channels, max_prune, protect, only, round_to,
             relative_to, tokens, ranks, uniform: see `select`.
-        compensate, producers, bn, compensate_samples, compensate_memory: see `apply`.
+        compensate, producers, readout, bn, compensate_samples, compensate_memory: see `apply`.
         force: make and measure everything again.
         on_progress: called with (points done, points in all, what is being done).
 
@@ -160,7 +161,9 @@ def sweep(
     )
     settings = configured(settings)
     limit = byte_count(compensate_memory, "compensate_memory")
-    refit = make_settings(compensate, producers, bn, compensate_samples, batch_size, max_length, limit, seed)
+    refit = make_settings(
+        compensate, producers, readout, bn, compensate_samples, batch_size, max_length, limit, seed
+    )
     path = None if ranking is None else Path(ranking)
     series = Series(settings, refit, compensate_samples is None, seeds, tuple(variants), path)
     series.check()

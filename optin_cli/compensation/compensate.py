@@ -4,7 +4,8 @@ Block by block, and in a block the sites in the order they run. The target of a 
 where the consumer's output joins the residual; what there is to work with is the pruned model's own stream, all
 earlier sites refitted. So a site makes up for what it lost itself and for what is still wrong before it
 (docs/method.md, section 6). Before that its producers learn to read this stream: their targets are the units that
-the dense model gives for its input. No labels, no gradients.
+the dense model gives for its input. Last come the layers behind the blocks, each to give what the dense one gives. No
+labels, no gradients.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from torch import Tensor, nn
 from optin_cli.compensation.equations import Equations, left_alone, reason_against
 from optin_cli.compensation.least_squares import NONE, Change
 from optin_cli.compensation.read_positions import read_positions
+from optin_cli.compensation.readout import Readout, not_by_example, readout_layers
 from optin_cli.compensation.residual import by_example
 from optin_cli.compensation.row_sampling import RowChoice
 from optin_cli.compensation.settings import Compensation, Progress, SiteFit
 from optin_cli.compensation.targets import BlockTargets, Target
-from optin_cli.compensation.write_back import layer_of, write_back, write_back_producers
+from optin_cli.compensation.write_back import layer_of, write_back, write_back_producers, write_back_whole
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError, param
 from optin_cli.execution.activation_cache import ActivationCache
@@ -63,10 +65,13 @@ def compensate(
     pruned = _sliced_twin(model, keep)
     on_gpu = free_gpu_bytes(model.devices) // 2  # the other half is for what the blocks compute
     with torch.no_grad(), exact_convolutions(), ActivationCache(settings.memory, on_gpu) as store:
-        fits = _Streams(model, pruned, keep, teacher or model, batches, settings, store, on_progress).run()
+        streams = _Streams(model, pruned, keep, teacher or model, batches, settings, store, on_progress)
+        fits = streams.run()
     for site in model.anatomy:
         write_back(model, site, keep, pruned)
         write_back_producers(model, site, keep, pruned)
+    for path in streams.readout:
+        write_back_whole(model, path, pruned)
     return fits
 
 
@@ -100,8 +105,13 @@ class _Streams:
         self.store = store
         self.on_progress = on_progress
         self.depth = len(model.anatomy.blocks)
+        self.readout: list[str] = []
+        """Layers behind the last block that are refitted."""
+        if settings.readout:
+            self.readout = readout_layers(teacher, batches[0].to(model.device, model.dtype))
         fitted = 2 if settings.producers else 1
-        self.steps = len(batches) * (2 * self.depth + fitted * len(model.anatomy.sites))
+        behind = 2 + len(self.readout) if self.readout else 0
+        self.steps = len(batches) * (2 * self.depth + fitted * len(model.anatomy.sites) + behind)
         self.done = 0
         self.rows = RowChoice(model, batches, settings)
         self.dense, self.ours = read_streams(model, pruned, teacher, batches, store, self._read)
@@ -128,9 +138,33 @@ class _Streams:
                     fits.append(
                         left_alone(site.name, site.consumer, "its consumer does not run exactly once")
                     )
-            if uses[-1] + 1 < self.depth:
+            if uses[-1] + 1 < self.depth or self.readout:
                 self._pruned_pass(uses)
+        return fits + (self._fit_readout() if self.readout else [])
+
+    def _fit_readout(self) -> list[SiteFit]:
+        """Fit what stands behind the last block, layer after layer: the next one reads what this one gives."""
+        readout = Readout(
+            self.model, self.pruned, self.teacher, self.readout, self.batches, self.rows, self.store
+        )
+        for index in range(len(self.batches)):
+            readout.read_dense(index, self.dense)
+            self._step("behind the last block, dense")
+        fitted = [path for path in self.readout if path in readout.fits_examples(0)]
+        fits = [not_by_example(path) for path in self.readout if path not in fitted]
+        for path in fitted:
+            equations = readout.equations(path)
+            for index in range(len(self.batches)):
+                readout.gather(equations, index, self.ours)
+                self._step(path)
+            fits.append(self._solved(equations))
         return fits
+
+    def _solved(self, equations: Equations) -> SiteFit:
+        """Change a layer by what its equations say."""
+        change, fit = equations.solve(self.settings)
+        self._change(equations.layer, change, equations.target.norm)
+        return fit
 
     def _targets(self, block: int) -> tuple[dict[str, Target], dict[str, list[Target]]]:
         """(consumers in the order they run, producers) of a block's sites."""
@@ -163,7 +197,7 @@ class _Streams:
                     there = there[..., target.kept.to(there.device)]
                     if target.factors is not None:
                         there = there * target.factors.to(there)
-                    self.store[target.path, block, index] = self.rows.drawn(there, target.site.name, index)
+                    self.store[target.path, block, index] = self.rows.drawn(there, target.name, index)
                 self.dense.advance(block, index, found[OUTPUT])
                 self._step(f"block {block}, dense")
 
@@ -180,41 +214,39 @@ class _Streams:
         Where blocks share them, the equations of all are solved together: those of deeper ones on the stream before
         the change.
         """
-        fits, equations = [], {}
+        fits: list[SiteFit] = []
+        equations: dict[Target, Equations] = {}
         for target in targets:
             layer = layer_of(self.pruned, target.path)
             if reason := reason_against(layer):
-                fits.append(left_alone(target.site.name, target.path, reason))
+                fits.append(left_alone(target.name, target.path, reason))
             else:
-                equations[target.path] = Equations(layer, target, self.model.device)
+                equations[target] = Equations(layer, target, self.model.device)
         if not equations:
             self.done += len(self.batches) * bool(targets)
             return fits
-        places = {place for e in equations.values() for place in (e.target.into, e.target.place)}
+        places = {place for target in equations for place in (target.into, target.place)}
         for index in range(len(self.batches)):
             start = self.ours.place(index) if len(uses) > 1 else None
             for block in uses:
                 found = self.ours.run(block, index, places, stop=True)
-                for gathered in equations.values():
-                    self._gather(gathered, found, block, index)
+                for target, gathered in equations.items():
+                    self._gather(target, gathered, found, block, index)
                 if block != uses[-1]:
                     self.ours.advance(block, index)
             if len(uses) > 1:
                 self.ours.begin(index, start)
-            self._step(targets[0].site.name)
-        for solved in equations.values():
-            change, fit = solved.solve(self.settings)
-            self._change(solved.layer, change, solved.target.norm)
-            fits.append(fit)
-        return fits
+            self._step(targets[0].name)
+        return fits + [self._solved(gathered) for gathered in equations.values()]
 
     # ---- one batch ----
 
-    def _gather(self, equations: Equations, found: Mapping[Place, Tensor], block: int, index: int) -> None:
+    def _gather(
+        self, target: Target, equations: Equations, found: Mapping[Place, Tensor], block: int, index: int
+    ) -> None:
         """Add what a layer reads on a batch, and what its outputs lack."""
-        target = equations.target
         own = self._by_example(found[target.place].double(), index, target.axis, target.batch_axis)
-        drawn = self.rows.drawn(own, target.site.name, index)
+        drawn = self.rows.drawn(own, target.name, index)
         dense = self.store.pop((target.path, block, index)).to(own)
         taken = patches(equations.layer, found[target.into])
         x = self._by_example(taken, index, -1, target.site.batch_axis)
@@ -229,7 +261,7 @@ class _Streams:
         in_order = drawn is own and (target.residual or alone)
         weight = self.rows.weights(block, index, error[..., 0], in_order)
         equations.add(
-            self.rows.drawn(x, target.site.name, index),
+            self.rows.drawn(x, target.name, index),
             error,
             weight,
             dense,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor
 
 from optin_cli.compensation.least_squares import NONE, Change, Layer, Moments, Refit, nothing, refit
 from optin_cli.compensation.settings import Compensation, SiteFit
-from optin_cli.compensation.targets import Target
 from optin_cli.errors import InputError, param
 from optin_cli.structure.layers import matrix
 
@@ -17,6 +17,26 @@ _MOST_INPUTS = 12_000
 """Of a layer, taps counted: normal equations of so many take 1.2 GB."""
 _ROUNDING = 1e-12
 """A mean squared error of so small a share is none: float32 is not more exact than that."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fitted:
+    """A layer that is refitted, and how its errors count."""
+
+    name: str
+    """Under which it is recorded: its site, or its own path."""
+    path: str
+    where: str
+    """For errors: the block."""
+    gain: Tensor
+    """[outputs], float64: what each output is multiplied by before it is compared."""
+    width: int = 1
+    """Neighbouring inputs that `scale` has one factor for."""
+    relative: bool = False
+    """An error counts relative to the token's own spread, as the norms that read the stream see it."""
+    norm: str = ""
+    """The BatchNorm right behind the layer, whose bias serves as the layer's."""
+    note: str = ""
 
 
 def reason_against(layer: Any) -> str:
@@ -30,7 +50,7 @@ def reason_against(layer: Any) -> str:
 class Equations:
     """Sums over rows of what a layer reads, and of what its outputs lack; some rows are held out to choose on."""
 
-    def __init__(self, layer: Any, target: Target, device: torch.device) -> None:
+    def __init__(self, layer: Any, target: Fitted, device: torch.device) -> None:
         self.layer = layer
         self.target = target
         outputs, columns = matrix(layer).shape
@@ -56,23 +76,22 @@ class Equations:
 
     def solve(self, settings: Compensation) -> tuple[Change, SiteFit]:
         """The change that the settings choose. Raises `InputError` naming the block for values that are not finite."""
-        site, gain = self.target.site, self.target.gain
         if not all(
             bool(torch.isfinite(sums).all()) for m in (self.fit, self.held) for sums in (m.gram, m.ee)
         ):
             raise InputError(
-                f"block {site.block} gives NaN or infinite values on the calibration data",
+                f"{self.target.where} gives NaN or infinite values on the calibration data",
                 f"check the checkpoint, or leave the compensation out: {param('compensate', 'none')}",
             )
         has_bias = self.layer.bias is not None or bool(self.target.norm)
-        consumer = Layer(matrix(self.layer).data, has_bias, gain, self.target.width)
+        consumer = Layer(matrix(self.layer).data, has_bias, self.target.gain, self.target.width)
         if self.held.rows and float(self.held.ee.sum()) <= _ROUNDING * self.size:
             found = Refit(nothing(consumer), 0.0, 0.0)
         else:
             found = refit(self.fit, self.held, consumer, settings.method, settings.ridges)
         share = 1 / self.size if self.size else 0.0
         return found.change, SiteFit(
-            site=site.name,
+            site=self.target.name,
             method=found.change.method,
             ridge=found.change.ridge,
             before=found.before * share,

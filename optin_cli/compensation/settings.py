@@ -39,6 +39,13 @@ class Compensation:
             "made.",
         },
     )
+    readout: bool = field(
+        default=True,
+        metadata={
+            "switch": True,
+            "help": "Refit what stands behind the last block, too: pooler, classifier, projection.",
+        },
+    )
     samples: int = field(
         default=2048,
         metadata={"least": 1, "help": "Examples to compensate on (default: 2048, or what there is)."},

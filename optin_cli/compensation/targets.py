@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from optin_cli.architectures.paths import joined, within
+from optin_cli.compensation.equations import Fitted
 from optin_cli.compensation.residual import find_residual_sum
 from optin_cli.compensation.write_back import kept_features, kept_outputs, layer_of
 from optin_cli.execution.block_runs import Place, order_of, run_block
@@ -26,12 +27,11 @@ from optin_cli.transforms.slicing import rows_of, scale_factors
 log = logging.getLogger("optin")
 
 
-@dataclass(frozen=True)
-class Target:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Target(Fitted):
     """A layer that is refitted, and where in its block the models are compared."""
 
     site: Site
-    path: str
     into: Place
     """The tensor that the layer reads."""
     place: Place
@@ -42,10 +42,6 @@ class Target:
     """The axis of the examples there."""
     kept: Tensor
     """Of the dense model's channels there, those that the layer has an output for."""
-    gain: Tensor
-    """[outputs], float64: what each output is multiplied by before it gets there."""
-    width: int
-    """Neighbouring inputs that `scale` has one factor for."""
     factors: Tensor | None = None
     """[outputs]: what the layer is to give, in terms of what the dense one gives; None: the same. Queries of a lower
     rank make up for the scale of their logits."""
@@ -53,11 +49,6 @@ class Target:
     """[positions]: which of an example's rows gets to each of its positions there; None for the same order."""
     residual: bool = False
     """A residual is added there, so that positions are in the order of the block's stream."""
-    relative: bool = False
-    """An error counts relative to the token's own spread, as the norms that read the stream see it."""
-    norm: str = ""
-    """The BatchNorm right behind the layer, whose bias serves as the layer's."""
-    note: str = ""
 
 
 class BlockTargets:
@@ -105,6 +96,8 @@ class BlockTargets:
         kept = kept_outputs(self.model.anatomy, site, self.keep, len(point.gain))
         taps = columns // max(1, len(kept_features(site, self.keep)))
         return Target(
+            name=site.name,
+            where=f"block {site.block}",
             site=site,
             path=site.consumer,
             into=Place(path, 0, 0),
@@ -151,6 +144,8 @@ class BlockTargets:
         layer = layer_of(self.pruned, producer.path)
         outputs, columns = matrix(layer).shape
         target = Target(
+            name=site.name,
+            where=f"block {site.block}",
             site=site,
             path=producer.path,
             into=Place(path, 0, 0),

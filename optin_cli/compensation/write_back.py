@@ -54,6 +54,16 @@ def write_back_producers(
             norm.bias.data[made] = layer_of(pruned, path).bias.data.clone()
 
 
+def write_back_whole(model: OpenModel, path: str, pruned: nn.Module) -> None:
+    """Copy a fitted layer that belongs to no site: it has all of its rows and columns."""
+    whole, fitted = (layer_of(module, path) for module in (model.module, pruned))
+    if fitted.weight is whole.weight:
+        return
+    whole.weight.data = fitted.weight.data.clone()
+    if whole.bias is not None:
+        whole.bias.data = fitted.bias.data.clone()
+
+
 def _unscaled(values: Tensor, factors: Tensor | None) -> Tensor:
     """Rows of a layer, [rows, ...], before they were multiplied to keep the scale of logits."""
     if factors is None:

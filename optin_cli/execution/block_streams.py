@@ -112,6 +112,27 @@ class BlockCalls:
                 stack.callback(block.register_forward_hook(see, with_kwargs=True).remove)
             self.model.output(batch.inputs)
 
+    @torch.no_grad()
+    def finish(self, index: int, batch: Batch, module: nn.Module, hidden: Tensor) -> None:
+        """Run `module` on a batch with `hidden` behind its last block, and no block; all of it where blocks reshape."""
+        last = len(self.model.anatomy.blocks) - 1
+
+        def passing(blocks: list[int]) -> Callable[..., Any]:
+            turns = cycle(blocks)
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                here = hidden if next(turns) == last else hidden_argument(args, kwargs)
+                there = here.to(self.model.device, copy=True)
+                return there if self.tail is None else (there, *self.tail)
+
+            return forward
+
+        with ExitStack() as stack:
+            for block, uses in by_module(module, self.model.anatomy.blocks).items():
+                if not self.reshaping:
+                    stack.enter_context(_replaced(block, passing(uses)))
+            self.model.output(batch.inputs, module)
+
     def arguments(self, block: int, index: int, hidden: Tensor) -> Arguments:
         """The arguments of a block on a batch, with `hidden` (anywhere) moved to the model's device.
 
@@ -150,6 +171,9 @@ class BlockRunner(Protocol):
     def begin(self, index: int, hidden: Tensor | None) -> None:
         """Go back to a place."""
 
+    def finish(self, index: int, batch: Batch) -> None:
+        """Run what stands behind the last block, which has given its output: for what watches layers there."""
+
 
 class ChainedStream:
     """Blocks of which each is run on what the one before gave. `calls` says how they are called."""
@@ -169,6 +193,9 @@ class ChainedStream:
 
     def arguments(self, block: int, index: int) -> Arguments:
         return self.calls.arguments(block, index, self.calls.store[self.name, index])
+
+    def finish(self, index: int, batch: Batch) -> None:
+        self.calls.finish(index, batch, self.module, self.calls.store[self.name, index])
 
     def run(
         self, block: int, index: int, places: Collection[Place], *, stop: bool = False
@@ -250,6 +277,9 @@ class UnchainedStream:
 
     def begin(self, *_: object) -> None:
         """Nothing to do: every run begins at the inputs."""
+
+    def finish(self, index: int, batch: Batch) -> None:
+        self._run(len(self.model.anatomy.blocks) - 1, index, lambda run, _: run())
 
 
 def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:

@@ -120,8 +120,9 @@ def existing(
     mask = _without_empty_ranks(mask)
     last = read_checked(output).history[-1]
     # earlier models lack entries
-    recorded = {"bn": False, "producers": False, **last.get("compensation", {"method": NONE})}
-    asked = plan.identity() if plan else {"method": NONE, "bn": False, "producers": False}
+    without = dict.fromkeys(("bn", "producers", "readout"), False)
+    recorded = {**without, **last.get("compensation", {"method": NONE})}
+    asked = plan.identity() if plan else {**without, "method": NONE}
     same = (last["mask"], last["model"]["digest"]) == (mask.digest, model.digest)
     refit = changes(recorded, asked)
     explain(output, [*_inputs_changed(last, model, mask), *refit], ("model", "mask", "compensation"))

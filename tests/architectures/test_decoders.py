@@ -179,7 +179,9 @@ def test_a_last_token_that_stands_elsewhere_in_each_text_is_no_position_to_fit()
     weights = RowChoice.weights
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            RowChoice, "weights", lambda self, *args: seen.append(self.read) or weights(self, *args)
+            RowChoice,
+            "weights",
+            lambda self, *args, **named: seen.append(self.read) or weights(self, *args, **named),
         )
         compensate(model, keep, batches, Compensation(method="full", held_out=2))
     assert seen

@@ -6,15 +6,18 @@ import json
 import re
 
 import pytest
+import torch
 from helpers.cli import run
 from helpers.data import tiny_text_csv
 from helpers.models import saved_model
+from safetensors.torch import load_file
 
 from optin_cli import console
 from optin_cli.errors import UsageError
 from optin_cli.sizes import byte_count
 
 SITES = [f"blocks.{block}.{kind}" for block in range(3) for kind in ("heads", "neurons")]
+READOUT = ["bert.pooler.dense", "classifier"]
 
 
 @pytest.fixture
@@ -48,9 +51,11 @@ def test_apply_compensates_on_the_masks_own_data_and_tells_each_site(masked, tmp
     record = json.loads(run("inspect", tmp_path / "out", "--json").stdout)["history"][0]["compensation"]
     assert told["compensation"] == record["sites"]
     fits = consumers(record["sites"])
-    assert list(fits) == SITES
+    assert list(fits) == SITES + READOUT
+    assert all(name in result.stderr for name in READOUT)
     assert record["rows"] == 60
-    for name, fit in fits.items():
+    for name in SITES:
+        fit = fits[name]
         before, _, after, _, method = table(result.stderr)[name][:5]
         assert float(before) == pytest.approx(100 * fit["before"], abs=0.006)
         assert float(after) == pytest.approx(100 * fit["after"], abs=0.006)
@@ -67,8 +72,20 @@ def test_producers_can_be_left_alone(masked, tmp_path):
     model, _, mask = masked
     run("apply", model, mask, "-o", tmp_path / "out", "--no-producers")
     record = json.loads(run("inspect", tmp_path / "out", "--json").stdout)["history"][0]["compensation"]
-    assert [fit["site"] for fit in record["sites"]] == SITES
+    assert [fit["site"] for fit in record["sites"]] == SITES + READOUT
     assert record["producers"] is False
+    refused = run("apply", model, mask, "-o", tmp_path / "out", code=2)
+    assert "another compensation" in " ".join(refused.stderr.split())
+
+
+def test_the_readout_can_be_left_alone(masked, tmp_path):
+    model, _, mask = masked
+    run("apply", model, mask, "-o", tmp_path / "out", "--no-readout")
+    record = json.loads(run("inspect", tmp_path / "out", "--json").stdout)["history"][0]["compensation"]
+    assert list(consumers(record["sites"])) == SITES and record["readout"] is False
+    weights = [load_file(folder / "model.safetensors") for folder in (model, tmp_path / "out")]
+    for path in READOUT:
+        assert torch.equal(*(of[f"{path}.weight"] for of in weights))
     refused = run("apply", model, mask, "-o", tmp_path / "out", code=2)
     assert "another compensation" in " ".join(refused.stderr.split())
 
@@ -112,7 +129,7 @@ def test_prune_compensates_too(tmp_path):
     arguments = ["prune", model, "--data", data, "--flops", 0.5, "--method", "magnitude"]
     arguments += ["--ranking", tmp_path / "r.h5"]
     told = json.loads(run(*arguments, "-o", tmp_path / "out", "--compensate-samples", 40, "--json").stdout)
-    assert list(consumers(told["compensation"])) == SITES
+    assert list(consumers(told["compensation"])) == SITES + READOUT
     plain = json.loads(run(*arguments, "-o", tmp_path / "plain", "--compensate", "none", "--json").stdout)
     assert plain["compensation"] == []
     one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "plain"))

@@ -15,7 +15,9 @@ from optin_cli.data.sources import DataSpec
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.transforms.masking import masked, masks_from_keep
 
-FULL = Compensation(method="full", producers=False, ridges=(1e-3,), read_share=0.8, batch_size=16)
+FULL = Compensation(
+    method="full", producers=False, readout=False, ridges=(1e-3,), read_share=0.8, batch_size=16
+)
 """Of the consumers alone."""
 
 AUTO = Compensation(batch_size=16)

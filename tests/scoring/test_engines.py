@@ -22,7 +22,8 @@ from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.scoring.calibration import Calibration, mean_tokens, measured_blocks
 from optin_cli.scoring.losses import output_change, relational_change, unit_rows
 from optin_cli.scoring.methods.ablation import Ablation
-from optin_cli.scoring.methods.curvature import ProbeSums, curvature
+from optin_cli.scoring.methods.curvature import curvature
+from optin_cli.scoring.passes import ProbeSums
 from optin_cli.transforms.masking import masked
 
 stats = Lazy("scipy.stats")
