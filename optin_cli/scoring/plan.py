@@ -67,6 +67,7 @@ class Plan:
             "family": self.model.family.name,
             "task": self.model.task.name,
             "dtype": self.model.dtype_name,
+            **self.method.facts(self.model),
             **settings,
         }
 

@@ -144,6 +144,11 @@ class ScoringMethod:
         return f"does not score {' and '.join(sorted(unknown))}, which {model.spec} has" if unknown else ""
 
     @classmethod
+    def facts(cls, model: OpenModel) -> dict[str, Any]:
+        """What else decides the scores of a model: it makes two runs different work."""
+        return {}
+
+    @classmethod
     def shared_passes(cls, strata: int | None, depth: int) -> int | None:
         """The strata of a model of so many blocks: as given or by default; None where no passes are shared."""
         return None

@@ -31,6 +31,7 @@ from torch.nn.functional import pad
 
 from optin_cli.data.batches import Batch
 from optin_cli.execution.hooks import block_outputs
+from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.scoring.calibration import Calibration, gather_rows, mean_tokens
 from optin_cli.scoring.graphs import in_pieces, record_graph
 from optin_cli.scoring.losses import draw_signs, output_probe, relation_probe
@@ -71,8 +72,9 @@ class CurvatureMethod(TrajectoryMethod):
     ) -> None:
         super().__init__(calibration, settings, labels)
         self.ablation = AblationMethod(calibration, settings)
-        self.exact = [site for site in self.anatomy if site.kind in self.ablated]
-        self.estimated = [site for site in self.anatomy if site.kind not in self.ablated]
+        alone = _lone(self.model)
+        self.exact = [s for s in self.anatomy if s.kind in self.ablated or s.name in alone]
+        self.estimated = [site for site in self.anatomy if site not in self.exact]
         self._probed, self._banded = 0, False
         """Probes asked for so far, and whether the band was."""
 
@@ -80,6 +82,10 @@ class CurvatureMethod(TrajectoryMethod):
     def engines(cls) -> dict[str, str]:
         curved = dict.fromkeys(cls.kinds, CurvatureMethod.name)
         return curved | dict.fromkeys(cls.ablated, AblationMethod.name)
+
+    @classmethod
+    def facts(cls, model: OpenModel) -> dict[str, Any]:
+        return {"lone_units": AblationMethod.name} if _lone(model) else {}
 
     @classmethod
     def shared_passes(cls, strata: int | None, depth: int) -> int | None:
@@ -389,6 +395,17 @@ class _DensePass:
         ).split([len(o) for o in self.outputs])
         cut = [p[:, : o.shape[1], : o.shape[2]] for p, o in zip(probed, self.outputs, strict=True)]
         return features, cut
+
+
+def _lone(model: OpenModel) -> set[str]:
+    """Sites of one unit alone, such as the attention of one key/value head: they are ablated.
+
+    A norm right behind the site, as in Gemma, undoes any scaling of it: its derivative is zero whatever it is worth.
+    Ablation needs the model on one device.
+    """
+    if len(model.devices) > 1:
+        return set()
+    return {site.name for site in model.anatomy if site.units == 1 and site.kind != DIMENSIONS}
 
 
 def near_the_cut(
