@@ -137,8 +137,11 @@ class Readout:
         return tensor.double().reshape(len(self.batches.ids(index)), -1, tensor.shape[-1])
 
     def _weights(self, index: int, like: Tensor) -> Tensor:
-        """Those of the last block's tokens, where these are its tokens; else an example has that of its tokens, so that
-        joined texts, of which there are few, count as much as for the blocks."""
+        """Those of the last block's tokens, where these are its tokens; else the root of an example's length.
+
+        Joined texts are few and long. With one weight for each example they are lost, and longer texts come out worse
+        than without the refit; with the length itself there are hardly more than those to fit.
+        """
         last = len(self.model.anatomy.blocks) - 1
         valid = self.rows.valid[index][self.model.anatomy.stream_of(last).mask]
         if valid is None:

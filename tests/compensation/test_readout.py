@@ -60,7 +60,8 @@ def seen(model, keep, batches, path):
     ("name", "layer"), [("bert", "classifier"), ("timm-vit", "head"), ("vit", "classifier")]
 )
 def test_a_layer_is_a_ridge_regression_on_what_it_reads_in_the_pruned_model(name, layer, folder):
-    """Oracle: the augmented least-squares problem, of full forwards of the masked model. A text counts by its tokens."""
+    """Oracle: the augmented least-squares problem, of full forwards of the masked model. A text weighs the root of its
+    length."""
     dense, fitted = shared_model(name), copied(shared_model(name))
     keep, batches, ridge = half(dense), batches_for(dense, folder, rows=160), 0.1
     compensate(fitted, keep, batches, Compensation(method="full", ridges=(ridge,), batch_size=16))
@@ -68,7 +69,11 @@ def test_a_layer_is_a_ridge_regression_on_what_it_reads_in_the_pruned_model(name
     _, y = seen(dense, {}, batches, layer)
     old = dense.module.get_submodule(layer)
     error = y - torch.nn.functional.linear(x, old.weight.double(), old.bias.double())
-    weight = torch.cat([torch.ones(len(b)) if b.valid is None else b.valid.sum(1) for b in batches]).double()
+    weight = (
+        torch.cat([torch.ones(len(b)) if b.valid is None else b.valid.sum(1) for b in batches])
+        .double()
+        .sqrt()
+    )
     share = (weight / weight.sum())[:, None]
     means = (share * x).sum(0), (share * error).sum(0)
     centred, wanted = ((part - mean) * share.sqrt() for part, mean in zip((x, error), means, strict=True))
