@@ -177,7 +177,14 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 
 def modality_of(module: Any, library: str, modality: str | None) -> str:
-    """`text` or `image`: as asked, or what the model says it reads. Raises `InputError` for anything else."""
+    """`text` or `image`: as asked, or what the model says it reads. Raises `InputError` for anything else, and both."""
+    config = getattr(module, "config", None)
+    towers = {"text_config", "vision_config"} <= set(getattr(config, "sub_configs", ()))
+    if towers and not hasattr(config, "vocab_size"):
+        raise InputError(
+            f"a {type(module).__name__} reads texts and images together, and one stack of blocks is traced at a time",
+            "open its text or its vision model alone, save that and trace it",
+        )
     if modality is not None:
         if modality not in _READS.values():
             raise UsageError(f"unknown {param('modality')} {modality!r}", "choose text or image")

@@ -8,6 +8,7 @@ from helpers.traced import new_unlisted, reasons, trace_module, traced
 
 from optin_cli.errors import InputError, UsageError
 from optin_cli.tracing.propose import propose
+from optin_cli.tracing.record import modality_of
 
 
 def test_heads_of_a_fixed_width_are_left_out():
@@ -55,6 +56,17 @@ def test_heads_whose_cost_no_table_tells_are_left_out():
 def test_a_model_without_sites_or_blocks_is_refused_saying_what_was_looked_for(name, said):
     with pytest.raises(InputError, match=said):
         trace_module(new_unlisted(name))
+
+
+@pytest.mark.parametrize("modality", [None, "text", "image"])
+def test_a_model_of_two_towers_is_refused_with_the_way_to_trace_one(modality):
+    from transformers import SiglipConfig, SiglipModel
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    towers = SiglipConfig(text_config=small, vision_config={**small, "image_size": 32, "patch_size": 8})
+    with pytest.raises(InputError, match="SiglipModel reads texts and images together") as refused:
+        modality_of(SiglipModel(towers), "transformers", modality)
+    assert "vision model alone" in str(refused.value.hint)
 
 
 def test_a_projection_for_attention_and_mlp_at_once_is_refused():
