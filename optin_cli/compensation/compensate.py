@@ -150,8 +150,9 @@ class _Streams:
         for index in range(len(self.batches)):
             readout.read_dense(index, self.dense)
             self._step("behind the last block, dense")
-        fitted = [path for path in self.readout if path in readout.fits_examples(0)]
+        fitted = readout.by_example()
         fits = [not_by_example(path) for path in self.readout if path not in fitted]
+        self.done += len(self.batches) * len(fits)
         for path in fitted:
             equations = readout.equations(path)
             for index in range(len(self.batches)):

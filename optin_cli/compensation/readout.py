@@ -7,18 +7,20 @@ before it refitted, to what it gives in the dense one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
 from optin_cli.compensation.equations import Equations, Fitted, left_alone
+from optin_cli.compensation.residual import by_example
 from optin_cli.compensation.row_sampling import RowChoice
 from optin_cli.compensation.settings import SiteFit
 from optin_cli.compensation.write_back import layer_of
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.execution.activation_cache import ActivationCache
+from optin_cli.execution.block_runs import Place, run_to
 from optin_cli.execution.block_streams import BlockRunner
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.structure.layers import is_linear, matrix
@@ -100,41 +102,40 @@ class Readout:
 
     def read_dense(self, index: int, dense: BlockRunner) -> None:
         """Keep what the dense layers give on a batch."""
-        with _watched(self.teacher.module, self.paths) as found:
-            dense.finish(index, self._batch(index))
-        for path in self.paths:
-            self.store["readout", path, index] = found[path][1]
+        given = {Place(path, 0, None): path for path in self.paths}
+        found = self._seen(self.teacher.module, given, index, dense)
+        for place, path in given.items():
+            self.store["readout", path, index] = found[place]
+
+    def by_example(self) -> list[str]:
+        """The layers whose rows are those of examples: (examples, d) or (examples, positions, d)."""
+        count = len(self.batches.ids(0))
+        shapes = {path: self.store["readout", path, 0].shape for path in self.paths}
+        return [path for path, shape in shapes.items() if len(shape) in (2, 3) and shape[0] == count]
 
     def equations(self, path: str) -> Equations:
         """Those of one layer, still empty."""
         layer = layer_of(self.pruned, path)
         gain = torch.ones(len(matrix(layer)), dtype=torch.float64, device=self.model.device)
-        target = Fitted(name=path, path=path, where=f"what {path} reads", gain=gain)
-        return Equations(layer, target, self.model.device)
+        return Equations(layer, Fitted(name=path, path=path, where=path, gain=gain), self.model.device)
 
     def gather(self, equations: Equations, index: int, ours: BlockRunner) -> None:
         """Add what the layer reads on a batch of the pruned model, and what its outputs lack."""
-        path = equations.target.path
-        with _watched(self.pruned, [path]) as found:
-            ours.finish(index, self._batch(index))
-        taken, given = (self._by_example(part, index) for part in found[path])
-        dense = self._by_example(self.store.pop(("readout", path, index)).to(given), index)
-        weight = self._weights(index, given[..., 0])
-        places = _spread(given.shape[1]).to(given.device)
-        x, own, there, weight = (part[:, places] for part in (taken, given, dense, weight))
+        path, count = equations.target.path, len(self.batches.ids(index))
+        places = Place(path, 0, 0), Place(path, 0, None)
+        found = self._seen(self.pruned, places, index, ours)
+        dense = self.store.pop(("readout", path, index)).to(self.model.device)
+        x, own, there = (by_example(part.double(), count) for part in (*(found[p] for p in places), dense))
+        weight = self._weights(index, own[..., 0])
+        few = _spread(own.shape[1]).to(own.device)
+        x, own, there, weight = (part[:, few] for part in (x, own, there, weight))
         equations.add(x, there - own, weight, there, self.rows.held_out(index, like=weight))
 
-    def fits_examples(self, index: int) -> list[str]:
-        """The layers whose rows on a batch are those of its examples: (examples, d) or (examples, positions, d)."""
-        count = len(self.batches.ids(index))
-        shapes = {path: self.store["readout", path, index].shape for path in self.paths}
-        return [path for path, shape in shapes.items() if len(shape) in (2, 3) and shape[0] == count]
-
-    def _batch(self, index: int) -> Batch:
-        return self.batches[index].to(self.model.device, self.model.dtype)
-
-    def _by_example(self, tensor: Tensor, index: int) -> Tensor:
-        return tensor.double().reshape(len(self.batches.ids(index)), -1, tensor.shape[-1])
+    def _seen(
+        self, module: nn.Module, places: Collection[Place], index: int, stream: BlockRunner
+    ) -> dict[Place, Tensor]:
+        batch = self.batches[index].to(self.model.device, self.model.dtype)
+        return run_to(lambda: stream.finish(index, batch), module, places, stop=True)
 
     def _weights(self, index: int, like: Tensor) -> Tensor:
         """Those of the last block's tokens, where these are its tokens; else the root of an example's length.
@@ -158,20 +159,3 @@ def not_by_example(path: str) -> SiteFit:
 
 def _spread(positions: int) -> Tensor:
     return torch.linspace(0, positions - 1, min(positions, _POSITIONS)).round().long()
-
-
-@contextmanager
-def _watched(module: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Path -> (input, output) of the layers when they run."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def see(path: str) -> Callable[..., None]:
-        def hear(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            found[path] = args[0], output
-
-        return hear
-
-    with ExitStack() as stack:
-        for path in paths:
-            stack.callback(module.get_submodule(path).register_forward_hook(see(path)).remove)
-        yield found

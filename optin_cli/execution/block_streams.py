@@ -75,7 +75,7 @@ class BlockCalls:
                 )
                 if self.reshaping:
                     return run(*args, **kwargs)
-                return hidden if self.tail is None else (hidden, *self.tail)
+                return self._given(hidden)
 
             return forward
 
@@ -84,6 +84,10 @@ class BlockCalls:
                 stack.enter_context(_replaced(module, passing(blocks, module.forward)))
             self.model.output(batch.inputs)
         return first[0]
+
+    def _given(self, hidden: Tensor) -> Any:
+        """What a block gives around its hidden states."""
+        return hidden if self.tail is None else (hidden, *self.tail)
 
     def _look(self, batch: Batch) -> None:
         """Run the model once to see what its blocks give. Raises `InputError` where one is not given what the one
@@ -113,7 +117,7 @@ class BlockCalls:
             self.model.output(batch.inputs)
 
     @torch.no_grad()
-    def finish(self, index: int, batch: Batch, module: nn.Module, hidden: Tensor) -> None:
+    def finish(self, batch: Batch, module: nn.Module, hidden: Tensor) -> None:
         """Run `module` on a batch with `hidden` behind its last block, and no block; all of it where blocks reshape."""
         last = len(self.model.anatomy.blocks) - 1
 
@@ -123,7 +127,7 @@ class BlockCalls:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 here = hidden if next(turns) == last else hidden_argument(args, kwargs)
                 there = here.to(self.model.device, copy=True)
-                return there if self.tail is None else (there, *self.tail)
+                return self._given(there)
 
             return forward
 
@@ -195,7 +199,7 @@ class ChainedStream:
         return self.calls.arguments(block, index, self.calls.store[self.name, index])
 
     def finish(self, index: int, batch: Batch) -> None:
-        self.calls.finish(index, batch, self.module, self.calls.store[self.name, index])
+        self.calls.finish(batch, self.module, self.calls.store[self.name, index])
 
     def run(
         self, block: int, index: int, places: Collection[Place], *, stop: bool = False

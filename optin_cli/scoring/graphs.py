@@ -68,16 +68,16 @@ class Graph:
             values = [leaf.value for leaf in leaves]
             found = torch.autograd.grad(sources, values, seeds, retain_graph=True, allow_unused=partly)
         owners = (site for site in sites for _ in self.inputs[site.name])
-        sums = {
-            site.name: values[0].new_zeros(len(self.piece), site.units, dtype=torch.float32) for site in sites
-        }
+        sums: dict[str, Tensor] = {}
         for site, gradient, leaf in zip(owners, found, leaves, strict=True):
-            if gradient is not None:
-                sums[site.name] = self._of_units(gradient, leaf, site) + sums[site.name]
+            part = self._of_units(gradient, leaf, site)
+            sums[site.name] = part + sums[site.name] if site.name in sums else part
         return [_from_each_on(sums[s.name]) if s.kind == DIMENSIONS else sums[s.name] for s in sites]
 
-    def _of_units(self, gradient: Tensor, leaf: Leaf, site: Site) -> Tensor:
-        """Masking multiplies h: dq/dm_u = sum of (dq/dh * h) over positions and features."""
+    def _of_units(self, gradient: Tensor | None, leaf: Leaf, site: Site) -> Tensor:
+        """Masking multiplies h: dq/dm_u = sum of (dq/dh * h) over positions and features; None: it is zero."""
+        if gradient is None:
+            return leaf.value.new_zeros(len(self.piece), site.units, dtype=torch.float32)
         product = (gradient * leaf.value.detach()).movedim(site.axis, -1).movedim(site.batch_axis, 0)
         if leaf.features is not None:
             product = product.index_select(-1, leaf.features.to(product.device))

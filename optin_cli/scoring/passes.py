@@ -63,15 +63,8 @@ class Pass:
 class Tally:
     """Collects the gradients of a batch where they are: a copy to the host would wait for all that a GPU has to do."""
 
-    def __init__(
-        self,
-        sites: Sequence[Site],
-        examples: int,
-        depth: int,
-        sketched: int,
-    ) -> None:
+    def __init__(self, sites: Sequence[Site], examples: int, depth: int, sketched: int) -> None:
         self.sites = sites
-        self.examples = examples
         self.columns = {site.name: measured_blocks(site, depth) for site in sites}
         self.kept = sketched, examples
         """Probes whose gradients are kept, and how many rows each."""

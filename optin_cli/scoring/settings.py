@@ -58,7 +58,7 @@ class ScoreSettings:
             "up to 10 blocks, 3 of deeper models).",
         },
     )
-    """None: what suits the depth (`methods.curvature.strata`)."""
+    """None: what suits the depth (`CurvatureMethod.shared_passes`)."""
     precision: str = field(
         default="full",
         metadata={

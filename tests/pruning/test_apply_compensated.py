@@ -14,6 +14,7 @@ from helpers.runs import random_inputs
 
 from optin_cli.artefacts.pruned import read_pruned
 from optin_cli.compensation.plan import make_plan
+from optin_cli.compensation.readout import readout_layers
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
@@ -33,11 +34,10 @@ def compensated(name, folder, out="out", flops=0.5, data=None, source=None, **se
 
 @pytest.mark.parametrize("name", ALL)
 def test_compensated_models_load_as_what_was_checked(name, tmp_path):
-    _, mask, _, applied = compensated(name, tmp_path)
+    model, mask, plan, applied = compensated(name, tmp_path)
     assert applied.deviation <= 1e-5
-    fitted = list(dict.fromkeys(fit.site for fit in applied.fits))
-    assert fitted[: len(mask.keep)] == list(mask.keep)
-    assert fitted[len(mask.keep) :]  # each of these models has a head
+    behind = readout_layers(model, plan.batches[0])
+    assert list(dict.fromkeys(fit.site for fit in applied.fits)) == [*mask.keep, *behind]
     assert {fit.method for fit in applied.fits} - {"none"}
     plain, sliced = open_model(str(saved_model(name))), open_model(str(tmp_path / "out"))
     inputs = random_inputs(plain)

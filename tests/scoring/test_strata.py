@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.brute_force import calibrate
 from helpers.data import tiny_text_csv
-from helpers.families import ALL
+from helpers.families import ALL, MORE_FAMILIES
 from helpers.models import shared_model
 
 from optin_cli.data.sources import DataSpec
@@ -23,9 +23,19 @@ def plan_for(folder, **settings) -> Plan:
     return make_plan(shared_model("bert"), DataSpec(str(tiny_text_csv(folder, pairs=False))), asked)
 
 
-@pytest.mark.parametrize("name", [*ALL, "mask2former-swin"])
+@pytest.mark.parametrize("name", [*ALL, *MORE_FAMILIES, "mask2former-swin"])
 def test_blocks_that_share_a_pass_add_up_to_those_with_one_each(name, tmp_path):
     """Oracle: the same signs, block by block. The gradients add up before they are squared."""
+    joint_is_the_sum(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["timm-vgg", "whisper"])
+def test_where_a_feature_is_what_the_next_consumer_reads_and_where_streams_meet(name, tmp_path):
+    """In a chain of convolutions a feature depends on units of the block behind it, by what that reads."""
+    joint_is_the_sum(name, tmp_path)
+
+
+def joint_is_the_sum(name, tmp_path):
     calibration = calibrate(shared_model(name), tmp_path)
     sites = list(calibration.model.anatomy)
     depth = len(calibration.model.anatomy.blocks)

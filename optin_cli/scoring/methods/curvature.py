@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -114,11 +114,12 @@ class CurvatureMethod(TrajectoryMethod):
         """Blocks whose features are in some trajectory."""
         return sorted({block for site in self.estimated for block in self.columns(site)})
 
-    def _strata(self) -> list[tuple[int, ...]]:
-        """The measured blocks, cut in order into runs of nearly equal length."""
+    def _strata(self, within: Collection[int] | None = None) -> list[tuple[int, ...]]:
+        """The measured blocks, cut in order into runs of nearly equal length; those `within` some blocks."""
         blocks = np.array(self._features(), dtype=int)
         count = min(self.settings.strata or len(blocks), len(blocks))
-        return [tuple(run.tolist()) for run in np.array_split(blocks, count)] if count else []
+        runs = [tuple(run.tolist()) for run in np.array_split(blocks, count)] if count else []
+        return [run for run in runs if within is None or set(run) <= set(within)]
 
     def _work(self, probes: int, blocks: Sequence[int]) -> float:
         """Forward passes that as many probes of these blocks' features take.
@@ -127,7 +128,7 @@ class CurvatureMethod(TrajectoryMethod):
         one from every stratum, through what lies before its last block and once more through each of its blocks alone.
         """
         depth = len(self.anatomy.blocks)
-        probed = [stratum for stratum in self._strata() if set(stratum) <= set(blocks)]
+        probed = self._strata(blocks)
         back = sum(stratum[-1] + 1 + (len(stratum) if len(stratum) > 1 else 0) for stratum in probed)
         return 1 + -(-probes // _PROBES_AT_ONCE) + probes * (1 + back / depth)
 
@@ -184,7 +185,7 @@ class CurvatureMethod(TrajectoryMethod):
         sites = list(self.anatomy) if sketched else self.estimated
         probes = range(*item.probes)
         each = item.work / len(probes)
-        passes = [s for s in self._strata() if item.blocks is None or set(s) <= set(item.blocks)]
+        passes = self._strata(item.blocks)
         found = curvature(
             self.calibration, item.batch, sites, probes, sketched, lambda n: on_work(n * each), passes
         )
