@@ -81,13 +81,14 @@ def allocated(ranking: Ranking, mask: Mask, allocation: str, budget: float) -> M
     for block, share in enumerate(shares(allocation, budget, depth)):
         sites = sorted((s for s in ranking.sites if s.block == block), key=lambda s: s.kind)  # heads first
         each = [site.macs_per_unit(ranking.tokens) for site in sites]
-        left = share * sum(cost * site.units for cost, site in zip(each, sites, strict=True))
+        left = share * sum(site.macs(ranking.tokens, site.units) for site in sites)
         for site, cost in zip(sites, each, strict=True):
             wanted = round(share * site.units) if site.kind == "heads" else site.units
-            count = min(wanted, site.units, int(left / cost + 1e-9))
+            base = site.macs(ranking.tokens, 1) - cost  # keys and values that all heads share
+            count = max(0, min(wanted, site.units, int((left - base) / cost + 1e-9)))
             keep[site.name] = sorted((-site.score).argsort(kind="stable")[:count].tolist())
-            left -= count * cost
-    macs = sum(len(keep[s.name]) * s.macs_per_unit(ranking.tokens) for s in ranking.sites)
+            left -= site.macs(ranking.tokens, count)
+    macs = sum(s.macs(ranking.tokens, len(keep[s.name])) for s in ranking.sites)
     reached = {**mask.reached, "flops": macs / ranking.dense_macs(ranking.tokens)}
     return replace(mask, keep=keep, reached=reached)  # type: ignore[arg-type]
 

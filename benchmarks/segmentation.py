@@ -62,7 +62,7 @@ def shares(model: OpenModel) -> dict[str, float]:
     for site in model.anatomy:
         parts = model.anatomy.blocks[site.block].split(".")
         name = ".".join(part for part in parts[1:3] if not part.isdigit())
-        found[name] = found.get(name, 0) + site.units * site.macs_per_unit(tokens) / 1e6
+        found[name] = found.get(name, 0) + site.macs(tokens, site.units) / 1e6
     return {**{name: round(value, 2) for name, value in found.items()}, "all": round(total / 1e6, 2)}
 
 

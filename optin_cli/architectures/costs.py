@@ -25,6 +25,8 @@ class Cost:
     macs: float
     """For each position of the module's output."""
     params: float
+    base: bool = False
+    """It is there as long as one unit is, and no unit's own."""
 
 
 def unit_costs(
@@ -34,11 +36,12 @@ def unit_costs(
     spread: int,
     module: Callable[[str], nn.Module],
     ends: Mapping[str, int],
+    one_group: bool = False,
 ) -> Iterator[Cost]:
     """Costs of a unit, `width` inputs of the consumer and `group` heads, `spread` inputs for each output of a producer,
     in all the modules that a table names.
 
-    `ends` says how many sites begin or end at a layer.
+    `ends` says how many sites begin or end at a layer; `one_group` that a shared producer belongs to no unit alone.
     A layer between two sites costs as much as the product of their units. Either has half of it: the sum is right
     for the whole layer, and never less than what is left when both lose units.
     """
@@ -51,7 +54,8 @@ def unit_costs(
         shape = shape_of(module(producer.path), producer.path)
         made = producer.parts * producer.rows_of(rows, group)
         weights = made * shape.taps * shape.inputs / ends.get(producer.path, 1)
-        yield Cost(producer.path, 0 if producer.per_batch else weights, weights + made * shape.biased)
+        macs = 0 if producer.per_batch else weights
+        yield Cost(producer.path, macs, weights + made * shape.biased, one_group and producer.shared)
     for path in table.carried:
         macs, params = carried_weights(module(path))
         yield Cost(path, rows * macs, rows * params)

@@ -34,7 +34,7 @@ _GPT2_SITES = (
     SiteTable(NEURONS, producers=linears("mlp.c_fc"), consumer="mlp.c_proj", config={"n_inner": UNITS}),
 )
 
-# a unit is a head of keys and values with all the heads of queries that read it
+# a unit is a head of keys and values with all the heads of queries that read it; of a single one, a head of queries
 _LLAMA_HEADS = SiteTable(
     HEADS,
     producers=(
@@ -45,6 +45,7 @@ _LLAMA_HEADS = SiteTable(
     consumer="self_attn.o_proj",
     unit_width="self_attn.head_dim",
     group="self_attn.num_key_value_groups",
+    query_heads=True,
     config={"num_attention_heads": ALL_HEADS, "num_key_value_heads": UNITS, "head_dim": HEAD_WIDTH},
     bypass=Bypass("self_attn", in_tuple=2, cache="past_key_values"),
 )
@@ -208,7 +209,8 @@ DECODERS = (
         ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"),
         "layers",
         _LLAMA_SITES,
-        note="a unit of heads is a head of keys and values with the query heads that share it",
+        note="a unit of heads is a head of keys and values with the query heads that share it; of a single one it is a "
+        "query head",
         arguments=_NO_CACHE,
     ),
     Family("opt", ("opt",), "decoder.layers", _OPT_SITES, arguments=_NO_CACHE),

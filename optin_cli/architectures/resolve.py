@@ -20,7 +20,7 @@ from optin_cli.architectures.schema import Family, SiteTable
 from optin_cli.architectures.ties import refuse_ties
 from optin_cli.architectures.token_sites import count_prefix, token_sites
 from optin_cli.errors import InputError, UnknownArchitecture, param
-from optin_cli.structure.anatomy import HEADS, Anatomy, Site, Stream
+from optin_cli.structure.anatomy import HEADS, UNITS, Anatomy, Site, Stream
 from optin_cli.structure.fields import described
 from optin_cli.structure.hidden_states import cache_argument
 from optin_cli.structure.layers import (
@@ -72,7 +72,19 @@ def family_of(model: nn.Module) -> Family:
             f"`optin families --trace MODEL -o FILE.yaml` proposes a table for {param('family')}; {DOCS} shows how to "
             f"write one. The nearest known are {names}; `optin families` lists all",
         )
-    return family
+    return settled(model, family)
+
+
+def settled(model: nn.Module, family: Family) -> Family:
+    """`family` for a dense model and all that is made of it: query heads are units in each of them or in none.
+
+    A block of another model may have a single group left when it is pruned: that stays one unit.
+    """
+    if not any(table.query_heads for table in family.sites):
+        return family
+    grouped = {site.label for site in dissect(model, family, costs=False) if site.group > 1}
+    tables = (replace(t, query_heads=t.query_heads and t.label not in grouped) for t in family.sites)
+    return replace(family, sites=tuple(tables))
 
 
 def _nearest(model: nn.Module, name: str) -> list[Family]:
@@ -141,7 +153,8 @@ def dissect(model: nn.Module, family: Family, costs: bool = True) -> Anatomy:
 def _used(site: Site, times: int) -> Site:
     """A site of a module that runs so many times."""
     per_token, per_pair = times * site.macs_per_token, times * site.macs_per_pair
-    return replace(site, macs_per_token=per_token, macs_per_pair=per_pair)
+    base = times * site.base_macs_per_token
+    return replace(site, macs_per_token=per_token, macs_per_pair=per_pair, base_macs_per_token=base)
 
 
 def _count_positions(model: nn.Module, first_block: str, layout: str, modality: str) -> Positions:
@@ -185,19 +198,23 @@ def _site(
     name = f"blocks.{index}.{table.label}"
     layer = module(table.consumer)
     features = shape_of(layer, table.consumer).inputs
-    group = int(_attribute(model, table.group, family)) if table.group else 1
+    group = max(1, int(_attribute(model, table.group, family))) if table.group else 1
     units, width, spread = _units(model, family, table, name, features, group)
+    one_group = table.query_heads and units == 1 and group > 1
+    if one_group:
+        table, units, width, group = _by_query_head(table), group, width // group, 1
 
     def share(path: str) -> float:
         return seen.share(path) if seen else 1
 
     def costs(ends: Mapping[str, int]) -> list[Cost]:
-        return list(unit_costs(table, width, group, spread, module, ends))
+        return list(unit_costs(table, width, group, spread, module, ends, one_group))
 
-    def macs(ends: Mapping[str, int]) -> float:
-        return sum(cost.macs * share(cost.path) for cost in costs(ends))
+    def macs(ends: Mapping[str, int], base: bool = False) -> float:
+        return sum(cost.macs * share(cost.path) for cost in costs(ends) if cost.base == base)
 
-    params = sum(cost.params for cost in costs(ends))
+    params = sum(cost.params for cost in costs(ends) if not cost.base)
+    base_params = sum(cost.params for cost in costs(ends) if cost.base)
     per_token, alone = macs(ends), macs({})
     own_share = per_token / alone if alone else 1
     per_pair = 2 * width if table.kind == HEADS and table.pairs else 0
@@ -213,9 +230,10 @@ def _site(
     for producer in table.producers:
         given_features = shape_of(module(producer.path), producer.path).outputs
         rows = producer.rows_of(width // spread, group)
-        if given_features != producer.parts * units * rows:
+        slices = 1 if one_group and producer.shared else units
+        if given_features != producer.parts * slices * rows:
             raise InputError(
-                f"{name}: {producer.path} gives {given_features} features, but {producer.parts} x {units} units x "
+                f"{name}: {producer.path} gives {given_features} features, but {producer.parts} x {slices} units x "
                 f"{rows} feed {table.consumer}",
                 f"the table of family {family.name!r} does not describe this model: see {DOCS}",
             )
@@ -250,17 +268,26 @@ def _site(
         units=units,
         width=width,
         group=group,
+        one_group=one_group,
         spread=spread,
         axis=channel_axis(layer),
         macs_per_token=plain(per_token),
         macs_per_pair=per_pair,
         params_per_unit=plain(params),
+        base_macs_per_token=plain(macs(ends, base=True)),
+        base_params=plain(base_params),
         chained=table.unit_width == LINKED,
         own_share=own_share,
         **same,
     )
     there = tuple(path for path in table.carried if has_path(model, path))
     return replace(found, carried=there, norm=_norm_behind(model, table))
+
+
+def _by_query_head(table: SiteTable) -> SiteTable:
+    """The table of a single group by its heads of queries: the group becomes smaller, and its keys and values stay."""
+    config = {entry: what for entry, what in table.config.items() if what != UNITS}
+    return replace(table, counts={**table.counts, table.group: "units"}, config=config)
 
 
 def _norm_behind(model: nn.Module, table: SiteTable) -> str:

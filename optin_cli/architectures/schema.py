@@ -88,6 +88,9 @@ class SiteTable:
     """The attribute that holds how many query heads share a head of keys and values. A unit is then a group of so many,
     each as wide as `unit_width` says, and the producers of keys and values are
     `{path: self_attn.k_proj, shared: true}`."""
+    query_heads: bool = field(default=False, metadata=holds(TRUTH))
+    """Where all query heads of every block share a single head of keys and values, each of them is a unit, and the
+    attribute `group` is rewritten. Keys and values stay until the last one goes."""
     unit_count: str = field(default="", metadata=holds(OPTIONAL_ATTRIBUTE))
     """The attribute that holds the number of units, in place of `unit_width` where none holds their width."""
     counts: dict[str, str] = field(default_factory=dict, metadata=holds(COUNTS))

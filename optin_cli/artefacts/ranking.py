@@ -33,6 +33,7 @@ from optin_cli.artefacts.token_ranking import RankedTokens, fill_tokens, load_to
 from optin_cli.errors import ArtefactError, OptinError, UsageError, first_line
 from optin_cli.structure.coupled_layers import CoupledLayer
 from optin_cli.structure.merge_schedule import tokens_by_block
+from optin_cli.structure.unit_costs import UnitCosts
 
 FORMAT = "optin-ranking"
 SCHEMA_VERSION = 2
@@ -41,7 +42,7 @@ _PROBLEMS_SHOWN = 3
 
 
 @dataclass
-class RankedSite:
+class RankedSite(UnitCosts):
     """The scores of one site. Higher means more important."""
 
     name: str
@@ -63,6 +64,10 @@ class RankedSite:
     by_batch: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 2), np.float32))
     """[batches, units, 2]: sum of the trajectory columns, and output, on each calibration batch alone; no batches
     for methods that need no data."""
+    base_macs_per_token: float = 0
+    """MACs for each token that stay until the last unit goes."""
+    base_params: float = 0
+    """Parameters that stay until then."""
 
     def __post_init__(self) -> None:
         if not len(self.by_batch):
@@ -71,9 +76,6 @@ class RankedSite:
     def is_finite(self) -> bool:
         """Return whether the score of every unit, and its parts, are numbers."""
         return all(np.isfinite(getattr(self, part)).all() for part in _ARRAYS)
-
-    def macs_per_unit(self, tokens: float) -> float:
-        return self.macs_per_token * tokens + self.macs_per_pair * tokens * tokens
 
 
 @dataclass(repr=False)
@@ -150,7 +152,7 @@ class Ranking:
     def macs(self, tokens: float) -> float:
         """MACs of all sites of the ranked model, merging as it does."""
         seen = self.tokens_by_block(tokens, self.merges)
-        return sum(site.units * site.macs_per_unit(seen[site.block]) for site in self.sites)
+        return sum(site.macs(seen[site.block], site.units) for site in self.sites)
 
     def dense_macs(self, tokens: float) -> float:
         """MACs of all sites of the original dense model."""
@@ -161,6 +163,8 @@ _JSON_ATTRIBUTES = ("model", "data", "settings", "dense", "versions", "batch_wei
 _ARRAYS = ("score", "trajectory", "output", "by_batch")
 _PLAIN_ATTRIBUTES = ("method", "tokens", "device", "dtype", "created", "seconds")
 _SITE_ATTRIBUTES = ("kind", "block", "units", "width", "macs_per_token", "macs_per_pair", "params_per_unit")
+_BASE_ATTRIBUTES = ("base_macs_per_token", "base_params")
+"""Of sites with such costs alone."""
 
 
 def write_ranking(path: str | Path, ranking: Ranking, sketch: Sketch | None = None) -> None:
@@ -196,6 +200,9 @@ def _fill(file: h5py.File, ranking: Ranking) -> None:
         group = groups.create_group(site.name)
         for name in _SITE_ATTRIBUTES:
             group.attrs[name] = getattr(site, name)
+        for name in _BASE_ATTRIBUTES:
+            if value := getattr(site, name):
+                group.attrs[name] = value
         group.attrs["macs_per_unit"] = site.macs_per_unit(ranking.tokens)
         group.attrs["columns"] = np.asarray(site.columns, dtype=np.int64)
         for name in _ARRAYS:
@@ -215,6 +222,9 @@ def _checksum(ranking: Ranking) -> str:
     del content["sketch"]
     for site in content["sites"]:
         site.update({name: digest_bytes(site[name].tobytes()) for name in _ARRAYS})
+        for name in _BASE_ATTRIBUTES:
+            if not site[name]:  # as before there were any
+                del site[name]
     for part in ("token_sites", "rank_sites"):
         for site in content[part]:
             site.update({name: digest_bytes(site[name].tobytes()) for name in ("trajectory", "output")})
@@ -358,7 +368,8 @@ def _read(headers: Headers) -> Ranking:
 
 def _read_site(headers: Headers, name: str, group: h5py.Group) -> RankedSite:
     hints = get_type_hints(RankedSite)
-    values = {key: headers.attribute(group, key, hints[key]) for key in _SITE_ATTRIBUTES}
+    given = [*_SITE_ATTRIBUTES, *(key for key in _BASE_ATTRIBUTES if key in group.attrs)]
+    values = {key: headers.attribute(group, key, hints[key]) for key in given}
     columns, units = headers.attribute(group, "columns", list), values["units"]
     shapes = {
         "score": (units,),

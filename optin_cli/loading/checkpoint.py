@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from optin_cli.architectures.families import Family, family_from_dict
 from optin_cli.architectures.positions import image_size
-from optin_cli.architectures.resolve import dissect, family_of
+from optin_cli.architectures.resolve import dissect, family_of, settled
 from optin_cli.artefacts.facts import DenseFacts
 from optin_cli.artefacts.files import digest_bytes, digest_files
 from optin_cli.artefacts.pruned import PrunedRecord, write_pruned
@@ -169,9 +169,9 @@ class OpenModel:
             "digest": self.digest,
             "params": sum(p.numel() for p in self.module.parameters()),
             "dtype": dtype_name(self.stored_dtype),
-            "macs_per_token": sum(s.units * s.macs_per_token for s in self.anatomy),
+            "macs_per_token": sum(s.units * s.macs_per_token + s.base_macs_per_token for s in self.anatomy),
             "macs_per_pair": sum(s.units * s.macs_per_pair for s in self.anatomy),
-            "site_params": sum(s.units * s.params_per_unit for s in self.anatomy),
+            "site_params": sum(s.params(s.units) for s in self.anatomy),
         }
 
     def run(self, inputs: Mapping[str, Tensor]) -> Any:
@@ -240,7 +240,8 @@ def open_model(
     record = source.record
     if record is not None:
         family = _recorded(source)
-    family = family or family_of(module)
+    else:
+        family = settled(module, family) if family else family_of(module)
     if found_task.reads_stages:
         family = replace(family, chained=False)
     anatomy = dissect(module, family)

@@ -152,7 +152,7 @@ def _shapes(model: OpenModel, calls: Sequence[BlockCall]) -> list[list[Site]]:
     alike: dict[Any, list[Site]] = {}
     for site in model.anatomy:
         call = calls[first_block(model, site)]
-        costs = site.macs_per_token, site.macs_per_pair, site.own_share
+        costs = site.macs_per_token, site.macs_per_pair, site.base_macs_per_token, site.own_share
         key = (site.kind, site.width, *costs, type(call.module), call.shapes)
         alike.setdefault(key, []).append(site)
     return [sorted(sites, key=lambda s: -s.units) for sites in alike.values()]

@@ -435,6 +435,6 @@ def _per_layer(
         layer[_CONFIG_NAMES.get(site.kind, site.label) if plain else site.label] = units * site.group
         if site.rank or size_name(site.label) in earlier.get(str(site.block), {}):
             layer[size_name(site.label)] = site.kept_width
-        if site.group > 1:
-            layer["num_key_value_heads"] = units
+        if site.group > 1 or site.one_group or "num_key_value_heads" in earlier.get(str(site.block), {}):
+            layer["num_key_value_heads"] = min(units, 1) if site.one_group else units
     return layers

@@ -43,8 +43,8 @@ def block_costs(
     block_of = {site.name: site.block for site in ranking.sites}
     for site in ranking.sites:
         count, block = whole[site.name], site.block
-        macs[block] = macs.get(block, 0.0) + count * site.macs_per_unit(seen[block])
-        params[block] = params.get(block, 0.0) + count * site.params_per_unit
+        macs[block] = macs.get(block, 0.0) + site.macs(seen[block], count)
+        params[block] = params.get(block, 0.0) + site.params(count)
         if table:
             ms[block] = ms.get(block, 0.0) + float(table.site_ms(site.name, [count])[0])
     units = {site.name: site.units for site in ranking.sites}

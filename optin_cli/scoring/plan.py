@@ -60,6 +60,8 @@ class Plan:
             settings.pop("strata")
         if self.model.merges:
             settings["merges"] = self.model.merges
+        if any(site.one_group for site in self.model.anatomy):  # once all heads of a block were one unit
+            settings["query_heads"] = True
         return {
             "model": self.model.digest,
             "data": self.examples.fingerprint,

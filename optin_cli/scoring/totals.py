@@ -25,6 +25,8 @@ def ranked_site(site: Site, **parts: Any) -> RankedSite:
         macs_per_token=site.macs_per_token,
         macs_per_pair=site.macs_per_pair,
         params_per_unit=site.params_per_unit,
+        base_macs_per_token=site.base_macs_per_token,
+        base_params=site.base_params,
         **{"score": np.zeros(site.units), **parts},
     )
 

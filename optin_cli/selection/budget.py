@@ -91,7 +91,7 @@ class Budget(ABC):
     metavar: ClassVar[str] = "FRACTION"
     """The placeholder of an amount in the option's help."""
     linear: ClassVar[bool] = True
-    """Return whether n units of a site cost n times one."""
+    """Return whether n units of a site cost n times one, beside what all of them share."""
     whole_sequences: ClassVar[str] = ""
     """Why costs don't follow a schedule of merged tokens; '' where they do."""
 
@@ -163,9 +163,14 @@ class Budget(ABC):
         """Return what one unit of a site uses. Of a layer between two sites, each has half."""
         raise NotImplementedError(f"{type(self).__name__} has neither unit_cost nor costs")
 
+    def base_cost(self, case: Case, site: RankedSite) -> float:
+        """Return what a site uses beside that as long as it has a unit: keys and values that its heads share."""
+        return 0
+
     def costs(self, case: Case, site: RankedSite, counts: Ints | Floats) -> Floats:
         """[counts]: what so many units of a site use."""
-        return np.float64(self.unit_cost(case, site)) * counts
+        base = np.float64(self.base_cost(case, site))
+        return np.float64(self.unit_cost(case, site)) * counts + base * (np.asarray(counts) > 0)
 
     def layers(self, case: Case, pairs: Sequence[float]) -> float:
         """Return what so many `pairs` of units use of each layer between two sites. 0: nothing depends on pairs."""
@@ -194,7 +199,10 @@ class Budget(ABC):
     def used(self, case: Case, kept: Mapping[str, float]) -> float:
         """Return what the whole model uses with `kept` units in each site."""
         if self.linear:  # whole numbers stay whole
-            by_site = sum(kept[s.name] * self.unit_cost(case, s) for s in case.sites)
+            by_site = sum(
+                kept[s.name] * self.unit_cost(case, s) + (self.base_cost(case, s) if kept[s.name] else 0)
+                for s in case.sites
+            )
         else:
             by_site = sum(float(self.costs(case, s, np.array([kept[s.name]]))[0]) for s in case.sites)
         return self.fixed(case) + by_site - self.overcounted(case, kept)

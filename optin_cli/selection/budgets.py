@@ -33,6 +33,9 @@ class Macs(Budget):
     def unit_cost(self, case: Case, site: RankedSite) -> float:
         return site.macs_per_unit(case.seen[site.block])
 
+    def base_cost(self, case: Case, site: RankedSite) -> float:
+        return site.base_macs_per_token * case.seen[site.block]
+
     def layers(self, case: Case, pairs: Sequence[float]) -> float:
         return (
             sum(n * layer.macs_per_token for n, layer in zip(pairs, case.coupled, strict=True)) * case.tokens
@@ -57,13 +60,16 @@ class Params(Budget):
         ranking = case.ranking
         if case.dense:
             return float(ranking.dense["params"])
-        return fixed_params(ranking) + sum(site.units * site.params_per_unit for site in ranking.sites)
+        return fixed_params(ranking) + sum(site.params(site.units) for site in ranking.sites)
 
     def fixed(self, case: Case) -> float:
         return fixed_params(case.ranking)
 
     def unit_cost(self, case: Case, site: RankedSite) -> float:
         return site.params_per_unit
+
+    def base_cost(self, case: Case, site: RankedSite) -> float:
+        return site.base_params
 
     def layers(self, case: Case, pairs: Sequence[float]) -> float:
         return sum(n * layer.params for n, layer in zip(pairs, case.coupled, strict=True))
@@ -100,6 +106,9 @@ class Memory(Budget):
 
     def unit_cost(self, case: Case, site: RankedSite) -> float:
         return site.params_per_unit * stored_bytes(case.ranking)
+
+    def base_cost(self, case: Case, site: RankedSite) -> float:
+        return site.base_params * stored_bytes(case.ranking)
 
     def layers(self, case: Case, pairs: Sequence[float]) -> float:
         return Params(1.0).layers(case, pairs) * stored_bytes(case.ranking)

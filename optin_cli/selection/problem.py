@@ -150,7 +150,8 @@ class Problem:
         costs = self.costs(site, counts)
         steps = np.unique(np.diff(counts))
         step = None
-        if len(steps) == 1 and all(budget.linear for budget in self.budgets):
+        based = counts[0] == 0 and any(budget.base_cost(self.case, site) for budget in self.budgets)
+        if len(steps) == 1 and not based and all(budget.linear for budget in self.budgets):
             step = tuple(float(budget.unit_cost(self.case, site)) * int(steps[0]) for budget in self.budgets)
         for row, budget in enumerate(self.budgets):
             if not budget.linear:

@@ -32,6 +32,7 @@ from optin_cli.structure.fields import (
     shape,
 )
 from optin_cli.structure.merge_schedule import tokens_by_block
+from optin_cli.structure.unit_costs import UnitCosts
 
 HEADS = "heads"
 NEURONS = "neurons"
@@ -61,7 +62,8 @@ class Producer:
     by_unit: bool = field(default=False, metadata=holds(TRUTH))
     """A unit's parts are next to each other, q k v of one head before those of the next (GPT-NeoX, DeBERTa)."""
     shared: bool = field(default=False, metadata=holds(TRUTH))
-    """One slice for all heads of a group: the keys and values of grouped-query attention."""
+    """One slice for all heads of a group: the keys and values of grouped-query attention. Where query heads are units
+    they stay until the last of those goes."""
     per_batch: bool = field(default=False, metadata=holds(TRUTH))
     """It runs once a batch, on relative positions: its MACs belong to no unit."""
     width: int = field(default=0, metadata=holds(SIZE))
@@ -172,7 +174,7 @@ ENTRIES = Plain(
 
 
 @dataclass(frozen=True)
-class Site:
+class Site(UnitCosts):
     """One place in a model that holds interchangeable units between producers and a consumer.
 
     The heads of BERT's first block: the rows of three Linears make them, the columns of a fourth read them.
@@ -220,6 +222,8 @@ class Site:
     consumer: str = field(metadata=holds(ANY_PATH))
     group: int = 1
     """Heads in a unit: those that share keys and values."""
+    one_group: bool = False
+    """Its units are the query heads of a single head of keys and values, which stays until the last of them goes."""
     spread: int = 1
     """Features of the consumer's input that stem from one output of a producer: the positions of a map that is
     flattened for a Linear."""
@@ -245,6 +249,10 @@ class Site:
     """MACs of one unit for each pair of tokens: 2 * head_dim for a head (scores and context); 0 if hierarchical."""
     params_per_unit: float = 0
     """Of a layer between two sites, each has half: never less than what goes when both lose units."""
+    base_macs_per_token: float = 0
+    """MACs for each token that stay until the last unit goes: the keys and values of a single group."""
+    base_params: float = 0
+    """Parameters that stay until then."""
     chained: bool = False
     """Nothing goes around its units: without them the output is the same for all inputs."""
     own_share: float = 1
@@ -253,10 +261,6 @@ class Site:
     """Dimensions of each head that stay, the first ones, in a model that is to be cut to lower ranks; 0 for all."""
     passed: tuple[int, ...] = ()
     """Blocks whose outputs are in no trajectory, because a mere norm, activation or pooling follows."""
-
-    def macs_per_unit(self, tokens: float) -> float:
-        """MACs one unit costs on a sequence of `tokens` tokens (docs/method.md, section 4, PTF's FLOPs model)."""
-        return self.macs_per_token * tokens + self.macs_per_pair * tokens * tokens
 
     @property
     def features(self) -> int:
@@ -269,8 +273,12 @@ class Site:
         return self.width // self.spread
 
     def rows_of(self, producer: Producer) -> int:
-        """The same of a producer that may be shared by the heads of a group."""
+        """The same of a producer that may be shared by the heads of a group; of what all units share, all its rows."""
         return producer.rows_of(self.rows, self.group)
+
+    def is_base(self, producer: Producer) -> bool:
+        """Return whether all units share what a producer makes, so that it stays whole until the last one goes."""
+        return self.one_group and producer.shared
 
     @property
     def kept_width(self) -> int:
@@ -396,5 +404,5 @@ class Anatomy:
         seen = tokens_by_block(tokens, len(self.blocks), merges, self.prefix)
         units = {site.name: site.units for site in self}
         kept = units if kept is None else kept
-        total = sum(site.macs_per_unit(seen[site.block]) * kept[site.name] for site in self)
+        total = sum(site.macs(seen[site.block], kept[site.name]) for site in self)
         return total - tokens * overcounted(self.coupled, units, kept)[0]

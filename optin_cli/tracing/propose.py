@@ -207,8 +207,8 @@ def _row(module: nn.Module, run: Run, blocks: Blocks, checked: TraceResult, fitt
     if table.bypass is None and empties(trial, table) is None:
         notes.append(EMPTY)
     units = tuple(dict.fromkeys((site.units, site.width) for site in sites))
-    macs = sum(site.units * site.macs_per_unit(checked.positions) for site in sites)
-    params = sum(site.units * site.params_per_unit for site in sites)
+    macs = sum(site.macs(checked.positions, site.units) for site in sites)
+    params = sum(site.params(site.units) for site in sites)
     return Row(table, fitted.blocks, units, macs, params, notes)
 
 

@@ -115,6 +115,8 @@ def rows_of(site: Site, producer: Producer, units: Tensor) -> Tensor:
 def part_rows(site: Site, producer: Producer, part: int, units: Tensor) -> Tensor:
     """The same of one part of a producer."""
     width = site.rows_of(producer)
+    if site.is_base(producer):
+        return torch.arange(width if len(units) else 0)
     if producer.by_unit:
         return features_of(units * producer.parts + part, width, site.rank)
     # else part-major: part p of feature f is row p * features + f

@@ -30,7 +30,7 @@ DEVIATION = {"maskformer-resnet": 1e-4, "maskformer-swin": 1e-4, "t5-gated": 3e-
 USUAL = 2e-5
 """Of outputs up to about 6, as those of the random decoders are."""
 
-POST_NORM = {"timm-post-norm", "swinv2", "timm-swinv2", "gemma2", "gemma3"}
+POST_NORM = {"timm-post-norm", "swinv2", "timm-swinv2", "gemma2", "gemma3", "gemma3-one-group"}
 
 
 @every_family

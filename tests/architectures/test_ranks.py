@@ -19,9 +19,9 @@ from optin_cli.transforms.slicing import slice_model
 
 # rotary positions, norms of queries and keys, grouped keys, cosines, or terms of positions in the logits
 WHOLE = {
-    "llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3", "gpt-neox", "phi", "modernbert", "deberta",
-    "deberta-v2", "deberta-v3", "swinv2", "timm-registers", "timm-eva-rope", "timm-eva-mixed", "timm-eva02",
-    "timm-dinov3", "timm-beit", "timm-swinv2",
+    "llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3", "gemma3-one-group", "gpt-neox", "phi",
+    "modernbert", "deberta", "deberta-v2", "deberta-v3", "swinv2", "timm-registers", "timm-eva-rope", "timm-eva-mixed",
+    "timm-eva02", "timm-dinov3", "timm-beit", "timm-swinv2",
 }  # fmt: skip
 UNSAID = {*CNNS, "mask2former-resnet", "maskformer-resnet"}
 RANKED = [name for name in (*ALL, *MORE_FAMILIES) if name not in WHOLE | UNSAID]

@@ -64,6 +64,10 @@ _GROUPED = {  # two heads of queries to each of keys and values: as many units a
     **_DECODER, "num_attention_heads": 2 * HEADS, "num_key_value_heads": HEADS, "intermediate_size": INNER,
     "head_dim": WIDTH // (2 * HEADS),
 }  # fmt: skip
+_ONE_GROUP = {
+    **_GROUPED, "num_attention_heads": HEADS, "num_key_value_heads": 1, "head_dim": WIDTH // HEADS
+}  # fmt: skip
+"""All heads of queries read one of keys and values, as in Gemma 3 270M: each is a unit."""
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", {**_DECODER, "n_inner": INNER}),
     "llama": ("LlamaForCausalLM", {**_GROUPED, "attention_bias": True, "tie_word_embeddings": True}),
@@ -73,6 +77,7 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("GemmaForCausalLM", _GROUPED),
     "gemma2": ("Gemma2ForCausalLM", {**_GROUPED, "sliding_window": 4}),
     "gemma3": ("Gemma3ForCausalLM", {**_GROUPED, "sliding_window": 4}),
+    "gemma3-one-group": ("Gemma3ForCausalLM", {**_ONE_GROUP, "sliding_window": 4}),
     "opt": ("OPTForCausalLM", {**_DECODER, "ffn_dim": INNER, "word_embed_proj_dim": WIDTH}),
     "gpt-neox": ("GPTNeoXForCausalLM", {**_DECODER, "intermediate_size": INNER}),
     "phi": ("PhiForCausalLM", {**_GROUPED, "partial_rotary_factor": 0.5}),

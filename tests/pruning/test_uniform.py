@@ -24,7 +24,7 @@ UNSIZED = {*CNNS, "segformer", "timm-swiglu", "timm-dinov3", "timm-eva02"}
 """Families whose config says no size of what is pruned: one a stage, or none at all."""
 HEADS = {
     "vit", "deit", "beit", "dinov2", "dinov2-swiglu", "dinov2-registers", "t5", "t5-gated", "llama", "qwen2", "qwen3",
-    "mistral", "gemma", "gemma2", "gemma3", "phi",
+    "mistral", "gemma", "gemma2", "gemma3", "gemma3-one-group", "phi",
 }  # fmt: skip
 """Families whose config says the width of a head beside their number."""
 FEW = {"maskformer-resnet": 0.99}

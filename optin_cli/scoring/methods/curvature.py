@@ -399,7 +399,7 @@ class _DensePass:
 
 
 def _lone(model: OpenModel) -> set[str]:
-    """Sites of one unit alone, such as the attention of one key/value head: they are ablated.
+    """Sites of one unit alone, such as an attention that has one head left: they are ablated.
 
     A norm right behind the site, as in Gemma, undoes any scaling of it: its derivative is zero whatever it is worth.
     Ablation needs the model on one device.

@@ -37,6 +37,8 @@ def magnitude(model: nn.Module, anatomy: Anatomy) -> dict[str, np.ndarray]:
         for producer in site.producers:
             rows = matrix(model.get_submodule(producer.path)).float().square().sum(1)
             width = site.rows_of(producer)
+            if site.is_base(producer):
+                continue  # it goes with none of them alone
             if producer.by_unit:
                 total = total + rows.view(site.units, producer.parts * width).sum(1)
             else:
