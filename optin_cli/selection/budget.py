@@ -164,7 +164,7 @@ class Budget(ABC):
         raise NotImplementedError(f"{type(self).__name__} has neither unit_cost nor costs")
 
     def base_cost(self, case: Case, site: RankedSite) -> float:
-        """Return what a site uses beside that as long as it has a unit: keys and values that its heads share."""
+        """Return the base cost of a site, beside that of its units: of keys and values that its heads share."""
         return 0
 
     def costs(self, case: Case, site: RankedSite, counts: Ints | Floats) -> Floats:

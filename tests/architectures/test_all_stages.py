@@ -82,7 +82,7 @@ def test_all_stages_run_and_compensation_helps(name, tmp_path):
         assert not lost
 
     pruned = open_model(str(tmp_path / "out"))
-    found = sample(data_for(model, tmp_path), model.family.modality, 6, 0, reader=model.task.reader)
+    found = sample(data_for(model), model.family.modality, 6, 0, reader=model.task.reader)
     told = evaluate(pruned, Batches(found, pruned.processor, 3, reader=model.task.reader), dense)
     assert told.fidelity
     inputs = dummy_inputs(pruned, 2, default_size(pruned))

@@ -73,7 +73,7 @@ def test_variants_of_deberta(name, settings, tmp_path):
         assert counted < macs < 1.1 * counted
     else:
         assert macs == pytest.approx(counted, rel=0.01)
-    calibration = calibrate(model, tmp_path)
+    calibration = calibrate(model)
     trajectory, output = Ablation(calibration, 0).score(model.anatomy["blocks.0.heads"], np.arange(HEADS))
     for unit in range(HEADS):
         expected, changed = change(calibration, model.anatomy["blocks.0.heads"], unit, 0.0)

@@ -18,11 +18,11 @@ from optin_cli.transforms.slicing import slice_model
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_it_brings_outputs_of_unseen_rows_closer_to_the_dense_ones(name, folder):
+def test_it_brings_outputs_of_unseen_rows_closer_to_the_dense_ones(name):
     dense, fitted = shared_model(name), copied(shared_model(name))
     keep = {s.name: list(range(s.units * 3 // 4)) for s in dense.anatomy}
-    fits = compensate(fitted, keep, batches_for(dense, folder, rows=160), AUTO)
-    unseen = batches_for(dense, folder, rows=40, seed=9)
+    fits = compensate(fitted, keep, batches_for(dense, rows=160), AUTO)
+    unseen = batches_for(dense, rows=40, seed=9)
     target = outputs(dense, {}, unseen)
     before, after = ((outputs(m, keep, unseen) - target).square().mean() for m in (dense, fitted))
     assert after < 0.7 * before
@@ -31,15 +31,15 @@ def test_it_brings_outputs_of_unseen_rows_closer_to_the_dense_ones(name, folder)
 
 
 @pytest.mark.parametrize("name", ["bert", "mpnet", "distilbert", "timm-vit"])
-def test_a_pruned_model_is_brought_back_to_its_teacher(name, folder):
+def test_a_pruned_model_is_brought_back_to_its_teacher(name):
     """Slicing first and following the dense model later is compensating while slicing."""
     dense, fitted, sliced = (copied(shared_model(name)) for _ in range(3))
-    keep, batches = half(dense), batches_for(dense, folder, rows=160)
+    keep, batches = half(dense), batches_for(dense, rows=160)
     compensate(fitted, keep, batches, FULL)
     slice_model(sliced.module, sliced.anatomy, keep)
     sliced = dataclasses.replace(sliced, anatomy=dissect(sliced.module, sliced.family))
     compensate(sliced, {}, batches, FULL, teacher=dense)
-    unseen = batches_for(dense, folder, rows=40, seed=9)
+    unseen = batches_for(dense, rows=40, seed=9)
     one, other = outputs(fitted, keep, unseen), outputs(sliced, {}, unseen)
     assert torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.std()))
     assert not torch.allclose(other, outputs(dense, keep, unseen), rtol=1e-2, atol=1e-2)
@@ -64,7 +64,7 @@ def duplicated(name, site_of, folder):
 @pytest.mark.parametrize("name", ["bert", "vit", "timm-vit", "scaled"])
 def test_a_duplicate_is_made_up_for_by_its_twin(name, kind, folder):
     model, site = duplicated(name, kind, folder)
-    batches = batches_for(model, folder)
+    batches = batches_for(model)
     target = outputs(model, {}, batches)
     keep = {site.name: [u for u in range(site.units) if u != 1]}
     assert (outputs(model, keep, batches) - target).abs().max() > 1e-3
@@ -82,20 +82,20 @@ def test_a_duplicate_is_made_up_for_by_its_twin(name, kind, folder):
 
 @pytest.mark.parametrize("method", ["auto", "full", "scale", "bias", "none"])
 @pytest.mark.parametrize("name", ["bert", "timm-vit"])
-def test_with_all_units_kept_nothing_changes(name, method, folder):
+def test_with_all_units_kept_nothing_changes(name, method):
     dense, fitted = shared_model(name), copied(shared_model(name))
     keep = {site.name: list(range(site.units)) for site in dense.anatomy}
     for kept in (keep, {}):
-        compensate(fitted, kept, batches_for(dense, folder), Compensation(method=method, batch_size=16))
+        compensate(fitted, kept, batches_for(dense), Compensation(method=method, batch_size=16))
         for key, value in dense.module.state_dict().items():
             assert torch.equal(fitted.module.state_dict()[key], value), key
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_only_kept_columns_and_biases_of_consumers_change(name, folder):
+def test_only_kept_columns_and_biases_of_consumers_change(name):
     dense, fitted = shared_model(name), copied(shared_model(name))
     keep = half(dense)
-    compensate(fitted, keep, batches_for(dense, folder), FULL)
+    compensate(fitted, keep, batches_for(dense), FULL)
     consumers = {site.consumer: site for site in dense.anatomy}
     after = fitted.module.state_dict()
     for key, value in dense.module.state_dict().items():
@@ -112,7 +112,7 @@ def test_only_kept_columns_and_biases_of_consumers_change(name, folder):
             assert changed.any()
 
 
-def test_the_same_inputs_give_the_same_weights_however_much_memory_there_is(folder):
+def test_the_same_inputs_give_the_same_weights_however_much_memory_there_is():
     dense = shared_model("mpnet")
     states, told = [], []
     for memory in (1 << 30, 20_000, 0):
@@ -121,7 +121,7 @@ def test_the_same_inputs_give_the_same_weights_however_much_memory_there_is(fold
             compensate(
                 fitted,
                 half(dense),
-                batches_for(dense, folder),
+                batches_for(dense),
                 Compensation(memory=memory, batch_size=16),
             )
         )

@@ -39,9 +39,9 @@ def with_a_double(model: OpenModel, name: str) -> OpenModel:
         pytest.param("timm-efficientnet", "blocks.3.channels", marks=pytest.mark.slow),
     ],
 )
-def test_full_restores_a_duplicate_channel(family, name, folder):
+def test_full_restores_a_duplicate_channel(family, name):
     model = with_a_double(shared_model(family), name)
-    batches = batches_for(model, folder, 200)
+    batches = batches_for(model, 200)
     keep = {name: [unit for unit in range(model.anatomy[name].units) if unit != 1]}
     dense = outputs(model, {}, batches)
     assert (outputs(model, keep, batches) - dense).abs().max() > 1e-3
@@ -52,11 +52,11 @@ def test_full_restores_a_duplicate_channel(family, name, folder):
     torch.testing.assert_close(outputs(model, keep, batches), dense, rtol=0, atol=1e-5)
 
 
-def test_the_norm_behind_a_convolution_takes_up_its_bias(folder):
+def test_the_norm_behind_a_convolution_takes_up_its_bias():
     """Oracle: the mean of what the sum lacks, by full forward passes."""
     model = copied(shared_model("timm-resnet"))
     site = model.anatomy["blocks.1.channels"]
-    batches = batches_for(model, folder, 48)
+    batches = batches_for(model, 48)
     keep = {site.name: list(range(site.units // 2))}
     block = model.module.get_submodule(model.anatomy.blocks[1])
     norm = model.module.get_submodule(site.norm)

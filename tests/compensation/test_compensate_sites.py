@@ -90,16 +90,16 @@ def ridge_regression(x, e, weight):
 
 
 @pytest.mark.parametrize("name", ["albert", "albert-groups"])
-def test_blocks_that_share_a_consumer_are_refitted_together(name, tmp_path):
+def test_blocks_that_share_a_consumer_are_refitted_together(name):
     """On other rows the output comes closer to the dense one's, with one set of weights for all blocks."""
     model = shared_model(name)
     refitted, keep = copied(model), half(model)
-    fits = compensate(refitted, keep, batches_for(model, tmp_path, rows=400), Compensation(readout=False))
+    fits = compensate(refitted, keep, batches_for(model, rows=400), Compensation(readout=False))
     assert list(dict.fromkeys(fit.site for fit in fits)) == [site.name for site in model.anatomy]
     assert all(
         fit.method != "none" for fit in fits
     )  # what the first block makes is made in the later ones, too
-    others = batches_for(model, tmp_path, rows=60, seed=5)
+    others = batches_for(model, rows=60, seed=5)
     dense = outputs(model, {}, others)
     before, after = ((outputs(m, keep, others) - dense).square().mean() for m in (model, refitted))
     assert after < 0.7 * before
@@ -113,10 +113,10 @@ def test_blocks_that_share_a_consumer_are_refitted_together(name, tmp_path):
         ("timm-swin", "classifier"),
     ],
 )
-def test_every_site_gets_the_least_squares_of_full_passes(name, head, folder):
+def test_every_site_gets_the_least_squares_of_full_passes(name, head):
     """Sites in order: each is fitted with the earlier ones refitted and the later ones as they were."""
     dense = shared_model(name, head)
-    batches = batches_for(dense, folder)
+    batches = batches_for(dense)
     keep = half(dense)
     fitted = copied(dense)
     fits = compensate(fitted, keep, batches, FULL)

@@ -44,9 +44,9 @@ def seen(model, keep, batches, path):
 
 @pytest.mark.parametrize("kind", ["heads", "neurons"])
 @pytest.mark.parametrize("name", ["bert", "distilbert", "vit", "timm-vit"])
-def test_a_producer_gets_the_least_squares_of_full_passes(name, kind, folder):
+def test_a_producer_gets_the_least_squares_of_full_passes(name, kind):
     dense = shared_model(name)
-    batches, fitted, keep = batches_for(dense, folder), copied(dense), half(dense)
+    batches, fitted, keep = batches_for(dense), copied(dense), half(dense)
     compensate(fitted, keep, batches, dataclasses.replace(BOTH, ridges=(1e-9,)))
     site = next(s for s in dense.anatomy if s.block == 1 and s.kind == kind)
     for producer in site.producers:
@@ -68,14 +68,14 @@ def test_a_producer_gets_the_least_squares_of_full_passes(name, kind, folder):
 
 
 @pytest.mark.parametrize("name", ["bert", pytest.param("timm-vit", marks=pytest.mark.slow)])
-def test_on_unseen_rows_units_are_more_like_the_dense_ones(name, folder):
+def test_on_unseen_rows_units_are_more_like_the_dense_ones(name):
     dense = shared_model(name)
-    keep, unseen = half(dense), batches_for(dense, folder, rows=100, seed=9)
+    keep, unseen = half(dense), batches_for(dense, rows=100, seed=9)
     errors = {}
     for producers in (False, True):
         fitted = copied(dense)
         settings = dataclasses.replace(AUTO, producers=producers)
-        fits = compensate(fitted, keep, batches_for(dense, folder, rows=200), settings)
+        fits = compensate(fitted, keep, batches_for(dense, rows=200), settings)
         assert all(fit.after <= fit.before for fit in fits)
         errors[producers] = [made_error(dense, fitted, keep, unseen, site) for site in dense.anatomy]
     assert sum(errors[True]) < 0.95 * sum(errors[False])
@@ -94,9 +94,9 @@ def made_error(dense, fitted, keep, batches, site):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_only_the_rows_of_kept_units_change(name, folder):
+def test_only_the_rows_of_kept_units_change(name):
     dense, fitted, keep = shared_model(name), copied(shared_model(name)), half(shared_model(name))
-    compensate(fitted, keep, batches_for(dense, folder), BOTH)
+    compensate(fitted, keep, batches_for(dense), BOTH)
     for site in dense.anatomy:
         for producer in site.producers:
             rows = rows_of(site, producer, torch.as_tensor(keep[site.name], dtype=torch.long))
@@ -107,9 +107,9 @@ def test_only_the_rows_of_kept_units_change(name, folder):
                 assert changed
 
 
-def test_without_producers_none_of_them_changes(folder):
+def test_without_producers_none_of_them_changes():
     dense, fitted = shared_model("bert"), copied(shared_model("bert"))
-    fits = compensate(fitted, half(dense), batches_for(dense, folder), FULL)
+    fits = compensate(fitted, half(dense), batches_for(dense), FULL)
     assert [fit.layer for fit in fits] == [site.consumer for site in dense.anatomy]
     for site in dense.anatomy:
         for producer in site.producers:
@@ -118,24 +118,24 @@ def test_without_producers_none_of_them_changes(folder):
 
 
 @pytest.mark.parametrize("name", ["bert", "timm-vit"])
-def test_a_pruned_models_record_tells_which_of_the_teachers_units_it_has(name, folder):
+def test_a_pruned_models_record_tells_which_of_the_teachers_units_it_has(name):
     """Pruned in two steps, with the first model as teacher, as compensated at once."""
     dense, fitted, sliced = (copied(shared_model(name)) for _ in range(3))
-    keep, batches = half(dense), batches_for(dense, folder, rows=160)
+    keep, batches = half(dense), batches_for(dense, rows=160)
     compensate(fitted, keep, batches, BOTH)
     slice_model(sliced.module, sliced.anatomy, keep)
     record = PrunedRecord("transformers", "", "", {}, keep, {}, {})
     source = dataclasses.replace(sliced.source, record=record)
     sliced = dataclasses.replace(sliced, anatomy=dissect(sliced.module, sliced.family), source=source)
     compensate(sliced, {}, batches, BOTH, teacher=dense)
-    unseen = batches_for(dense, folder, rows=40, seed=9)
+    unseen = batches_for(dense, rows=40, seed=9)
     one, other = outputs(fitted, keep, unseen), outputs(sliced, {}, unseen)
     assert torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.std()))
 
 
-def test_without_a_record_a_pruned_models_producers_stay(folder):
+def test_without_a_record_a_pruned_models_producers_stay():
     dense, sliced = shared_model("bert"), copied(shared_model("bert"))
     slice_model(sliced.module, sliced.anatomy, half(dense))
     sliced = dataclasses.replace(sliced, anatomy=dissect(sliced.module, sliced.family))
-    fits = compensate(sliced, {}, batches_for(dense, folder), BOTH, teacher=dense)
+    fits = compensate(sliced, {}, batches_for(dense), BOTH, teacher=dense)
     assert [fit.layer for fit in fits] == [site.consumer for site in sliced.anatomy]

@@ -24,21 +24,21 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_layers_behind_the_last_block_are_found_in_the_order_they_run(name, folder):
+def test_the_layers_behind_the_last_block_are_found_in_the_order_they_run(name):
     model = shared_model(name)
-    assert readout_layers(model, batches_for(model, folder)[0]) == LAYERS[name]
+    assert readout_layers(model, batches_for(model)[0]) == LAYERS[name]
 
 
-def test_a_vocabulary_and_a_layer_that_nothing_reads_are_left_alone(folder):
+def test_a_vocabulary_and_a_layer_that_nothing_reads_are_left_alone():
     """The output of GPT-2 is tied to its embeddings; an embedding takes no notice of BERT's pooler."""
     decoder = shared_model("gpt2")
-    found = readout_layers(decoder, batches_for(decoder, folder)[0])
+    found = readout_layers(decoder, batches_for(decoder)[0])
     assert all(
         decoder.module.get_submodule(path).weight is not decoder.module.get_input_embeddings().weight
         for path in found
     )
     encoder = open_model(str(saved_model("bert", "encoder")))
-    assert readout_layers(encoder, batches_for(encoder, folder)[0]) == []
+    assert readout_layers(encoder, batches_for(encoder)[0]) == []
 
 
 @torch.no_grad()
@@ -59,11 +59,11 @@ def seen(model, keep, batches, path):
 @pytest.mark.parametrize(
     ("name", "layer"), [("bert", "classifier"), ("timm-vit", "head"), ("vit", "classifier")]
 )
-def test_a_layer_is_a_ridge_regression_on_what_it_reads_in_the_pruned_model(name, layer, folder):
+def test_a_layer_is_a_ridge_regression_on_what_it_reads_in_the_pruned_model(name, layer):
     """Oracle: the augmented least-squares problem, of full forwards of the masked model. A text weighs the root of its
     length."""
     dense, fitted = shared_model(name), copied(shared_model(name))
-    keep, batches, ridge = half(dense), batches_for(dense, folder, rows=160), 0.1
+    keep, batches, ridge = half(dense), batches_for(dense, rows=160), 0.1
     compensate(fitted, keep, batches, Compensation(method="full", ridges=(ridge,), batch_size=16))
     x, _ = seen(fitted, keep, batches, layer)
     _, y = seen(dense, {}, batches, layer)
@@ -87,10 +87,10 @@ def test_a_layer_is_a_ridge_regression_on_what_it_reads_in_the_pruned_model(name
 
 
 @pytest.mark.parametrize("name", ["bert", "timm-vit", "timm-resnet", "llama", "t5", "segformer", "swin"])
-def test_it_brings_outputs_closer_than_blocks_alone(name, folder):
+def test_it_brings_outputs_closer_than_blocks_alone(name):
     dense = shared_model(name)
-    keep, batches = half(dense), batches_for(dense, folder, rows=160)
-    unseen = batches_for(dense, folder, rows=40, seed=9)
+    keep, batches = half(dense), batches_for(dense, rows=160)
+    unseen = batches_for(dense, rows=40, seed=9)
     target = outputs(dense, {}, unseen)
     errors, told = {}, {}
     for readout in (False, True):

@@ -14,9 +14,9 @@ from optin_cli.scoring.losses import output_change, relational_change, unit_rows
 from optin_cli.transforms.masking import masked
 
 
-def calibrate(model: OpenModel, folder, rows: int = 24) -> Calibration:
+def calibrate(model: OpenModel, rows: int = 24) -> Calibration:
     """Two batches of six examples."""
-    found = sample(data_for(model, folder), model.family.modality, 12, 0, reader=model.task.reader)
+    found = sample(data_for(model), model.family.modality, 12, 0, reader=model.task.reader)
     return Calibration(model, Batches(found, model.processor, 6, reader=model.task.reader), rows, 4.0, seed=0)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 
 import numpy as np
 import torch
 
 from helpers.data import tiny_image_folder, tiny_text_csv
+from helpers.models import new_folder
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batches
-from optin_cli.data.examples import sample
+from optin_cli.data.examples import Examples, sample
 from optin_cli.data.sources import DataSpec
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.transforms.masking import masked, masks_from_keep
@@ -23,14 +25,19 @@ FULL = Compensation(
 AUTO = Compensation(batch_size=16)
 
 
-def batches_for(model: OpenModel, folder, rows: int = 60, pairs: bool = False, seed: int = 0) -> Batches:
-    if model.family.modality == "image":
-        data = tiny_image_folder(folder / f"images{rows}-{seed}", n=rows, seed=seed)
-    else:
-        name = f"{rows}-{pairs}-{seed}.csv"
-        data = tiny_text_csv(folder, rows=rows, labels=None, pairs=pairs, seed=seed, name=name)
-    examples = sample(DataSpec(str(data)), model.family.modality, None, 0)
+def batches_for(model: OpenModel, rows: int = 60, pairs: bool = False, seed: int = 0) -> Batches:
+    """Batches of examples that are written and opened once."""
+    examples = _examples(model.family.modality, rows, pairs, seed)
     return Batches(examples, model.processor, 16, reader=model.task.reader)
+
+
+@cache
+def _examples(modality: str, rows: int, pairs: bool, seed: int) -> Examples:
+    if modality == "image":
+        data = tiny_image_folder(new_folder(), n=rows, seed=seed)
+    else:
+        data = tiny_text_csv(new_folder(), rows=rows, labels=None, pairs=pairs, seed=seed)
+    return sample(DataSpec(str(data)), modality, None, 0)
 
 
 def copied(model: OpenModel) -> OpenModel:

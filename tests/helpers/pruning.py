@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from helpers.data import tiny_audio_folder, tiny_image_folder, tiny_text_csv
-from helpers.models import opened, saved_model
+from helpers.models import new_folder, opened, saved_model
 from optin_cli.architectures.families import family_to_dict
 from optin_cli.architectures.resolve import dissect
 from optin_cli.artefacts.mask import Mask
@@ -24,18 +25,21 @@ from optin_cli.transforms.slicing import Footprint, slice_model
 from optin_cli.transforms.token_merging import merging_options
 
 
-def data_for(model: OpenModel, folder: Path) -> DataSpec:
-    """A few examples of what the model reads, written to `folder`."""
-    if model.family.modality == "audio":
-        transcripts = len(model.anatomy.streams) > 1
-        return DataSpec(str(tiny_audio_folder(folder / "audio", transcripts=transcripts)))
-    image = model.family.modality == "image"
-    return DataSpec(str(tiny_image_folder(folder / "images") if image else tiny_text_csv(folder)))
+def data_for(model: OpenModel) -> DataSpec:
+    """A few examples of what the model reads, written once. Only for reading."""
+    return DataSpec(str(_written(model.family.modality, len(model.anatomy.streams) > 1)))
+
+
+@cache
+def _written(modality: str, transcripts: bool) -> Path:
+    if modality == "audio":
+        return tiny_audio_folder(new_folder(), transcripts=transcripts)
+    return tiny_image_folder(new_folder()) if modality == "image" else tiny_text_csv(new_folder())
 
 
 def rank(model: OpenModel, folder: Path, method: str = "magnitude") -> Ranking:
-    """Data and ranking are written to `folder`."""
-    plan = make_plan(model, data_for(model, folder), ScoreSettings(method=method, samples=8))
+    """The ranking is written to `folder`."""
+    plan = make_plan(model, data_for(model), ScoreSettings(method=method, samples=8))
     return score(plan, folder / "r.h5")
 
 

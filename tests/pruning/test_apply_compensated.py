@@ -98,9 +98,7 @@ def test_only_the_same_compensation_is_recognised(tmp_path):
     assert found.fits == applied.fits
     again = make_plan(model, mask, Compensation(batch_size=16, samples=40, memory=0))
     assert stage.existing(tmp_path / "out", model, mask, again).reused  # memory changes nothing
-    moved = tmp_path / "moved" / "train.csv"
-    moved.parent.mkdir()
-    moved.write_bytes((tmp_path / "train.csv").read_bytes())
+    moved = tiny_text_csv(tmp_path / "moved")
     same = make_plan(model, mask, Compensation(batch_size=16, samples=40), DataSpec(str(moved)))
     assert stage.existing(tmp_path / "out", model, mask, same).reused  # the rows count, not where they lie
     more = DataSpec(str(tiny_text_csv(tmp_path / "more", seed=3)))

@@ -43,9 +43,9 @@ FAMILIES = [
 ]
 
 
-def ranked(model: OpenModel, folder) -> Ranking:
+def ranked(model: OpenModel, folder, data: DataSpec | None = None) -> Ranking:
     settings = ScoreSettings(samples=12, batch_size=6, probes=1, ranks=True)
-    return score(make_plan(model, data_for(model, folder), settings), folder / "r.h5")
+    return score(make_plan(model, data or data_for(model), settings), folder / "r.h5")
 
 
 def cut(ranking: Ranking, flops: float = 0.5) -> Mask:
@@ -79,9 +79,10 @@ def test_what_is_written_is_what_was_masked_and_opens_again(name, tmp_path):
 
 def test_without_data_at_hand_the_mask_remembers_rows_to_turn_heads_on(tmp_path):
     model = opened(saved_model("bert"))
-    mask = cut(ranked(model, tmp_path))
+    path = tiny_text_csv(tmp_path)
+    mask = cut(ranked(model, tmp_path, DataSpec(str(path))))
     assert apply(model, mask, tmp_path / "out").deviation <= 1e-5
-    (tmp_path / "train.csv").unlink()
+    path.unlink()
     with pytest.raises(InputError, match="can't be read again to turn its heads"):
         apply(opened(saved_model("bert")), mask, tmp_path / "other")
     rows = DataSpec(str(tiny_text_csv(tmp_path / "more")))
@@ -141,13 +142,11 @@ def test_masks_of_ranks_that_a_model_can_t_have_are_refused(tmp_path):
     llama = opened(saved_model("llama"))
     (tmp_path / "llama").mkdir()
     settings = ScoreSettings(method="magnitude", samples=8)
-    whole = score(
-        make_plan(llama, data_for(llama, tmp_path / "llama"), settings), tmp_path / "llama" / "r.h5"
-    )
+    whole = score(make_plan(llama, data_for(llama), settings), tmp_path / "llama" / "r.h5")
     with pytest.raises(InputError, match="no heads that can be cut to a lower rank"):
         apply(llama, replace(select(whole, 0.9), ranks={"blocks.0.heads": 2}), tmp_path / "o")
     with pytest.raises(InputError, match="no heads that can be cut to a lower rank"):
-        make_plan(llama, data_for(llama, tmp_path / "llama"), ScoreSettings(samples=8, ranks=True))
+        make_plan(llama, data_for(llama), ScoreSettings(samples=8, ranks=True))
 
 
 def test_records_say_what_is_left_of_heads(tmp_path):

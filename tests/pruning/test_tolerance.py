@@ -31,7 +31,7 @@ def applied(folder, dtype: str):
     source = in_dtype(saved_model("bert"), folder / "source", "bfloat16")
     mask = select(rank(open_model(str(source), device="cpu"), folder), 0.5)
     model = open_model(str(source), device="cpu", dtype=dtype)
-    plan = make_plan(model, mask, Compensation(samples=60, batch_size=8), data_for(model, folder))
+    plan = make_plan(model, mask, Compensation(samples=60, batch_size=8), data_for(model))
     return stage.apply(model, mask, folder / "out", plan=plan)
 
 

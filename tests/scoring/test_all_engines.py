@@ -41,8 +41,8 @@ MEASURED = [
 
 
 @pytest.mark.parametrize("name", [*MEASURED, "mask2former-swin"])
-def test_ablation_equals_a_full_forward(name, tmp_path):
-    calibration = calibrate(shared_model(name), tmp_path)
+def test_ablation_equals_a_full_forward(name):
+    calibration = calibrate(shared_model(name))
     ablation = Ablation(calibration, 0)
     for site in calibration.model.anatomy:
         units = np.arange(site.units)[:: max(1, site.units // 4)]
@@ -54,9 +54,9 @@ def test_ablation_equals_a_full_forward(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_curvature_estimates_the_change_of_a_small_step(name, tmp_path):
+def test_curvature_estimates_the_change_of_a_small_step(name):
     """Oracle: full forwards with a small part of a unit gone, where the second-order term is all there is."""
-    calibration = calibrate(shared_model(name), tmp_path)
+    calibration = calibrate(shared_model(name))
     count, step = 100, 0.02
     found = curvature(calibration, 0, list(calibration.model.anatomy), range(count))
     examples = sampled_examples(calibration)

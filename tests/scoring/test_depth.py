@@ -21,10 +21,10 @@ from optin_cli.selection.select import emptied_sites, select
 from optin_cli.selection.settings import Request
 
 
-def plan_for(name: str, folder) -> Plan:
+def plan_for(name: str) -> Plan:
     model = shared_model(name)
     settings = ScoreSettings(method="depth", samples=12, batch_size=4)
-    return make_plan(model, data_for(model, folder), settings)
+    return make_plan(model, data_for(model), settings)
 
 
 def influence(plan: Plan) -> np.ndarray:
@@ -55,7 +55,7 @@ def influence(plan: Plan) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "gemma3", "gpt-neox", "t5", "timm-vit", "albert"])
 def test_the_units_of_a_block_share_its_influence(name, tmp_path):
-    plan = plan_for(name, tmp_path)
+    plan = plan_for(name)
     found = stage.score(plan, tmp_path / "r.h5")
     anatomy, each = plan.model.anatomy, influence(plan)
     expected = {z: sum(each[np.array(anatomy.blocks) == path]) for z, path in enumerate(anatomy.blocks)}
@@ -69,12 +69,12 @@ def test_the_units_of_a_block_share_its_influence(name, tmp_path):
 
 def test_blocks_that_change_the_shape_have_no_angle(tmp_path):
     with pytest.raises(InputError, match=r"block \d .* there is no angle"):
-        stage.score(plan_for("swin", tmp_path), tmp_path / "r.h5")
+        stage.score(plan_for("swin"), tmp_path / "r.h5")
 
 
 @pytest.mark.parametrize("flops", [0.95, 0.7, 0.67, 0.4, 0.34])
 def test_masks_hold_whole_blocks_the_most_influential_ones(flops, tmp_path):
-    plan = plan_for("bert", tmp_path)
+    plan = plan_for("bert")
     mask = select(stage.score(plan, tmp_path / "r.h5"), flops)
     expected = influence(plan)
     there = {}
@@ -99,7 +99,7 @@ def test_a_pruned_model_has_lost_whole_blocks(tmp_path):
 
 
 def test_requests_that_part_a_block_are_refused(tmp_path):
-    ranking = stage.score(plan_for("bert", tmp_path), tmp_path / "r.h5")
+    ranking = stage.score(plan_for("bert"), tmp_path / "r.h5")
     for request in (Request(flops=0.5, uniform=True), Request(flops=0.5, merge="joint")):
         with pytest.raises(UsageError, match="whole blocks"):
             select(ranking, request)

@@ -15,9 +15,9 @@ from optin_cli.scoring.settings import ScoreSettings
 NAMES = ["bert", "gpt2", "gemma3", "opt", "t5", "vit", "swin", "albert"]
 
 
-def plan_for(name: str, folder, method: str) -> Plan:
+def plan_for(name: str, method: str) -> Plan:
     model = shared_model(name)
-    return make_plan(model, data_for(model, folder), ScoreSettings(method=method, samples=10, batch_size=4))
+    return make_plan(model, data_for(model), ScoreSettings(method=method, samples=10, batch_size=4))
 
 
 def alone(inputs: dict[str, torch.Tensor], row: int) -> dict[str, torch.Tensor]:
@@ -60,7 +60,7 @@ def weight_of(plan: Plan, site) -> np.ndarray:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_wanda_sp_is_weights_times_norms(name, tmp_path):
-    plan = plan_for(name, tmp_path, "wanda-sp")
+    plan = plan_for(name, "wanda-sp")
     found = stage.score(plan, tmp_path / "r.h5")
     given = consumed(plan)
     for site, ranked in zip(plan.model.anatomy, found.sites, strict=True):
@@ -75,7 +75,7 @@ def test_wanda_sp_is_weights_times_norms(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_flap_is_the_standardised_fluctuation(name, tmp_path):
     """The order of all units by score per MAC is that of the metric, and differences are in proportion."""
-    plan = plan_for(name, tmp_path, "flap")
+    plan = plan_for(name, "flap")
     found = stage.score(plan, tmp_path / "r.h5")
     given, expected, scores = consumed(plan), [], []
     for site, ranked in zip(plan.model.anatomy, found.sites, strict=True):
@@ -94,7 +94,7 @@ def test_batches_add_up_to_all_tokens(tmp_path):
             stage.score(
                 make_plan(
                     model,
-                    data_for(model, tmp_path),
+                    data_for(model),
                     ScoreSettings(method=method, samples=10, batch_size=size),
                 ),
                 tmp_path / f"{method}-{size}.h5",

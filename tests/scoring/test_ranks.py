@@ -26,9 +26,9 @@ from optin_cli.scoring.settings import ScoreSettings
 from optin_cli.structure.anatomy import DIMENSIONS
 
 
-def turned(name, folder):
+def turned(name):
     """A calibration on a model whose heads are turned, with sites for their dimensions."""
-    calibration = calibrate(shared_model(name), folder)
+    calibration = calibrate(shared_model(name))
     model = with_turned_heads(calibration.model, calibration.batches)
     calibration.model = dataclasses.replace(model, anatomy=model.anatomy.with_dimensions())
     return calibration
@@ -55,9 +55,9 @@ def forward(calibration, site, factor):
 
 
 @pytest.mark.parametrize("name", ["bert", "mpnet", "timm-vit", "gpt2"])
-def test_gradients_of_ranks_are_those_of_all_dimensions_that_go(name, tmp_path):
+def test_gradients_of_ranks_are_those_of_all_dimensions_that_go(name):
     """Oracle: the output moves by the gradient times the step when the last dimensions are scaled a little."""
-    calibration = turned(name, tmp_path)
+    calibration = turned(name)
     model, batch = calibration.model, calibration.batch(0)
     site = next(s for s in model.anatomy if s.kind == DIMENSIONS and s.block == 1)
     graph = record_graph(model, batch, [site])
@@ -76,9 +76,9 @@ def test_gradients_of_ranks_are_those_of_all_dimensions_that_go(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["bert", "timm-vit"])
-def test_curvature_estimates_the_second_order_change_of_a_lower_rank(name, tmp_path):
+def test_curvature_estimates_the_second_order_change_of_a_lower_rank(name):
     """Oracle: a small part of the last dimensions taken off, where the second-order term is all there is."""
-    calibration = turned(name, tmp_path)
+    calibration = turned(name)
     site = next(s for s in calibration.model.anatomy if s.kind == DIMENSIONS)
     found = curvature(calibration, 0, [site], range(64))
     dense, y = forward(calibration, site, torch.ones(site.units))
@@ -108,7 +108,7 @@ def test_rankings_hold_ranks_beside_units_and_no_sketch_of_them(tmp_path):
     settings = ScoreSettings(samples=12, batch_size=6, probes=1, ranks=True)
     model = opened(saved_model("bert"))
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
-    ranking = score(make_plan(model, data_for(model, tmp_path), settings), tmp_path / "r.h5")
+    ranking = score(make_plan(model, data_for(model), settings), tmp_path / "r.h5")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.module.state_dict().items())
     heads = [site for site in ranking.sites if site.kind == "heads"]
     assert [one.site for one in ranking.rank_sites] == [site.name for site in heads]

@@ -24,19 +24,19 @@ def plan_for(folder, **settings) -> Plan:
 
 
 @pytest.mark.parametrize("name", [*ALL, *MORE_FAMILIES, "mask2former-swin"])
-def test_blocks_that_share_a_pass_add_up_to_those_with_one_each(name, tmp_path):
+def test_blocks_that_share_a_pass_add_up_to_those_with_one_each(name):
     """Oracle: the same signs, block by block. The gradients add up before they are squared."""
-    joint_is_the_sum(name, tmp_path)
+    joint_is_the_sum(name)
 
 
 @pytest.mark.parametrize("name", ["timm-vgg", "whisper"])
-def test_where_a_feature_is_what_the_next_consumer_reads_and_where_streams_meet(name, tmp_path):
+def test_where_a_feature_is_what_the_next_consumer_reads_and_where_streams_meet(name):
     """In a chain of convolutions a feature depends on units of the block behind it, by what that reads."""
-    joint_is_the_sum(name, tmp_path)
+    joint_is_the_sum(name)
 
 
-def joint_is_the_sum(name, tmp_path):
-    calibration = calibrate(shared_model(name), tmp_path)
+def joint_is_the_sum(name):
+    calibration = calibrate(shared_model(name))
     sites = list(calibration.model.anatomy)
     depth = len(calibration.model.anatomy.blocks)
     each = curvature(calibration, 0, sites, range(3), sketched=3)
@@ -52,8 +52,8 @@ def joint_is_the_sum(name, tmp_path):
         np.testing.assert_allclose(joint.output[site.name], each.output[site.name], rtol=1e-4)
 
 
-def test_a_block_with_a_pass_of_its_own_keeps_its_column(tmp_path):
-    calibration = calibrate(shared_model("bert"), tmp_path)
+def test_a_block_with_a_pass_of_its_own_keeps_its_column():
+    calibration = calibrate(shared_model("bert"))
     sites = list(calibration.model.anatomy)
     each, both = (curvature(calibration, 0, sites, range(2), passes=p) for p in (None, [(0, 1), (2,)]))
     for site in sites:

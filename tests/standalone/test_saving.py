@@ -168,7 +168,7 @@ def test_a_module_in_memory_is_pruned_again(half, tmp_path):
     """And what comes of it saves itself, written by optin or not."""
     model = optin.open_model(optin.load(half), processor=AutoTokenizer.from_pretrained(half))
     mask = select(rank(model, tmp_path), 0.1)
-    small = optin.apply(model, mask, data_for(model, tmp_path), compensate="none")
+    small = optin.apply(model, mask, data_for(model), compensate="none")
     small.module.save_pretrained(tmp_path / "m")
     first, then = read_pruned(half), read_pruned(tmp_path / "m")
     assert then.kept == {name: [first.kept[name][unit] for unit in kept] for name, kept in mask.keep.items()}
@@ -180,7 +180,7 @@ def test_a_model_pruned_in_place_saves_itself(tmp_path):
     dense = copy_of(shared_model("bert")).module
     model = optin.open_model(dense, processor=AutoTokenizer.from_pretrained(saved_model("bert")))
     mask = select(rank(model, tmp_path), 0.5)
-    optin.apply(model, mask, data_for(model, tmp_path), compensate="none", inplace=True)
+    optin.apply(model, mask, data_for(model), compensate="none", inplace=True)
     dense.save_pretrained(tmp_path / "m")
     torch.testing.assert_close(logits(without_optin(tmp_path / "m")), logits(dense))
 
