@@ -33,6 +33,7 @@ _HOMES = {
     "optin_cli.api.score": ("score",),
     "optin_cli.api.select": ("select",),
     "optin_cli.api.sweep": ("pick", "sweep"),
+    "optin_cli.api.vocab": ("vocab",),
     "optin_cli.artefacts.latency": ("LatencyTable", "read_latency_table", "write_latency_table"),
     "optin_cli.artefacts.mask": ("Mask", "read_mask", "write_mask"),
     "optin_cli.artefacts.point": ("Point", "Sweep", "read_sweep"),
@@ -60,6 +61,7 @@ _HOMES = {
     "optin_cli.selection.budgets": ("Latency", "Macs", "Memory", "Params", "register_budget"),
     "optin_cli.pruning.apply": ("Applied", "PrunedModel"),
     "optin_cli.pruning.push": ("Pushed",),
+    "optin_cli.vocabulary.reduce": ("Reduced", "ReducedModel"),
     "optin_cli.compensation.settings": ("SiteFit",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -68,10 +70,11 @@ __all__ = [  # noqa: RUF022 - in the order of a run
     "__version__",
     # the stages
     "open_model", "score", "select", "apply", "prune", "evaluate", "bench", "bench_generation", "save", "load",
-    "speedup", "speedup_interval", "latency_table", "sweep", "pick", "report", "export", "push",
+    "speedup", "speedup_interval", "latency_table", "sweep", "pick", "report", "export", "push", "vocab",
     # what they take and give
     "DataSpec", "OpenModel", "Ranking", "RankedSite", "Mask", "PrunedModel", "Applied", "SiteFit", "PrunedRecord",
     "Exported", "Evaluation", "Timing", "Generation", "LatencyTable", "Sweep", "Point", "Pushed",
+    "ReducedModel", "Reduced",
     # files
     "read_ranking", "write_ranking", "read_sketch", "read_mask", "write_mask", "read_latency_table",
     "write_latency_table", "read_pruned", "read_sweep",
@@ -99,6 +102,7 @@ if TYPE_CHECKING:
     from optin_cli.api.score import score
     from optin_cli.api.select import select
     from optin_cli.api.sweep import pick, sweep
+    from optin_cli.api.vocab import vocab
     from optin_cli.architectures.families import (
         Family,
         SiteTable,
@@ -145,6 +149,7 @@ if TYPE_CHECKING:
         Stream,
         UnitInput,
     )
+    from optin_cli.vocabulary.reduce import Reduced, ReducedModel
 
 
 def __getattr__(name: str) -> Any:

@@ -33,6 +33,7 @@ from optin_cli.commands.report import report
 from optin_cli.commands.score import score
 from optin_cli.commands.select import select
 from optin_cli.commands.sweep import sweep
+from optin_cli.commands.vocab import vocab
 from optin_cli.errors import OptinError, PeerFailure
 from optin_cli.interrupts import INTERRUPTED, TERMINATED, Terminated, exit_code, silence
 
@@ -194,6 +195,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "eval": evaluate,
     "export": export,
+    "vocab": vocab,
     "sweep": sweep,
     "pick": pick,
     "report": report,

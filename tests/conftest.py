@@ -34,8 +34,9 @@ MANY = 4
 """Families from which on a test is about families, not about some that its author chose."""
 NOT_FAST = (
     "commands", "api", "pruning", "scoring", "compensation", "measure", "tracing", "execution", "loading", "transforms",
-    "architectures", "tasks", "reporting", "standalone", "cuda", "test_steps.py", "test_without_datasets.py",
-    "test_gpu_benchmark.py", "test_workers.py", "test_builtin_docs.py", "test_builtin_prose.py",
+    "architectures", "tasks", "reporting", "standalone", "vocabulary", "cuda", "test_steps.py",
+    "test_without_datasets.py", "test_gpu_benchmark.py", "test_workers.py", "test_builtin_docs.py",
+    "test_builtin_prose.py",
 )  # fmt: skip
 """Folders and files whose tests open models, start processes or read every docstring."""
 

@@ -14,7 +14,7 @@ ROWS = [
     {"commands"},
     {"api"},
     {"trials", "reporting"},
-    {"pipeline", "runtimes"},
+    {"pipeline", "runtimes", "vocabulary"},
     {"pruning"},
     {"scoring", "selection", "compensation", "measure", "tracing"},
     {"execution"},

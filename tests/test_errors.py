@@ -31,6 +31,7 @@ _ROOMS = (
     "tasks",
     "pipeline.py",
     "sizes.py",
+    "vocabulary",
 )
 _ALLOWED = r"`optin [^`]*`?|^ --[^`]*`|^optin bench MODEL --table$|`--flops[^`]*`|\"--heads\"|^--\w+$"
 LIBRARY = sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] in _ROOMS)

@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 from optin_cli import console
-from optin_cli.artefacts import exported, latency
+from optin_cli.artefacts import exported, latency, vocabulary
 from optin_cli.artefacts.exported import ExportedFile, ExportRecord, read_export, record_of
 from optin_cli.artefacts.facts import Asked, LengthFacts
 from optin_cli.artefacts.files import read_json
@@ -21,6 +21,7 @@ from optin_cli.artefacts.mask import Mask, read_mask
 from optin_cli.artefacts.point import SUFFIX, read_sweep
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, check_weights, ranks_of, read_checked
 from optin_cli.artefacts.ranking import Ranking, read_ranking
+from optin_cli.artefacts.vocabulary import read_vocabulary
 from optin_cli.commands import drawing, options
 from optin_cli.commands.present import (
     exchanged,
@@ -297,6 +298,7 @@ def _show_pruned(path: Path, record: PrunedRecord, json: bool) -> None:
             "merges": record.merges,
             "dense": record.dense,
             "history": record.history,
+            "vocabulary": _vocabulary(path),
         }
         console.emit_json(content)
         return
@@ -304,6 +306,7 @@ def _show_pruned(path: Path, record: PrunedRecord, json: bool) -> None:
         ["architecture", f"{record.architecture} ({record.library}), {record.task}"],
         ["dense model", f"{record.dense['id']} ({record.dense['digest'][:16]})"],
         ["parameters", f"{record.history[-1]['params']:,} of {record.dense['params']:,}"],
+        *_tokens(path),
     ]
     for number, step in enumerate(record.history, 1):
         budget, where = step["budget"], step["checked_on"]
@@ -401,6 +404,7 @@ def _show_model(spec: str, json: bool, trust_remote_code: bool) -> None:
                 "task": model.task.name,
                 "units": units,
                 "dense": model.dense,
+                "vocabulary": _vocabulary(Path(spec).expanduser()),
             }
         )
         return
@@ -408,6 +412,26 @@ def _show_model(spec: str, json: bool, trust_remote_code: bool) -> None:
         ["architecture", f"{type(model.module).__name__} (family {model.family.name}), {model.task.name}"],
         ["weights", f"{model.digest[:16]}, stored as {str(model.stored_dtype).removeprefix('torch.')}"],
         ["parameters", f"{model.dense['params']:,}"],
+        *_tokens(Path(spec).expanduser()),
     ]
     console.facts(f"{spec}: model", facts)
     show_sizes(units)
+
+
+def _vocabulary(path: Path) -> dict[str, object] | None:
+    """What the record of a smaller vocabulary says, if the directory has one."""
+    return read_vocabulary(path).facts() if (path / vocabulary.FILE_NAME).is_file() else None
+
+
+def _tokens(path: Path) -> list[list[str]]:
+    """The same in a line."""
+    if not (path / vocabulary.FILE_NAME).is_file():
+        return []
+    record = read_vocabulary(path)
+    return [
+        [
+            "tokens",
+            f"{record.tokens:,} of the {record.model['tokens']:,} of {record.model['id']}; they cover "
+            f"{100 * record.covered:.3f} % of {record.data['spec']}",
+        ]
+    ]

@@ -1,4 +1,4 @@
-"""What `optin inspect --json` prints of each kind of artefact, and the table of what every command prints."""
+"""What `optin vocab` and `optin inspect` print with `--json`, and the table of what every command prints."""
 
 from __future__ import annotations
 
@@ -8,6 +8,37 @@ from optin_cli.artefacts.exported import ExportedFile, ExportedFrom
 from optin_cli.artefacts.facts import Curve, DenseFacts, PruningStep, TimedModel, TimedSetting, TimedSite
 from optin_cli.commands import outputs
 from optin_cli.commands.outputs import MaskFacts, PointFacts, RankingFacts
+
+
+class VocabularyFacts(TypedDict):
+    """The tokens of a model that has fewer than the one it was made from."""
+
+    tokens: int
+    """Rows of the embedding."""
+    dense_tokens: int
+    always: int
+    """Tokens that are kept whatever the data has."""
+    counted: int
+    """Tokens of the data, special ones not counted."""
+    covered: float
+    """Share of those that are kept."""
+    params: int
+    dense_params: int
+    deviation: float
+    """Largest difference of the outputs, on kept tokens."""
+    checked_on: str
+
+
+class VocabOutput(VocabularyFacts):
+    """`optin vocab`."""
+
+    model: str
+    """Directory."""
+    reused: bool
+    """True if the directory was this model already."""
+    bytes: int
+    """Of the stored weights."""
+    dense_bytes: int
 
 
 class InspectedRanking(RankingFacts):
@@ -52,6 +83,8 @@ class InspectedModel(TypedDict):
     task: str
     units: dict[str, int]
     dense: DenseFacts
+    vocabulary: VocabularyFacts | None
+    """Null of a model that has all of its tokens."""
 
 
 class InspectedPruned(TypedDict):
@@ -66,6 +99,7 @@ class InspectedPruned(TypedDict):
     merges: list[int]
     dense: DenseFacts
     history: list[PruningStep]
+    vocabulary: VocabularyFacts | None
 
 
 class InspectedExport(TypedDict):
@@ -116,6 +150,7 @@ OUTPUTS: dict[str, tuple[type, ...]] = {
     "pick": (outputs.PickOutput,),
     "report": (outputs.ReportOutput,),
     "push": (outputs.PushOutput,),
+    "vocab": (VocabOutput,),
     "inspect": (
         InspectedRanking,
         InspectedMask,

@@ -226,6 +226,13 @@ class Batches:
         part._ids = [[i for i in self.ids(index) if i // size in chosen]]
         return part
 
+    def read_by(self, processor: Any) -> Batches:
+        """The same examples in the same batches, read by the tokenizer of another model."""
+        other = copy(self)
+        vars(other).pop("encoded", None)
+        other.processor, other._ids = processor, self._ids
+        return other
+
     def tokens(self, index: int) -> int:
         """Tokens of a batch, padding out; of files the number of them."""
         ids = self.ids(index)

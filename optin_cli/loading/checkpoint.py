@@ -144,7 +144,7 @@ class OpenModel:
         Raises `InputError` where there is none.
         """
         if self.given is not None:
-            return given_processor(self.given, self.module, self.family.modality)
+            return given_processor(self.given, self.module, self.family.modality, self.source.folder)
         if self.source.library in LIBRARIES:
             return timm_image_processor(self.module)
         if self.source.folder is None:
@@ -386,6 +386,12 @@ def save_pruned(folder: Path, model: OpenModel, record: PrunedRecord) -> None:
 
     Raises `UsageError` for a module of none of the libraries that could open it again.
     """
+    save_open(folder, model, record)
+    write_pruned(folder, record)
+
+
+def save_open(folder: Path, model: OpenModel, record: PrunedRecord | None) -> None:
+    """The same of a model that need not be pruned, without `optin.json`."""
     if not model.source.library:
         raise UsageError(
             f"{model.spec} is of no library that could open it again from a directory",
@@ -394,25 +400,27 @@ def save_pruned(folder: Path, model: OpenModel, record: PrunedRecord) -> None:
     module: Any = copy.deepcopy(model.module).to("cpu", model.stored_dtype)
     if model.source.library in LIBRARIES:
         save_vision(folder, module, model.source)
-        if not record.is_stock or model.source.library == "torchvision":  # which opens no directories itself
+        # torchvision opens no directories itself
+        if record is not None and (not record.is_stock or model.source.library == "torchvision"):
             (folder / CODE_FILE).write_text(code_for(record.library, record.resized))
     else:
-        remember(module, record)
+        if record is not None:
+            remember(module, record)
         save_transformers(folder, module)
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors are written for the owner alone; a model is to be served
     save_companions(folder, model)
-    write_pruned(folder, record)
 
 
 def save_companions(folder: Path, model: OpenModel) -> None:
     """Write what a directory has beside config and weights: tokenizer, processor and pooling files."""
-    for path in model.source.extra_files():
+    own = hasattr(model.given, "save_pretrained")  # those of the folder are another tokenizer's
+    for path in model.source.extra_files(tokenizer=not own):
         assert model.source.folder is not None
         target = folder / path.relative_to(model.source.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    if hasattr(model.given, "save_pretrained"):
+    if own:
         model.given.save_pretrained(folder)
 
 

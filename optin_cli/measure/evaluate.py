@@ -16,7 +16,9 @@ from optin_cli.data.lengths import longest_seen, token_counts
 from optin_cli.data.likeness import difference, seen_content
 from optin_cli.errors import GateError, InputError, UsageError, param
 from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.structure.anatomy import TEXT
 from optin_cli.tasks.base import Task
+from optin_cli.tasks.language import NextToken
 
 Progress = Callable[[int, int, str], None]
 """Called with (batches done, batches in all, what is being done)."""
@@ -173,23 +175,62 @@ def _run(
     """Each batch once through both models: what is kept of each, and the sums of their comparison."""
     task, ours, theirs = model.task, _Kept(), _Kept()
     sums: Counter[str] = Counter()
+    others = None if baseline is None else _read_by(baseline, model, batches)
+    unlike = others is not None and token_counts(others) != token_counts(batches)
     for index, batch in enumerate(batches):
         for piece in [batch] if task.slots is None else batch.split(0, task.slots):
             output, weights = _forward(model, piece)
             ours.add(task, piece, output, weights, labels)
             if baseline is not None:
-                expected = _forward(baseline, piece)[0].to(output.device)
+                other = piece if others is None else others[index]
+                if unlike and output.shape[1] > 1:
+                    raise UsageError(
+                        f"{model.spec} and the baseline {baseline.spec} split the texts into different tokens, and "
+                        f"{task.name} has an output for each",
+                        f"measure each without {param('baseline')}",
+                    )
+                expected = _forward(baseline, other)[0].to(output.device)
                 if expected.shape[1:] != output.shape[1:]:
                     raise UsageError(
                         f"{model.spec} gives outputs of shape {tuple(output.shape[1:])}, "
                         f"but the baseline {baseline.spec} {tuple(expected.shape[1:])}",
                         "compare with the dense model it was made from",
                     )
-                theirs.add(task, piece, expected, weights, labels)
+                theirs.add(task, other, expected, weights, labels)
                 sums.update(task.compare(output, expected, weights))
         if on_progress:
             on_progress(index + 1, len(batches), "evaluating")
     return ours, theirs, sums
+
+
+def _read_by(baseline: OpenModel, model: OpenModel, batches: Batches) -> Batches | None:
+    """The same batches as the baseline reads them, where it has other tokens than the model; else None.
+
+    Raises `UsageError` where outputs are about tokens, so that those of two vocabularies can't be compared.
+    """
+    if model.family.modality != TEXT or not _differ(model, baseline):
+        return None
+    if batches.processor is None:
+        raise UsageError(
+            f"{model.spec} and the baseline {baseline.spec} have different tokens, and the data is tensors of ids",
+            "give texts, which each model reads by its own tokenizer",
+        )
+    if isinstance(model.task, NextToken):
+        raise UsageError(
+            f"{model.spec} and the baseline {baseline.spec} have different tokens, and {model.task.name} predicts "
+            "tokens: what they predict can't be compared",
+            f"measure each without {param('baseline')}",
+        )
+    return batches.read_by(baseline.processor)
+
+
+def _differ(model: OpenModel, baseline: OpenModel) -> bool:
+    """Whether two models read texts as other ids, as those with fewer tokens do."""
+    try:
+        ours, theirs = model.processor.tokenizer, baseline.processor.tokenizer  # type: ignore[union-attr]
+    except InputError:  # one is without: it can only have the other's
+        return False
+    return bool(ours.get_vocab() != theirs.get_vocab())
 
 
 @torch.inference_mode()

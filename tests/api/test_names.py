@@ -36,6 +36,7 @@ RUN = [
     "pick",
     "report",
     "save",
+    "vocab",
 ]
 
 

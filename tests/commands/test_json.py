@@ -45,6 +45,8 @@ def outputs(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
         ("eval", small, "--baseline", model, "--data", data, *QUICK),
         ("export", small, "--to", "torch", "--data", data, "-o", work / "m.pt2"),
         ("push", small, "org/name", "--dry-run"),
+        ("vocab", model, "--data", data, "-o", work / "fewer", *QUICK),
+        ("inspect", work / "fewer"),
         ("sweep", model, "--data", data, "--flops", 0.5, "-o", sweep, *plain, *FAST,
          "--seconds", 0, "--repeats", 1, "--bench-batch-size", 1),
         ("pick", sweep, "--max-drop", 100),
