@@ -33,7 +33,8 @@ def vocab(
         model: see `open_model`; of transformers, with a WordPiece, BPE or Unigram tokenizer. It stays as it is.
         data: see `score`: texts whose tokens are counted, whole ones.
         output: a directory to write, which transformers opens as it opened the model's own.
-        keep: tokens of the new vocabulary at most: those that the data has most often.
+        keep: tokens of the new vocabulary: those that the data has most often, and where it has fewer, the first ones
+            of the whole vocabulary.
         coverage: or the share of the data's tokens that are kept as they are; by default 1, all of them.
         samples: rows drawn by `seed`; by default all.
         split: of the data; by default `train`.

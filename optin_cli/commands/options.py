@@ -151,6 +151,17 @@ StreamedData = Annotated[DataSpec, Group(DataSpec, panel="Calibration", texts=_T
 CalibrationData = Annotated[
     DataSpec, Group(DataSpec, without="stream", panel="Calibration", texts=_TEXTS, make=_data)
 ]
+TextData = Annotated[
+    DataSpec,
+    Group(
+        DataSpec,
+        without="image stream workers mask ignore_index audio",
+        panel="Calibration",
+        texts=_TEXTS,
+        make=_data,
+    ),
+]
+"""Of a command for models of text alone."""
 LabelledData = Annotated[
     DataSpec,
     Group(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @everyday("data", "output", "keep", "coverage")
 def vocab(
     model: options.Model,
-    data: options.CalibrationData,
+    data: options.TextData,
     output: Annotated[Path, typer.Option("--output", "-o", help="Model directory to write.")],
     settings: Annotated[VocabularySettings, Group(VocabularySettings)],
     opening: options.PlainOpening,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from optin_cli.errors import UsageError, param
@@ -21,12 +21,17 @@ class Choice:
 
 
 def choose(
-    counts: Counter[int], always: set[int], needed: Callable[[int], set[int]], settings: VocabularySettings
+    counts: Counter[int],
+    always: set[int],
+    ids: Iterable[int],
+    needed: Callable[[int], set[int]],
+    settings: VocabularySettings,
 ) -> Choice:
     """Choose tokens by how often the data has them, the most frequent first, each with what it `needed`.
 
-    With `keep`, a token that would need more room is left out, and rarer ones that fit are taken. `counts` are of
-    tokens that are not special. Raises `UsageError` where `keep` is less than what is `always` kept.
+    With `keep`, a token that would need more room is left out, and others that fit are taken: those that the data does
+    not have in the order of their `ids`, which most tokenizers give to frequent ones first. `counts` are of tokens that
+    are not special. Raises `UsageError` where `keep` is less than what is `always` kept.
     """
     if settings.keep is not None and settings.keep < len(always):
         raise UsageError(
@@ -37,10 +42,11 @@ def choose(
     total = counts.total()
     wanted = total * (settings.coverage or 1.0)
     kept, covered = set(always), sum(count for token, count in counts.items() if token in always)
-    for token, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+    candidates = counts if settings.keep is None else ids
+    for token in sorted(candidates, key=lambda one: (-counts[one], one)):
         if settings.keep is None and covered >= wanted:
             break
-        if token in kept:
+        if token in kept or len(kept) == settings.keep:
             continue
         more = needed(token) - kept
         if settings.keep is not None and len(kept) + len(more) > settings.keep:

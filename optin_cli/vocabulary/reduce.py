@@ -167,17 +167,18 @@ def reduce_vocabulary(
     vocabulary = vocabulary_of(tokenizer, model.spec)
     special = set(tokenizer.all_special_ids)
     named = {one for one in named_ids(model.module) if one < rows}
-    always = vocabulary.always() | special | named | _in_front(special | named)
+    always = vocabulary.always() | special | named | in_front(special | named)
     counts = count_tokens(batches, on_progress)
     if beyond := [one for one in counts if one >= rows]:
         raise InputError(
             f"the data has token {beyond[0]}, and {model.spec} knows {rows} tokens",
             "take the tokenizer that belongs to the model",
         )
+    on_progress(1, 1, "rebuilding tokenizer and weights")
     counted = Counter({token: count for token, count in counts.items() if token not in special})
-    choice = choose(counted, always, vocabulary.needed, settings)
+    choice = choose(counted, always, vocabulary.ids, vocabulary.needed, settings)
     kept, ids = choice.kept, {old: new for new, old in enumerate(choice.kept)}
-    smaller_tokenizer = rebuilt(tokenizer, vocabulary.without(kept), ids)
+    smaller_tokenizer = rebuilt(tokenizer, vocabulary.without(kept))
     checks.check_ids(tokenizer, smaller_tokenizer, ids)
     unknown = tokenizer.unk_token_id if vocabulary.model["type"] == "WordPiece" else None
     texts = texts_of(batches.examples, _COMPARED)
@@ -230,7 +231,7 @@ def reduce_vocabulary(
     return _with_report(replace(loaded, source=source), report)
 
 
-def _in_front(named: set[int]) -> set[int]:
+def in_front(named: set[int]) -> set[int]:
     """Ids up to the last special one among the first of a vocabulary: some classes fix their numbers, and some models
     count positions from that of padding."""
     return set(range(max((one for one in named if one < _FRONT), default=-1) + 1))

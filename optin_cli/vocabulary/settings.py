@@ -17,7 +17,7 @@ class VocabularySettings:
         metadata={
             "metavar": "N",
             "least": 1,
-            "help": "Tokens of the new vocabulary, at most: those that the data has most often.",
+            "help": "Tokens of the new vocabulary: the most frequent of the data, then the first of all.",
         },
     )
     coverage: float | None = field(

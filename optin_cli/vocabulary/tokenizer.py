@@ -12,7 +12,7 @@ from typing import Any
 
 from optin_cli.loading.checkpoint import OpenModel
 
-_CONFIG, _FILE, _DECODER = "tokenizer_config.json", "tokenizer.json", "added_tokens_decoder"
+_FILE = "tokenizer.json"
 _LEGACY = {"WordPiece": ("vocab.txt",), "BPE": ("vocab.json", "merges.txt")}
 """Kind of tokenizer -> the files that its model saves, which programs without `tokenizers` read."""
 _TEXT_ALONE = "special_tokens_map.json"
@@ -35,11 +35,8 @@ def original_tokenizer(model: OpenModel) -> Any:
     )
 
 
-def rebuilt(tokenizer: Any, content: Mapping[str, Any], ids: Mapping[int, int]) -> Any:
-    """The tokenizer with other `content` of its `tokenizer.json`, opened from files as any other is.
-
-    `ids` are its old ones -> the new ones.
-    """
+def rebuilt(tokenizer: Any, content: Mapping[str, Any]) -> Any:
+    """The tokenizer with other `content` of its `tokenizer.json`, opened from files as any other is."""
     with TemporaryDirectory(prefix="optin-tokenizer-") as name:
         folder = Path(name)
         tokenizer.save_pretrained(folder)
@@ -47,10 +44,6 @@ def rebuilt(tokenizer: Any, content: Mapping[str, Any], ids: Mapping[int, int]) 
             for path in folder.glob(pattern):
                 path.unlink()
         (folder / _FILE).write_text(json.dumps(content, ensure_ascii=False))
-        config = json.loads((folder / _CONFIG).read_text())
-        if _DECODER in config:
-            config[_DECODER] = {str(ids[int(old)]): token for old, token in config[_DECODER].items()}
-            (folder / _CONFIG).write_text(json.dumps(config, ensure_ascii=False))
         made = type(tokenizer).from_pretrained(folder)
     made.name_or_path = getattr(tokenizer, "name_or_path", "")
     return made

@@ -39,7 +39,10 @@ def vocabulary_size(model: OpenModel) -> int:
             "give a model of transformers, or its directory",
         )
     sizes = {value for _, name, value in _entries(module.config) if _SIZE.search(name) and value}
-    embedding = module.get_input_embeddings()
+    try:
+        embedding = module.get_input_embeddings()
+    except NotImplementedError:  # of classes that transformers finds none in
+        embedding = None
     rows = embedding.weight.shape[0] if isinstance(embedding, nn.Embedding) else 0
     if not rows:
         raise InputError(f"{model.spec} has no embedding of tokens", "give a model that reads text")

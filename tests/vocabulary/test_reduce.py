@@ -115,7 +115,7 @@ def test_fewer_tokens_lengthen_texts_and_leave_them_readable(tmp_path):
     whole = optin.vocab(dense, prose())
     some = optin.vocab(dense, prose(), coverage=0.9)
     few = optin.vocab(dense, prose(), keep=whole.report.record.always + 30)
-    assert few.report.tokens <= whole.report.record.always + 30
+    assert few.report.tokens == whole.report.record.always + 30
     assert 0.9 <= some.report.covered < 1
     assert few.report.covered < some.report.covered or few.report.tokens >= some.report.tokens
     lengths = []
@@ -146,6 +146,18 @@ def test_coverage_takes_the_fewest_tokens_of_wordpiece():
     had = sum(count for one, count in counts.items() if one in always)
     fewest = next(n for n in range(len(rest) + 1) if had + sum(rest[:n]) >= 0.95 * counts.total())
     assert report.tokens == report.record.always + fewest
+
+
+def test_room_that_the_data_does_not_need_is_for_the_first_tokens():
+    dense = opened(whole_model("gpt2"))
+    some = optin.vocab(dense, prose(2)).report
+    more = optin.vocab(dense, prose(2), keep=some.tokens + 20).report
+    assert more.tokens == some.tokens + 20 and set(some.kept) < set(more.kept)
+    added = sorted(set(more.kept) - set(some.kept))
+    left = sorted(set(range(some.dense_tokens - UNUSED)) - set(some.kept))
+    assert added[:5] == left[:5]
+    everything = optin.vocab(dense, prose(2), keep=10_000).report
+    assert everything.tokens == some.dense_tokens - UNUSED
 
 
 def test_a_smaller_model_is_the_callers_to_prune_and_save(tmp_path):
