@@ -42,17 +42,25 @@ _FRONT = 16
 """Ids that classes of tokenizers and of models may count on, where special tokens are among them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reduced:
     """The result of `vocab`."""
 
     path: Path | None
     """The directory that it was written to; None for a model in memory alone."""
-    record: VocabularyRecord = field(repr=False)
+    record: VocabularyRecord
     """What `optin-vocab.json` holds."""
     itemsize: int
     """Bytes of a stored weight."""
     reused: bool = False
+
+    def __repr__(self) -> str:
+        """A line for a notebook: the kept ids would fill pages."""
+        millions = self.params / 1e6, self.dense_params / 1e6
+        return (
+            f"<Reduced: {self.tokens:,} of {self.dense_tokens:,} tokens, {millions[0]:.1f} of {millions[1]:.1f} M "
+            f"parameters, {100 * self.covered:.3f} % of the data's tokens kept>"
+        )
 
     @property
     def tokens(self) -> int:
