@@ -56,9 +56,8 @@ class Reduced:
 
     def __repr__(self) -> str:
         """A line for a notebook: the kept ids would fill pages."""
-        millions = self.params / 1e6, self.dense_params / 1e6
         return (
-            f"<Reduced: {self.tokens:,} of {self.dense_tokens:,} tokens, {millions[0]:.1f} of {millions[1]:.1f} M "
+            f"<Reduced: {self.tokens:,} of {self.dense_tokens:,} tokens, {self.params:,} of {self.dense_params:,} "
             f"parameters, {100 * self.covered:.3f} % of the data's tokens kept>"
         )
 
@@ -184,7 +183,8 @@ def reduce_vocabulary(
         )
     on_progress(1, 1, "rebuilding tokenizer and weights")
     counted = Counter({token: count for token, count in counts.items() if token not in special})
-    choice = choose(counted, always, vocabulary.ids, vocabulary.needed, settings)
+    known = [one for one in vocabulary.ids if one < rows]
+    choice = choose(counted, always, known, vocabulary.needed, settings)
     kept, ids = choice.kept, {old: new for new, old in enumerate(choice.kept)}
     smaller_tokenizer = rebuilt(tokenizer, vocabulary.without(kept))
     checks.check_ids(tokenizer, smaller_tokenizer, ids)

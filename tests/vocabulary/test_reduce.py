@@ -6,7 +6,8 @@ import json
 
 import pytest
 import torch
-from helpers.models import copy_of, opened
+from helpers.families import DECODERS, ENCODER_DECODERS, MORE_TEXT, TEXT_FAMILIES
+from helpers.models import copy_of, opened, saved_model
 from helpers.vocabularies import END, MODELS, UNUSED, prose, whole_model
 from safetensors.torch import load_file
 
@@ -57,6 +58,15 @@ def test_outputs_are_those_before_with_transformers_alone(name, tmp_path):
     assert [t.shape for t in opened(tmp_path / "small").module.state_dict().values()] == [
         t.shape for t in small.module.state_dict().values()
     ]
+
+
+@pytest.mark.parametrize("name", [*TEXT_FAMILIES, *MORE_TEXT, *DECODERS, *ENCODER_DECODERS])
+def test_every_family_of_text_can_lose_tokens(name, tmp_path):
+    texts = ["the cat runs", "a dog sits on the tree"]
+    report = optin.vocab(opened(saved_model(name)), texts, output=tmp_path / "small").report
+    assert report.tokens < report.dense_tokens and report.covered == 1.0
+    assert report.deviation <= 1e-6
+    assert f"{report.tokens} of {report.dense_tokens} tokens" in repr(report)
 
 
 @pytest.mark.parametrize("name", ["bert-masked", "gpt2", "llama", "t5-gated", "bart", "bert-to-bert"])
