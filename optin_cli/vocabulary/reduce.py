@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from optin_cli.artefacts.changes import changes, explain, explain_new
 from optin_cli.artefacts.files import atomic_dir, check_space, check_writable
@@ -21,14 +22,14 @@ from optin_cli.data.opening import open_batches
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, OutputDiffers, UsageError, param
 from optin_cli.loading.checkpoint import OpenModel, open_like, save_open
-from optin_cli.pruning.model_card import write_card
+from optin_cli.pruning.model_card import keep_edited, write_card
 from optin_cli.structure.anatomy import TEXT
 from optin_cli.vocabulary import checks
 from optin_cli.vocabulary.choosing import choose
 from optin_cli.vocabulary.counting import count_tokens, texts_of
 from optin_cli.vocabulary.settings import VocabularySettings
 from optin_cli.vocabulary.tokenizer import original_tokenizer, rebuilt, write_legacy_files
-from optin_cli.vocabulary.tokens import vocabulary_of
+from optin_cli.vocabulary.tokens import Vocabulary, WordPiece, vocabulary_of
 from optin_cli.vocabulary.weights import named_ids, vocabulary_size, with_tokens
 
 log = logging.getLogger("optin")
@@ -169,29 +170,15 @@ def reduce_vocabulary(
     `model` stays as it is. Raises `UsageError` for a number of tokens that drops what must be kept, `InputError` for a
     tokenizer or a model that can't lose tokens, `OptinError` where outputs differ: nothing is written then.
     """
-    rows = vocabulary_size(model)
     tokenizer = original_tokenizer(model)
     vocabulary = vocabulary_of(tokenizer, model.spec)
-    special = set(tokenizer.all_special_ids)
-    named = {one for one in named_ids(model.module) if one < rows}
-    always = vocabulary.always() | special | named | in_front(special | named)
-    counts = count_tokens(batches, on_progress)
-    if beyond := [one for one in counts if one >= rows]:
-        raise InputError(
-            f"the data has token {beyond[0]}, and {model.spec} knows {rows} tokens",
-            "take the tokenizer that belongs to the model",
-        )
+    counts = _counted(model, tokenizer, batches, on_progress)
     on_progress(1, 1, "rebuilding tokenizer and weights")
-    counted = Counter({token: count for token, count in counts.items() if token not in special})
+    rows, always = vocabulary_size(model), _always(model, tokenizer, vocabulary)
     known = [one for one in vocabulary.ids if one < rows]
-    choice = choose(counted, always, known, vocabulary.needed, settings)
-    kept, ids = choice.kept, {old: new for new, old in enumerate(choice.kept)}
-    smaller_tokenizer = rebuilt(tokenizer, vocabulary.without(kept))
-    checks.check_ids(tokenizer, smaller_tokenizer, ids)
-    unknown = tokenizer.unk_token_id if vocabulary.model["type"] == "WordPiece" else None
-    texts = texts_of(batches.examples, _COMPARED)
-    checks.check_texts(tokenizer, smaller_tokenizer, ids, texts, unknown)
-    made = with_tokens(model, kept, smaller_tokenizer)
+    choice = choose(counts, always, known, vocabulary.needed, settings)
+    smaller_tokenizer = _checked(tokenizer, vocabulary, choice.kept, batches)
+    made = with_tokens(model, choice.kept, smaller_tokenizer)
     record = VocabularyRecord(
         model={
             "id": model.spec,
@@ -203,11 +190,11 @@ def reduce_vocabulary(
         data=batches.examples.describe(),
         settings=settings.identity(),
         kind=vocabulary.model["type"],
-        kept=kept,
+        kept=choice.kept,
         tokens=vocabulary_size(made),
         params=_params(made),
         always=len(always),
-        counted=counted.total(),
+        counted=counts.total(),
         covered=choice.covered,
         deviation=0.0,
         checked_on=batches.examples.data.spec,
@@ -216,25 +203,65 @@ def reduce_vocabulary(
     inputs = checks.some_inputs(_short(batches))
 
     def compared(smaller: OpenModel) -> Reduced:
-        deviation = checks.compare_models(model, smaller, kept, inputs, counted).deviation
+        deviation = checks.compare_models(model, smaller, choice.kept, inputs, counts).deviation
         return Reduced(output, replace(record, deviation=deviation), model.stored_dtype.itemsize)
 
     if output is None:
         return _with_report(made, compared(made))
-    check_space(output, record.params * model.stored_dtype.itemsize)
+    return _written(output, made, model, compared)
+
+
+def _counted(model: OpenModel, tokenizer: Any, batches: Batches, on_progress: Progress) -> Counter[int]:
+    """How often the data has each token, special ones left out. Raises `InputError` for one that has no row."""
+    counts, rows = count_tokens(batches, on_progress), vocabulary_size(model)
+    if beyond := [one for one in counts if one >= rows]:
+        raise InputError(
+            f"the data has token {beyond[0]}, and {model.spec} knows {rows} tokens",
+            "take the tokenizer that belongs to the model",
+        )
+    for one in tokenizer.all_special_ids:
+        counts.pop(one, None)
+    return counts
+
+
+def _always(model: OpenModel, tokenizer: Any, vocabulary: Vocabulary) -> set[int]:
+    """Ids that are kept whatever the data has."""
+    rows = vocabulary_size(model)
+    named = {one for one in named_ids(model.module) if one < rows} | set(tokenizer.all_special_ids)
+    return vocabulary.always() | named | in_front(named)
+
+
+def _checked(tokenizer: Any, vocabulary: Vocabulary, kept: Sequence[int], batches: Batches) -> Any:
+    """The tokenizer with the kept tokens, once it has split the data's texts as before."""
+    ids = {old: new for new, old in enumerate(kept)}
+    smaller = rebuilt(tokenizer, vocabulary.without(kept))
+    checks.check_ids(tokenizer, smaller, ids)
+    unknown = tokenizer.unk_token_id if isinstance(vocabulary, WordPiece) else None
+    checks.check_texts(tokenizer, smaller, ids, texts_of(batches.examples, _COMPARED), unknown)
+    return smaller
+
+
+def _written(
+    output: Path, made: OpenModel, model: OpenModel, compared: Callable[[OpenModel], Reduced]
+) -> ReducedModel:
+    """Write the model, and open it again and compare it before it gets its name."""
+    check_space(output, _params(made) * model.stored_dtype.itemsize)
     with atomic_dir(output) as folder:
         save_open(folder, made, made.record)
-        if left := write_legacy_files(folder, model, smaller_tokenizer):
+        if left := write_legacy_files(folder, model, made.given):
             log.info("left out: %s, which holds the whole vocabulary", ", ".join(left))
         if made.record is not None:
             write_pruned(folder, made.record)
         loaded = open_like(folder, model)
         report = compared(loaded)
-        ranks = {one: one for one in range(len(kept))}
-        checks.check_ids(smaller_tokenizer, original_tokenizer(loaded), ranks)
+        checks.check_ids(
+            made.given, original_tokenizer(loaded), {one: one for one in range(len(report.kept))}
+        )
         write_vocabulary(folder, report.record)
         if made.record is not None:
             write_card(folder, made, made.record, output)
+        else:
+            keep_edited(folder, output)
     source = replace(loaded.source, spec=str(output), folder=output)
     return _with_report(replace(loaded, source=source), report)
 

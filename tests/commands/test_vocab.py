@@ -77,7 +77,9 @@ def test_outputs_that_are_there(texts, tmp_path):
     assert (out / "optin-vocab.json").read_bytes() == first
     assert "coverage was 1.0, is 0.9" in run(*asked, "--coverage", 0.9, "--update", "--explain").stderr
     assert read_vocabulary(out).covered < 1
+    (out / "README.md").write_text("my notes")
     run(*asked, "--force", "-q")
+    assert (out / "README.md").read_text() == "my notes"
     assert read_vocabulary(out).covered == 1
     mine = tmp_path / "mine"
     mine.mkdir()
