@@ -46,6 +46,9 @@ class VocabularyRecord:
     """Tokens of the data, special ones not counted."""
     covered: float
     """Share of those that are kept."""
+    unseen: float
+    """Share of the tokens of more text of the same kind that the data has not, as Good (1953) estimates it: of those it
+    has once. Text whose subjects change has more of them."""
     deviation: float
     """Largest absolute difference of the outputs from those of the model it was made from."""
     checked_on: str
@@ -59,6 +62,7 @@ class VocabularyRecord:
             "always": self.always,
             "counted": self.counted,
             "covered": self.covered,
+            "unseen": self.unseen,
             "params": self.params,
             "dense_params": self.model["params"],
             "deviation": self.deviation,

@@ -22,6 +22,8 @@ class VocabularyFacts(TypedDict):
     """Tokens of the data, special ones not counted."""
     covered: float
     """Share of those that are kept."""
+    unseen: float
+    """Share of the tokens of more text of the same kind that the data has not, estimated from those it has once."""
     params: int
     dense_params: int
     deviation: float

@@ -77,6 +77,9 @@ def _show(found: Reduced) -> None:
         f"{100 * record.covered:.3f} % of the {record.counted:,} tokens in {record.checked_on} are kept; "
         f"{record.always:,} tokens would be for any data"
     )
+    console.note(
+        f"of more text of its kind, about {100 * record.unseen:.2f} % or more would be tokens that it has not"
+    )
     console.note(f"largest deviation from the outputs before, on kept tokens: {record.deviation:.1e}")
 
 

@@ -39,6 +39,8 @@ _BATCH, _ROWS = 8, 32
 """Examples that outputs are compared on."""
 _COMPARED = 10_000
 """Rows whose texts are split by both tokenizers."""
+_UNSEEN = 0.01
+"""Estimated share of unseen tokens from which on there is a warning."""
 _FRONT = 16
 """Ids that classes of tokenizers and of models may count on, where special tokens are among them."""
 
@@ -177,6 +179,12 @@ def reduce_vocabulary(
     rows, always = vocabulary_size(model), _always(model, tokenizer, vocabulary)
     known = [one for one in vocabulary.ids if one < rows]
     choice = choose(counts, always, known, vocabulary.needed, settings)
+    unseen = sum(count == 1 for count in counts.values()) / max(1, counts.total())
+    if unseen > _UNSEEN and settings.keep is None:
+        log.warning(
+            "%s has too little text to know the words of its kind: count on more, or keep more tokens than it has",
+            batches.examples.data.spec,
+        )
     smaller_tokenizer = _checked(tokenizer, vocabulary, choice.kept, batches)
     made = with_tokens(model, choice.kept, smaller_tokenizer)
     record = VocabularyRecord(
@@ -196,6 +204,7 @@ def reduce_vocabulary(
         always=len(always),
         counted=counts.total(),
         covered=choice.covered,
+        unseen=unseen,
         deviation=0.0,
         checked_on=batches.examples.data.spec,
         versions=library_versions(),

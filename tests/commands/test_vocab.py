@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 
 import pytest
 from helpers.cli import FAST, run
@@ -31,6 +32,11 @@ def test_what_it_prints_and_writes(texts, tmp_path):
     said = run("vocab", whole_model("bert"), "--data", texts, "-o", out)
     assert said.stdout.split() == [str(out)]
     record = read_vocabulary(out)
+    tokenizer = opened(whole_model("bert")).processor.tokenizer
+    words = [one for text in prose() for half in (text, text[::2]) for one in tokenizer(half)["input_ids"]]
+    counts = Counter(one for one in words if one not in tokenizer.all_special_ids)
+    assert record.unseen == sum(count == 1 for count in counts.values()) / counts.total() > 0.01
+    assert "too little text" in said.stderr
     for told in (f"{record.tokens:,}", f"{record.model['tokens']:,}", "100.000 %", "reading the text"):
         assert told in said.stderr
     found = json.loads(run("vocab", whole_model("bert"), "--data", texts, "-o", out, "--json").stdout)
