@@ -2,6 +2,7 @@
 
     python benchmarks/vocab.py [--shared ../shared] [--cells benchmarks/vocab]                  # all-MiniLM-L6-v2
     python benchmarks/vocab.py --gemma MODEL [--rows 24]                                       # a causal language model
+    python benchmarks/vocab.py --missing                            # tokens of test splits that train splits lack
     python benchmarks/vocab.py --report                             # tables from the cells that are there
 
 MiniLM's tokens are counted on stsb's train split. It is measured on stsb's test split and, as other text, on 500
@@ -19,6 +20,7 @@ import datetime
 import math
 import platform
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,11 +93,40 @@ def minilm(options: argparse.Namespace) -> None:
                 cells.put(PRUNED, measured(pruned, Path(temporary) / "pruned"))
 
 
+def missing(options: argparse.Namespace) -> None:
+    """The share of MiniLM's tokens in one text that another has not, beside what the command estimates."""
+    shared = options.shared.resolve()
+    tokenizer = optin.open_model(MINILM.spec).processor.tokenizer
+
+    def counts(lines: list[str]) -> Counter[int]:
+        return Counter(one for ids in tokenizer(lines, add_special_tokens=False)["input_ids"] for one in ids)
+
+    stsb, brown = (
+        {one: counts(_lines(shared, data, one)) for one in ("train", "test")} for data in ("stsb", "brown")
+    )
+    pairs = {
+        "stsb test, counted on stsb": (stsb["train"], stsb["test"]),
+        "stsb test, counted on both": (stsb["train"] + brown["train"], stsb["test"]),
+        "Brown test, counted on Brown": (brown["train"], brown["test"]),
+        "Brown test, counted on stsb": (stsb["train"], brown["test"]),
+    }
+    for name, (counted, other) in pairs.items():
+        estimate = sum(count == 1 for count in counted.values()) / counted.total()
+        share = sum(count for token, count in other.items() if token not in counted) / other.total()
+        print(f"{name}: {100 * share:.2f} % are missing, estimated {100 * estimate:.2f} %")
+
+
+def _lines(shared: Path, data: str, split: str) -> list[str]:
+    """The texts of a split, one by one."""
+    if data == "brown":
+        return (shared / f"data/brown/{split}.txt").read_text().splitlines()
+    with (shared / f"data/stsb/{split}.csv").open(newline="") as stream:
+        return [row[column] for row in csv.DictReader(stream) for column in ("sentence1", "sentence2")]
+
+
 def _joined(shared: Path, path: Path) -> str:
     """The texts of both train splits, a line each."""
-    with (shared / "data/stsb/train.csv").open(newline="") as stream:
-        lines = [row[column] for row in csv.DictReader(stream) for column in ("sentence1", "sentence2")]
-    lines += (shared / "data/brown/train.txt").read_text().splitlines()
+    lines = [*_lines(shared, "stsb", "train"), *_lines(shared, "brown", "train")]
     path.write_text("".join(f"{' '.join(line.split())}\n" for line in lines))
     return str(path)
 
@@ -201,10 +232,13 @@ def main() -> None:
     parser.add_argument("--gemma", type=Path, help="directory of a causal language model")
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--settings", default="coverage 1,coverage 0.99,keep 120000")
+    parser.add_argument("--missing", action="store_true")
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     if options.report:
         report(options)
+    elif options.missing:
+        missing(options)
     elif options.gemma:
         gemma(options)
     else:
