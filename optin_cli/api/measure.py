@@ -44,14 +44,15 @@ def evaluate(
         data: see `score`; by default its split `validation`, where it has a name.
         baseline: the dense model to compare with.
         samples: examples drawn by `seed`; by default all.
-        max_drop: points that may be lost to the baseline, of perplexity per cent.
+        max_drop: points that may be lost to the baseline, of an error rate gained, of perplexity per cent.
         batch_size, max_length: examples in a batch, and tokens of a text at most.
         split: of the data.
         seed: of what is drawn.
         on_progress: called with (batches done, batches in all, what is being done).
 
     Returns:
-        `metrics` (points: 100 is perfect), `baseline_metrics`, `fidelity` to the baseline, and the `drop`.
+        `metrics` (points: 100 is perfect; less is better of errors), `baseline_metrics`, `fidelity` to the baseline,
+        and the `drop`.
 
     Raises:
         UsageError: where there is nothing to measure: neither labels nor a baseline.

@@ -92,7 +92,8 @@ def prune(
         flops, params, memory, latency, latency_ms, latency_table, budgets: the budgets, see `select`; at least one, or
             one of the next two.
         max_drop: in place of a budget: finds the smallest model that loses at most so many points of the main metric
-            (of perplexity per cent; without labels of agreement), by bisection over shares of the MACs.
+            (of an error rate gained, of perplexity per cent; without labels of agreement), by bisection over shares of
+            the MACs.
         min_speedup: in place of a budget: finds the largest model that is measured to be so much faster, at the largest
             batch that is timed. It holds beside `max_drop`, too. Both need an `output`.
         sweep: the folder that keeps the trials of both as points of a sweep; by default `output` with `.sweep` added.

@@ -206,7 +206,8 @@ def pick(
 
     Args:
         sweep: of `sweep`, or its folder.
-        max_drop: points of the main metric that may be lost (of perplexity per cent; without labels of agreement).
+        max_drop: points of the main metric that may be lost (of an error rate gained, of perplexity per cent; without
+            labels of agreement).
         min_speedup: measured speed-up over the dense model, at the largest batch size that was timed.
         max_latency: measured milliseconds of a batch, at the smallest batch size that was timed.
         batch_size: the batch size that both are about, if there are several.

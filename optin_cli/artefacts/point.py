@@ -94,7 +94,8 @@ class Point:
 
     @property
     def drop(self) -> float | None:
-        """Points of the main metric that were lost, or of agreement with the dense model; None if not measured."""
+        """Points of the main metric that were lost (of an error rate: gained; of perplexity: per cent), or of agreement
+        with the dense model; None if not measured."""
         found: float | None = self.evaluation.get("drop")
         return found
 
@@ -114,6 +115,13 @@ class Point:
     def timing(self, batch_size: int) -> TimedPoint | None:
         """The timing at a batch size; of several sizes of inputs the first. None if there is none."""
         return next((one for one in self.timings if one["batch_size"] == batch_size), None)
+
+
+def change_words(metric: str, drop: float) -> str:
+    """`drops by 1.300 points`, or `rises by 5.000 per cent`: what a `drop` of a metric means, '' being agreement."""
+    if metric == "perplexity":
+        return f"rises by {drop:.3f} per cent"
+    return f"{'rises' if metric.endswith('error_rate') else 'drops'} by {drop:.3f} points"
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ def evaluate(
         typer.Option(
             "--max-drop",
             rich_help_panel="Output",
-            help="Exit with 5 if more points than this are lost to the baseline, or perplexity rises by more per cent.",
+            help="Exit with 5 if more points than this are lost to the baseline (error rate: gained; perplexity: per "
+            "cent).",
         ),
     ] = None,
 ) -> None:

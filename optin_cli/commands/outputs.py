@@ -327,7 +327,7 @@ class EvalOutput(TypedDict):
     baseline_metrics: dict[str, float]
     fidelity: dict[str, float]
     drop: float | None
-    """Points lost to the baseline."""
+    """Points lost to the baseline; of an error rate gained, of perplexity per cent."""
     broken: int
     """Examples left out."""
     longest: int | None

@@ -22,6 +22,8 @@ from optin_cli.errors import InputError
 
 IGNORE = -100
 MASK = "attention_mask"
+DECODER = "decoder_"
+"""Begins the names of what a decoder reads."""
 
 
 class TextEncoder(Protocol):

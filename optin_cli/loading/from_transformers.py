@@ -22,6 +22,7 @@ from optin_cli.tasks.base import Task
 from optin_cli.tasks.embedding import EMBEDDING
 from optin_cli.tasks.hidden_states import HIDDEN_STATES
 from optin_cli.tasks.pooling import pools_sentences
+from optin_cli.tasks.quiet import quiet_transformers
 from optin_cli.tasks.registry import TASKS, task_from_config, task_of_class
 
 log = logging.getLogger("optin")
@@ -55,7 +56,7 @@ def open_transformers(
     made = resized(cls, reshape)
 
     def load(**options: Any) -> tuple[Any, dict[str, Any]]:
-        with _quiet():
+        with quiet_transformers():
             return made.from_pretrained(
                 source.folder, config=config, dtype=dtype or "auto", output_loading_info=True, weights_only=True,
                 device_map=device_map, ignore_mismatched_sizes=True, **options,  # reported below, by name
@@ -182,24 +183,5 @@ def _config(source: Source, folder: Path) -> Any:
 
 def save_transformers(folder: Path, module: Any) -> None:
     """config.json and safetensors, in shards where they are large."""
-    with _quiet():
+    with quiet_transformers():
         module.save_pretrained(folder)
-
-
-class _quiet:
-    """Silence transformers' own progress bars and reports; optin says what matters itself."""
-
-    def __enter__(self) -> None:
-        from transformers.utils import logging as hf
-
-        self.verbosity = hf.get_verbosity()
-        self.bars = hf.is_progress_bar_enabled()
-        hf.set_verbosity_error()
-        hf.disable_progress_bar()
-
-    def __exit__(self, *_: Any) -> None:
-        from transformers.utils import logging as hf
-
-        hf.set_verbosity(self.verbosity)
-        if self.bars:
-            hf.enable_progress_bar()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from optin_cli.artefacts.kinds import load_json
-from optin_cli.data.batches import IGNORE, MASK
+from optin_cli.data.batches import DECODER, IGNORE, MASK
 from optin_cli.data.readers import Window, masked_positions
 from optin_cli.errors import InputError, first_line, param
 from optin_cli.interrupts import silence
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 log = logging.getLogger("optin")
-_DECODER = "decoder_"  # begins the names of what a decoder reads
 _STRIDE = 128  # tokens that two windows on one context share: the doc stride of the SQuAD scripts
 
 
@@ -161,8 +160,8 @@ class TextProcessor:
     def pad(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
         """Pad rows to the longest, as tensors of shape (rows, longest). A decoder's inputs are padded apart."""
         found: dict[str, Tensor] = {}
-        for prefix in ("", _DECODER):
-            names = [key for key in rows[0] if key.startswith(_DECODER) == bool(prefix)]
+        for prefix in ("", DECODER):
+            names = [key for key in rows[0] if key.startswith(DECODER) == bool(prefix)]
             if names:
                 part = [{key.removeprefix(prefix): row[key] for key in names} for row in rows]
                 batch = self.tokenizer.pad(part, return_tensors="pt")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optin_cli.artefacts.point import change_words
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.data.glue import glue_task
 from optin_cli.data.lengths import longest_seen, token_counts
@@ -17,7 +18,7 @@ from optin_cli.data.likeness import difference, seen_content
 from optin_cli.errors import GateError, InputError, UsageError, param
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.structure.anatomy import TEXT
-from optin_cli.tasks.base import Task
+from optin_cli.tasks.base import Task, WritesText
 from optin_cli.tasks.language import NextToken
 
 Progress = Callable[[int, int, str], None]
@@ -28,7 +29,8 @@ _ROUNDING = 1e-9
 
 @dataclass
 class Evaluation:
-    """The result of `evaluate`. Metrics are in points (100 is perfect), but for a perplexity and a squared error."""
+    """The result of `evaluate`. Metrics are in points (100 is perfect), but for errors: perplexity, squared error, and
+    error rates, which are in per cent."""
 
     task: str
     examples: int
@@ -39,10 +41,11 @@ class Evaluation:
     baseline_metrics: dict[str, float] = field(default_factory=dict)
     fidelity: dict[str, float] = field(default_factory=dict)
     """Classifiers: agreement (points), kl (nats, KL(baseline || model) a row). Embeddings: cosine,
-    top10_overlap (points). Regression: mean_abs_difference (in units of the label)."""
+    top10_overlap (points). Regression: mean_abs_difference (in units of the label). Speech: also the error rates of
+    the transcripts against the baseline's."""
     drop: float | None = None
-    """Points of the main metric lost to the baseline, or how many per cent the perplexity rises; without labels,
-    100 - agreement or 100 - cosine."""
+    """Points of the main metric lost to the baseline, by which an error rate rises, or how many per cent the perplexity
+    rises; without labels, 100 - agreement or 100 - cosine."""
     broken: int = 0
     """Rows that were left out, since their images can't be used."""
     longest: int | None = None
@@ -96,12 +99,16 @@ def evaluate(
         result.unlike = difference(seen_content(model.record.history[-1]), batches)
     if labels is not None:
         first = _reported(batches)
-        result.metrics = _ordered(task.metrics(ours.in_order(), labels, batches), first)
+        result.metrics = _ordered(_metrics(model, ours, labels, batches), first)
         result.main = next(name for name in (*first, *task.main) if name in result.metrics)
     if baseline is not None:
         if labels is not None:
-            result.baseline_metrics = _ordered(task.metrics(theirs.in_order(), labels, batches), first)
+            result.baseline_metrics = _ordered(_metrics(baseline, theirs, labels, batches), first)
         result.fidelity = task.fidelity(sums, ours.in_order(), theirs.in_order(), model.device)
+        if isinstance(task, WritesText) and ours.texts:
+            result.fidelity |= task.text_metrics(
+                model.module, ours.written(), theirs.written(), batches.processor
+            )
         result.drop = _drop(task, result)
     return result
 
@@ -110,6 +117,15 @@ def fidelity(model: OpenModel, batches: Batches, baseline: OpenModel) -> dict[st
     """`Evaluation.fidelity` alone: no labels are read. Raises `InputError` for outputs that are not finite."""
     ours, theirs, sums = _run(model, batches, baseline, None, None)
     return model.task.fidelity(sums, ours.in_order(), theirs.in_order(), model.device)
+
+
+def _metrics(model: OpenModel, kept: _Kept, labels: Any, batches: Batches) -> dict[str, float]:
+    """Of what a model writes first: it is what its users see."""
+    task = model.task
+    found = task.metrics(kept.in_order(), labels, batches)
+    if not isinstance(task, WritesText) or not kept.texts:
+        return found
+    return task.text_metrics(model.module, kept.written(), task.texts(batches), batches.processor) | found
 
 
 def _compare_lengths(result: Evaluation, model: OpenModel, batches: Batches) -> None:
@@ -144,9 +160,8 @@ def gate(evaluation: Evaluation, max_drop: float) -> None:
         )
     if not drop <= max_drop + _ROUNDING:
         what = evaluation.main or f"{next(iter(evaluation.fidelity), 'agreement')} with the baseline"
-        change = f"rises by {drop:.3f} per cent" if what == "perplexity" else f"drops by {drop:.3f} points"
         raise GateError(
-            f"{what} {change}, more than the {max_drop:g} allowed",
+            f"{what} {change_words(evaluation.main, drop)}, more than the {max_drop:g} allowed",
             f"keep more of the model (a larger budget), or allow a larger {param('max_drop')}",
         )
 
@@ -156,6 +171,7 @@ class _Kept:
 
     def __init__(self) -> None:
         self.items: dict[int, Any] = {}
+        self.texts: dict[int, str] = {}
 
     def add(self, task: Task, batch: Batch, output: Tensor, weights: Tensor, labels: Any) -> None:
         self.items |= zip(batch.example_ids, task.keep(batch, output, weights, labels), strict=True)
@@ -163,6 +179,10 @@ class _Kept:
     def in_order(self) -> list[Any]:
         """One item for each example."""
         return [self.items[example] for example in sorted(self.items)]
+
+    def written(self) -> list[str]:
+        """The text that the model wrote for each example."""
+        return [self.texts[example] for example in sorted(self.texts)]
 
 
 def _run(
@@ -177,6 +197,10 @@ def _run(
     sums: Counter[str] = Counter()
     others = None if baseline is None else _read_by(baseline, model, batches)
     unlike = others is not None and token_counts(others) != token_counts(batches)
+    both = [(model, ours)] if baseline is None else [(model, ours), (baseline, theirs)]
+    # a file of one forward writes nothing, and batches of tensors come without the tokenizer
+    may_write = batches.processor is not None and all(one.runtime is None for one, _ in both)
+    writer = task if may_write and isinstance(task, WritesText) else None
     for index, batch in enumerate(batches):
         for piece in [batch] if task.slots is None else batch.split(0, task.slots):
             output, weights = _forward(model, piece)
@@ -198,6 +222,11 @@ def _run(
                     )
                 theirs.add(task, other, expected, weights, labels)
                 sums.update(task.compare(output, expected, weights))
+            if writer is not None:
+                for one, kept in both:
+                    kept.texts |= zip(
+                        piece.example_ids, _written(writer, one, piece, batches.processor), strict=True
+                    )
         if on_progress:
             on_progress(index + 1, len(batches), "evaluating")
     return ours, theirs, sums
@@ -246,6 +275,12 @@ def _forward(model: OpenModel, batch: Batch) -> tuple[Tensor, Tensor]:
             f"the weights may be damaged; if it computes in half precision, try {param('dtype', 'float32')}",
         )
     return output, weights
+
+
+@torch.inference_mode()
+def _written(writer: WritesText, model: OpenModel, batch: Batch, processor: Any) -> list[str]:
+    """The text that a model writes for each example."""
+    return writer.write(model.module, batch.to(model.device, model.dtype).inputs, processor)
 
 
 def _drop(task: Task, result: Evaluation) -> float | None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optin_cli.data.batches import Batch, Batches
@@ -158,6 +158,25 @@ class Task:
     ) -> dict[str, float]:
         """Return how close a model stays to its baseline, from the sums of `compare` and what both `keep`."""
         return {name: value / sums["rows"] for name, value in sums.items() if name != "rows"}
+
+
+@runtime_checkable
+class WritesText(Protocol):
+    """A task whose model writes a text for each example, besides what `output` gives: it is compared, too."""
+
+    def write(self, module: nn.Module, inputs: Inputs, processor: Any) -> list[str]:
+        """The text that the model writes by itself for each example of a batch."""
+        ...
+
+    def texts(self, batches: Batches) -> list[str]:
+        """The right text of each example, in order."""
+        ...
+
+    def text_metrics(
+        self, module: nn.Module, texts: Sequence[str], wanted: Sequence[str], processor: Any
+    ) -> dict[str, float]:
+        """How far texts are from others: the right ones, or the baseline's."""
+        ...
 
 
 def logits_of(result: Any) -> Tensor:

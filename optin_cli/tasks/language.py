@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class TokenPredictions:
 class NextToken(Task):
     """A row for each token, whose classes are the tokens that may follow. Labels are, row by row, those that do."""
 
-    main = ("perplexity",)
+    main: ClassVar[tuple[str, ...]] = ("perplexity",)
     sampled = True
 
     @classmethod
@@ -55,6 +55,8 @@ class NextToken(Task):
         return self.labels(batches)
 
     def keep(self, batch: Batch, output: Tensor, weights: Tensor, labels: Any) -> list[Any]:
+        if labels is None:
+            return [None] * len(batch)
         found = []
         for logits, example in zip(output, batch.example_ids, strict=True):
             wanted = torch.tensor(labels[example], device=logits.device)

@@ -185,6 +185,38 @@ def _f1(guess: str, gold: str) -> float:
     return 2 * common / (len(ours) + len(theirs))
 
 
+def error_rates(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """`word_error_rate` and `character_error_rate`: what must be replaced, left out or added to make the references of
+    the texts, in per cent of the words (characters) that the references have. Texts of too many words exceed 100.
+
+    Nothing where no reference has a word.
+    """
+    if not any(map(str.split, references)):
+        return {}
+    pairs = list(zip(texts, references, strict=True))
+    words = sum(edit_distance(text.split(), wanted.split()) for text, wanted in pairs)
+    characters = sum(edit_distance(text, wanted) for text, wanted in pairs)
+    return {
+        "word_error_rate": 100 * words / sum(len(wanted.split()) for wanted in references),
+        "character_error_rate": 100 * characters / sum(map(len, references)),
+    }
+
+
+def edit_distance(first: Sequence[str], second: Sequence[str]) -> int:
+    """The least number of items replaced, left out or added that makes one sequence of the other (Levenshtein)."""
+    numbers: dict[str, int] = {}
+    ours, theirs = (
+        np.array([numbers.setdefault(item, len(numbers)) for item in side], dtype=int)
+        for side in (first, second)
+    )
+    columns = np.arange(len(theirs) + 1)
+    row = columns  # of the first 0, 1, .. items of `theirs` from none of `ours`
+    for count, item in enumerate(ours, 1):
+        best = np.minimum(row[:-1] + (theirs != item), row[1:] + 1)  # kept or replaced; left out
+        row = np.minimum.accumulate(np.append(count, best) - columns) + columns  # or items added behind it
+    return int(row[-1])
+
+
 _TAG = re.compile(r"O|[BIESULM](-.+)?")
 _ENDING, _INSIDE = "ESUL", "IELM"
 

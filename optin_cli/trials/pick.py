@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from optin_cli.artefacts.point import Point, TimedPoint
+from optin_cli.artefacts.point import Point, TimedPoint, change_words
 from optin_cli.errors import GateError, UsageError, param
 from optin_cli.selection.settings import Request
 from optin_cli.sizes import check_numbers
@@ -21,7 +21,8 @@ class Promise:
         default=None,
         metadata={
             "metavar": "POINTS",
-            "help": "Points of the main metric that may be lost (perplexity: per cent; no labels: agreement).",
+            "help": "Points of the main metric that may be lost (error rate: gained; perplexity: per cent; no labels: "
+            "agreement).",
         },
     )
     min_speedup: float | None = field(
@@ -85,8 +86,8 @@ class Promise:
         """What a point has of what was asked: `drops by 1.30 points, 1.42x at batch 32`."""
         parts = []
         if self.max_drop is not None:
-            unit = "per cent" if point.evaluation.get("main") == "perplexity" else "points"
-            parts.append(f"drops by {point.drop:.3f} {unit}")
+            assert point.drop is not None
+            parts.append(change_words(point.evaluation.get("main", ""), point.drop))
         if self.min_speedup is not None:
             timing = self._timing(point, largest=True)
             parts.append(f"{timing['speedup']:.2f}x at batch {timing['batch_size']}")

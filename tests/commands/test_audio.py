@@ -53,11 +53,13 @@ def test_from_speech_to_a_smaller_recogniser(tmp_path):
     run("apply", model, mask, "-o", small)
     args = ["eval", small, "--baseline", model, "--data", data / "train.csv", "--split", "train"]
     found = json.loads(run(*args, "--json").stdout)
-    assert (found["task"], found["examples"], found["main"]) == ("speech-recognition", 12, "perplexity")
-    assert found["metrics"].keys() == {"perplexity", "accuracy"}
-    assert found["drop"] == pytest.approx(
-        100 * (found["metrics"]["perplexity"] / found["baseline_metrics"]["perplexity"] - 1)
-    )
+    assert (found["task"], found["examples"], found["main"]) == ("speech-recognition", 12, "word_error_rate")
+    rates = {"word_error_rate", "character_error_rate"}
+    assert found["metrics"].keys() == {*rates, "perplexity", "accuracy"}
+    assert found["fidelity"].keys() == {"agreement", "kl", *rates}
+    dense, small_rate = (found[side]["word_error_rate"] for side in ("baseline_metrics", "metrics"))
+    assert found["drop"] == pytest.approx(small_rate - dense)
+    assert "rises by" in run(*args, "--max-drop", found["drop"] - 1, code=5).stderr
     made = optin_cli.load(small).generate(input_features=torch.zeros(1, 8, 100), max_new_tokens=5)
     assert made.shape[1] >= 1
 
