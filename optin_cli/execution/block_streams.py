@@ -211,15 +211,34 @@ class ChainedStream:
         self.begin(index, self.run(block, index, (OUTPUT,))[OUTPUT] if output is None else output)
 
 
+class KeptInputs:
+    """The batches of a data set as the model reads them, decoded once: every run of a model would decode them again."""
+
+    def __init__(self, store: ActivationCache) -> None:
+        self.store = store
+        self.names: dict[int, list[str]] = {}
+        """Of the inputs of each batch."""
+
+    def keep(self, index: int, batch: Batch) -> None:
+        self.names[index] = list(batch.inputs)
+        for name, tensor in batch.inputs.items():
+            self.store["input", index, name] = tensor
+
+    def batch(self, index: int) -> Batch:
+        """The inputs of a batch, in tensors of their own."""
+        inputs = {name: self.store["input", index, name].clone() for name in self.names[index]}
+        return Batch(inputs, None, [])
+
+
 class UnchainedStream:
     """Blocks that are run within the whole model. Those behind it do not run again: they give what they gave."""
 
     def __init__(
-        self, model: OpenModel, module: nn.Module, batches: Batches, store: ActivationCache, name: str
+        self, model: OpenModel, module: nn.Module, inputs: KeptInputs, store: ActivationCache, name: str
     ) -> None:
         self.model = model
         self.module = module
-        self.batches = batches
+        self.inputs = inputs
         self.store = store
         self.name = name
         self.gave: dict[int, dict[int, Any]] = {}
@@ -229,7 +248,7 @@ class UnchainedStream:
 
     def _run(self, block: int, index: int, see: Callable[[Callable[[], Any], nn.Module], Found]) -> Found:
         """Return what `see` finds, given a run of the model and the block."""
-        inputs = self.batches[index].to(self.model.device, self.model.dtype).inputs
+        inputs = self.inputs.batch(index).to(self.model.device, self.model.dtype).inputs
         with ExitStack() as stack:
             for passed, output in self.gave.get(index, {}).items():
                 stack.enter_context(_replaced(self._block(passed), partial(self._again, output)))
@@ -309,9 +328,12 @@ def read_streams(
     # a pruned model calls its blocks as the dense one does, but for what it computes outside them
     dense_calls = calls if teacher is model else BlockCalls(teacher, store)
     ours, theirs = ChainedStream(pruned, calls, "pruned"), ChainedStream(teacher.module, dense_calls, "dense")
-    for index, batch in enumerate(batches):
-        batch = batch.to(model.device, model.dtype)
-        if chained:
+    inputs = KeptInputs(store)
+    for index, read in enumerate(batches):
+        batch = read.to(model.device, model.dtype)
+        if not chained:
+            inputs.keep(index, read)
+        else:
             first = calls.record(index, batch)
             ours.begin(index, first)
             theirs.begin(index, first if dense_calls is calls else dense_calls.record(index, batch))
@@ -319,8 +341,8 @@ def read_streams(
     if chained:
         return theirs, ours
     return (
-        UnchainedStream(teacher, teacher.module, batches, store, "dense"),
-        UnchainedStream(model, pruned, batches, store, "pruned"),
+        UnchainedStream(teacher, teacher.module, inputs, store, "dense"),
+        UnchainedStream(model, pruned, inputs, store, "pruned"),
     )
 
 

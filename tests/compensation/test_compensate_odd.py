@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.compensation import AUTO, FULL, batches_for, copied, half, outputs
+from helpers.data import tiny_audio_folder
 from helpers.models import in_dtype, saved_model, shared_model, tiny_model
 
 from optin_cli.architectures.resolve import dissect
@@ -30,6 +31,27 @@ def test_sites_without_units_and_with_one():
     target = outputs(dense, {}, batches)
     before, after = ((outputs(m, keep, batches) - target).square().mean() for m in (dense, fitted))
     assert after < before
+
+
+def test_recordings_are_decoded_once_however_often_blocks_run(tmp_path, monkeypatch):
+    """The blocks of an encoder-decoder run within the whole model, again and again."""
+    model = copied(shared_model("whisper"))
+    data = DataSpec(str(tiny_audio_folder(tmp_path, 8, transcripts=True) / "train.csv"), workers=0)
+    examples = sample(data, "audio", None, 0, reader=model.task.reader)
+    batches = Batches(examples, model.processor, 4, reader=model.task.reader)
+    read = []
+    monkeypatch.setattr(Batches, "stored_example", reading(Batches.stored_example, read))
+    fits = compensate(model, half(model), batches, Compensation(batch_size=4, readout=False))
+    assert any(fit.after < fit.before for fit in fits)
+    assert sorted(read) == list(range(8))
+
+
+def reading(stored_example, read):
+    def counted(batches, example):
+        read.append(example)
+        return stored_example(batches, example)
+
+    return counted
 
 
 @pytest.mark.parametrize("emptied", ["blocks.2.channels1", "blocks.2.channels2"])
