@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -173,8 +173,12 @@ class _Kept:
         self.items: dict[int, Any] = {}
         self.texts: dict[int, str] = {}
 
-    def add(self, task: Task, batch: Batch, output: Tensor, weights: Tensor, labels: Any) -> None:
+    def add(
+        self, task: Task, batch: Batch, output: Tensor, weights: Tensor, labels: Any, texts: list[str]
+    ) -> None:
         self.items |= zip(batch.example_ids, task.keep(batch, output, weights, labels), strict=True)
+        if texts:
+            self.texts |= zip(batch.example_ids, texts, strict=True)
 
     def in_order(self) -> list[Any]:
         """One item for each example."""
@@ -197,14 +201,13 @@ def _run(
     sums: Counter[str] = Counter()
     others = None if baseline is None else _read_by(baseline, model, batches)
     unlike = others is not None and token_counts(others) != token_counts(batches)
-    both = [(model, ours)] if baseline is None else [(model, ours), (baseline, theirs)]
     # a file of one forward writes nothing, and batches of tensors come without the tokenizer
-    may_write = batches.processor is not None and all(one.runtime is None for one, _ in both)
+    may_write = batches.processor is not None and not any(one.runtime for one in (model, baseline) if one)
     writer = task if may_write and isinstance(task, WritesText) else None
     for index, batch in enumerate(batches):
         for piece in [batch] if task.slots is None else batch.split(0, task.slots):
-            output, weights = _forward(model, piece)
-            ours.add(task, piece, output, weights, labels)
+            output, weights, texts = _forward(model, piece, writer, batches.processor)
+            ours.add(task, piece, output, weights, labels, texts)
             if baseline is not None:
                 other = piece if others is None else others[index]
                 if unlike and output.shape[1] > 1:
@@ -213,20 +216,16 @@ def _run(
                         f"{task.name} has an output for each",
                         f"measure each without {param('baseline')}",
                     )
-                expected = _forward(baseline, other)[0].to(output.device)
+                expected, _, texts = _forward(baseline, other, writer, batches.processor)
+                expected = expected.to(output.device)
                 if expected.shape[1:] != output.shape[1:]:
                     raise UsageError(
                         f"{model.spec} gives outputs of shape {tuple(output.shape[1:])}, "
                         f"but the baseline {baseline.spec} {tuple(expected.shape[1:])}",
                         "compare with the dense model it was made from",
                     )
-                theirs.add(task, other, expected, weights, labels)
+                theirs.add(task, other, expected, weights, labels, texts)
                 sums.update(task.compare(output, expected, weights))
-            if writer is not None:
-                for one, kept in both:
-                    kept.texts |= zip(
-                        piece.example_ids, _written(writer, one, piece, batches.processor), strict=True
-                    )
         if on_progress:
             on_progress(index + 1, len(batches), "evaluating")
     return ours, theirs, sums
@@ -263,9 +262,13 @@ def _differ(model: OpenModel, baseline: OpenModel) -> bool:
 
 
 @torch.inference_mode()
-def _forward(model: OpenModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(output [batch, rows, classes], row weights [batch, rows])"""
-    inputs = batch.to(model.device, model.dtype).inputs
+def _forward(
+    model: OpenModel, batch: Batch, writer: WritesText | None, processor: Any
+) -> tuple[Tensor, Tensor, list[str]]:
+    """(output [batch, rows, classes], row weights [batch, rows], the text written for each example, if any is)"""
+    inputs: Mapping[str, Any] = batch.to(model.device, model.dtype).inputs
+    if writer is not None:
+        inputs = writer.encoded(model.module, inputs)
     output = model.full_output(inputs)
     weights = model.task.full_weights(inputs).expand(output.shape[:2])
     broken = (~output.isfinite().all(dim=-1) & (weights > 0)).any(dim=-1)  # (batch)
@@ -274,13 +277,7 @@ def _forward(model: OpenModel, batch: Batch) -> tuple[Tensor, Tensor]:
             f"{model.spec} gives values that are not finite for {int(broken.sum())} of {len(batch)} examples",
             f"the weights may be damaged; if it computes in half precision, try {param('dtype', 'float32')}",
         )
-    return output, weights
-
-
-@torch.inference_mode()
-def _written(writer: WritesText, model: OpenModel, batch: Batch, processor: Any) -> list[str]:
-    """The text that a model writes for each example."""
-    return writer.write(model.module, batch.to(model.device, model.dtype).inputs, processor)
+    return output, weights, [] if writer is None else writer.write(model.module, inputs, processor)
 
 
 def _drop(task: Task, result: Evaluation) -> float | None:

@@ -164,8 +164,12 @@ class Task:
 class WritesText(Protocol):
     """A task whose model writes a text for each example, besides what `output` gives: it is compared, too."""
 
-    def write(self, module: nn.Module, inputs: Inputs, processor: Any) -> list[str]:
-        """The text that the model writes by itself for each example of a batch."""
+    def encoded(self, module: nn.Module, inputs: Inputs) -> Mapping[str, Any]:
+        """The inputs of a batch, with what an encoder makes of them in place of what it reads: it runs once."""
+        ...
+
+    def write(self, module: nn.Module, inputs: Mapping[str, Any], processor: Any) -> list[str]:
+        """The text that the model writes by itself for each example of a batch, given what `encoded` returns."""
         ...
 
     def texts(self, batches: Batches) -> list[str]:

@@ -209,6 +209,14 @@ def test_a_model_that_is_right_has_no_errors_and_another_loses_them(own_words):
     assert evaluate(dense, opened_batches(dense, own_words)).metrics == found.baseline_metrics
 
 
+def test_the_encoder_runs_once_for_scores_and_transcripts(own_words):
+    model, runs = shared_model("whisper"), []
+    with model.module.get_encoder().register_forward_hook(lambda *_: runs.append(1)):
+        found = evaluate(model, opened_batches(model, own_words))
+    assert len(runs) == 2  # batches of three
+    assert found.metrics["word_error_rate"] == 0
+
+
 def test_batches_change_nothing(own_words):
     model = other_model("whisper")
     one, many = (evaluate(model, opened_batches(model, own_words, size)).metrics for size in (1, 6))
