@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,16 @@ from optin_cli.architectures.paths import joined, within
 from optin_cli.compensation.equations import Fitted
 from optin_cli.compensation.residual import find_residual_sum
 from optin_cli.compensation.write_back import kept_features, kept_outputs, layer_of
-from optin_cli.execution.block_runs import Place, order_of, run_block
+from optin_cli.execution.block_runs import OUTPUT, Place, order_of, run_block
 from optin_cli.loading.checkpoint import OpenModel
-from optin_cli.structure.anatomy import Producer, Site
-from optin_cli.structure.hidden_states import Arguments, hidden_argument, with_hidden
+from optin_cli.structure.anatomy import SEQUENCE, Producer, Site
+from optin_cli.structure.hidden_states import Arguments, as_rows, hidden_argument, with_hidden
 from optin_cli.structure.layers import channel_axis, is_affine_norm, is_grouped, matrix, shape_of
 from optin_cli.transforms.slicing import rows_of, scale_factors
 
 log = logging.getLogger("optin")
+_POSITIONS = 64
+"""That a block is looked at on, at least: it is told from noise that passes through it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,9 +71,10 @@ class BlockTargets:
         self.pruned = pruned
         self.keep = keep
         self.block = block
-        self.arguments = arguments
         self.root = model.anatomy.blocks[block]
         self.module = teacher.module.get_submodule(self.root)
+        self.arguments = of_few_examples(self.module, arguments, model.anatomy.stream_of(block).layout)
+        """What it is called with: how it is built can be seen on a few examples."""
         self.sites = model.anatomy.in_block(block)
 
     # ---- consumers ----
@@ -199,3 +203,27 @@ class BlockTargets:
                 return None
             kept = [places[unit] for unit in original]
         return torch.as_tensor(kept, dtype=torch.long)
+
+
+def of_few_examples(block: nn.Module, arguments: Arguments, layout: str) -> Arguments:
+    """The arguments of a block for the first examples of a batch, two or more; all of them where the block can't be
+    called with less of the tensors that begin with as many rows as there are examples."""
+    hidden = hidden_argument(*arguments)
+    examples, positions = hidden.shape[0], as_rows(hidden, layout).shape[-2]
+    few = max(2, -(-_POSITIONS // positions))
+    if layout == SEQUENCE or examples <= few:
+        return arguments
+
+    def cut(value: Any) -> Any:
+        if type(value) in (tuple, list):
+            return type(value)(map(cut, value))
+        batched = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == examples
+        return value[:few] if batched else value
+
+    args, kwargs = arguments
+    found = tuple(map(cut, args)), {name: cut(value) for name, value in kwargs.items()}
+    try:
+        run_block(block, found, {OUTPUT})
+    except (RuntimeError, IndexError, ValueError):  # a tensor was cut that has as many rows by chance
+        return arguments
+    return found
