@@ -43,6 +43,7 @@ METHODS = (
     Method("magnitude", "magnitude", {"method": "magnitude"}),
 )
 DENSE = "dense/1.0"
+SHOWN = ("word_error_rate", "character_error_rate", "perplexity", "accuracy")
 
 
 class Run:
@@ -156,7 +157,7 @@ def macs(model: OpenModel) -> float:
 
 def where() -> dict[str, Any]:
     return {
-        "machine": f"{processor_name()}, {torch.get_num_threads()} threads",
+        "machine": f"{processor_name()}, threads: {torch.get_num_threads()}",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "date": f"{datetime.date.today()}",
     }
@@ -169,7 +170,7 @@ def report(cells: Cells) -> None:
         return
     clips, times = found[DENSE]["clips"], found.get("seconds", {}).get("clip", {})
     print(f"{CASE.title}, {clips} clips, {found[DENSE]['date']}, {found[DENSE]['machine']}\n")
-    names = list(found[DENSE]["metrics"])
+    names = [name for name in SHOWN if name in found[DENSE]["metrics"]]
     print("| model | GMACs | " + " | ".join(name.replace("_", " ") for name in names) + " | seconds a clip |")
     print("|---" * (len(names) + 3) + "|")
     for key in [DENSE, *(f"{m.name}/{float(b)}" for m in METHODS for b in BUDGETS.split(","))]:
