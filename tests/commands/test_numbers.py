@@ -29,6 +29,7 @@ REQUIRED = {
     "eval": ("m", "--data", "d"),
     "inspect": ("r",),
     "families": (),
+    "vocab": ("m", "--data", "d", "-o", "out"),
     "sweep": ("m", "--data", "d", "-o", "out", "--flops", "0.5"),
     "pick": ("s",),
     "report": ("s", "-o", "out"),

@@ -116,7 +116,9 @@ def test_measuring_in_pieces_changes_nothing(tmp_path, monkeypatch):
     seen = []
     forward = measuring._forward
     monkeypatch.setattr(
-        measuring, "_forward", lambda model, piece: seen.append(len(piece)) or forward(model, piece)
+        measuring,
+        "_forward",
+        lambda model, piece, *how: seen.append(len(piece)) or forward(model, piece, *how),
     )
     pieces = evaluate(model, batches, baseline)
     assert set(seen) == {1}
