@@ -34,9 +34,11 @@ MANY = 4
 """Families from which on a test is about families, not about some that its author chose."""
 NOT_FAST = (
     "commands", "api", "pruning", "scoring", "compensation", "measure", "tracing", "execution", "loading", "transforms",
-    "architectures", "tasks", "reporting", "standalone", "vocabulary", "cuda", "test_steps.py",
-    "test_without_datasets.py", "test_gpu_benchmark.py", "test_workers.py", "test_builtin_docs.py",
-    "test_builtin_prose.py",
+    "architectures", "tasks", "reporting", "standalone", "vocabulary", "runtimes", "trials", "cuda", "test_steps.py",
+    "test_interrupts.py", "test_without_datasets.py", "test_gpu_benchmark.py", "test_whisper_benchmark.py",
+    "test_workers.py", "test_builtin_docs.py", "test_builtin_prose.py", "test_likeness.py", "test_stream.py",
+    "test_facts.py", "test_coupled_latency.py", "test_atomic.py", "test_earlier_files.py", "test_hostile_rankings.py",
+    "test_uniform.py", "test_broken_files.py",
 )  # fmt: skip
 """Folders and files whose tests open models, start processes or read every docstring."""
 

@@ -50,10 +50,10 @@ WRITTEN_OUT = r"\x1b[2J\x1b]52;c;aGk=\x07\r\x9b1m\u202e\x00"
 
 
 def test_control_characters_of_a_name_are_written_out(capsys):
+    console.configure(quiet=False)  # a command that ran before may have been quiet
     console.note(f"note {CONTROL}")
     console.error(InputError(f"{CONTROL} is bad", f"look at {CONTROL}"))
     console.unexpected(ValueError(CONTROL))
-    console.configure(quiet=False)
     logging.getLogger("optin").warning("careful: %s", CONTROL)
     console.facts(CONTROL, [["name", CONTROL]])
     console.table(CONTROL, ["a", CONTROL], [["x", CONTROL]], stdout=True)

@@ -46,7 +46,7 @@ def test_names(execution, name):
     assert execution.name == name
 
 
-@pytest.mark.parametrize("name", ["bert", "deit"])
+@pytest.mark.parametrize("name", ["bert", pytest.param("deit", marks=pytest.mark.slow)])
 def test_a_compiled_model_gives_what_the_model_gives(name, traced):
     models = [shared_model(name), shared_model("electra" if name == "bert" else "vit")]
     inputs = [dummy_inputs(model, 2, 32) for model in models]

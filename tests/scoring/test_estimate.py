@@ -73,7 +73,7 @@ def test_what_is_timed_is_a_small_part_of_an_item(method, tmp_path):
     ("name", "method", "more"),
     [
         pytest.param("bert", "ablation", {}, marks=pytest.mark.slow),
-        ("gemma3", "curvature", {}),
+        pytest.param("gemma3", "curvature", {}, marks=pytest.mark.slow),
         ("gemma3", "curvature", {"strata": 1, "samples": 48}),
         ("bert", "fisher", {}),
         ("bert", "depth", {}),
