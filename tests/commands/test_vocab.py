@@ -104,7 +104,7 @@ def test_wrong_calls(texts, tmp_path):
     assert "--coverage 1.5: a share" in refused("--coverage", 1.5)
     assert "--coverage 0: a share" in refused("--coverage", 0)
     assert "--keep and --coverage both" in refused("--keep", 300, "--coverage", 0.5)
-    assert "reads image" in refused(of=saved_model("vit"), code=1)
+    assert "reads no text" in refused(of=saved_model("vit"), code=1)
     assert "no column 'nothing'" in refused("--text", "nothing")
     assert not out.exists()
     damaged = copy_of(model, tmp_path / "damaged")
