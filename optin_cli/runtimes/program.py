@@ -133,7 +133,8 @@ def trace(model: OpenModel, inputs: Inputs) -> Traced:
 def export_program(
     model: OpenModel, module: Program, inputs: Inputs, axes: Mapping[str, Mapping[int, str]]
 ) -> Any:
-    """A torch.export.ExportedProgram without what sums over nothing. Raises `InputError`, naming the module."""
+    """A torch.export.ExportedProgram without what sums over nothing, and without the places in the source code, which
+    would tell every reader of a file where things lie on this machine. Raises `InputError`, naming the module."""
     dynamic = torch.export.Dim.DYNAMIC
     shapes = {name: dict.fromkeys(named, dynamic) for name, named in axes.items()}
     try:
@@ -144,6 +145,8 @@ def export_program(
             f"{model.spec} can't be traced{_where(error, module)}: {first_line(error)}", _way_out(model)
         ) from error
     remove_empty(program)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
     return program
 
 

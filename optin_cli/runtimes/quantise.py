@@ -30,7 +30,7 @@ _KINDS = {"MatMul": 1, "Gemm": 1, "Gather": 0}
 _SMALLEST = (
     4096  # weights of a table: below that it is one of positions or types, which costs and saves nothing
 )
-_SCOPES = "pkg.torch.onnx.name_scopes"
+SCOPES = "pkg.torch.onnx.name_scopes"
 Inputs = dict[str, Tensor]
 
 
@@ -70,7 +70,7 @@ def layers_in(path: Path) -> list[Layer]:
 
 def _module_of(node: Any) -> str:
     """The path of the module that torch's exporter notes on a node."""
-    scopes = next((one.value for one in node.metadata_props if one.key == _SCOPES), "[]")
+    scopes = next((one.value for one in node.metadata_props if one.key == SCOPES), "[]")
     named = [scope for scope in ast.literal_eval(scopes)[:-1] if scope.startswith("body.")]
     return named[-1].removeprefix("body.") if named else node.name
 

@@ -51,6 +51,7 @@ class OnnxTarget(Target):
             ) from error
         model = onnx.load(path, load_external_data=False)
         del model.graph.value_info[:]  # the int8 tool turns weights, and trips over the shapes they had
+        _forget_sources(model)
         onnx.save(model, path)
         (version,) = (one.version for one in model.opset_import if one.domain == "")
         return {"opset": version}
@@ -108,6 +109,15 @@ def _stable_sort(values: Any, dim: int = -1, descending: bool = False, stable: b
         op.Gather(op.Shape(values), op.Constant(value_ints=[dim])), op.Constant(value_ints=[1])
     )
     return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
+
+
+def _forget_sources(model: Any) -> None:
+    """Of what the exporter notes on each node, keep the names of the modules alone: the rest is places in the source
+    code on this machine, and of a small model as large as its weights."""
+    for node in (*model.graph.node, *(node for function in model.functions for node in function.node)):
+        kept = [note for note in node.metadata_props if note.key == quantise.SCOPES]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
 
 
 def _deepest(error: BaseException) -> BaseException:

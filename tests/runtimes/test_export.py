@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,6 +88,18 @@ def test_torch_export_gives_a_file_that_torch_alone_runs():
     module = torch.export.load(made.path).module()
     for inputs in others(model)[:1]:
         assert_close(module(**inputs)["logits"][:, None], in_torch(model, inputs))
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch"])
+def test_a_file_does_not_tell_where_code_lies_on_this_machine(to):
+    _, made = exported("bert", to)
+    content = made.path.read_bytes()
+    if to == "torch":
+        with zipfile.ZipFile(made.path) as archive:
+            content = b"".join(map(archive.read, archive.namelist()))
+    for package in (torch, __import__("transformers"), __import__("optin_cli")):
+        assert str(Path(package.__file__).parent).encode() not in content
+    assert b"site-packages" not in content and b'File "' not in content
 
 
 @pytest.mark.slow
