@@ -256,7 +256,7 @@ def test_a_model_that_reads_more_from_ids_than_embeddings_is_refused():
 def test_models_without_one_vocabulary_are_refused(tmp_path):
     from helpers.models import shared_model
 
-    with pytest.raises(InputError, match="reads image"):
+    with pytest.raises(InputError, match="reads no text"):
         optin.vocab(shared_model("vit"), prose())
     with pytest.raises(InputError, match="audio"):
         optin.vocab(shared_model("whisper"), prose())
