@@ -123,7 +123,7 @@ def open_counted(model: OpenModel, data: DataSpec, settings: VocabularySettings)
     """The data whose tokens are counted. Raises `InputError` for a model that reads no text, and what reading does."""
     if model.family.modality != TEXT:
         raise InputError(
-            f"{model.spec} reads no text, so that it has no vocabulary of tokens",
+            f"{model.spec} reads no text, and tokens of what it reads are counted",
             "give a model of text",
         )
     return open_batches(data, model, settings.samples, _BATCH, settings.seed, at_most=True)
