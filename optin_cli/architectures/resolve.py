@@ -41,11 +41,13 @@ _OTHER_INPUTS = {"vision-encoder-decoder": "images", "speech-encoder-decoder": "
 _NEAREST = 5  # families that the error about an unlisted architecture names
 
 
-def family_of(model: nn.Module) -> Family:
-    """The registered family of a model, by `config.model_type` or the name of its class.
+def family_of(model: nn.Module, given: Family | None = None) -> Family:
+    """The family `given` for a dense model, or the registered one by `config.model_type` or the name of its class.
 
     Raises `UnknownArchitecture` naming what was looked for and the families whose names are nearest.
     """
+    if given is not None:
+        return _settled(model, given)
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     candidates = [model_type] if model_type else []
     for cls in type(model).__mro__:  # libraries share names: torchvision.ConvNeXt is not timm's
@@ -72,10 +74,10 @@ def family_of(model: nn.Module) -> Family:
             f"`optin families --trace MODEL -o FILE.yaml` proposes a table for {param('family')}; {DOCS} shows how to "
             f"write one. The nearest known are {names}; `optin families` lists all",
         )
-    return settled(model, family)
+    return _settled(model, family)
 
 
-def settled(model: nn.Module, family: Family) -> Family:
+def _settled(model: nn.Module, family: Family) -> Family:
     """`family` for a dense model and all that is made of it: query heads are units in each of them or in none.
 
     A block of another model may have a single group left when it is pruned: that stays one unit.

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 
 from optin_cli.artefacts import temporary, typed
 from optin_cli.artefacts.kinds import description, load_json, stated_kind
-from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError
+from optin_cli.errors import ArtefactError, InputError, OptinError, UsageError, param
 
 Record = TypeVar("Record")
 _PROBLEMS_SHOWN = 12
@@ -164,6 +164,24 @@ def check_output(path: Path, kind: str) -> None:
         target(path).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"can't create the folder {path.parent}: {error.strerror}") from error
+
+
+def check_replaceable(output: Path, record: str, maker: str, replaced: str, read: Path | None) -> None:
+    """Raise `UsageError` unless the folder `output` can be written, and is free, or has the `record` of its `maker`,
+    which replaces such models alone, and is not the folder that is `read`.
+
+    Raises `InputError` where the disk is full.
+    """
+    check_writable(output, "folder")
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / record).is_file():
+        raise UsageError(
+            f"{output} exists and was not made by {maker}",
+            f"choose another output; {param('force', True)} replaces {replaced} only",
+        )
+    if read is not None and output.resolve() == read.resolve():
+        raise UsageError(f"{output} is the model being read", "choose another output")
 
 
 def check_writable(path: Path, kind: str) -> None:

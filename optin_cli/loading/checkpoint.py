@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from optin_cli.architectures.families import Family, family_from_dict
 from optin_cli.architectures.positions import image_size
-from optin_cli.architectures.resolve import dissect, family_of, settled
+from optin_cli.architectures.resolve import dissect, family_of
 from optin_cli.artefacts.facts import DenseFacts
 from optin_cli.artefacts.files import digest_bytes, digest_files
 from optin_cli.artefacts.pruned import PrunedRecord, write_pruned
@@ -241,7 +241,7 @@ def open_model(
     if record is not None:
         family = _recorded(source)
     else:
-        family = settled(module, family) if family else family_of(module)
+        family = family_of(module, family)
     if found_task.reads_stages:
         family = replace(family, chained=False)
     anatomy = dissect(module, family)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from optin_cli.architectures.families import Family, family_from_dict
-from optin_cli.architectures.resolve import dissect, family_of, settled
+from optin_cli.architectures.resolve import dissect, family_of
 from optin_cli.errors import InputError, UsageError
 from optin_cli.loading.checkpoint import DTYPES, OpenModel, pick_device
 from optin_cli.loading.reshaping import merging_in, recorded_in, remember
@@ -73,7 +73,7 @@ def open_held(
     if record is not None:
         family = family_from_dict(record.family, "its family")
     else:
-        family = settled(twin, family) if family else family_of(twin)
+        family = family_of(twin, family)
     found_task = _task(twin, library, task, family.modality)
     if found_task.reads_stages:
         family = replace(family, chained=False)

@@ -21,7 +21,7 @@ from optin_cli.architectures.resolve import dissect
 from optin_cli.architectures.token_sites import check_merges
 from optin_cli.artefacts.changes import Change, changes, explain, explain_new
 from optin_cli.artefacts.facts import ContentFacts, PruningStep, SeenLengths
-from optin_cli.artefacts.files import atomic_dir, check_space, check_writable
+from optin_cli.artefacts.files import atomic_dir, check_replaceable, check_space
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.artefacts.pruned import FILE_NAME, PrunedRecord, read_checked, size_name, write_pruned
@@ -86,16 +86,7 @@ def check_output(output: Path, model: OpenModel) -> None:
 
     Raises `InputError` where the disk is full.
     """
-    check_writable(output, "folder")
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not (output / FILE_NAME).is_file():
-        raise UsageError(
-            f"{output} exists and was not made by optin",
-            f"choose another output; {param('force', True)} replaces pruned models only",
-        )
-    if model.source.folder is not None and output.resolve() == model.source.folder.resolve():
-        raise UsageError(f"{output} is the model being read", "choose another output")
+    check_replaceable(output, FILE_NAME, "optin", "pruned models", model.source.folder)
 
 
 def check_unmade(output: Path) -> None:

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from optin_cli.artefacts.changes import changes, explain, explain_new
-from optin_cli.artefacts.files import atomic_dir, check_space, check_writable
+from optin_cli.artefacts.files import atomic_dir, check_replaceable, check_space
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.artefacts.pruned import write_pruned
 from optin_cli.artefacts.vocabulary import FILE_NAME, VocabularyRecord, read_vocabulary, write_vocabulary
 from optin_cli.data.batches import Batches
 from optin_cli.data.opening import open_batches
 from optin_cli.data.sources import DataSpec
-from optin_cli.errors import InputError, OutputDiffers, UsageError, param
+from optin_cli.errors import InputError, OutputDiffers, param
 from optin_cli.loading.checkpoint import OpenModel, open_like, save_open
 from optin_cli.pruning.model_card import keep_edited, write_card
 from optin_cli.structure.anatomy import TEXT
@@ -107,16 +107,7 @@ class ReducedModel(OpenModel):
 
 def check_output(output: Path, model: OpenModel) -> None:
     """Raise `UsageError` unless `output` can be written, and is free or made by `vocab` from another model."""
-    check_writable(output, "folder")
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not (output / FILE_NAME).is_file():
-        raise UsageError(
-            f"{output} exists and was not made by `optin vocab`",
-            f"choose another output; {param('force', True)} replaces models with fewer tokens only",
-        )
-    if model.source.folder is not None and output.resolve() == model.source.folder.resolve():
-        raise UsageError(f"{output} is the model being read", "choose another output")
+    check_replaceable(output, FILE_NAME, "`optin vocab`", "models with fewer tokens", model.source.folder)
 
 
 def open_counted(model: OpenModel, data: DataSpec, settings: VocabularySettings) -> Batches:
