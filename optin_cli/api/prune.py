@@ -53,7 +53,7 @@ def prune(
     max_prune: float = 1.0,
     protect: str | Sequence[str] = (),
     only: str | None = None,
-    round_to: int | str = 1,
+    round_to: int | str = "auto",
     relative_to: str = "dense",
     tokens: str | float | None = None,
     ranks: bool = False,

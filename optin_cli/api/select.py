@@ -37,7 +37,7 @@ def select(
     max_prune: float = 1.0,
     protect: str | Sequence[str] = (),
     only: str | None = None,
-    round_to: int | str = 1,
+    round_to: int | str = "auto",
     relative_to: str = "dense",
     tokens: str | float | None = None,
     ranks: bool | None = None,
@@ -66,7 +66,7 @@ def select(
         max_prune: largest share of a layer's units that may go.
         protect: globs over site names, such as `blocks.0.*`, to be kept whole.
         only: the one kind of units to prune: `heads`, `neurons` or `channels`.
-        round_to: keep neurons in multiples of this; `auto` picks by device.
+        round_to: keep neurons in multiples of this, 1 for any number; `auto` picks by device and dtype.
         relative_to: what shares are of: the original `dense` model, or the `current`, ranked one.
         tokens: merge tokens of a vision transformer: `joint` with the units, `only` tokens, or `none`. A number is
             the sequence length that MACs are counted for; by default the calibration's mean.

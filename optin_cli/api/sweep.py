@@ -65,7 +65,7 @@ def sweep(
     max_prune: float = 1.0,
     protect: str | Sequence[str] = (),
     only: str | None = None,
-    round_to: int | str = 1,
+    round_to: int | str = "auto",
     relative_to: str = "dense",
     tokens: str | float | None = None,
     ranks: bool = False,

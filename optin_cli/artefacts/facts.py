@@ -191,7 +191,8 @@ class Asked(TypedDict):
     max_prune: float
     protect: list[str]
     only: str | None
-    round_to: int
+    round_to: int | str
+    """A multiple, or `auto`."""
     merge: NotRequired[str]
     uniform: NotRequired[bool]
     """True if layers are to have the same size: those that one entry of the config sizes."""

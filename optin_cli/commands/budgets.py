@@ -26,7 +26,7 @@ class BudgetGroup(Group):
     def __init__(self, *, without: str = "", single: bool = False, optional: bool = False) -> None:
         texts = {
             "table": Text(lambda path, name: read_latency_table(path), type=Path),
-            "round_to": Text(_round_to, default="1"),
+            "round_to": Text(_round_to, default="auto"),
             "feature_weights": Text(_feature_weights),
             "tokens": Text(token_fields),
         }

@@ -14,7 +14,7 @@ from optin_cli.importance import OPTIN_SUM, FeatureWeights, combine, own_output_
 from optin_cli.selection.budget import Budget, Case
 from optin_cli.selection.choices import Floats, Ints, Sizes
 from optin_cli.selection.ranks import STEP, RankSizes, rank_losses, rank_sizes, searched_ranks
-from optin_cli.selection.settings import ROUND_AUTO, Request, check_table, round_size, weighting
+from optin_cli.selection.settings import CPU_FEATURES, ROUND_AUTO, Request, check_table, round_size, weighting
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Problem:
     @property
     def rank_step(self) -> int:
         """The multiple that ranks come in."""
-        if self.request.round_to == ROUND_AUTO:
-            return 2 * STEP if self.round_size > 1 else STEP
+        if self.request.round_to == ROUND_AUTO:  # attention kernels of a GPU like larger ones
+            return 2 * STEP if self.round_size > CPU_FEATURES else STEP
         return max(STEP, self.round_size)
 
     def keep(self, counts: list[int]) -> dict[str, list[int]]:

@@ -13,7 +13,7 @@ _SELECTED = {
     "relative_to": "relative-to",
 }  # fmt: skip
 _UNASKED = {
-    "min_heads": 0, "min_neurons": 0, "min_channels": 0, "max_prune": 1.0, "only": None, "round_to": 1,
+    "min_heads": 0, "min_neurons": 0, "min_channels": 0, "max_prune": 1.0, "only": None, "round_to": "auto",
     "interactions": "none", "relative_to": "dense",
 }  # fmt: skip
 

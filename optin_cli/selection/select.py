@@ -174,7 +174,7 @@ def _asked(problem: Problem) -> Asked:
         "max_prune": request.max_prune,
         "protect": list(request.protect),
         "only": request.only,
-        "round_to": problem.round_size,
+        "round_to": request.round_to,
         "merge": request.merge,
         "latency_table": request.table.describe() if request.table else None,
     }

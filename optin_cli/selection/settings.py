@@ -29,14 +29,17 @@ SCOPES = ("none", "layer", "global")
 TOKEN_SEARCHES = ("none", "only", "joint")
 _WIDE = ("heads",)
 """Kinds that a `round_to` of so many units does not round: their units are wide already."""
+CPU_FEATURES = 8
 _GPU_FEATURES = {"float16": 64, "bfloat16": 64}
 _GPU_FEATURES_OTHERWISE = 32
-"""The multiple of features that `auto` keeps on a GPU: rows of 128 bytes, float32 as TF32 too."""
+"""The multiple of features that `auto` keeps on a CPU, which loads so many numbers at once, and on a GPU: rows of 128
+bytes, float32 as TF32 too."""
 _FEWEST_STEPS = {"heads": 4}
 _FEWEST_STEPS_OTHERWISE = 8
 """Sizes that `auto` leaves a site to choose from, at least: a narrow layer is rounded less."""
 _LOADS = 8
-"""A GPU's tensor cores load so many parts of such a row, of 16 bytes each: `auto` rounds to no less than one."""
+"""A GPU's tensor cores load so many parts of such a row, of 16 bytes each: `auto` rounds to no less than one. On a CPU a
+layer too narrow for its multiple is not rounded."""
 
 
 def token_fields(tokens: str | float | None, name: str = "tokens") -> dict[str, Any]:
@@ -110,11 +113,12 @@ class Request:
         },
     )
     round_to: int | str = field(
-        default=1,
+        default=ROUND_AUTO,
         metadata={
             "panel": "Selection",
             "metavar": "N|auto",
-            "help": "Keep neurons of a layer in multiples of 8, 16, 32 or 64; auto picks by device and dtype.",
+            "help": "Keep neurons of a layer in multiples of 8, 16, 32 or 64; 1 for any number; auto picks by device "
+            "and dtype.",
         },
     )
     """Channels, too; a site of fewer is kept whole. `auto` rounds heads, too."""
@@ -327,11 +331,12 @@ class Request:
         if self.round_to != ROUND_AUTO:
             return 1 if site.kind in _WIDE else size
         steps = _FEWEST_STEPS.get(site.kind, _FEWEST_STEPS_OTHERWISE)
-        least = max(1, size // _LOADS)
+        on_cpu = size <= CPU_FEATURES
+        least = size if on_cpu else max(1, size // _LOADS)
         while size > least and steps * _units_of(size, site) > site.units:
             size //= 2
         units = _units_of(size, site)
-        return 1 if site.kind in _WIDE and steps * units > site.units else units
+        return 1 if (on_cpu or site.kind in _WIDE) and steps * units > site.units else units
 
 
 def _units_of(features: int, site: RankedSite) -> int:
@@ -369,8 +374,8 @@ def round_size(request: Request, ranking: Ranking) -> int:
     ranking's device and the dtype of the model's weights.
 
     A GPU's matrix products run in tiles and load rows of 128 bytes: 64 numbers in half precision, 32 in float32. Other
-    sizes take kernels that can be slower than those of the dense model. A CPU's vector units fill up with odd sizes
-    too, so there nothing is rounded.
+    sizes take kernels that can be slower than those of the dense model. A CPU takes up to 14 % longer for odd sizes
+    (benchmarks/speed.py).
     """
     if request.round_to != ROUND_AUTO:
         return int(request.round_to)
@@ -379,7 +384,7 @@ def round_size(request: Request, ranking: Ranking) -> int:
     else:  # scores are computed in float32 whatever is stored; the model runs in what is stored
         device, dtype = ranking.device, str(ranking.dense.get("dtype", ranking.dtype))
     if device.startswith("cpu"):
-        return 1
+        return CPU_FEATURES
     return _GPU_FEATURES.get(dtype, _GPU_FEATURES_OTHERWISE)
 
 

@@ -73,7 +73,7 @@ def tiny_ranking(blocks: int = 3, heads: int = 4, neurons: int = 6, seed: int = 
 ASKED = {
     "flops": 0.6, "params": None, "memory": None, "latency": None, "latency_ms": None, "relative_to": "dense",
     "tokens": 11.5, "output_weight": 0.3, "feature_weights": "sum", "interactions": "none", "min_heads": 0,
-    "min_neurons": 0, "min_channels": 0, "max_prune": 1.0, "protect": [], "only": None, "round_to": 1,
+    "min_neurons": 0, "min_channels": 0, "max_prune": 1.0, "protect": [], "only": None, "round_to": "auto",
     "latency_table": None,
 }  # fmt: skip
 REACHED = {

@@ -184,7 +184,7 @@ def test_the_mask_records_what_was_asked():
         None,
         None,
     )
-    assert (asked["min_heads"], asked["max_prune"], asked["round_to"]) == (1, 0.8, 1)
+    assert (asked["min_heads"], asked["max_prune"], asked["round_to"]) == (1, 0.8, "auto")
     assert asked["latency_table"]["digest"] == table.digest
     assert asked["latency_table"]["batch_size"] == table.setting["batch_size"]
 
