@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optin_cli.artefacts.ranking import Array, RankedSite, Ranking
+from optin_cli.artefacts.site_losses import SiteLosses
 
 FeatureWeights = str | Sequence[float]
 """Weights of the deeper blocks' features in a unit's trajectory: a number for each block, or a name."""
@@ -66,6 +67,33 @@ def combine(
         return trajectory
     scale = _median_ratio(trajectory, {s.name: s.output for s in sites})
     return {s.name: trajectory[s.name] + output_weight * scale * s.output for s in sites}
+
+
+def losses(
+    ranking: Ranking,
+    of: Iterable[SiteLosses],
+    output_weight: float,
+    feature_weights: FeatureWeights = OPTIN_SUM,
+) -> dict[str, Array]:
+    """Site -> losses [cuts] from their parts, on the scale of `combine` of the ranking's units."""
+    depth = measured_depth(ranking.sites)
+    scale = output_weight * output_scale(ranking.sites, feature_weights) if output_weight else 0.0
+    return {
+        one.site: (one.trajectory * column_weights(one.columns, depth, feature_weights)).sum(axis=1)
+        + scale * one.output
+        for one in of
+    }
+
+
+def with_whole(scores: Array, loss: float) -> Array:
+    """Scores [units] whose best one carries what the whole sublayer costs, `loss`, beyond the sum of its units.
+
+    Each unit may hardly be missed while others do the same, and behind a norm that undoes any scaling the derivative of
+    all of them together is zero. So the last one to go takes the rest with it.
+    """
+    found = scores.copy()
+    found[np.argmax(found)] += max(0.0, loss - float(scores.sum()))
+    return found
 
 
 def scored_with(ranking: Ranking) -> str:

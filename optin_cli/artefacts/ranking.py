@@ -3,7 +3,7 @@
 An HDF5 file behind a line with its digest (artefacts/sealed.py). Layout: root attributes (below), `/row_ids`,
 `/sites/<name>` with attributes and the datasets `score` [units], `trajectory` [units, columns], `output` [units] and
 `by_batch` [batches, units, 2], and optionally `/sketch` (artefacts/sketch.py), `/tokens`
-(artefacts/token_ranking.py) and `/ranks` (artefacts/rank_losses.py).
+(artefacts/token_ranking.py), `/ranks` and `/sublayers` (artefacts/site_losses.py).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from optin_cli.artefacts.facts import DataFacts, DenseFacts, ModelFacts
 from optin_cli.artefacts.files import NEEDS, atomic_file, digest_bytes, digest_json, update_hint
 from optin_cli.artefacts.headers import Headers
 from optin_cli.artefacts.kinds import check_kind, description
-from optin_cli.artefacts.rank_losses import RankedRanks, fill_ranks, load_ranks
 from optin_cli.artefacts.sealed import ROOM, is_whole, seal
+from optin_cli.artefacts.site_losses import SiteLosses, fill_losses, load_losses
 from optin_cli.artefacts.sketch import Sketch, fill_sketch, load_sketch
 from optin_cli.artefacts.token_ranking import RankedTokens, fill_tokens, load_tokens
 from optin_cli.errors import ArtefactError, OptinError, UsageError, first_line
@@ -95,8 +95,10 @@ class Ranking:
     sites: list[RankedSite]
     token_sites: list[RankedTokens] = field(default_factory=list)
     """The cost of merging tokens, if that was measured."""
-    rank_sites: list[RankedRanks] = field(default_factory=list)
+    rank_sites: list[SiteLosses] = field(default_factory=list)
     """The cost of lower ranks of heads, if that was measured."""
+    sublayers: list[SiteLosses] = field(default_factory=list)
+    """The cost of all heads of a block at once, if that was measured."""
     batch_weights: list[float] = field(default_factory=list)
     """Share of the calibration examples in each batch: what `by_batch` is averaged with."""
     device: str = "cpu"
@@ -125,7 +127,7 @@ class Ranking:
         }
         parts = [a for s in self.sites for a in (s.score, s.trajectory, s.output)]
         parts += [a for t in self.token_sites for a in (np.array(t.counts), t.trajectory, t.output)]
-        parts += [a for r in self.rank_sites for a in (r.trajectory, r.output)]
+        parts += [a for r in (*self.rank_sites, *self.sublayers) for a in (r.trajectory, r.output)]
         arrays = [a.tobytes() for a in parts]
         return digest_bytes(digest_json(facts).encode(), *arrays)
 
@@ -209,8 +211,9 @@ def _fill(file: h5py.File, ranking: Ranking) -> None:
             group.create_dataset(name, data=getattr(site, name), track_times=False)
     if ranking.token_sites:
         fill_tokens(file.create_group("tokens"), ranking.token_sites)
-    if ranking.rank_sites:
-        fill_ranks(file.create_group("ranks"), ranking.rank_sites)
+    for name, losses in (("ranks", ranking.rank_sites), ("sublayers", ranking.sublayers)):
+        if losses:
+            fill_losses(file.create_group(name), losses)
     file.attrs["digest"] = ranking.digest
     file.attrs["checksum"] = _checksum(ranking)
     file.attrs["complete"] = True
@@ -225,7 +228,7 @@ def _checksum(ranking: Ranking) -> str:
         for name in _BASE_ATTRIBUTES:
             if not site[name]:  # as before there were any
                 del site[name]
-    for part in ("token_sites", "rank_sites"):
+    for part in ("token_sites", "rank_sites", "sublayers"):
         for site in content[part]:
             site.update({name: digest_bytes(site[name].tobytes()) for name in ("trajectory", "output")})
         if not content[part]:  # as before they were scored
@@ -359,11 +362,25 @@ def _read(headers: Headers) -> Ranking:
     groups = headers.group(file, "sites")
     sites = [_read_site(headers, name, headers.group(groups, name)) for name in headers.names(groups)]
     tokens = load_tokens(headers, headers.group(file, "tokens")) if "tokens" in file else []
-    ranks = load_ranks(headers, headers.group(file, "ranks"), sites) if "ranks" in file else []
+    cuts = {
+        "ranks": ({site.name: site.width for site in sites}, ("ranks", "dimensions")),
+        "sublayers": (dict.fromkeys((site.name for site in sites), 1), ("the whole sublayer", "loss")),
+    }
+    losses = {
+        name: load_losses(headers, headers.group(file, name), *of) if name in file else []
+        for name, of in cuts.items()
+    }
     rows = headers.array(file, "row_ids", (None,), "i").tolist()
-    parts = {"sites", "token_sites", "rank_sites", "row_ids", "sketch"}
+    parts = {"sites", "token_sites", "rank_sites", "sublayers", "row_ids", "sketch"}
     assert set(attributes) | parts == {f.name for f in fields(Ranking)}
-    return Ranking(**attributes, row_ids=rows, sites=sites, token_sites=tokens, rank_sites=ranks)
+    return Ranking(
+        **attributes,
+        row_ids=rows,
+        sites=sites,
+        token_sites=tokens,
+        rank_sites=losses["ranks"],
+        sublayers=losses["sublayers"],
+    )
 
 
 def _read_site(headers: Headers, name: str, group: h5py.Group) -> RankedSite:

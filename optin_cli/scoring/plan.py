@@ -21,6 +21,7 @@ from optin_cli.scoring.methods.base import ScoringMethod
 from optin_cli.scoring.methods.registry import check_scores, configured, method_named
 from optin_cli.scoring.settings import ScoreSettings
 from optin_cli.scoring.token_merging import check_mergeable
+from optin_cli.structure.anatomy import SUBLAYERS
 
 Progress = Callable[[float, float, str], None]
 """Called with (work done, all work, what is being done)."""
@@ -62,6 +63,10 @@ class Plan:
             settings["merges"] = self.model.merges
         if any(site.one_group for site in self.model.anatomy):  # once all heads of a block were one unit
             settings["query_heads"] = True
+        if any(
+            site.kind == SUBLAYERS for site in self.calibration.model.anatomy
+        ):  # once they were not measured
+            settings["sublayers"] = True
         return {
             "model": self.model.digest,
             "data": self.examples.fingerprint,
@@ -101,6 +106,8 @@ def make_plan(model: OpenModel, data: DataSpec, settings: ScoreSettings, memory:
     if settings.ranks:  # the same function; `model` stays as it is
         scored = with_turned_heads(model, batches)
         scored = replace(scored, anatomy=scored.anatomy.with_dimensions())
+    if method.takes_sublayers and len(model.devices) == 1:  # ablation needs the model on one
+        scored = replace(scored, anatomy=scored.anatomy.with_sublayers())
     calibration = Calibration(
         scored, batches, settings.rows, settings.temperature or method.temperature, settings.seed, memory
     )

@@ -20,9 +20,9 @@ from optin_cli.artefacts.facts import ModelFacts
 from optin_cli.artefacts.files import atomic_file, check_space
 from optin_cli.artefacts.partial import Busy, Partial, clear_parts
 from optin_cli.artefacts.provenance import library_versions
-from optin_cli.artefacts.rank_losses import RankedRanks
 from optin_cli.artefacts.ranking import RankedSite, Ranking, read_ranking, write_ranking
 from optin_cli.artefacts.rankings import rankings
+from optin_cli.artefacts.site_losses import SiteLosses
 from optin_cli.data.lengths import warn_if_short
 from optin_cli.data.likeness import content_of
 from optin_cli.errors import ArtefactError, InputError, OutputDiffers, UsageError, param
@@ -35,7 +35,7 @@ from optin_cli.scoring.distributed import Team
 from optin_cli.scoring.methods.base import Arrays, Item, ScoringMethod
 from optin_cli.scoring.plan import Plan, Progress
 from optin_cli.scoring.runner import Worker
-from optin_cli.structure.anatomy import DIMENSIONS
+from optin_cli.structure.anatomy import BESIDE, DIMENSIONS, SUBLAYERS
 
 log = logging.getLogger("optin")
 _POLL, _BEGINNING = 0.5, 5.0
@@ -189,7 +189,7 @@ def _written(
     """Do what is left of a run and write its ranking."""
     worker = run.finish()
     everything = worker.totals.sites()
-    sites = [site for site in everything if site.kind != DIMENSIONS]
+    sites = [site for site in everything if site.kind not in BESIDE]
     scores = worker.method.combine(sites)
     for site in sites:
         site.score = scores[site.name]
@@ -218,7 +218,8 @@ def _written(
         dense=plan.model.dense | {"fixed_macs": _fixed_macs(plan)},
         sites=sites,
         token_sites=worker.token_sites(),
-        rank_sites=[_ranks_of(site) for site in everything if site.kind == DIMENSIONS],
+        rank_sites=_losses(everything, DIMENSIONS),
+        sublayers=_losses(everything, SUBLAYERS),
         batch_weights=[plan.calibration.weight(b) for b in range(len(plan.calibration))],
         device=_device_name(plan.model.device),
         dtype=plan.model.dtype_name,
@@ -236,10 +237,13 @@ def _written(
     return ranking
 
 
-def _ranks_of(site: RankedSite) -> RankedRanks:
-    """The losses of lower ranks, from those of each dimension and all behind it."""
-    heads = site.name.removesuffix(f".{DIMENSIONS}")
-    return RankedRanks(heads, site.columns, site.trajectory, site.output)
+def _losses(sites: Iterable[RankedSite], kind: str) -> list[SiteLosses]:
+    """The losses of lower ranks, which are those of each dimension and all behind it, or of whole sublayers."""
+    return [
+        SiteLosses(site.name.removesuffix(f".{kind}"), site.columns, site.trajectory, site.output)
+        for site in sites
+        if site.kind == kind
+    ]
 
 
 def _check_finite(sites: list[RankedSite], plan: Plan) -> None:
@@ -357,7 +361,7 @@ class _Run:
 def _sketch_bytes(method: ScoringMethod) -> int:
     """Size of the sketch to be kept."""
     rows = method.sketched_probes() * method.calibration.batches.count
-    units = sum(site.units for site in method.anatomy if site.kind != DIMENSIONS)
+    units = sum(site.units for site in method.anatomy if site.kind not in BESIDE)
     return rows * units * len(method.sketches) * np.float32().nbytes
 
 

@@ -11,7 +11,7 @@ from optin_cli.artefacts.ranking import RankedSite
 from optin_cli.artefacts.sketch import Sketch
 from optin_cli.scoring.calibration import Scores
 from optin_cli.scoring.methods.base import Arrays, Item, ScoringMethod
-from optin_cli.structure.anatomy import DIMENSIONS, Site
+from optin_cli.structure.anatomy import BESIDE, Site
 
 
 def ranked_site(site: Site, **parts: Any) -> RankedSite:
@@ -42,8 +42,8 @@ class Totals:
         self.probed = self._empty()
         self.measured = {site.name: np.zeros(site.units, dtype=bool) for site in method.anatomy}
         """[units]: not estimated alone."""
-        self.dimensions = {site.name for site in method.anatomy if site.kind == DIMENSIONS}
-        """Sites whose units don't go one by one: the sketch is of the others."""
+        self.beside = {site.name for site in method.anatomy if site.kind in BESIDE}
+        """Sites of what is no unit: the sketch is of the others."""
         self.probes = 0
         self.rows: list[tuple[Item, Arrays]] = []
 
@@ -64,7 +64,7 @@ class Totals:
         rows = {
             key: array
             for key, array in arrays.items()
-            if key.endswith(("/tr", "/or")) and key.rpartition("/")[0] not in self.dimensions
+            if key.endswith(("/tr", "/or")) and key.rpartition("/")[0] not in self.beside
         }
         if any(array.size for array in rows.values()):
             self.rows.append((item, rows))

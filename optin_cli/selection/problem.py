@@ -10,7 +10,15 @@ import numpy as np
 
 from optin_cli.artefacts.ranking import RankedSite, Ranking
 from optin_cli.errors import BudgetError, UsageError, param
-from optin_cli.importance import OPTIN_SUM, FeatureWeights, combine, own_output_weight, scored_with
+from optin_cli.importance import (
+    OPTIN_SUM,
+    FeatureWeights,
+    combine,
+    losses,
+    own_output_weight,
+    scored_with,
+    with_whole,
+)
 from optin_cli.selection.budget import Budget, Case
 from optin_cli.selection.choices import Floats, Ints, Sizes
 from optin_cli.selection.ranks import STEP, RankSizes, rank_losses, rank_sizes, searched_ranks
@@ -90,13 +98,13 @@ class Problem:
         if not self.searches_ranks:
             return {}
         features, output_weight = self.weighting
-        losses = rank_losses(self.ranking, output_weight, features)
+        of_ranks = rank_losses(self.ranking, output_weight, features)
         return {
             site.name: rank_sizes(
-                site, scores, self.counts(site), losses[site.name], self.request, self.rank_step
+                site, scores, self.counts(site), of_ranks[site.name], self.request, self.rank_step
             )
             for site, scores in zip(self.sites, self.scores, strict=True)
-            if site.name in losses
+            if site.name in of_ranks
         }
 
     @property
@@ -187,6 +195,11 @@ def pose(ranking: Ranking, request: Request) -> Problem:
     if chosen != own:
         combined = combine(sites, chosen[1], chosen[0])
         scores = [combined[site.name] for site in sites]
+    whole = losses(ranking, ranking.sublayers, chosen[1], chosen[0])
+    scores = [
+        with_whole(found, float(whole[site.name][0])) if site.name in whole and site.units else found
+        for site, found in zip(sites, scores, strict=True)
+    ]
     ranked = searched_ranks(request, ranking)
     return replace(problem, scores=scores, weighting=chosen, searches_ranks=ranked)
 

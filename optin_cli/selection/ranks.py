@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from optin_cli.artefacts.ranking import RankedSite, Ranking
-from optin_cli.importance import OPTIN_SUM, FeatureWeights, column_weights, measured_depth, output_scale
+from optin_cli.importance import OPTIN_SUM, FeatureWeights, losses
 from optin_cli.selection.choices import Floats, Ints
 from optin_cli.selection.settings import Request
 
@@ -61,14 +61,11 @@ def rank_losses(
     ranking: Ranking, output_weight: float, feature_weights: FeatureWeights = OPTIN_SUM
 ) -> dict[str, Floats]:
     """Site -> loss of rank 0, 1, .. width, on the scale of `combine`: the units' lambda. It never rises with rank."""
-    depth = measured_depth(ranking.sites)
-    scale = output_weight * output_scale(ranking.sites, feature_weights) if output_weight else 0.0
-    found = {}
-    for one in ranking.rank_sites:
-        loss = (one.trajectory * column_weights(one.columns, depth, feature_weights)).sum(axis=1)
-        falling = np.maximum.accumulate((loss + scale * one.output)[::-1])[::-1]
-        found[one.site] = np.append(falling, 0.0)
-    return found
+    found = losses(ranking, ranking.rank_sites, output_weight, feature_weights)
+    return {
+        site: np.append(np.maximum.accumulate(loss[::-1])[::-1], 0.0)  # never less for a lower rank
+        for site, loss in found.items()
+    }
 
 
 def searched_ranks(request: Request, ranking: Ranking) -> bool:

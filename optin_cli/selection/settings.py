@@ -38,8 +38,8 @@ _FEWEST_STEPS = {"heads": 4}
 _FEWEST_STEPS_OTHERWISE = 8
 """Sizes that `auto` leaves a site to choose from, at least: a narrow layer is rounded less."""
 _LOADS = 8
-"""A GPU's tensor cores load so many parts of such a row, of 16 bytes each: `auto` rounds to no less than one. On a CPU a
-layer too narrow for its multiple is not rounded."""
+"""A GPU's tensor cores load so many parts of such a row, of 16 bytes each: `auto` rounds to no less than one. On a CPU
+a layer too narrow for its multiple is not rounded."""
 
 
 def token_fields(tokens: str | float | None, name: str = "tokens") -> dict[str, Any]:

@@ -39,6 +39,10 @@ NEURONS = "neurons"
 CHANNELS = "channels"
 DIMENSIONS = "dimensions"
 """Of all heads of a site, the same number of each: what a lower rank takes away."""
+SUBLAYERS = "sublayers"
+"""All heads of a site as one."""
+BESIDE = (DIMENSIONS, SUBLAYERS)
+"""Kinds of what is scored beside the units, and is a part of them or a whole."""
 
 TEXT, IMAGE, AUDIO = "text", "image", "audio"
 MODALITIES = (TEXT, IMAGE, AUDIO)
@@ -386,6 +390,15 @@ class Anatomy:
         found = (
             replace(s, name=f"{s.name}.{DIMENSIONS}", kind=DIMENSIONS, units=s.width, width=s.units)
             for s in heads
+        )
+        return replace(self, sites=(*self.sites, *found))
+
+    def with_sublayers(self) -> Anatomy:
+        """The same with a further site behind all others for each site of several heads: all of them are its unit."""
+        found = (
+            replace(s, name=f"{s.name}.{SUBLAYERS}", kind=SUBLAYERS, units=1, width=s.features)
+            for s in self.sites
+            if s.kind == HEADS and s.units > 1
         )
         return replace(self, sites=(*self.sites, *found))
 

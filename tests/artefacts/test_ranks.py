@@ -1,4 +1,4 @@
-"""Ranks in rankings and masks: what is read is what was written, and what can't be is refused."""
+"""Ranks and whole sublayers in rankings and masks: what is read is what was written, and what can't be is refused."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from helpers.rankings import refused, resealed
 from helpers.selection import ranking
 
 from optin_cli.artefacts.mask import mask_to_json, read_mask, write_mask
-from optin_cli.artefacts.rank_losses import RankedRanks
 from optin_cli.artefacts.ranking import read_ranking, write_ranking
+from optin_cli.artefacts.site_losses import SiteLosses
 from optin_cli.errors import ArtefactError
 from optin_cli.selection.select import select
 
@@ -22,36 +22,39 @@ def made():
     rng = np.random.default_rng(0)
     whole = ranking()
     ranks = [
-        RankedRanks(site.name, [1, 2], rng.random((site.width, 2)), rng.random(site.width))
+        SiteLosses(site.name, [1, 2], rng.random((site.width, 2)), rng.random(site.width))
         for site in whole.sites
         if site.kind == "heads"
     ]
-    return replace(whole, rank_sites=ranks)
+    sublayers = [SiteLosses(one.site, [1, 2], one.trajectory[:1], one.output[:1]) for one in ranks]
+    return replace(whole, rank_sites=ranks, sublayers=sublayers)
 
 
-def test_ranks_come_back_and_are_part_of_the_digest(tmp_path):
+def test_ranks_and_sublayers_come_back_and_are_part_of_the_digest(tmp_path):
     write_ranking(tmp_path / "r.h5", made())
     found = read_ranking(tmp_path / "r.h5")
-    for one, two in zip(found.rank_sites, made().rank_sites, strict=True):
-        assert (one.site, one.columns) == (two.site, two.columns)
-        np.testing.assert_array_equal(one.trajectory, two.trajectory)
-        np.testing.assert_array_equal(one.output, two.output)
-    assert found.digest == made().digest != ranking().digest
+    for part in ("rank_sites", "sublayers"):
+        for one, two in zip(getattr(found, part), getattr(made(), part), strict=True):
+            assert (one.site, one.columns) == (two.site, two.columns)
+            np.testing.assert_array_equal(one.trajectory, two.trajectory)
+            np.testing.assert_array_equal(one.output, two.output)
+        assert found.digest == made().digest != replace(made(), **{part: []}).digest
 
 
+@pytest.mark.parametrize("part", ["ranks", "sublayers"])
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda group: group["blocks.0.heads/output"].write_direct(np.full(8, np.nan)), "are not finite"),
+        (lambda group: group["blocks.0.heads/output"].__setitem__(0, np.nan), "are not finite"),
         (lambda group: group.move("blocks.0.heads", "blocks.9.heads"), "no such site"),
         (lambda group: group["blocks.0.heads"].__delitem__("output"), "output is missing"),
     ],
 )
-def test_damaged_ranks_are_named(damage, said, tmp_path):
+def test_damaged_losses_are_named(part, damage, said, tmp_path):
     path = tmp_path / "r.h5"
     write_ranking(path, made())
     with h5py.File(path, "r+") as file:
-        damage(file["ranks"])
+        damage(file[part])
     assert said in refused(resealed(path))
 
 
@@ -59,7 +62,7 @@ def test_changed_losses_are_damage(tmp_path):
     path = tmp_path / "r.h5"
     write_ranking(path, made())
     with h5py.File(path, "r+") as file:
-        file["ranks/blocks.0.heads/output"][0] += 1
+        file["sublayers/blocks.0.heads/output"][0] += 1
     assert "does not match its checksum" in refused(resealed(path))
 
 

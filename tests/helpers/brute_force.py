@@ -34,8 +34,8 @@ def forward(calibration: Calibration, masks: dict[str, torch.Tensor]) -> tuple[d
     return {z: unit_rows(f.flatten(0, 1)[rows[z][0]]) for z, f in features.items()}, output
 
 
-def change(calibration: Calibration, site, unit: int, kept: float) -> tuple[list[float], float]:
-    """Trajectory and output terms by full forwards, when `kept` of a unit stays."""
+def change(calibration: Calibration, site, unit: int | slice, kept: float) -> tuple[list[float], float]:
+    """Trajectory and output terms by full forwards, when `kept` of a unit, or of several, stays."""
     mask = torch.ones(site.units)
     mask[unit] = kept
     dense, y = forward(calibration, {})

@@ -13,7 +13,7 @@ from helpers.selection import FIXED_PARAMS, macs_of, ranking
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optin_cli.artefacts.rank_losses import RankedRanks
+from optin_cli.artefacts.site_losses import SiteLosses
 from optin_cli.artefacts.sketch import Sketch
 from optin_cli.artefacts.token_ranking import RankedTokens
 from optin_cli.importance import combine
@@ -34,7 +34,7 @@ def with_ranks(made, seed=0, zero=False):
             steps = rng.lognormal(-2, 1, (WIDTH, 2)) * (0 if zero else 1)
             steps[0] += 3 * (not zero)  # most is in the first dimension
             tails = steps[::-1].cumsum(0)[::-1]
-            found.append(RankedRanks(site.name, [1, 2], tails, tails.sum(1)))
+            found.append(SiteLosses(site.name, [1, 2], tails, tails.sum(1)))
     return replace(made, rank_sites=found)
 
 

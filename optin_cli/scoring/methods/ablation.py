@@ -40,6 +40,7 @@ class AblationMethod(TrajectoryMethod):
     """Removes every unit in turn."""
 
     name = "ablation"
+    takes_sublayers = True
 
     def __init__(
         self, calibration: Calibration, settings: ScoreSettings, labels: list[Any] | None = None

@@ -103,6 +103,8 @@ class ScoringMethod:
     """The units of a block stay or go together: `select` looks for blocks."""
     takes_ranks: ClassVar[bool] = False
     """It measures what lower ranks of heads cost: sites of dimensions, whose units go from the last one on."""
+    takes_sublayers: ClassVar[bool] = False
+    """It measures what all heads of a block cost together: sites of one unit."""
     spreads: ClassVar[bool] = False
     """It scores a model that is spread over several devices."""
     takes_strata: ClassVar[bool] = False

@@ -40,7 +40,7 @@ from optin_cli.scoring.methods.base import MOST_PROBES, Arrays, Item, Measured, 
 from optin_cli.scoring.methods.trajectory import TrajectoryMethod
 from optin_cli.scoring.passes import Pass, ProbeSums, Tally
 from optin_cli.scoring.settings import ScoreSettings
-from optin_cli.structure.anatomy import DIMENSIONS, Site
+from optin_cli.structure.anatomy import BESIDE, SUBLAYERS, Site
 
 log = logging.getLogger("optin")
 
@@ -53,6 +53,7 @@ _WORK_PER_CALL = {"cuda": 1 << 37}
 _IMPOSSIBLE = -1e4  # a logit: what question answering gives to padding
 _OWN_PASSES = 10  # up to so many blocks each has a pass of its own by default: strata would save little
 _STRATA = 3  # of deeper models
+_WHOLE = 16  # examples on which whole sublayers are ablated, at least: what they cost differs by orders of magnitude
 
 
 class CurvatureMethod(TrajectoryMethod):
@@ -62,6 +63,7 @@ class CurvatureMethod(TrajectoryMethod):
     takes_band = True
     takes_ranks = True
     takes_strata = True
+    takes_sublayers = True
     spreads = True
     sketches = ("tr", "or")
     ablated: ClassVar[frozenset[str]] = frozenset()
@@ -73,8 +75,11 @@ class CurvatureMethod(TrajectoryMethod):
         super().__init__(calibration, settings, labels)
         self.ablation = AblationMethod(calibration, settings)
         alone = _lone(self.model)
+        self.wholes = [site for site in self.anatomy if site.kind == SUBLAYERS]
         self.exact = [s for s in self.anatomy if s.kind in self.ablated or s.name in alone]
-        self.estimated = [site for site in self.anatomy if site not in self.exact]
+        self.estimated = [s for s in self.anatomy if s not in self.exact and s not in self.wholes]
+        self.few = _few(calibration)
+        """Batches on which whole sublayers are ablated."""
         self._probed, self._banded = 0, False
         """Probes asked for so far, and whether the band was."""
 
@@ -94,7 +99,12 @@ class CurvatureMethod(TrajectoryMethod):
 
     def items(self) -> list[Item]:
         batches = range(len(self.calibration))
-        exact = [i for batch in batches for site in self.exact for i in self.ablation.items_of(batch, site)]
+        exact = [
+            item
+            for batch in batches
+            for site in (*self.exact, *(self.wholes if batch in self.few else ()))
+            for item in self.ablation.items_of(batch, site)
+        ]
         return exact if self.settings.rel_error is not None else exact + self._probes(0, self.settings.probes)
 
     def more_items(self, measured: Measured) -> list[Item]:
@@ -166,7 +176,7 @@ class CurvatureMethod(TrajectoryMethod):
             return []
         self._banded = True
         scores, tokens = self.combine(measured.sites()), mean_tokens(self.calibration)
-        units = [site for site in self.anatomy if site.kind != DIMENSIONS]
+        units = [site for site in self.anatomy if site.kind not in BESIDE]
         near = near_the_cut(units, scores, flops, band, tokens)
         return [
             item
@@ -182,7 +192,7 @@ class CurvatureMethod(TrajectoryMethod):
         self.release()
         # units that ablation scores are probed, too: the sketch is of all
         sketched = self.sketched_probes()
-        sites = list(self.anatomy) if sketched else self.estimated
+        sites = [site for site in self.anatomy if site not in self.wholes] if sketched else self.estimated
         probes = range(*item.probes)
         each = item.work / len(probes)
         passes = self._strata(item.blocks)
@@ -196,6 +206,12 @@ class CurvatureMethod(TrajectoryMethod):
             trajectory_rows=found.trajectory_rows if kept else None,
             output_rows=found.output_rows if kept else None,
         )
+
+    def weight(self, item: Item) -> float:
+        share = super().weight(item)
+        if any(site.name == item.site for site in self.wholes):
+            share /= sum(self.calibration.weight(batch) for batch in self.few)
+        return share
 
     def release(self) -> None:
         self.ablation.release()
@@ -406,7 +422,18 @@ def _lone(model: OpenModel) -> set[str]:
     """
     if len(model.devices) > 1:
         return set()
-    return {site.name for site in model.anatomy if site.units == 1 and site.kind != DIMENSIONS}
+    return {site.name for site in model.anatomy if site.units == 1 and site.kind not in BESIDE}
+
+
+def _few(calibration: Calibration) -> list[int]:
+    """As few batches from the middle on as hold `_WHOLE` examples, or all: those of middling texts."""
+    count, found = 0, []
+    for batch in sorted(range(len(calibration)), key=lambda batch: abs(batch - len(calibration) // 2)):
+        if count >= _WHOLE:
+            break
+        found.append(batch)
+        count += len(calibration.batches.ids(batch))
+    return sorted(found)
 
 
 def near_the_cut(
