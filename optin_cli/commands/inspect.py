@@ -121,6 +121,7 @@ def _show_ranking(path: Path, ranking: Ranking, json: bool) -> None:
         *([["texts", describe(seen)]] if (seen := ranking.data.get("lengths")) else []),
         *([["merging tokens", "measured"]] if ranking.token_sites else []),
         *([["ranks of heads", f"measured at {len(ranking.rank_sites)} sites"]] if ranking.rank_sites else []),
+        *([["whole sublayers", f"measured at {len(ranking.sublayers)} sites"]] if ranking.sublayers else []),
         ["MACs in sites", console.count(ranking.macs(ranking.tokens))],
         ["MACs elsewhere", console.count(ranking.dense.get("fixed_macs", 0))],
         ["made", f"{ranking.created} in {console.duration(ranking.seconds)} on {ranking.device}"],

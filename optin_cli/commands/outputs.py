@@ -34,6 +34,8 @@ class RankingFacts(TypedDict):
     """Site -> units."""
     ranks: dict[str, int]
     """Site of heads -> their dimensions, where lower ranks were measured."""
+    sublayers: list[str]
+    """Sites of heads that were measured as a whole, too."""
     tokens: float
     """Mean of a calibration example, without padding."""
     lengths: LengthFacts | None

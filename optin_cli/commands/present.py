@@ -47,6 +47,7 @@ def ranking_facts(ranking: Ranking) -> dict[str, object]:
         "method": ranking.method,
         "units": {site.name: site.units for site in ranking.sites},
         "ranks": {one.site: len(one.output) for one in ranking.rank_sites},
+        "sublayers": [one.site for one in ranking.sublayers],
         "tokens": ranking.tokens,
         "lengths": ranking.data.get("lengths"),
         "macs": ranking.macs(ranking.tokens),
