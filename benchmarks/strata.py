@@ -53,7 +53,7 @@ def scored(
 
 def scores(ranking: Ranking) -> dict[str, np.ndarray]:
     """Kind -> the scores of its units, as `select` puts them together."""
-    weights, output_weight = auto_weighting(ranking.kinds, BUDGET)
+    weights, output_weight = auto_weighting(ranking.kinds, ranking.model["task"], BUDGET)
     found = combine(ranking.sites, output_weight, weights)
     kinds: dict[str, list[np.ndarray]] = {}
     for site in ranking.sites:

@@ -25,17 +25,22 @@ block's alone."""
 OPTIN_SUM = "sum"
 _MILD, _STRONG = ("fourth-root", 0.3), ("root", 0.1)
 _TURN = 0.35
+_WRITING, _WRITTEN = ("language-modeling", "text-to-text", "speech-recognition"), 30.0
+"""Tasks whose output is what may follow each token, out of a vocabulary, and its lambda."""
 _CHANNELS = "channels"
 
 
-def auto_weighting(kinds: Collection[str], share: float = 1.0) -> tuple[str, float]:
-    """(feature weights, lambda) for units of these kinds where a budget leaves `share` of what was ranked.
+def auto_weighting(kinds: Collection[str], task: str, share: float = 1.0) -> tuple[str, float]:
+    """(feature weights, lambda) for units of these kinds, in a model for `task`, where a budget leaves `share` of what
+    was ranked.
 
     A sum over all deeper blocks favours early units, and compensation mends much of what those blocks see. The less is
     to stay, the more that starves the late blocks, and those of a CNN at any budget (benchmarks/RESULTS.md has the
-    numbers, and what else was tried). Scores are stored as a budget of everything would have them.
+    numbers, and what else was tried). A distribution over a vocabulary at many positions says far more of a model than
+    a few classes, or one vector. Scores are stored as a budget of everything would have them.
     """
-    return _MILD if share >= _TURN and _CHANNELS not in kinds else _STRONG
+    features, output_weight = _MILD if share >= _TURN and _CHANNELS not in kinds else _STRONG
+    return features, _WRITTEN if task in _WRITING else output_weight
 
 
 def column_weights(columns: Sequence[int], depth: int, weights: FeatureWeights) -> NDArray[np.float64]:
@@ -99,13 +104,13 @@ def with_whole(scores: Array, loss: float) -> Array:
 def scored_with(ranking: Ranking) -> str:
     """The `feature_weights` of a ranking's own scores."""
     named = ranking.settings.get("feature_weights", OPTIN_SUM)
-    return auto_weighting(ranking.kinds)[0] if named == AUTO else str(named)
+    return auto_weighting(ranking.kinds, ranking.model["task"])[0] if named == AUTO else str(named)
 
 
 def own_output_weight(ranking: Ranking) -> float:
     """The lambda of a ranking's own scores."""
     given = ranking.settings.get("output_weight")
-    return auto_weighting(ranking.kinds)[1] if given is None else float(given)
+    return auto_weighting(ranking.kinds, ranking.model["task"])[1] if given is None else float(given)
 
 
 def output_scale(sites: Iterable[RankedSite], feature_weights: FeatureWeights = OPTIN_SUM) -> float:

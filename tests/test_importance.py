@@ -14,7 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from optin_cli.artefacts.ranking import RankedSite
-from optin_cli.importance import combine, output_scale
+from optin_cli.importance import auto_weighting, combine, output_scale
+from optin_cli.tasks.audio import SPEECH
+from optin_cli.tasks.language import LANGUAGE
+from optin_cli.tasks.registry import TASKS
+from optin_cli.tasks.seq2seq import SEQ2SEQ
 
 
 def brute_force(sites: list[RankedSite], weight: float) -> dict[str, list[float]]:
@@ -106,3 +110,12 @@ def test_combining_changes_no_stored_part():
     before = as_plain(ranking)
     combine(ranking.sites, 2.0)
     assert as_plain(ranking) == before
+
+
+@pytest.mark.parametrize("share", [1.0, 0.2])
+def test_the_output_weighs_more_where_it_says_which_token_follows(share):
+    weights = {task: auto_weighting({"heads", "neurons"}, task, share) for task in TASKS}
+    usual = ("fourth-root", 0.3) if share == 1.0 else ("root", 0.1)
+    for task, (features, output_weight) in weights.items():
+        assert features == usual[0]
+        assert output_weight == (30.0 if task in (LANGUAGE, SEQ2SEQ, SPEECH) else usual[1])

@@ -90,8 +90,8 @@ class ScoreSettings:
         metadata={
             "panel": "Scoring",
             "flag": "lambda",
-            "help": "Weight of the output term against the trajectory (default: the budget decides, 0.3 or 0.1; "
-            "knowledge: 0.00025 of the representations; reference: 0.1).",
+            "help": "Weight of the output term against the trajectory (default: the budget decides, 0.3 or 0.1, "
+            "and 30 for models that write text; knowledge: 0.00025 of the representations; reference: 0.1).",
         },
     )
     """lambda: weight of the output term after both are brought to one median; of `knowledge` that of the

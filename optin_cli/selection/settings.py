@@ -356,7 +356,7 @@ def weighting(request: Request, ranking: Ranking, share: float) -> tuple[Feature
     if weights is None:
         weights = ranking.settings.get("feature_weights", OPTIN_SUM)
     if weights == AUTO:
-        weights, found = auto_weighting(ranking.kinds, share)
+        weights, found = auto_weighting(ranking.kinds, ranking.model["task"], share)
     else:
         found = own_output_weight(ranking)
     if output_weight is None:

@@ -22,6 +22,6 @@ class TrajectoryMethod(ScoringMethod):
         return measured_blocks(site, len(self.anatomy.blocks))
 
     def combine(self, sites: list[RankedSite]) -> dict[str, np.ndarray]:
-        features, weight = auto_weighting({site.kind for site in sites})
+        features, weight = auto_weighting({site.kind for site in sites}, self.model.task.name)
         given = self.settings.output_weight
         return combine(sites, weight if given is None else given, features)
