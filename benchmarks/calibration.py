@@ -1,7 +1,8 @@
 """Which data to calibrate on: built-in docstrings, built-in prose, general prose, the model's own domain.
 
     python benchmarks/calibration.py [--shared ../shared] [--cells benchmarks/calibration] [--models minilm,sst2,mpnet]
-                                     [--mpnet FOLDER] [--budgets 0.5] [--seeds 0] [--device cpu]
+                                     [--mpnet FOLDER] [--calibrations docs,own] [--budgets 0.5] [--seeds 0]
+                                     [--device cpu]
     python benchmarks/calibration.py --report      # tables from the cells that are there
 
 Everything is pruned by the defaults of every stage. A model is measured by its own task (STS Benchmark's test split,
@@ -125,7 +126,7 @@ def embedded(model: OpenModel, texts: list[str]) -> torch.Tensor:
 def wanted(options: argparse.Namespace) -> Iterator[tuple[str, float, int]]:
     for budget in map(float, options.budgets.split(",")):
         for seed in map(int, options.seeds.split(",")):
-            for calibration in CALIBRATIONS:
+            for calibration in options.calibrations.split(","):
                 yield calibration, budget, seed
 
 
@@ -188,6 +189,7 @@ def main() -> None:
     parser.add_argument("--cells", type=Path, default=Path("benchmarks/calibration"))
     parser.add_argument("--models", default="minilm,sst2,mpnet")
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2")
+    parser.add_argument("--calibrations", default=",".join(CALIBRATIONS))
     parser.add_argument("--budgets", default="0.5")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--device", default="cpu")
