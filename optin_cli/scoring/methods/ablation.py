@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -109,12 +110,15 @@ class Ablation:
         self.weights = [self.model.row_weights(replay.piece.inputs, replay.output) for replay in self.replays]
         self.tokens = sum(len(p) * t for p, t in zip(pieces, lengths[0], strict=True))
         self._broadcasting: dict[str, bool] = {}
-        self.step = self._fitting()
-        """Variants in one call."""
 
     @property
     def depth(self) -> int:
         return len(self.model.anatomy.blocks)
+
+    @cached_property
+    def step(self) -> int:
+        """Variants in one call: found out where there are several."""
+        return self._fitting()
 
     @torch.inference_mode()
     def score(
@@ -129,13 +133,14 @@ class Ablation:
         output = np.zeros(len(units))
         start = 0
         while start < len(units):
-            chosen = torch.as_tensor(units[start : start + self.step], device=self.model.device)
+            step = self.step if len(units) > 1 else 1
+            chosen = torch.as_tensor(units[start : start + step], device=self.model.device)
             try:
                 one, two = self._measure(site, chosen, broadcast)
             except RuntimeError as error:
                 if not ran_out(error):
                     raise
-                self._shrink(error)
+                self._shrink(step, error)
                 continue
             trajectory[start : start + len(chosen)] = one
             output[start : start + len(chosen)] = two
@@ -144,7 +149,9 @@ class Ablation:
         return trajectory, output
 
     def _broadcasts(self, site: Site) -> bool:
-        """`Replay.broadcasts` of every piece, tried once for a site."""
+        """`Replay.broadcasts` of every piece, tried once for a site. A single variant shares nothing."""
+        if site.units == 1:
+            return False
         if site.name not in self._broadcasting:
             self._broadcasting[site.name] = all(replay.broadcasts(site) for replay in self.replays)
         return self._broadcasting[site.name]
@@ -190,10 +197,10 @@ class Ablation:
             self.calibration.warn_tight("variant", peak, self.left)
         return min(most, whole_steps(self.left, peak))
 
-    def _shrink(self, error: RuntimeError) -> None:
-        if self.step == 1:
+    def _shrink(self, step: int, error: RuntimeError) -> None:
+        if step == 1:
             raise self._too_large(" even with one unit removed at a time") from error
-        self.step //= 2
+        self.step = step // 2
         log.info("out of memory: going on with %d variants in a call", self.step)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
