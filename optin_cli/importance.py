@@ -104,13 +104,20 @@ def with_whole(scores: Array, loss: float) -> Array:
 def scored_with(ranking: Ranking) -> str:
     """The `feature_weights` of a ranking's own scores."""
     named = ranking.settings.get("feature_weights", OPTIN_SUM)
-    return auto_weighting(ranking.kinds, ranking.model["task"])[0] if named == AUTO else str(named)
+    return _auto(ranking)[0] if named == AUTO else str(named)
 
 
 def own_output_weight(ranking: Ranking) -> float:
     """The lambda of a ranking's own scores."""
     given = ranking.settings.get("output_weight")
-    return auto_weighting(ranking.kinds, ranking.model["task"])[1] if given is None else float(given)
+    return _auto(ranking)[1] if given is None else float(given)
+
+
+def _auto(ranking: Ranking) -> tuple[str, float]:
+    """What the scores of a ranking were combined with where the budget decides. Before it was recorded, the task did not
+    count."""
+    features, output_weight = ranking.settings.get("weighting") or auto_weighting(ranking.kinds, "")
+    return str(features), float(output_weight)
 
 
 def output_scale(sites: Iterable[RankedSite], feature_weights: FeatureWeights = OPTIN_SUM) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ from optin_cli.data.likeness import content_of
 from optin_cli.errors import ArtefactError, InputError, OutputDiffers, UsageError, param
 from optin_cli.execution.macs import count_macs
 from optin_cli.execution.precision import exact_convolutions
-from optin_cli.importance import own_output_weight
+from optin_cli.importance import AUTO, auto_weighting, own_output_weight
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.scoring.calibration import mean_tokens
 from optin_cli.scoring.distributed import Team
@@ -210,6 +210,7 @@ def _written(
             "engines": plan.method.engines(),
             "recombines": plan.method.recombines,
             "feature_weights": plan.method.feature_weights,
+            **({"weighting": _weighting(plan, sites)} if plan.method.feature_weights == AUTO else {}),
             **({"whole_blocks": True} if plan.method.whole_blocks else {}),
             "probed": worker.totals.probes,
             "identity": identity,
@@ -235,6 +236,11 @@ def _written(
     ranking = team.broadcast(ranking)
     run.partial.discard()  # only now: whoever failed before this finds the finished items again
     return ranking
+
+
+def _weighting(plan: Plan, sites: Sequence[RankedSite]) -> list[str | float]:
+    """The weights of the scores' parts where neither settings nor a budget say any."""
+    return list(auto_weighting({site.kind for site in sites}, plan.model.task.name))
 
 
 def _losses(sites: Iterable[RankedSite], kind: str) -> list[SiteLosses]:

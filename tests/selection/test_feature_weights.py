@@ -186,3 +186,20 @@ def test_auto_can_be_asked_of_any_ranking_with_parts():
     old = ranking(feature_weights="root")
     assert pose(old, Request(flops=0.9)).weighting == ("root", 0.5)
     assert pose(old, Request(flops=0.9, feature_weights="auto")).weighting == ("fourth-root", 0.3)
+
+
+def test_a_ranking_from_before_tasks_counted_is_combined_anew_for_one_that_writes():
+    """Oracle: the parts combined by hand with the weight of such a task."""
+    made = tiny_ranking(blocks=3, heads=3, neurons=5, seed=1)
+    made.model["task"] = "language-modeling"
+    made.settings.update(feature_weights="auto", output_weight=None)
+    for old in (True, False):
+        weights = ("fourth-root", 0.3 if old else 30.0)
+        made.settings.pop("weighting", None) if old else made.settings.update(weighting=list(weights))
+        for name, scores in combine(made.sites, weights[1], weights[0]).items():
+            next(site for site in made.sites if site.name == name).score = scores
+        expected = combine(made.sites, 30.0, "fourth-root")
+        posed = pose(made, Request(flops=0.9))
+        assert posed.weighting == ("fourth-root", 30.0)
+        for site, scores in zip(posed.sites, posed.scores, strict=True):
+            np.testing.assert_allclose(scores, expected[site.name])
