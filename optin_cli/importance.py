@@ -114,8 +114,8 @@ def own_output_weight(ranking: Ranking) -> float:
 
 
 def _auto(ranking: Ranking) -> tuple[str, float]:
-    """What the scores of a ranking were combined with where the budget decides. Before it was recorded, the task did not
-    count."""
+    """What the scores of a ranking were combined with where the budget decides: before it was recorded, whatever the
+    task."""
     features, output_weight = ranking.settings.get("weighting") or auto_weighting(ranking.kinds, "")
     return str(features), float(output_weight)
 
