@@ -31,6 +31,7 @@ from optin_cli.structure.anatomy import Site
 
 log = logging.getLogger("optin")
 
+_ONE = " even with one unit removed at a time"
 _UNITS_PER_ITEM = 192  # some seconds of ablation: lost at a kill, handed to one process of many
 
 # Tokens of all variants in one call. Beyond this a CPU gains nothing and a GPU is full.
@@ -128,7 +129,8 @@ class Ablation:
 
         Raises `InputError` when not even one variant fits in memory.
         """
-        broadcast = self._broadcasts(site)
+        with self._must_fit(_ONE):
+            broadcast = self._broadcasts(site)
         trajectory = np.zeros((len(units), len(measured_blocks(site, self.depth))))
         output = np.zeros(len(units))
         start = 0
@@ -190,7 +192,7 @@ class Ablation:
         if site is None:
             return 1
         one = torch.zeros(1, dtype=torch.long, device=self.model.device)
-        with self._must_fit(" even with one unit removed at a time"):
+        with self._must_fit(_ONE):
             broadcast = self._broadcasts(site)
             peak = activation_peak(lambda: self._measure(site, one, broadcast))
         if peak > self.left:
@@ -199,7 +201,7 @@ class Ablation:
 
     def _shrink(self, step: int, error: RuntimeError) -> None:
         if step == 1:
-            raise self._too_large(" even with one unit removed at a time") from error
+            raise self._too_large(_ONE) from error
         self.step = step // 2
         log.info("out of memory: going on with %d variants in a call", self.step)
         if torch.cuda.is_available():
