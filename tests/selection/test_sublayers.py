@@ -33,8 +33,8 @@ def whole_ranking(seed: int, scale: float):
 
 def lost(site_scores: np.ndarray, whole: float | None, kept: int) -> float:
     """The score that goes with all but the best `kept` units, as the definition says."""
-    gone = float(np.sort(site_scores)[: len(site_scores) - kept].sum())
-    return max(gone, whole) if kept == 0 and whole is not None else gone
+    total, gone = (float(np.sort(site_scores)[:n].sum()) for n in (len(site_scores), len(site_scores) - kept))
+    return gone + max(0.0, (whole or 0.0) - total) * (gone / total) ** 3
 
 
 @examples(40)
@@ -81,4 +81,17 @@ def test_a_sublayer_that_single_heads_say_nothing_of_keeps_a_head():
 def test_a_whole_that_costs_less_than_its_units_changes_nothing():
     scores = np.array([3.0, 1.0, 2.0])
     assert with_whole(scores, 5.0).tolist() == scores.tolist()
-    assert with_whole(scores, 10.0).tolist() == [7.0, 1.0, 2.0]
+    assert with_whole(np.zeros(3), 5.0).tolist() == [0.0, 0.0, 0.0]
+
+
+@examples(40)
+@given(
+    st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=8).map(np.array), st.floats(1.0, 1e4).map(float)
+)
+def test_scores_add_up_to_the_whole_and_keep_their_order(scores, times):
+    loss = times * float(scores.sum())
+    found = with_whole(scores, loss)
+    assert found.sum() == pytest.approx(loss)
+    assert (found >= scores).all()
+    order = np.argsort(scores, kind="stable")
+    assert (np.diff(found[order]) >= -1e-9 * loss).all()
