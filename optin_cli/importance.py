@@ -101,9 +101,10 @@ def with_whole(scores: Array, loss: float) -> Array:
     first ones to go cost little more than they did, the last ones most of it. Units keep their order.
     """
     total, order = float(scores.sum()), np.argsort(scores, kind="stable")
-    if loss <= total or total <= 0:
+    if loss <= total:
         return scores.copy()
-    gone = np.concatenate([[0.0], np.cumsum(scores[order])]) / total
+    sums = np.cumsum(scores[order]) if total > 0 else np.arange(1.0, 1 + len(scores))
+    gone = np.concatenate([[0.0], sums / sums[-1]])
     found = scores.copy()
     found[order] += (loss - total) * np.diff(gone**_RISE)
     return found

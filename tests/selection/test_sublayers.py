@@ -81,7 +81,7 @@ def test_a_sublayer_that_single_heads_say_nothing_of_keeps_a_head():
 def test_a_whole_that_costs_less_than_its_units_changes_nothing():
     scores = np.array([3.0, 1.0, 2.0])
     assert with_whole(scores, 5.0).tolist() == scores.tolist()
-    assert with_whole(np.zeros(3), 5.0).tolist() == [0.0, 0.0, 0.0]
+    assert with_whole(np.zeros(3), 5.0).sum() == pytest.approx(5.0)
 
 
 @examples(40)
