@@ -26,8 +26,8 @@ OPTIN_SUM = "sum"
 _MILD, _STRONG = ("fourth-root", 0.3), ("root", 0.1)
 _TURN = 0.35
 _RISE = 3
-"""The power that the loss of a sublayer rises with: 1 and 3 found the best masks of Gemma, and 3 leaves those alone that
-lose few heads (benchmarks/RESULTS.md)."""
+"""The power that the loss of a sublayer rises with: 1 and 3 found the best masks of Gemma, and 3 changes those less
+that lose few heads (benchmarks/RESULTS.md)."""
 _WRITING, _WRITTEN = ("language-modeling", "text-to-text", "speech-recognition"), 30.0
 """Tasks whose output is what may follow each token, out of a vocabulary, and its lambda."""
 _CHANNELS = "channels"
@@ -96,9 +96,9 @@ def losses(
 def with_whole(scores: Array, loss: float) -> Array:
     """Scores [units] that add up to what the whole sublayer costs, `loss`, where that is more than their sum.
 
-    A unit may hardly be missed while others do the same, and behind a norm that undoes any scaling the derivative of all
-    of them together is zero. So what the sum lacks grows with the third power of the share of the sum that is gone: the
-    first ones to go cost little more than they did, the last ones most of it. Units keep their order.
+    A unit may hardly be missed while others do the same, and behind a norm that undoes any scaling the derivative of
+    all of them together is zero. So what the sum lacks grows with the third power of the share of the sum that is gone:
+    the first ones to go cost little more than they did, the last ones most of it. Units keep their order.
     """
     total, order = float(scores.sum()), np.argsort(scores, kind="stable")
     if loss <= total:

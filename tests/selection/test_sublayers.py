@@ -85,9 +85,7 @@ def test_a_whole_that_costs_less_than_its_units_changes_nothing():
 
 
 @examples(40)
-@given(
-    st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=8).map(np.array), st.floats(1.0, 1e4).map(float)
-)
+@given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=8).map(np.array), st.floats(1.0, 1e4).map(float))
 def test_scores_add_up_to_the_whole_and_keep_their_order(scores, times):
     loss = times * float(scores.sum())
     found = with_whole(scores, loss)
