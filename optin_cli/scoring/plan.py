@@ -20,6 +20,7 @@ from optin_cli.scoring.labels import read_labels
 from optin_cli.scoring.methods.base import ScoringMethod
 from optin_cli.scoring.methods.registry import check_scores, configured, method_named
 from optin_cli.scoring.settings import ScoreSettings
+from optin_cli.scoring.sublayers import normed_sublayers
 from optin_cli.scoring.token_merging import check_mergeable
 from optin_cli.structure.anatomy import SUBLAYERS
 
@@ -107,7 +108,9 @@ def make_plan(model: OpenModel, data: DataSpec, settings: ScoreSettings, memory:
         scored = with_turned_heads(model, batches)
         scored = replace(scored, anatomy=scored.anatomy.with_dimensions())
     if method.takes_sublayers and len(model.devices) == 1:  # ablation needs the model on one
-        scored = replace(scored, anatomy=scored.anatomy.with_sublayers())
+        few = batches.part(0, 2)[0].to(scored.device, scored.dtype)
+        normed = normed_sublayers(scored, few)
+        scored = replace(scored, anatomy=scored.anatomy.with_sublayers(normed))
     calibration = Calibration(
         scored, batches, settings.rows, settings.temperature or method.temperature, settings.seed, memory
     )

@@ -5,7 +5,7 @@ Plain dataclasses without torch. An engine that works on these works on every ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from optin_cli.structure.coupled_layers import CoupledLayer, overcounted
@@ -393,12 +393,12 @@ class Anatomy:
         )
         return replace(self, sites=(*self.sites, *found))
 
-    def with_sublayers(self) -> Anatomy:
-        """The same with a further site behind all others for each site of several heads: all of them are its unit."""
+    def with_sublayers(self, names: Collection[str]) -> Anatomy:
+        """The same with a further site behind all others for each of those sites of heads: all of them are its unit."""
         found = (
             replace(s, name=f"{s.name}.{SUBLAYERS}", kind=SUBLAYERS, units=1, width=s.features)
             for s in self.sites
-            if s.kind == HEADS and s.units > 1
+            if s.name in names
         )
         return replace(self, sites=(*self.sites, *found))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,10 +43,7 @@ def test_layers_on_disk_score_like_layers_in_memory(tmp_path, caplog):
         stage.score(make_plan(model, DataSpec(str(csv)), settings), tmp_path / f"{name}.h5")
         for name, model in (("spread", spread), ("whole", shared_model("bert")))
     )
-    assert replace(one, sublayers=[]).digest == replace(two, sublayers=[]).digest
-    for a, b in zip(one.sublayers, two.sublayers, strict=True):  # ablated: equal but for the last digits
-        np.testing.assert_allclose(a.trajectory, b.trajectory, rtol=1e-4)
-        np.testing.assert_allclose(a.output, b.output, rtol=1e-4)
+    assert one.digest == two.digest
     for a, b in zip(one.sites, two.sites, strict=True):
         np.testing.assert_array_equal(a.score, b.score)
 
