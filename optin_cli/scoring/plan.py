@@ -108,7 +108,7 @@ def make_plan(model: OpenModel, data: DataSpec, settings: ScoreSettings, memory:
         scored = with_turned_heads(model, batches)
         scored = replace(scored, anatomy=scored.anatomy.with_dimensions())
     if method.takes_sublayers and len(model.devices) == 1:  # ablation needs the model on one
-        few = batches.part(0, 2)[0].to(scored.device, scored.dtype)
+        few = batches.part(0, 1)[0].to(scored.device, scored.dtype)
         normed = normed_sublayers(scored, few)
         scored = replace(scored, anatomy=scored.anatomy.with_sublayers(normed))
     calibration = Calibration(
