@@ -108,8 +108,9 @@ def make_plan(model: OpenModel, data: DataSpec, settings: ScoreSettings, memory:
         scored = with_turned_heads(model, batches)
         scored = replace(scored, anatomy=scored.anatomy.with_dimensions())
     if method.takes_sublayers and len(model.devices) == 1:  # ablation needs the model on one
-        few = batches.part(0, 1)[0].to(scored.device, scored.dtype)
-        normed = normed_sublayers(scored, few)
+        one = batches[0].head(1).to(scored.device, scored.dtype)
+        with scored.unmerged():
+            normed = normed_sublayers(scored, one)
         scored = replace(scored, anatomy=scored.anatomy.with_sublayers(normed))
     calibration = Calibration(
         scored, batches, settings.rows, settings.temperature or method.temperature, settings.seed, memory
