@@ -64,9 +64,8 @@ class Plan:
             settings["merges"] = self.model.merges
         if any(site.one_group for site in self.model.anatomy):  # once all heads of a block were one unit
             settings["query_heads"] = True
-        if any(
-            site.kind == SUBLAYERS for site in self.calibration.model.anatomy
-        ):  # once they were not measured
+        scored = self.calibration.model.anatomy
+        if any(site.kind == SUBLAYERS for site in scored):  # once they were not measured
             settings["sublayers"] = True
         return {
             "model": self.model.digest,

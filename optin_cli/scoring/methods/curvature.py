@@ -175,7 +175,8 @@ class CurvatureMethod(TrajectoryMethod):
         if band is None or flops is None or self._banded:
             return []
         self._banded = True
-        scores, tokens = self.combine(measured.sites()), mean_tokens(self.calibration)
+        found = [site for site in measured.sites() if site.kind not in BESIDE]
+        scores, tokens = self.combine(found), mean_tokens(self.calibration)
         units = [site for site in self.anatomy if site.kind not in BESIDE]
         near = near_the_cut(units, scores, flops, band, tokens)
         return [
