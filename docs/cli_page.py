@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -44,6 +45,7 @@ class Parameter:
     panel: str
 
 
+@cache
 def parameters(name: str) -> list[Parameter]:
     """The arguments of a command, then its options; hidden ones and `--help` are left out."""
     command = commands()[name]
@@ -54,6 +56,7 @@ def parameters(name: str) -> list[Parameter]:
     return sorted(found, key=lambda one: not one.argument)
 
 
+@cache
 def commands() -> dict[str, Any]:
     """Name -> command, in the order of `optin --help`."""
     return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]

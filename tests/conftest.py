@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+gc.disable()  # until all is collected: libraries and tests are made by the million, and nothing of them is garbage
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads only wait for each other
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -48,17 +51,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     from helpers.families import ALL, MORE_FAMILIES
 
     families: dict[str, set[str]] = {}
+    known = {*ALL, *MORE_FAMILIES}
     for item in items:
-        if (name := _family(item)) in (*ALL, *MORE_FAMILIES):
+        if (name := _family(item)) in known:
             families.setdefault(_function(item), set()).add(name)
     for item in items:
         every = EVERY_FAMILY in item.nodeid and DEAREST not in item.nodeid
         many = len(families.get(_function(item), ())) >= MANY and not every
         if many and _family(item) not in REPRESENTATIVE:
             item.add_marker(pytest.mark.slow)
-        places = item.path.relative_to(Path(__file__).parent).parts
-        if not item.get_closest_marker("slow") and not set(places).intersection(NOT_FAST):
+        opens = _opens_models(item.path)
+        if not opens and not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.fast)
+
+
+@functools.cache
+def _opens_models(path: Path) -> bool:
+    return not set(path.relative_to(Path(__file__).parent).parts).isdisjoint(NOT_FAST)
+
+
+def pytest_collection_finish() -> None:
+    """What lives as long as the session is looked through once, and by no later collection."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def _family(item: pytest.Item) -> str:

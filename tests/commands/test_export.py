@@ -10,12 +10,12 @@ import pytest
 from helpers.cli import run
 from helpers.data import tiny_text_csv
 from helpers.exported import emptied
+from helpers.lazy import needs_onnx
 from helpers.models import copy_of, new_folder, saved_model
 
 from optin_cli.artefacts.exported import FILE_NAME
 
-pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-pytest.importorskip("onnxscript", reason="needs the extra onnx")
+needs_onnx()
 
 
 @pytest.fixture(scope="module")

@@ -8,18 +8,16 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from helpers.cli import run
 from helpers.data import tiny_image_folder
 from helpers.lazy import Lazy
 from helpers.models import saved_model, tiny_model
 from PIL import Image
-from pyarrow import parquet
 
 from optin_cli.artefacts.ranking import read_ranking
 
-datasets = Lazy("datasets")
+datasets, pyarrow, parquet = Lazy("datasets"), Lazy("pyarrow"), Lazy("pyarrow.parquet")
 
 ROWS, BROKEN = 30, [4, 11]
 FAST = ["--samples", "16", "--batch-size", "4", "--method", "curvature", "--probes", "1"]
@@ -54,7 +52,7 @@ def as_parquet(contents: list[bytes], path: Path) -> str:
         "label": [i // 15 for i in range(ROWS)],
     }
     path.mkdir()
-    parquet.write_table(pa.table(table), path / "train.parquet")
+    parquet.write_table(pyarrow.table(table), path / "train.parquet")
     return str(path)
 
 

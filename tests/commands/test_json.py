@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import jsonschema
 import pytest
 from helpers.cli import FAST, run
 from helpers.data import tiny_text_csv
+from helpers.lazy import Lazy
 from helpers.models import saved_model
 from helpers.pages import script
 
 from optin_cli.commands.inspect_outputs import OUTPUTS
 from optin_cli.main import COMMANDS
+
+jsonschema = Lazy("jsonschema")
 
 SCHEMAS = script("json_schemas")
 QUICK = ("--device", "cpu")

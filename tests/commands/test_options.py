@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -47,12 +48,17 @@ def typed(annotation: Any) -> str:
     return typed(inner[0]) if inner else annotation.__name__
 
 
+@cache
+def made() -> dict[str, Any]:
+    """Name -> command, as `optin` has them."""
+    return typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
 def options_now() -> dict[str, dict[str, Any]]:
-    made = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     hints = {command.name: get_type_hints(command.callback) for command in app.registered_commands}
     return {
         name: {p.name: described(p, hints[name][p.name]) for p in command.params}
-        for name, command in made.items()
+        for name, command in made().items()
     }
 
 
@@ -69,7 +75,7 @@ def test_the_snapshot_knows_every_command():
 
 
 def panels(name: str) -> dict[str | None, list[Any]]:
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    command = made()[name]
     found: dict[str | None, list[Any]] = {}
     for parameter in command.params:
         if parameter.param_type_name == "option":

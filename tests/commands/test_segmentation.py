@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from helpers.cli import run
 from helpers.data import tiny_masks
 from helpers.models import saved_model
-from pyarrow import parquet
 
 
 def as_parquet(folder: Path, split: str) -> Path:
@@ -18,7 +16,10 @@ def as_parquet(folder: Path, split: str) -> Path:
     files = {kind: sorted((folder / kind).iterdir()) for kind in ("images", "masks")}
     table = {"image": files["images"], "mask": files["masks"]}
     columns = {name: [path.read_bytes() for path in paths] for name, paths in table.items()}
-    parquet.write_table(pa.table(columns), folder / f"{split}.parquet")
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(columns), folder / f"{split}.parquet")
     for paths in files.values():
         for path in paths:
             path.unlink()

@@ -10,14 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import transformers
 from helpers.cli import run
 from helpers.data import sentences, tiny_image_folder, tiny_text_csv
 from helpers.families import ENCODER_DECODERS
+from helpers.lazy import Lazy
 from helpers.models import copy_of, randomise, saved_model
 from helpers.tokenizers import save_tokenizer
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+
+transformers = Lazy("transformers")
 
 QUICK = ["--samples", 8, "--batch-size", 4, "--method", "magnitude", "--compensate", "none"]
 
@@ -32,7 +33,9 @@ def configured(folder: Path, **changes: object) -> Path:
 
 def headed(folder: Path, class_name: str, like: str = "bert", **changes: object) -> Path:
     cls = getattr(transformers, class_name)
-    config = cls.config_class(**{**AutoConfig.from_pretrained(saved_model(like)).to_dict(), **changes})
+    config = cls.config_class(
+        **{**transformers.AutoConfig.from_pretrained(saved_model(like)).to_dict(), **changes}
+    )
     randomise(cls(config)).save_pretrained(folder)
     save_tokenizer("bert", folder)
     return folder
@@ -188,7 +191,7 @@ def test_a_trace_of_an_encoder_and_a_decoder_says_that_it_finds_one_list_of_bloc
 def test_a_baseline_of_an_unlisted_architecture_is_opened_by_what_the_pruned_folder_carries(tmp_path):
     from optin_cli.architectures.families import family_to_yaml, find_family
 
-    config = AutoConfig.from_pretrained(saved_model("bert")).to_dict()
+    config = transformers.AutoConfig.from_pretrained(saved_model("bert")).to_dict()
     config = transformers.ErnieConfig(
         **{k: v for k, v in config.items() if k not in ("model_type", "architectures")}
     )

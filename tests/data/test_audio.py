@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from io import BytesIO
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from helpers.data import sound, tiny_audio_folder
 from helpers.lazy import Lazy
-from pyarrow import parquet
-from scipy.io import wavfile
 
 from optin_cli.data.audio import Recording, decode, resampled
 from optin_cli.data.encoded_files import BrokenFile
@@ -19,7 +17,8 @@ from optin_cli.data.readers import TRANSCRIPTS
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
 
-datasets = Lazy("datasets")
+datasets, pyarrow, parquet = Lazy("datasets"), Lazy("pyarrow"), Lazy("pyarrow.parquet")
+wavfile = Lazy("scipy.io.wavfile")
 
 RATE = 16000
 TONE = sound(0.2, RATE, 440)
@@ -46,19 +45,19 @@ def wav24(values: np.ndarray) -> bytes:
 
 
 DEPTHS = {
-    "8 bits": (wav((TONE * 127 + 128).round().astype(np.uint8)), 1 / 64),
-    "16 bits": (wav((TONE * 32767).round().astype(np.int16)), 1e-4),
-    "24 bits": (wav24(TONE), 1e-6),
-    "32 bits": (wav((TONE * (2**31 - 1)).round().astype(np.int32)), 1e-6),
-    "float": (wav(TONE.astype(np.float32)), 1e-7),
-    "double": (wav(TONE), 1e-7),
+    "8 bits": (lambda: wav((TONE * 127 + 128).round().astype(np.uint8)), 1 / 64),
+    "16 bits": (lambda: wav((TONE * 32767).round().astype(np.int16)), 1e-4),
+    "24 bits": (lambda: wav24(TONE), 1e-6),
+    "32 bits": (lambda: wav((TONE * (2**31 - 1)).round().astype(np.int32)), 1e-6),
+    "float": (lambda: wav(TONE.astype(np.float32)), 1e-7),
+    "double": (lambda: wav(TONE), 1e-7),
 }
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_every_depth_gives_the_same_samples(depth):
-    content, atol = DEPTHS[depth]
-    found = decode({"bytes": content, "path": None})
+    make, atol = DEPTHS[depth]
+    found = decode({"bytes": make(), "path": None})
     assert (found.rate, found.samples.dtype) == (RATE, np.float32)
     np.testing.assert_allclose(found.samples, TONE, rtol=0, atol=atol)
 
@@ -90,28 +89,32 @@ def test_the_models_own_rate_changes_nothing():
     assert resampled(Recording(samples, RATE), RATE) is samples
 
 
-WHOLE = DEPTHS["16 bits"][0]
+@cache
+def whole() -> bytes:
+    return DEPTHS["16 bits"][0]()
+
+
 BROKEN = {
-    "empty": (b"", "it is empty"),
-    "no sound": (wav(np.zeros(0, np.int16)), "no sound"),
-    "cut": (WHOLE[:1000], "EOF|incomplete|damaged"),
-    "a header alone": (WHOLE[:30], "."),
-    "text": (b"hello, this is no sound at all", "unknown kind|Format"),
-    "not finite": (wav(np.full(100, np.nan, np.float32)), "not finite"),
+    "empty": (lambda: b"", "it is empty"),
+    "no sound": (lambda: wav(np.zeros(0, np.int16)), "no sound"),
+    "cut": (lambda: whole()[:1000], "EOF|incomplete|damaged"),
+    "a header alone": (lambda: whole()[:30], "."),
+    "text": (lambda: b"hello, this is no sound at all", "unknown kind|Format"),
+    "not finite": (lambda: wav(np.full(100, np.nan, np.float32)), "not finite"),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_recordings_say_why(case):
-    content, why = BROKEN[case]
+    make, why = BROKEN[case]
     with pytest.raises(BrokenFile, match=why):
-        decode({"bytes": content, "path": "a.wav"})
+        decode({"bytes": make(), "path": "a.wav"})
 
 
 def test_damaged_bytes_raise_nothing_else():
     rng = np.random.default_rng(0)
     for _ in range(200):
-        content = bytearray(WHOLE)
+        content = bytearray(whole())
         for at in rng.integers(4, 60, 3):  # the header
             content[at] = rng.integers(256)
         try:
@@ -182,7 +185,7 @@ def test_a_table_of_paths_beside_the_files(tmp_path):
 @pytest.mark.parametrize("kind", ["bytes", "datasets", "folder"])
 def test_files_within_parquet_and_streams(kind, stream, tmp_path):
     audio = [{"bytes": wav((TONE * 2**14).astype(np.int16)), "path": f"{i}.wav"} for i in range(6)]
-    table = pa.table({"audio": audio, "label": [0, 1] * 3})
+    table = pyarrow.table({"audio": audio, "label": [0, 1] * 3})
     if kind == "datasets":  # as `datasets` writes them: the column is an Audio
         features = datasets.Features({"audio": datasets.Audio(), "label": datasets.Value("int64")})
         table = table.replace_schema_metadata(features.arrow_schema.metadata)
@@ -196,10 +199,10 @@ def test_files_within_parquet_and_streams(kind, stream, tmp_path):
 
 def test_a_broken_file_is_named_and_left_out(tmp_path, caplog):
     folder = tiny_audio_folder(tmp_path, 20)
-    (folder / "low" / "003.wav").write_bytes(WHOLE[:500])
+    (folder / "low" / "003.wav").write_bytes(whole()[:500])
     found = sample(DataSpec(str(folder)), "audio", 12, 0)
-    whole = sample(DataSpec(str(folder)), "audio", None, 0)
-    assert (len(found.rows), len(whole.rows)) == (12, 19)
+    every = sample(DataSpec(str(folder)), "audio", None, 0)
+    assert (len(found.rows), len(every.rows)) == (12, 19)
     assert "1 of 20 recordings" in caplog.text and "003.wav" in caplog.text
     for name in ("001", "005"):
         (folder / "low" / f"{name}.wav").write_bytes(b"")

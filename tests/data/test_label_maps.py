@@ -6,12 +6,10 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from helpers.data import tiny_masks
 from helpers.lazy import Lazy
 from PIL import Image
-from pyarrow import parquet
 
 from optin_cli.data.examples import Examples, sample
 from optin_cli.data.label_maps import VOID, Masks, decode_mask
@@ -19,7 +17,7 @@ from optin_cli.data.readers import MASKS, ROWS
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError, UsageError
 
-datasets = Lazy("datasets")
+datasets, pyarrow, parquet = Lazy("datasets"), Lazy("pyarrow"), Lazy("pyarrow.parquet")
 
 IDS = np.array([[0, 1, 2], [3, 4, 255]], dtype=np.uint8)
 
@@ -39,7 +37,7 @@ def palette(ids: np.ndarray) -> Image.Image:
 def table(path: Path, masks: list[bytes], size: tuple[int, int] = (3, 2), **columns) -> Path:
     images = [png(Image.new("RGB", size, (i, 0, 0))) for i in range(len(masks))]
     path.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pa.table({"image": images, "mask": masks, **columns}), path / "train.parquet")
+    parquet.write_table(pyarrow.table({"image": images, "mask": masks, **columns}), path / "train.parquet")
     return path
 
 
@@ -126,7 +124,7 @@ def test_images_alone_have_no_masks_and_other_tasks_see_none(tmp_path):
     assert read(path).columns.mask == "mask"
     plain = sample(DataSpec(str(path)), "image", None, 0, reader=ROWS)
     assert (plain.columns.mask, plain.columns.label) == (None, "label")
-    parquet.write_table(pa.table({"image": [png(Image.new("RGB", (3, 2)))]}), tmp_path / "train.parquet")
+    parquet.write_table(pyarrow.table({"image": [png(Image.new("RGB", (3, 2)))]}), tmp_path / "train.parquet")
     assert read(tmp_path).columns.mask is None
 
 
@@ -197,7 +195,7 @@ def test_a_mask_column_that_is_not_there_or_holds_no_images(tmp_path):
 def test_several_columns_of_masks_must_be_told_apart(tmp_path):
     path = table(tmp_path, [png(palette(IDS))], extra=[png(palette(IDS))])
     assert read(path).columns.mask == "mask"
-    renamed = pa.table(
+    renamed = pyarrow.table(
         {
             name: parquet.read_table(path / "train.parquet")[old]
             for name, old in (("image", "image"), ("fine", "mask"), ("coarse", "extra"))

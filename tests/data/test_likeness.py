@@ -10,12 +10,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from helpers.lazy import Lazy
 from helpers.models import shared_model
 from PIL import Image
 
 from optin_cli.data import docs, likeness, prose
 from optin_cli.data.opening import as_data, open_batches
+
+datasets = Lazy("datasets")
 
 
 def words(text: str) -> list[str]:
@@ -102,7 +104,9 @@ def images(count, seed, level=128, spread=40):
         )
         for _ in range(count)
     ]
-    return open_batches(as_data(Dataset.from_dict({"image": rows})), shared_model("vit"), None, 16, 0)
+    return open_batches(
+        as_data(datasets.Dataset.from_dict({"image": rows})), shared_model("vit"), None, 16, 0
+    )
 
 
 def test_images_of_one_kind_are_alike_and_darker_or_smoother_ones_are_not():

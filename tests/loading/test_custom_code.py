@@ -13,7 +13,6 @@ import torch
 from helpers.cli import run
 from helpers.data import tiny_text_csv
 from helpers.models import copy_of, saved_model
-from transformers import dynamic_module_utils
 
 from optin_cli.artefacts.files import to_json
 from optin_cli.data.sources import DataSpec
@@ -60,7 +59,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     found = copy_of(saved_model("bert"), tmp_path / "m")
     (found / "mine.py").write_text(CODE.format(marker=str(tmp_path / "executed")))
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", sys.path[:])
     return found
 

@@ -7,20 +7,21 @@ import logging
 
 import pytest
 import torch
-import transformers
 from helpers.cli import FAST, run
 from helpers.data import tiny_text_csv
+from helpers.lazy import Lazy
 from helpers.models import copy_of, opened, randomise, saved_model, shared_model
 from helpers.runs import random_inputs, same_outputs
 from helpers.tokenizers import save_tokenizer
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
 
 from optin_cli.data.opening import open_batches
 from optin_cli.data.readers import masked_positions
 from optin_cli.data.sources import DataSpec
 from optin_cli.errors import InputError
 from optin_cli.measure.evaluate import evaluate
+
+transformers = Lazy("transformers")
 
 TASKS = {
     "BertForMaskedLM": "masked-language-modeling",
@@ -36,7 +37,7 @@ FAMILY = {"Bert": "bert", "Elec": "electra", "Robe": "roberta"}
 def headed(class_name, folder):
     """A tiny model of the class, with its tokenizer."""
     name = FAMILY[class_name[:4]]
-    config = AutoConfig.from_pretrained(saved_model(name))
+    config = transformers.AutoConfig.from_pretrained(saved_model(name))
     randomise(getattr(transformers, class_name)(config)).save_pretrained(folder)
     save_tokenizer(name, folder)
     return folder

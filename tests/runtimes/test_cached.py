@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.exported import checks_of, emptied, in_torch, others
+from helpers.lazy import Lazy, needs_onnx
 from helpers.models import opened, saved_model
 
 from optin_cli.errors import InputError, OptinError, OutputDiffers, UsageError
@@ -14,8 +15,8 @@ from optin_cli.runtimes.export import ExportSettings, export
 from optin_cli.runtimes.opening import open_exported
 from optin_cli.runtimes.verify import deviation
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-pytest.importorskip("onnxscript", reason="needs the extra onnx")
+needs_onnx()
+onnxruntime = Lazy("onnxruntime")
 SETTINGS = ExportSettings("onnx", cache=True)
 STEPS = 6
 

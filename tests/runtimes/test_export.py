@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers.data import tiny_image_folder
 from helpers.exported import checks_of, emptied, exported, in_torch, others
+from helpers.lazy import Lazy, needs_onnx
 from helpers.models import opened, saved_model
 from torch import nn
 
@@ -32,8 +33,8 @@ from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.scoring.score import score
 from optin_cli.selection.select import select
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-pytest.importorskip("onnxscript", reason="needs the extra onnx")
+needs_onnx()
+onnxruntime = Lazy("onnxruntime")
 
 QUICK = ("bert",)  # an image model is among those that merge tokens, a decoder among those with a cache
 FAMILIES = [

@@ -19,6 +19,7 @@ import pytest
 import torch
 from helpers.data import tiny_text_csv
 from helpers.exported import checks_of, emptied
+from helpers.lazy import needs_onnx
 from helpers.models import opened
 from helpers.open_in_optimum import TEXTS
 from helpers.pruning import sliced_copy
@@ -29,8 +30,7 @@ from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.runtimes.checks import open_checks
 from optin_cli.runtimes.export import ExportSettings, export
 
-pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-pytest.importorskip("onnxscript", reason="needs the extra onnx")
+needs_onnx()
 TESTS = Path(__file__).resolve().parents[1]
 KEEP = {"blocks.0.heads": [], "blocks.1.heads": [1, 3], "blocks.1.neurons": [5, 6, 60]}
 

@@ -7,6 +7,7 @@ import torch
 from helpers.cli import run
 from helpers.data import tiny_text_csv
 from helpers.exported import checks_of, emptied, exported, others
+from helpers.lazy import needs_onnx
 from helpers.models import opened, saved_model
 from torch import nn
 
@@ -18,8 +19,7 @@ from optin_cli.runtimes.export import ExportSettings, export
 from optin_cli.runtimes.opening import open_exported
 from optin_cli.runtimes.registry import TARGETS
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-pytest.importorskip("onnxscript", reason="needs the extra onnx")
+needs_onnx()
 ONNX = TARGETS["onnx"]
 
 

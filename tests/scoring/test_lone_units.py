@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import transformers
 from helpers.data import tiny_text_csv
+from helpers.lazy import Lazy
 from helpers.models import copy_of, randomise, saved_model
 
 from optin_cli.data.sources import DataSpec
@@ -13,6 +13,8 @@ from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.scoring.plan import Plan, make_plan
 from optin_cli.scoring.score import score
 from optin_cli.scoring.settings import ScoreSettings
+
+transformers = Lazy("transformers")
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import threading
 import pytest
 import torch
 from helpers.data import tiny_text_csv
+from helpers.lazy import Lazy
 from helpers.models import saved_model, shared_model
 from helpers.pruning import data_for, rank, sliced_copy
 from helpers.runs import outputs, random_inputs
 from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import optin_cli as optin
 from optin_cli.artefacts.pruned import read_pruned
@@ -23,6 +23,8 @@ from optin_cli.loading.checkpoint import open_model
 from optin_cli.loading.from_module import copy_of
 from optin_cli.pruning.apply import apply
 from optin_cli.selection.select import select
+
+transformers = Lazy("transformers")
 
 KEEP = {
     "blocks.0.heads": [],
@@ -56,33 +58,35 @@ def logits(module: nn.Module) -> torch.Tensor:
 
 
 def without_optin(folder) -> nn.Module:
-    return AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+    return transformers.AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
 
 
 def test_without_trust_the_message_names_it(half):
     with pytest.raises(ValueError, match="trust_remote_code=True"):
-        AutoModelForSequenceClassification.from_pretrained(half)
+        transformers.AutoModelForSequenceClassification.from_pretrained(half)
     with pytest.raises(ValueError, match="trust_remote_code=True"):
-        AutoModel.from_pretrained(half)
+        transformers.AutoModel.from_pretrained(half)
 
 
 @pytest.mark.parametrize("trust", [True, None])
 def test_the_tokenizer_opens(half, trust):
-    dense = AutoTokenizer.from_pretrained(saved_model("bert"))
-    found = AutoTokenizer.from_pretrained(half, trust_remote_code=trust)
+    dense = transformers.AutoTokenizer.from_pretrained(saved_model("bert"))
+    found = transformers.AutoTokenizer.from_pretrained(half, trust_remote_code=trust)
     assert type(found) is type(dense) and found.get_vocab() == dense.get_vocab()
 
 
 def test_other_classes_have_the_encoder(half):
     """Paths of a classifier are not those of its encoder."""
-    encoder = AutoModel.from_pretrained(half, trust_remote_code=True)
+    encoder = transformers.AutoModel.from_pretrained(half, trust_remote_code=True)
     expected = without_optin(half).base_model
     inputs = random_inputs(shared_model("bert"))
     with torch.inference_mode():
         assert torch.equal(
             encoder.eval()(**inputs).last_hidden_state, expected.eval()(**inputs).last_hidden_state
         )
-    drawn = AutoModelForSequenceClassification.from_config(encoder.config, trust_remote_code=True)
+    drawn = transformers.AutoModelForSequenceClassification.from_config(
+        encoder.config, trust_remote_code=True
+    )
     assert [p.shape for p in drawn.parameters()] == [p.shape for p in without_optin(half).parameters()]
 
 
@@ -148,7 +152,7 @@ def test_a_saved_model_opens_and_is_pruned_again(half, tmp_path, opens):
         module.classifier.bias += 1
     for number in (1, 2):  # saved, and saved once more by whoever opened it
         module.save_pretrained(tmp_path / f"tuned{number}")
-        AutoTokenizer.from_pretrained(half).save_pretrained(tmp_path / f"tuned{number}")
+        transformers.AutoTokenizer.from_pretrained(half).save_pretrained(tmp_path / f"tuned{number}")
         again = [without_optin(tmp_path / f"tuned{number}"), optin.load(tmp_path / f"tuned{number}")]
         for other in again:
             torch.testing.assert_close(logits(other), logits(module))
@@ -166,7 +170,7 @@ def test_a_saved_model_opens_and_is_pruned_again(half, tmp_path, opens):
 
 def test_a_module_in_memory_is_pruned_again(half, tmp_path):
     """And what comes of it saves itself, written by optin or not."""
-    model = optin.open_model(optin.load(half), processor=AutoTokenizer.from_pretrained(half))
+    model = optin.open_model(optin.load(half), processor=transformers.AutoTokenizer.from_pretrained(half))
     mask = select(rank(model, tmp_path), 0.1)
     small = optin.apply(model, mask, data_for(model), compensate="none")
     small.module.save_pretrained(tmp_path / "m")
@@ -178,7 +182,7 @@ def test_a_module_in_memory_is_pruned_again(half, tmp_path):
 
 def test_a_model_pruned_in_place_saves_itself(tmp_path):
     dense = copy_of(shared_model("bert")).module
-    model = optin.open_model(dense, processor=AutoTokenizer.from_pretrained(saved_model("bert")))
+    model = optin.open_model(dense, processor=transformers.AutoTokenizer.from_pretrained(saved_model("bert")))
     mask = select(rank(model, tmp_path), 0.5)
     optin.apply(model, mask, data_for(model), compensate="none", inplace=True)
     dense.save_pretrained(tmp_path / "m")
@@ -318,7 +322,9 @@ def test_it_compiles(name, tmp_path):
 def test_pipelines_run_it(half, tmp_path):
     module = optin.load(half)
     texts = tiny_text_csv(tmp_path).read_text().splitlines()[1:4]
-    held = pipeline("text-classification", model=module, tokenizer=AutoTokenizer.from_pretrained(half))
-    named = pipeline("text-classification", model=str(half), trust_remote_code=True)
+    held = transformers.pipeline(
+        "text-classification", model=module, tokenizer=transformers.AutoTokenizer.from_pretrained(half)
+    )
+    named = transformers.pipeline("text-classification", model=str(half), trust_remote_code=True)
     for ours, theirs in zip(held(texts), named(texts), strict=True):
         assert ours["label"] == theirs["label"] and ours["score"] == pytest.approx(theirs["score"], abs=1e-5)
