@@ -32,12 +32,6 @@ from optin_cli.scoring.plan import ScoreSettings, make_plan
 SMALL = ScoreSettings(samples=12, batch_size=6, rows=24, probes=3)
 
 
-@pytest.fixture(autouse=True)
-def full_precision(monkeypatch):
-    """bfloat16 products would hide whether only the order of the sums differs."""
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
-
-
 def plan_for(folder, name="bert", head="classifier", memory=None, **changes):
     data = folder / "data"
     if not data.exists():

@@ -153,7 +153,7 @@ def test_units_score_alike_in_any_company(tmp_path):
         np.testing.assert_allclose(one[5:6], two, rtol=1e-4)
 
 
-def test_reduced_products_change_little(tmp_path):
+def test_reduced_products_change_little(tmp_path, reduced_products):
     plan = plan_for("bert", tmp_path)
     for name, batch in (("blocks.0.neurons", 1), ("blocks.1.heads", 0)):
         site = plan.model.anatomy[name]
