@@ -9,7 +9,7 @@ import shutil
 import pytest
 from helpers.cli import run
 from helpers.data import tiny_text_csv
-from helpers.exported import emptied
+from helpers.exported import dense_of, emptied
 from helpers.lazy import needs_onnx
 from helpers.models import copy_of, new_folder, saved_model
 
@@ -45,7 +45,7 @@ def test_a_second_run_reuses_the_file(written):
 def test_bench_runs_the_file_beside_torch(written):
     _, output, _ = written
     options = ["--batch-size", "2", "--seq-len", "8", "--seconds", "0", "--repeats", "2"]
-    said = run("bench", output, "--baseline", saved_model("bert"), *options, "--json")
+    said = run("bench", output, "--baseline", dense_of("bert"), *options, "--json")
     dense, found = json.loads(said.stdout)["timings"]
     assert (dense["execution"], dense["dtype"]) == ("eager", "float32")
     assert found["execution"].startswith("onnxruntime ") and found["peak_memory"] is None
@@ -59,7 +59,7 @@ def test_eval_measures_the_file(written):
     data, output, _ = written
     common = ["--data", data, "--json"]
     theirs, ours = (
-        json.loads(run("eval", model, "--baseline", saved_model("bert"), *common).stdout)
+        json.loads(run("eval", model, "--baseline", dense_of("bert"), *common).stdout)
         for model in (emptied("bert"), output / "onnx/model.onnx")
     )
     assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=0.01)
@@ -95,7 +95,7 @@ def test_inspect_shows_what_the_record_says(written, tmp_path):
     for given in (output, output / "onnx/model.onnx", output / FILE_NAME):
         said = run("inspect", given)
         shown = " ".join(said.stdout.split())
-        assert "exported model" in said.stdout and str(saved_model("bert")) in said.stdout.replace("\n", "")
+        assert "exported model" in said.stdout and str(dense_of("bert")) in said.stdout.replace("\n", "")
         assert re.search(r"onnx/model\.onnx .*onnx, opset \d+, float32", shown)
         assert re.search(r"from torch \d\.\de-\d\d \(allowed", shown) and "onnxruntime" in shown
         found = json.loads(run("inspect", given, "--json").stdout)
@@ -118,6 +118,6 @@ def test_a_folder_that_is_removed_meanwhile_is_one_message(tmp_path, monkeypatch
 
     folder.mkdir()
     monkeypatch.setattr(TorchTarget, "write", removed)
-    done = run("export", saved_model("bert"), "--to", "torch", "-o", folder / "m.pt2", code=1)
+    done = run("export", saved_model("bert", blocks=1), "--to", "torch", "-o", folder / "m.pt2", code=1)
     assert done.stderr.count("error: ") == 1 and "unexpected" not in done.stderr
     assert not list(tmp_path.rglob("*m.pt2*"))  # nothing has its name

@@ -16,14 +16,19 @@ from optin_cli.runtimes.checks import Checks
 from optin_cli.runtimes.export import Exported, ExportSettings, export
 
 
+def dense_of(name: str, head: str = "classifier") -> Path:
+    """A tiny model of two blocks, where its family can have so few: to export one costs as much as it has blocks."""
+    return saved_model(name, head, blocks=2) if name in ("bert", "llama") else saved_model(name, head)
+
+
 def emptied(name: str, head: str = "classifier") -> Path:
-    """A tiny model without the heads of its first block, the neurons of its second, and half of the rest."""
+    """That model without the heads of its first block, the neurons of its second, and half of the rest."""
     return _emptied(name, head)
 
 
 @cache
 def _emptied(name: str, head: str) -> Path:
-    dense, target = open_model(str(saved_model(name, head)), device="cpu"), new_folder() / f"{name}-emptied"
+    dense, target = open_model(str(dense_of(name, head)), device="cpu"), new_folder() / f"{name}-emptied"
     keep = {site.name: list(range((site.units + 1) // 2)) for site in dense.anatomy}
     heads = [site.name for site in dense.anatomy if site.kind == "heads"]
     others = [site.name for site in dense.anatomy if site.kind != "heads"]
@@ -41,7 +46,7 @@ def checks_of(model: OpenModel) -> Checks:
 @cache
 def exported(name: str, to: str, pruned: bool = True, fp16: bool = False) -> tuple[OpenModel, Exported]:
     """(a tiny model in torch, the directory file that it was exported to)."""
-    model = open_model(str(emptied(name) if pruned else saved_model(name)), device="cpu")
+    model = open_model(str(emptied(name) if pruned else dense_of(name)), device="cpu")
     output = new_folder() / f"{name}-{to}"
     return model, export(model, ExportSettings(to, fp16=fp16), output, checks_of)
 

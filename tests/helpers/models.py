@@ -279,24 +279,25 @@ def remove_folders() -> None:
         _KEEP_ALIVE.pop().cleanup()
 
 
-def saved_model(name: str, head: str = "classifier") -> Path:
-    """The folder of a tiny model, made once. Only for reading."""
-    return _saved_model(name, head)
+def saved_model(name: str, head: str = "classifier", blocks: int = BLOCKS) -> Path:
+    """The folder of a tiny model, made once. Only for reading. `blocks`: of a transformers model with one stack."""
+    return _saved_model(name, head, blocks)
 
 
 @cache
-def _saved_model(name: str, head: str) -> Path:
-    return tiny_model(name, new_folder() / f"{name}-{head}", head)
+def _saved_model(name: str, head: str, blocks: int) -> Path:
+    overrides = {} if blocks == BLOCKS else {"num_hidden_layers": blocks}
+    return tiny_model(name, new_folder() / f"{name}-{head}", head, **overrides)
 
 
-def shared_model(name: str, head: str = "classifier") -> OpenModel:
+def shared_model(name: str, head: str = "classifier", blocks: int = BLOCKS) -> OpenModel:
     """A tiny model, opened once. Don't change it: copy its module first."""
-    return _shared_model(name, head)
+    return _shared_model(name, head, blocks)
 
 
 @cache
-def _shared_model(name: str, head: str) -> OpenModel:
-    return open_model(str(saved_model(name, head)), device="cpu")
+def _shared_model(name: str, head: str, blocks: int) -> OpenModel:
+    return open_model(str(saved_model(name, head, blocks)), device="cpu")
 
 
 def opened(folder: Path | str, **options) -> OpenModel:
