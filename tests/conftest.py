@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -32,6 +33,8 @@ settings.load_profile("optin")
 REPRESENTATIVE = {"bert", "llama", "timm-vit", "timm-resnet"}
 EVERY_FAMILY = "tests/architectures/test_all_families.py"
 """Checks every family at every run, but for the dearest: the others only where `pytest -m slow` does."""
+SAME_PARTS = {"maskformer-swin", "mask2former-resnet"}
+"""Segmenters whose backbone and head another one has, too: slow everywhere."""
 DEAREST = "test_a_sliced_model_computes_and_costs_what_the_anatomy_says"
 MANY = 4
 """Families from which on a test is about families, not about some that its author chose."""
@@ -58,11 +61,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         every = EVERY_FAMILY in item.nodeid and DEAREST not in item.nodeid
         many = len(families.get(_function(item), ())) >= MANY and not every
-        if many and _family(item) not in REPRESENTATIVE:
+        family = _family(item)
+        if family in SAME_PARTS or (many and family not in REPRESENTATIVE):
             item.add_marker(pytest.mark.slow)
         opens = _opens_models(item.path)
         if not opens and not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.fast)
+    # a worker runs whole files: those that cost much begin, many small ones fill up the end
+    items.sort(key=lambda item: not _opens_models(item.path))
 
 
 @functools.cache
@@ -70,10 +76,36 @@ def _opens_models(path: Path) -> bool:
     return not set(path.relative_to(Path(__file__).parent).parts).isdisjoint(NOT_FAST)
 
 
+TOGETHER = {
+    "tests/runtimes/": "exported files",
+    "tests/commands/test_export.py": "exported files",
+    "tests/data/test_builtin_docs.py": "docstrings of the standard library",
+    "tests/data/test_likeness.py": "docstrings of the standard library",
+}
+"""Where a node id begins -> what its tests make once in a process, and which costs seconds."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Workers run whole files, in the order of `items`: what the tests of a file share is made once."""
+    if config.getvalue("dist") != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Whole(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            shared = (name for start, name in TOGETHER.items() if nodeid.startswith(start))
+            return next(shared, super()._split_scope(nodeid))
+
+    config.option.loadscopereorder = False  # by the number of tests, which says nothing of their cost
+    return Whole(config, log)
+
+
 def pytest_collection_finish() -> None:
-    """What lives as long as the session is looked through once, and by no later collection."""
+    """What lives as long as the session is looked through once, and the rest less often: libraries are large."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 40)
     gc.enable()
 
 
@@ -119,6 +151,22 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the real data and models in {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exact_products() -> Iterator[None]:
+    """Products of float32 are exact on every processor, as the algebra is that they are compared with.
+
+    One with AMX would multiply in bfloat16, and spend more on the shapes of tiny models than on their numbers.
+    `reduced_products` of tests/scoring/conftest.py switches that on.
+    """
+    import helpers.runs  # knows what the processor does
+    import torch
+
+    assert helpers.runs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

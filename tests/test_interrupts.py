@@ -126,7 +126,10 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("how", [">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+@pytest.mark.parametrize(
+    "how",
+    ["<&- >&- 2>&-", "2>/dev/full", *(pytest.param(how, marks=pytest.mark.slow) for how in (">&-", "2>&-"))],
+)
 def test_nobody_hears_of_work_that_is_done_all_the_same(folder, how):
     mask = folder / "m.json"
     mask.unlink(missing_ok=True)

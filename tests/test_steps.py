@@ -25,13 +25,17 @@ from optin_cli.pipeline import NO_COMPENSATION, prune
 from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.selection.settings import Request
 
-REFIT = Compensation(batch_size=16, samples=60)
+REFIT = Compensation(batch_size=16, samples=32)
 
 
 def plan_of(name: str, folder, **settings):
     data = tiny_image_folder(folder / "images", n=40) if name == "timm-vit" else tiny_text_csv(folder)
-    chosen = ScoreSettings(**{"method": "curvature", "samples": 40, "batch_size": 8, **settings})
-    return make_plan(open_model(str(saved_model(name))), DataSpec(str(data)), chosen)
+    chosen = ScoreSettings(**{"method": "curvature", "samples": 16, "batch_size": 8, "probes": 2, **settings})
+    return make_plan(
+        open_model(str(saved_model(name, blocks=2) if name == "bert" else saved_model(name))),
+        DataSpec(str(data)),
+        chosen,
+    )
 
 
 def walked(plan, folder, flops=0.3, count=3, compensation=NO_COMPENSATION, out="out"):
@@ -162,7 +166,7 @@ def test_the_command(tmp_path):
         "--steps",
         2,
     ]
-    arguments += ["--method", "curvature", "--samples", 40, "-o", tmp_path / "out", "--json"]
+    arguments += ["--method", "curvature", "--samples", 16, "--probes", 2, "-o", tmp_path / "out", "--json"]
     arguments += ["--ranking", tmp_path / "rankings" / "r.h5"]
     result = CliRunner().invoke(app, [str(a) for a in arguments])
     assert result.exit_code == 0, result.output

@@ -10,6 +10,8 @@ from helpers.cli import run
 from helpers.models import saved_model
 from helpers.pages import DOCS, PAGES_THAT_RUN, blocks, commands_in, pages, script
 
+import optin_cli as optin
+
 DEMO = "demo:minilm"
 # the same work, done sooner
 SOONER = {
@@ -59,6 +61,12 @@ LONG = ("docs/quickstart.md", "docs/api.md")
 )
 def test_a_page_runs_as_it_is_written(page, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    prune = optin.prune
+
+    def sooner(*args, **options):
+        return prune(*args, **{"samples": 64, "compensate_samples": 64, **options})
+
+    monkeypatch.setattr(optin, "prune", sooner)
     done = run_page(pages()[page], names)
     assert done.count("python") >= 1
     if page in ("README.md", "docs/quickstart.md"):

@@ -21,6 +21,12 @@ CASES = {
     "a layer of encoder and decoder is empty": ("blocks.1", "blocks.4"),
 }
 """Beside them each site keeps other units."""
+EACH = [
+    pytest.param(name, case, marks=() if i % len(CASES) == j else pytest.mark.slow)
+    for i, name in enumerate(NAMES)
+    for j, case in enumerate(CASES)
+]
+"""At every run each model, and each case in one of them."""
 _NEW = 6
 
 
@@ -55,8 +61,7 @@ def logits_of_each_step(model: OpenModel, inputs: dict[str, torch.Tensor], ids: 
     return model.module(**inputs, decoder_input_ids=ids[None], use_cache=False).logits[0]
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "case"), EACH)
 def test_a_batch_is_written_as_full_forwards_of_the_masked_model_say(name, case):
     model, keep, module = written(name, case)
     inputs = read_by_the_encoder(model)
@@ -76,8 +81,7 @@ def test_a_batch_is_written_as_full_forwards_of_the_masked_model_say(name, case)
         assert ids[1:].tolist() == expected.argmax(-1).tolist()
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "case"), EACH)
 def test_beams_take_their_caches_along(name, case):
     """Every cache is put into another order as beams replace each other, where a layer has nothing in it, too."""
     model, _, module = written(name, case)

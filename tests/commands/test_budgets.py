@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from helpers.artefacts import latency_table
@@ -29,11 +31,19 @@ def refused(tmp_path, *args, code: int, says: str) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranked")
+    data = tiny_text_csv(folder)
+    run("score", saved_model("bert"), "--data", data, "-o", folder / "r.h5", *QUICK, "-q")
+    return folder / "r.h5"
+
+
 @pytest.fixture
-def ranking(tmp_path):
-    data = tiny_text_csv(tmp_path)
-    run("score", saved_model("bert"), "--data", data, "-o", tmp_path / "r.h5", *QUICK, "-q")
-    return tmp_path / "r.h5"
+def ranking(ranked, tmp_path):
+    """In the test's own folder, with the data."""
+    shutil.copy2(ranked.with_name("train.csv"), tmp_path)
+    return Path(shutil.copy2(ranked, tmp_path))
 
 
 @pytest.fixture

@@ -226,7 +226,7 @@ def test_dry_run_scores_nothing(tmp_path):
 def test_control_c_exits_with_130_and_the_next_run_resumes(tmp_path):
     data = tiny_text_csv(tmp_path)
     arguments = ["score", saved_model("bert"), "--data", data, "-o", tmp_path / "r.h5"]
-    arguments += ["--samples", 16, "--batch-size", 1, "--method", "ablation"]
+    arguments += ["--samples", 6, "--batch-size", 1, "--method", "ablation"]
     running = forks.start(arguments, tmp_path / "log")
     deadline = time.monotonic() + 120
     while not list((tmp_path / ".r.h5.partial").glob("*.npz")) and time.monotonic() < deadline:

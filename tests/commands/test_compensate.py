@@ -20,13 +20,18 @@ SITES = [f"blocks.{block}.{kind}" for block in range(3) for kind in ("heads", "n
 READOUT = ["bert.pooler.dense", "classifier"]
 
 
-@pytest.fixture
-def masked(tmp_path):
+def mask_in(folder):
     """(model, data, mask) of a tiny BERT classifier."""
-    model, data = saved_model("bert"), tiny_text_csv(tmp_path)
-    run("score", model, "--data", data, "-o", tmp_path / "r.h5", "--method", "magnitude", "-q")
-    run("select", tmp_path / "r.h5", "--flops", 0.5, "-o", tmp_path / "m.json", "-q")
-    return model, data, tmp_path / "m.json"
+    model, data = saved_model("bert"), tiny_text_csv(folder)
+    run("score", model, "--data", data, "-o", folder / "r.h5", "--method", "magnitude", "-q")
+    run("select", folder / "r.h5", "--flops", 0.5, "-o", folder / "m.json", "-q")
+    return model, data, folder / "m.json"
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory):
+    """Made once. Only for reading."""
+    return mask_in(tmp_path_factory.mktemp("masked"))
 
 
 def consumers(fits: list[dict]) -> dict[str, dict]:
@@ -163,8 +168,8 @@ def test_prune_names_its_own_options_in_errors(tmp_path):
         assert option in run(*arguments, option, value, code=2).stderr
 
 
-def test_data_that_is_gone_is_no_reason_to_skip_it(masked, tmp_path):
-    model, data, mask = masked
+def test_data_that_is_gone_is_no_reason_to_skip_it(tmp_path):
+    model, data, mask = mask_in(tmp_path)
     data.unlink()
     text = " ".join(run("apply", model, mask, "-o", tmp_path / "out", code=1).stderr.split())
     assert "can't be read again" in text

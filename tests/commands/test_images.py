@@ -70,7 +70,7 @@ def hub(tmp_path, monkeypatch):
     return publish
 
 
-@pytest.mark.parametrize("kind", ["folder", "parquet", "hub"])
+@pytest.mark.parametrize("kind", [pytest.param("folder", marks=pytest.mark.slow), "parquet", "hub"])
 def test_from_images_to_a_smaller_model(kind, hub, tmp_path):
     publish = {"folder": as_folder, "parquet": as_parquet, "hub": hub}[kind]
     data, model = publish(images(BROKEN), tmp_path / "data"), saved_model("timm-vit")

@@ -14,6 +14,7 @@ from helpers.pages import script
 
 from optin_cli.commands.inspect_outputs import OUTPUTS
 from optin_cli.main import COMMANDS
+from optin_cli.trials import search
 
 jsonschema = Lazy("jsonschema")
 
@@ -26,7 +27,7 @@ TIMED = ("--repeats", 1, "--seconds", 0, "--batch-size", 1, "--seq-len", 8, *QUI
 def outputs(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
     """Command -> what it printed, once for each kind of output."""
     work = tmp_path_factory.mktemp("json")
-    model, data = saved_model("bert"), tiny_text_csv(work)
+    model, data = saved_model("bert", blocks=2), tiny_text_csv(work)
     r, mask, small, sweep = work / "r.h5", work / "m.json", work / "small", work / "sweep"
     plain = ("--compensate", "none", *QUICK)
     commands: list[tuple[object, ...]] = [
@@ -43,7 +44,7 @@ def outputs(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
         ("bench", small, "--baseline", model, *TIMED),
         ("bench", small, "--profile", *TIMED),
         ("bench", model, "--table", work / "t.json", *TIMED),
-        ("bench", saved_model("llama", "language"), "--new-tokens", 2, *TIMED[:-4], "--seq-len", 4, *QUICK),
+        ("bench", saved_model("llama", "language", blocks=1), "--new-tokens", 2, *TIMED[:-4], "--seq-len", 4, *QUICK),
         ("eval", small, "--baseline", model, "--data", data, *QUICK),
         ("export", small, "--to", "torch", "--data", data, "-o", work / "m.pt2"),
         ("push", small, "org/name", "--dry-run"),
@@ -63,9 +64,11 @@ def outputs(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
         ("config", "score"),
     ]  # fmt: skip
     found: dict[str, list[dict[str, Any]]] = {}
-    for command in commands:
-        shown = run(*command, "--json").stdout
-        found.setdefault(str(command[0]), []).append(json.loads(shown))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "STEP", 0.5)  # few trials
+        for command in commands:
+            shown = run(*command, "--json").stdout
+            found.setdefault(str(command[0]), []).append(json.loads(shown))
     return found
 
 

@@ -47,7 +47,7 @@ def encoder(tmp_path_factory):
     return tiny_model("bert", tmp_path_factory.mktemp("model"), "encoder", num_hidden_layers=2)
 
 
-@pytest.mark.parametrize("compensate", ["none", "auto"])
+@pytest.mark.parametrize("compensate", [pytest.param("none", marks=pytest.mark.slow), "auto"])
 def test_eval_compares_with_the_data_that_a_directory_was_pruned_on(encoder, data, tmp_path, compensate):
     small = tmp_path / "small"
     run(
@@ -86,7 +86,7 @@ def test_a_record_of_older_versions_says_nothing(encoder, data, tmp_path):
     assert json.loads(done.stdout)["unlike"] == ""
 
 
-@pytest.mark.parametrize(("name", "times"), [("unlike", 1), ("like", 0)])
+@pytest.mark.parametrize(("name", "times"), [("unlike", 1), pytest.param("like", 0, marks=pytest.mark.slow)])
 def test_a_sweep_warns_once(encoder, data, tmp_path, name, times):
     told = run(
         "sweep", encoder, "--data", data["seen"], "--eval-data", data[name], "--eval-split", "train",

@@ -95,7 +95,14 @@ def test_score_takes_a_ranking_of_the_same_inputs_and_says_so(here, monkeypatch)
     assert json.loads(done.stdout)["reused_from"] is None
 
 
-@pytest.mark.parametrize("changed", [("--seed", 1), ("--samples", 6), ("--lambda", 0.1), ("--no-sketch",)])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ("--samples", 6),
+        ("--no-sketch",),
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (("--seed", 1), ("--lambda", 0.1))),
+    ],
+)
 def test_other_settings_are_scored(here, changed):
     model, data = saved_model("bert"), tiny_text_csv(here)
     run("score", model, "--data", data, *FAST, "-o", here / "rankings" / "first.h5", "-q")

@@ -301,7 +301,7 @@ def test_python_finds_the_model_that_the_command_finds(tmp_path, monkeypatch):
     encoder = tiny_model("bert", tmp_path / "encoder", "encoder", num_hidden_layers=2)
     for split, seed in (("train", 0), ("validation", 3)):
         tiny_text_csv(tmp_path / "data", rows=40, seed=seed, labels=None, name=f"{split}.csv")
-    options = {"max_drop": MOST, "bench": False, "samples": 16, "compensate_samples": 16}
+    options = {"max_drop": MOST, "bench": False, "samples": 16, "probes": 1, "compensate_samples": 16}
     small = optin.prune(encoder, tmp_path / "data", output=tmp_path / "ours", **options)
     command = [
         "prune",
@@ -314,7 +314,7 @@ def test_python_finds_the_model_that_the_command_finds(tmp_path, monkeypatch):
         "--samples",
         16,
     ]
-    command += ["--compensate-samples", 16, "-o", tmp_path / "theirs"]
+    command += ["--probes", 1, "--compensate-samples", 16, "-o", tmp_path / "theirs"]
     found = json.loads(run(*command, "--json").stdout)
     assert small.record.kept == read_pruned(tmp_path / "theirs").kept
     assert small.mask.reached["flops"] == found["mask"]["reached"]["flops"]

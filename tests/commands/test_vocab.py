@@ -133,7 +133,7 @@ def test_nothing_is_left_of_a_run_that_is_interrupted(texts, tmp_path, monkeypat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train.csv"]
 
 
-@pytest.mark.parametrize("budget", ["--params", "--memory"])
+@pytest.mark.parametrize("budget", [pytest.param("--params", marks=pytest.mark.slow), "--memory"])
 def test_budgets_count_the_smaller_embedding(budget, texts, tmp_path):
     out = tmp_path / "small"
     run("vocab", whole_model("bert"), "--data", texts, "-o", out, "-q")

@@ -36,7 +36,9 @@ def ranked(name, folder):
     return model, select(scoring.score(plan, folder / "r.h5"), 0.5)
 
 
-@pytest.mark.parametrize("name", ["timm-resnet", "timm-efficientnet", "timm-vgg-bn"])
+@pytest.mark.parametrize(
+    "name", ["timm-resnet", pytest.param("timm-efficientnet", marks=pytest.mark.slow), "timm-vgg-bn"]
+)
 def test_the_written_statistics_are_those_of_the_pruned_model(name, tmp_path):
     model, mask = ranked(name, tmp_path)
     plan = make_plan(model, mask, Compensation("none", batch_size=8, bn=True), at_most=True)

@@ -30,7 +30,9 @@ def test_it_brings_outputs_of_unseen_rows_closer_to_the_dense_ones(name):
     assert {fit.method for fit in fits} >= {"full"}
 
 
-@pytest.mark.parametrize("name", ["bert", "mpnet", "distilbert", "timm-vit"])
+@pytest.mark.parametrize(
+    "name", ["bert", "mpnet", "distilbert", pytest.param("timm-vit", marks=pytest.mark.slow)]
+)
 def test_a_pruned_model_is_brought_back_to_its_teacher(name):
     """Slicing first and following the dense model later is compensating while slicing."""
     dense, fitted, sliced = (copied(shared_model(name)) for _ in range(3))
@@ -61,7 +63,15 @@ def duplicated(name, site_of, folder):
 
 
 @pytest.mark.parametrize("kind", ["heads", "neurons"])
-@pytest.mark.parametrize("name", ["bert", "vit", "timm-vit", "scaled"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert",
+        pytest.param("vit", marks=pytest.mark.slow),
+        pytest.param("timm-vit", marks=pytest.mark.slow),
+        "scaled",
+    ],
+)
 def test_a_duplicate_is_made_up_for_by_its_twin(name, kind, folder):
     model, site = duplicated(name, kind, folder)
     batches = batches_for(model)
@@ -82,7 +92,10 @@ def test_a_duplicate_is_made_up_for_by_its_twin(name, kind, folder):
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    [*(("bert", how) for how in ("auto", "full", "scale", "bias", "none")), ("timm-vit", "auto")],
+    [
+        *(("bert", how) for how in ("auto", "full", "bias", "none")),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("bert", "scale"), ("timm-vit", "auto"))),
+    ],
 )
 def test_with_all_units_kept_nothing_changes(name, method):
     dense, fitted = shared_model(name), copied(shared_model(name))

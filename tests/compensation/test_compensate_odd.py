@@ -54,7 +54,9 @@ def reading(stored_example, read):
     return counted
 
 
-@pytest.mark.parametrize("emptied", ["blocks.2.channels1", "blocks.2.channels2"])
+@pytest.mark.parametrize(
+    "emptied", [pytest.param("blocks.2.channels1", marks=pytest.mark.slow), "blocks.2.channels2"]
+)
 def test_convolutions_without_inputs_or_outputs(emptied):
     model = copied(shared_model("timm-resnet"))
     fits = {fit.site: fit for fit in compensate(model, half(model) | {emptied: []}, batches_for(model), AUTO)}

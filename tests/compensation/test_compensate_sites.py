@@ -89,7 +89,7 @@ def ridge_regression(x, e, weight):
     return slope, e_mean - slope @ x_mean
 
 
-@pytest.mark.parametrize("name", ["albert", "albert-groups"])
+@pytest.mark.parametrize("name", [pytest.param("albert", marks=pytest.mark.slow), "albert-groups"])
 def test_blocks_that_share_a_consumer_are_refitted_together(name):
     """On other rows the output comes closer to the dense one's, with one set of weights for all blocks."""
     model = shared_model(name)

@@ -117,7 +117,7 @@ def test_without_producers_none_of_them_changes():
             assert torch.equal(old, new)
 
 
-@pytest.mark.parametrize("name", ["bert", "timm-vit"])
+@pytest.mark.parametrize("name", ["bert", pytest.param("timm-vit", marks=pytest.mark.slow)])
 def test_a_pruned_models_record_tells_which_of_the_teachers_units_it_has(name):
     """Pruned in two steps, with the first model as teacher, as compensated at once."""
     dense, fitted, sliced = (copied(shared_model(name)) for _ in range(3))

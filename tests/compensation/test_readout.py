@@ -57,7 +57,8 @@ def seen(model, keep, batches, path):
 
 
 @pytest.mark.parametrize(
-    ("name", "layer"), [("bert", "classifier"), ("timm-vit", "head"), ("vit", "classifier")]
+    ("name", "layer"),
+    [("bert", "classifier"), ("timm-vit", "head"), pytest.param("vit", "classifier", marks=pytest.mark.slow)],
 )
 def test_a_layer_is_a_ridge_regression_on_what_it_reads_in_the_pruned_model(name, layer):
     """Oracle: the augmented least-squares problem, of full forwards of the masked model. A text weighs the root of its
@@ -86,7 +87,18 @@ def test_a_layer_is_a_ridge_regression_on_what_it_reads_in_the_pruned_model(name
     torch.testing.assert_close(new.bias.double(), bias, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["bert", "timm-vit", "timm-resnet", "llama", "t5", "segformer", "swin"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert",
+        pytest.param("timm-vit", marks=pytest.mark.slow),
+        pytest.param("timm-resnet", marks=pytest.mark.slow),
+        "llama",
+        "t5",
+        "segformer",
+        "swin",
+    ],
+)
 def test_it_brings_outputs_closer_than_blocks_alone(name):
     dense = shared_model(name)
     keep, batches = half(dense), batches_for(dense, rows=160)

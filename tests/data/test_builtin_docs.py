@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from optin_cli.data import docs
+from optin_cli.data import docs, prose
 from optin_cli.data.prose import SPLITS
 from optin_cli.data.sources import BUILTIN_DOCS, DataSpec, open_split
 from optin_cli.errors import UsageError
@@ -115,3 +115,28 @@ def test_an_unknown_split_lists_the_known_ones():
 def test_other_built_in_data_is_a_usage_error():
     with pytest.raises(UsageError, match=r"'builtin:novels'(.|\n)*builtin:docs"):
         open_split(DataSpec("builtin:novels"))
+
+
+def test_the_words_of_prose_are_not_those_of_docstrings():
+    """Common words that are about people and things; a docstring has few of them."""
+    common = {
+        "he",
+        "she",
+        "his",
+        "her",
+        "had",
+        "was",
+        "were",
+        "night",
+        "man",
+        "woman",
+        "people",
+        "house",
+        "water",
+    }
+
+    def share(texts):
+        words = [word.strip('.,;:!?"').lower() for text in texts for word in text.split()]
+        return sum(word in common for word in words) / len(words)
+
+    assert share(prose.paragraphs()) > 5 * share(docs.sentences())

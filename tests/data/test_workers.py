@@ -14,7 +14,6 @@ import pytest
 import torch
 from helpers import forks
 from helpers.data import tiny_image_folder
-from helpers.families import IMAGE_FAMILIES
 from helpers.models import saved_model, shared_model
 
 from optin_cli.data import workers
@@ -30,7 +29,7 @@ def batches(folder: Path, name: str, processes: int | None) -> Batches:
     return Batches(found, shared_model(name).processor, 3)
 
 
-@pytest.mark.parametrize("name", IMAGE_FAMILIES)
+@pytest.mark.parametrize("name", ["vit", pytest.param("deit", marks=pytest.mark.slow), "timm-vit"])
 def test_workers_change_no_bit(name, tmp_path):
     folder = tiny_image_folder(tmp_path / "d", 10)
     plain = list(batches(folder, name, 0))

@@ -16,6 +16,9 @@ from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.structure.audio_inputs import random_recordings
 from optin_cli.tasks.segmentation import SEGMENTATION
 
+ROUNDS = bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+"""Whether this processor rounds the operands of products that may be rounded (`execution/precision.py`)."""
+
 
 def hear_interrupts() -> None:
     """For `preexec_fn`: a shell's background jobs start with Ctrl-C ignored, and so would what a test starts there."""
@@ -23,11 +26,11 @@ def hear_interrupts() -> None:
 
 
 def examples(count: int, shrink: bool = True) -> settings:
-    """Decorator of a property test: `count` examples, the same at every run; half of them unless `make test-all` runs.
+    """Decorator of a property test: `count` examples, the same at every run; a third unless `make test-all` runs.
 
     A failing example is shrunk, unless each try is slow.
     """
-    count = count if os.environ.get("OPTIN_EXAMPLES") == "all" else (count + 1) // 2
+    count = count if os.environ.get("OPTIN_EXAMPLES") == "all" else (count + 2) // 3
     phases = [phase for phase in Phase if shrink or phase not in (Phase.shrink, Phase.explain)]
     return settings(max_examples=count, deadline=None, derandomize=True, phases=phases)
 

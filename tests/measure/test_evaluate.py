@@ -32,7 +32,7 @@ oracle = Lazy("sklearn.metrics")
 stats = Lazy("scipy.stats")
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 100])
+@pytest.mark.parametrize("batch_size", [1, 7, pytest.param(100, marks=pytest.mark.slow)])
 def test_binary_classification_is_sklearns(tmp_path, batch_size):
     model, baseline = shared_model("bert"), other_model()
     path = tiny_text_csv(tmp_path)

@@ -42,7 +42,7 @@ def test_the_written_model_is_the_masked_one(name, tmp_path):
     assert type(sliced.module) is type(dense.module)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [ALL[0], *(pytest.param(name, marks=pytest.mark.slow) for name in ALL[1:])])
 def test_pruning_twice_composes_and_counts_from_the_dense_model(name, tmp_path):
     source, mask, _ = pruned(name, tmp_path, flops=0.7)
     once = open_model(str(tmp_path / "out"))
@@ -68,7 +68,7 @@ def test_pruning_twice_composes_and_counts_from_the_dense_model(name, tmp_path):
         assert record.kept[name] == [mask.keep[name][i] for i in indices]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [ALL[0], *(pytest.param(name, marks=pytest.mark.slow) for name in ALL[1:])])
 def test_a_layer_without_heads_or_neurons_works(name, tmp_path):
     model = open_model(str(saved_model(name)))
     mask = select(rank(model, tmp_path), 1.0)

@@ -74,8 +74,15 @@ def test_without_compensation_the_record_says_so(tmp_path):
     assert entry["compensation"] == {"method": "none"}
 
 
-@pytest.mark.parametrize("name", ["bert", "timm-vit"])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("bert", "float16"),
+        ("timm-vit", "bfloat16"),
+        pytest.param("bert", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("timm-vit", "float16", marks=pytest.mark.slow),
+    ],
+)
 def test_half_precision_checkpoints_are_compared_as_they_are_stored(name, dtype, tmp_path):
     source = in_dtype(saved_model(name), tmp_path / "half", dtype)
     _, _, _, applied = compensated(name, tmp_path, source=source)
@@ -126,7 +133,7 @@ def test_models_of_older_versions_count_as_not_compensated(tmp_path):
         stage.existing(tmp_path / "out", model, mask, make_plan(model, mask, Compensation(), at_most=True))
 
 
-@pytest.mark.parametrize("name", ["mpnet", "timm-vit"])
+@pytest.mark.parametrize("name", [pytest.param("mpnet", marks=pytest.mark.slow), "timm-vit"])
 def test_a_compensated_model_is_pruned_and_compensated_again(name, tmp_path):
     compensated(name, tmp_path, "once", flops=0.7)
     (tmp_path / "second").mkdir()

@@ -56,7 +56,7 @@ def test_the_written_model_merges_what_the_masked_one_does(name, tmp_path):
         torch.testing.assert_close(pruned.task.output(library, inputs), pruned.output(inputs))
 
 
-@pytest.mark.parametrize("name", ["vit", "timm-vit"])
+@pytest.mark.parametrize("name", [pytest.param("vit", marks=pytest.mark.slow), "timm-vit"])
 def test_merging_makes_the_written_model_cheaper(name, tmp_path):
     dense = opened(saved_model(name))
     sites = {}
@@ -79,7 +79,7 @@ def test_pruning_again_keeps_the_schedule_unless_the_mask_says_other(tmp_path):
         assert opened(tmp_path / f"two-{len(merges)}").merges == merges
 
 
-@pytest.mark.parametrize("method", ["full", "bias"])
+@pytest.mark.parametrize("method", ["full", pytest.param("bias", marks=pytest.mark.slow)])
 def test_weights_are_compensated_on_whole_sequences(method, tmp_path):
     """The same weights with and without a schedule, and where the model merged before."""
     weights = []

@@ -70,7 +70,7 @@ def every(site) -> np.ndarray:
     return np.arange(site.units)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [ALL[0], *(pytest.param(name, marks=pytest.mark.slow) for name in ALL[1:])])
 def test_ablation_equals_a_full_forward_for_every_unit(name, tmp_path):
     calibration = calibrate(shared_model(name), tmp_path)
     ablation = Ablation(calibration, 1)
@@ -119,7 +119,7 @@ def test_reduced_products_change_little(name, tmp_path, reduced_products):
 
 
 @pytest.mark.parametrize("strata", [None, 1])
-@pytest.mark.parametrize("name", ["bert", "timm-vit"])
+@pytest.mark.parametrize("name", ["bert", pytest.param("timm-vit", marks=pytest.mark.slow)])
 def test_reduced_products_rank_units_as_exact_ones(name, strata, tmp_path, reduced_products, monkeypatch):
     """Blocks that share a backward pass, too, of which each product is rounded for all of them."""
     if not reduced_products:
@@ -204,7 +204,7 @@ def without_shared(dense: torch.Tensor, variant: torch.Tensor, examples: torch.T
     return float(total) / len(dense) ** 2
 
 
-@pytest.mark.parametrize("name", ["bert", "mpnet", "timm-vit"])
+@pytest.mark.parametrize("name", ["bert", pytest.param("mpnet", marks=pytest.mark.slow), "timm-vit"])
 def test_curvature_estimates_the_second_order_change(name, tmp_path):
     """Oracle: ablation of a small part of a unit, where the second-order term is all there is."""
     calibration = calibrate(shared_model(name), tmp_path)

@@ -119,7 +119,17 @@ def close(one, two) -> None:
     np.testing.assert_allclose(one, two, rtol=2e-3, atol=1e-4 * float(np.max(two)))
 
 
-@pytest.mark.parametrize("case", ["bert", "electra", "vit", "timm-vit", "tagger", "reader", "value", "pairs"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "bert",
+        "timm-vit",
+        "tagger",
+        "value",
+        "pairs",
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ("electra", "vit", "reader")),
+    ],
+)
 def test_scores_are_the_mean_squared_gradients_of_single_examples(case, tmp_path):
     plan = plan_for(case, tmp_path)
     ranking = stage.score(plan, tmp_path / "r.h5")

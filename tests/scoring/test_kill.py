@@ -25,7 +25,7 @@ from optin_cli.scoring.runner import Worker
 
 def ranked(folder, csv, target):
     """A process that scores to `target`; its id. A start takes no time, so that nearly all kills fall into the work."""
-    options = ("--samples", 24, "--batch-size", 2, "--method", "mixed", "--device", "cpu")
+    options = ("--samples", 16, "--batch-size", 2, "--method", "mixed", "--device", "cpu")
     return forks.start(
         ("score", saved_model("bert"), "--data", csv, "-o", target, *options), folder / "log", one_thread
     )

@@ -56,7 +56,9 @@ def mask_of(site, unit: int, value: float = 0.0) -> dict[str, torch.Tensor]:
     return {site.name: mask}
 
 
-@pytest.mark.parametrize("case", ["bert", "mpnet", "timm-vit", "bert-tagger", "bert-encoder"])
+@pytest.mark.parametrize(
+    "case", ["bert", pytest.param("mpnet", marks=pytest.mark.slow), "timm-vit", "bert-tagger", "bert-encoder"]
+)
 def test_representational_is_the_change_of_the_sub_layers_output(case, tmp_path):
     plan = plan_for(case, tmp_path)
     ranking = stage.score(plan, tmp_path / "r.h5")
@@ -84,7 +86,16 @@ def divergence(plan: Plan, dense: list, variant: list) -> float:
     return total / rows
 
 
-@pytest.mark.parametrize("case", ["bert", "vit", "bert-tagger", "value", "bert-encoder"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param("bert", marks=pytest.mark.slow),
+        "vit",
+        "bert-tagger",
+        pytest.param("value", marks=pytest.mark.slow),
+        "bert-encoder",
+    ],
+)
 def test_predictive_is_the_curvature_of_the_divergence(case, tmp_path):
     """Oracle: a small step of one mask, where the second-order term is all there is."""
     probes = dataclasses.replace(SMALL, batch_size=10, probes=100, sketch_rows=0)

@@ -123,7 +123,12 @@ def test_images_and_text_padded_on_the_left_are_cut_between_examples():
 
 @pytest.mark.parametrize(
     ("name", "head"),
-    [("bert", "classifier"), ("bert", "tagger"), ("roberta", "reader"), ("vit", "classifier")],
+    [
+        ("bert", "classifier"),
+        ("bert", "tagger"),
+        pytest.param("roberta", "reader", marks=pytest.mark.slow),
+        ("vit", "classifier"),
+    ],
 )
 def test_curvature_does_not_depend_on_how_a_batch_is_cut(name, head, tmp_path):
     found = []
@@ -155,7 +160,7 @@ def peak_of(work) -> int:
     return watch.peak
 
 
-@pytest.mark.parametrize("share", [2, 4])
+@pytest.mark.parametrize("share", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_curvature_stays_within_its_memory(share, tmp_path):
     plan = plan_for(tmp_path)
     free = peak_of(lambda: probed(plan))
@@ -190,8 +195,9 @@ def test_ablation_stays_within_its_memory(tmp_path):
 
 def test_less_than_one_example_needs_is_said_once(tmp_path, caplog):
     with caplog.at_level("WARNING", logger="optin"):
-        stage.score(plan_for(tmp_path, memory=1, method="curvature"), tmp_path / "r.h5")
-        stage.score(plan_for(tmp_path, memory=1, method="ablation"), tmp_path / "s.h5")
+        for method in ("curvature", "ablation"):
+            plan = plan_for(tmp_path, memory=1, method=method, samples=4, batch_size=2, probes=1)
+            stage.score(plan, tmp_path / f"{method}.h5")
     told = [text.split(" alone")[0] for text in caplog.messages if " alone" in text]
     assert told == ["one example", "one variant"]
 

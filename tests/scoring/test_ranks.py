@@ -75,7 +75,7 @@ def test_gradients_of_ranks_are_those_of_all_dimensions_that_go(name):
         )
 
 
-@pytest.mark.parametrize("name", ["bert", "timm-vit"])
+@pytest.mark.parametrize("name", ["bert", pytest.param("timm-vit", marks=pytest.mark.slow)])
 def test_curvature_estimates_the_second_order_change_of_a_lower_rank(name):
     """Oracle: a small part of the last dimensions taken off, where the second-order term is all there is."""
     calibration = turned(name)

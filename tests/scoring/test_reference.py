@@ -92,7 +92,7 @@ def literal(plan: Plan, name: str) -> tuple[dict[str, np.ndarray], list[str]]:
     return scores, ways
 
 
-@pytest.mark.parametrize("name", ["bert", "distilbert"])
+@pytest.mark.parametrize("name", ["bert", pytest.param("distilbert", marks=pytest.mark.slow)])
 def test_scores_are_those_of_the_released_code(name, tmp_path):
     plan = plan_for(name, tmp_path)
     ranking = stage.score(plan, tmp_path / "r.h5")

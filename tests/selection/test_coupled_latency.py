@@ -89,7 +89,7 @@ def test_a_table_of_the_dense_model_serves_what_was_pruned_from_it():
         )
 
 
-@pytest.mark.parametrize("name", ["timm-vgg-bn", "timm-resnet"])
+@pytest.mark.parametrize("name", ["timm-vgg-bn", pytest.param("timm-resnet", marks=pytest.mark.slow)])
 def test_a_measured_table_predicts_sliced_models(name, monkeypatch):
     def flops(call, device=None) -> float:
         with flop_counter() as counter:

@@ -51,11 +51,11 @@ def test_no_pair_of_sizes_within_the_budgets_keeps_more(flops, params, seed, wid
     request = Request(flops=flops, params=params, min_heads=min_heads, uniform=True)
     if timed:
         request = dataclasses.replace(request, table=table, latency=0.8)
-    scores = {}
+    scores, whole = {}, select(made, 1.0)
     for pair in itertools.product(range(max(1, min_heads), 5), range(1, 21)):
         counts = dict(zip(("heads", "neurons"), pair, strict=True))
         one = {site.name: list(range(counts[site.kind])) for site in made.sites}
-        mask = dataclasses.replace(select(made, 1.0), keep=one)
+        mask = dataclasses.replace(whole, keep=one)
         fits = macs_of(made, mask) <= flops * made.dense_macs(10.0) * (1 + 1e-12)
         fits &= params_of(made, mask) <= params * made.dense["params"] * (1 + 1e-12)
         if timed:

@@ -149,7 +149,7 @@ def test_fisher_is_the_squared_gradient_of_that_loss(tmp_path):
     check_fisher(plan, tmp_path / "r.h5", TEXTS, TRUTH, F.binary_cross_entropy_with_logits)
 
 
-@pytest.mark.parametrize("method", ["ablation", "curvature"])
+@pytest.mark.parametrize("method", ["ablation", pytest.param("curvature", marks=pytest.mark.slow)])
 def test_the_output_term_is_the_binary_kl_of_a_full_forward(method, tmp_path):
     settings = ScoreSettings(method=method, samples=20, temperature=2.0, probes=64)
     plan = make_plan(dense_model(), DataSpec(str(stored(tmp_path, "numbers")[0])), settings)

@@ -42,7 +42,12 @@ def no_hub(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "head"), [("ernie", "ForSequenceClassification"), ("granite", "ForCausalLM"), ("bert", None)]
+    ("name", "head"),
+    [
+        ("ernie", "ForSequenceClassification"),
+        pytest.param("granite", "ForCausalLM", marks=pytest.mark.slow),
+        ("bert", None),
+    ],
 )
 def test_a_config_alone_has_the_table_of_the_trained_model(name, head, tmp_path):
     trained = save_unlisted(name, new_folder() / name, head) if head else saved_model(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.vgg import register_vggs
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fusion as oracle
@@ -33,12 +34,12 @@ def difference(before: torch.Tensor, after: torch.Tensor) -> float:
 
 ALL = [
     ("timm", "resnet18"),
-    ("timm", "vgg11_bn"),
+    ("timm", "vgg_tiny_bn"),
     ("timm", "tf_efficientnet_lite0"),
     ("timm", "mobilenetv3_small_050"),
     ("torchvision", "resnet18"),
-    ("torchvision", "vgg11_bn"),
-    ("torchvision", "efficientnet_b0"),
+    ("torchvision", "torchvision_vgg_tiny"),
+    pytest.param("torchvision", "efficientnet_b0", marks=pytest.mark.slow),  # timm's has the same blocks
     ("torchvision", "mobilenet_v2"),
 ]
 
@@ -49,6 +50,7 @@ def test_every_norm_of_a_cnn_is_folded_and_the_outputs_stay(library, name):
     import timm
     import torchvision
 
+    register_vggs()
     torch.manual_seed(0)
     model = timm.create_model(name) if library == "timm" else torchvision.models.get_model(name)
     lively(model)

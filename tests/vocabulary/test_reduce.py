@@ -197,7 +197,7 @@ def test_a_module_in_memory_and_batches_of_ids(tmp_path):
     assert optin.vocab(model, texts, output=tmp_path / "m").report.reused
 
 
-@pytest.mark.parametrize("uniform", [False, True])
+@pytest.mark.parametrize("uniform", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_pruned_directory_loses_tokens_and_opens_as_before(uniform, tmp_path):
     from transformers import AutoModelForSequenceClassification as Auto
 
