@@ -10,6 +10,7 @@ labels, no gradients.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
@@ -23,7 +24,7 @@ from optin_cli.compensation.readout import Readout, not_by_example, readout_laye
 from optin_cli.compensation.residual import by_example
 from optin_cli.compensation.row_sampling import RowChoice
 from optin_cli.compensation.settings import Compensation, Progress, SiteFit
-from optin_cli.compensation.targets import BlockTargets, Target
+from optin_cli.compensation.targets import NO_RESIDUAL, BlockTargets, Target
 from optin_cli.compensation.write_back import layer_of, write_back, write_back_producers, write_back_whole
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError, param
@@ -37,6 +38,8 @@ from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.structure.anatomy import Site
 from optin_cli.structure.layers import like_weight, patches
 from optin_cli.transforms.slicing import sharing_copy, slice_model
+
+log = logging.getLogger("optin")
 
 
 def compensate(
@@ -80,6 +83,14 @@ def _sliced_twin(model: OpenModel, keep: Mapping[str, list[int]]) -> nn.Module:
     twin = sharing_copy(model.module)
     slice_model(twin, model.anatomy, keep)
     return twin
+
+
+def _tell_of_outputs(fits: Sequence[SiteFit]) -> None:
+    """Warn once of consumers that are not fitted toward the stream: of Gemma those of every block."""
+    alone = [fit.site for fit in fits if NO_RESIDUAL in fit.note]
+    if alone:
+        which = ", ".join(alone[:2]) + (f" and {len(alone) - 2} more" if len(alone) > 2 else "")
+        log.warning("no sum with a residual behind %s: the target there is the layer's own output", which)
 
 
 class _Streams:
@@ -140,6 +151,7 @@ class _Streams:
                     )
             if uses[-1] + 1 < self.depth or self.readout:
                 self._pruned_pass(uses)
+        _tell_of_outputs(fits)
         return fits + (self._fit_readout() if self.readout else [])
 
     def _fit_readout(self) -> list[SiteFit]:

@@ -6,7 +6,6 @@ dense one did: it is to give what the dense producer gave for the dense input, f
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +24,7 @@ from optin_cli.structure.hidden_states import Arguments, as_rows, hidden_argumen
 from optin_cli.structure.layers import channel_axis, is_affine_norm, is_grouped, matrix, shape_of
 from optin_cli.transforms.slicing import rows_of, scale_factors
 
-log = logging.getLogger("optin")
+NO_RESIDUAL = "no residual found"
 _POSITIONS = 64
 """That a block is looked at on, at least: it is told from noise that passes through it."""
 
@@ -94,8 +93,6 @@ class BlockTargets:
         )
         # where another site's units come out of the consumer, no stream is met behind it
         inner = self.model.anatomy.fed_by(site.consumer) is not None
-        if not point.found and not inner:
-            log.warning("%s: no sum with a residual found; the target is the layer's output", site.name)
         columns = matrix(layer_of(self.pruned, site.consumer)).shape[1]
         kept = kept_outputs(self.model.anatomy, site, self.keep, len(point.gain))
         taps = columns // max(1, len(kept_features(site, self.keep)))
@@ -115,7 +112,7 @@ class BlockTargets:
             residual=point.found,
             relative=True,
             norm=site.norm,
-            note="" if point.found or inner else "no residual found",
+            note="" if point.found or inner else NO_RESIDUAL,
         )
 
     # ---- producers ----

@@ -6,12 +6,14 @@ import copy
 
 import pytest
 import torch
-from helpers.compensation import half
+from helpers.compensation import AUTO, batches_for, copied, half
 from helpers.models import shared_model
 from helpers.runs import random_inputs
 from torch import Tensor, nn
 
 from optin_cli.compensation import targets
+from optin_cli.compensation.compensate import compensate
+from optin_cli.compensation.targets import NO_RESIDUAL
 from optin_cli.execution.block_runs import arguments_of
 from optin_cli.structure.anatomy import SEQUENCE, TOKENS
 from optin_cli.structure.hidden_states import hidden_argument
@@ -79,3 +81,13 @@ def test_short_examples_are_looked_at_in_larger_numbers():
     for positions, count in ((80, 2), (9, 8), (1, EXAMPLES)):
         (hidden,), _ = targets.of_few_examples(block, ((torch.randn(EXAMPLES, positions, 4),), {}), TOKENS)
         assert len(hidden) == count
+
+
+def test_consumers_behind_a_norm_are_named_in_one_line(caplog):
+    """Of Gemma, all: a line for each would bury what else is said."""
+    model = copied(shared_model("gemma3"))
+    fits = compensate(model, half(model), batches_for(model, rows=40), AUTO)
+    (warning,) = [record.message for record in caplog.records if "no sum with a residual" in record.message]
+    sites = [site.name for site in model.anatomy]
+    assert f"{sites[0]}, {sites[1]} and {len(sites) - 2} more" in warning
+    assert {fit.site for fit in fits if NO_RESIDUAL in fit.note} == set(sites)
