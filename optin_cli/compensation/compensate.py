@@ -166,7 +166,7 @@ class _Streams:
         fits = [not_by_example(path) for path in self.readout if path not in fitted]
         self.done += len(self.batches) * len(fits)
         for path in fitted:
-            equations = readout.equations(path)
+            equations = readout.equations(path, self.settings)
             for index in range(len(self.batches)):
                 readout.gather(equations, index, self.ours)
                 self._step(path)
@@ -175,7 +175,7 @@ class _Streams:
 
     def _solved(self, equations: Equations) -> SiteFit:
         """Change a layer by what its equations say."""
-        change, fit = equations.solve(self.settings)
+        change, fit = equations.solve()
         self._change(equations.layer, change, equations.target.norm)
         return fit
 
@@ -234,7 +234,7 @@ class _Streams:
             if reason := reason_against(layer):
                 fits.append(left_alone(target.name, target.path, reason))
             else:
-                equations[target] = Equations(layer, target, self.model.device)
+                equations[target] = Equations(layer, target, self.model.device, self.settings)
         if not equations:
             self.done += len(self.batches) * bool(targets)
             return fits

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optin_cli.compensation.least_squares import NONE, Change, Layer, Moments, Refit, nothing, refit
+from optin_cli.compensation.least_squares import NONE, Change, Layer, Refit, Rows, nothing, refit
 from optin_cli.compensation.settings import Compensation, SiteFit
 from optin_cli.errors import InputError, param
 from optin_cli.structure.layers import matrix
@@ -50,11 +50,12 @@ def reason_against(layer: Any) -> str:
 class Equations:
     """Sums over rows of what a layer reads, and of what its outputs lack; some rows are held out to choose on."""
 
-    def __init__(self, layer: Any, target: Fitted, device: torch.device) -> None:
+    def __init__(self, layer: Any, target: Fitted, device: torch.device, settings: Compensation) -> None:
         self.layer = layer
+        self.settings = settings
         self.target = target
         outputs, columns = matrix(layer).shape
-        self.fit, self.held = (Moments.zeros(columns, outputs, device) for _ in range(2))
+        self.fit, self.held = (Rows(columns, outputs, device, settings.ridges) for _ in range(2))
         self.size = 0.0
         """Sum over the held-out rows of the reference that errors are a share of."""
 
@@ -69,26 +70,25 @@ class Equations:
             size = size * dense.shape[-1]
         else:
             size = dense.square().sum(-1)
-        for moments, chosen in ((self.fit, ~held_out), (self.held, held_out)):
-            rows = ((weight != 0) & chosen).nonzero(as_tuple=True)
-            moments.add(x[rows], error[rows], weight[rows])
+        for rows, chosen in ((self.fit, ~held_out), (self.held, held_out)):
+            which = ((weight != 0) & chosen).nonzero(as_tuple=True)
+            rows.add(x[which], error[which], weight[which])
         self.size += float((weight * size)[held_out].sum())
 
-    def solve(self, settings: Compensation) -> tuple[Change, SiteFit]:
+    def solve(self) -> tuple[Change, SiteFit]:
         """The change that the settings choose. Raises `InputError` naming the block for values that are not finite."""
-        if not all(
-            bool(torch.isfinite(sums).all()) for m in (self.fit, self.held) for sums in (m.gram, m.ee)
-        ):
+        fit, held = self.fit.moments(), self.held.moments()
+        if not all(bool(torch.isfinite(sums).all()) for m in (fit, held) for sums in (m.gram, m.ee)):
             raise InputError(
                 f"{self.target.where} gives NaN or infinite values on the calibration data",
                 f"check the checkpoint, or leave the compensation out: {param('compensate', 'none')}",
             )
         has_bias = self.layer.bias is not None or bool(self.target.norm)
         consumer = Layer(matrix(self.layer).data, has_bias, self.target.gain, self.target.width)
-        if self.held.rows and float(self.held.ee.sum()) <= _ROUNDING * self.size:
+        if held.rows and float(held.ee.sum()) <= _ROUNDING * self.size:
             found = Refit(nothing(consumer), 0.0, 0.0)
         else:
-            found = refit(self.fit, self.held, consumer, settings.method, settings.ridges)
+            found = refit(fit, held, consumer, self.settings.method, self.settings.ridges)
         share = 1 / self.size if self.size else 0.0
         return found.change, SiteFit(
             site=self.target.name,
@@ -96,7 +96,7 @@ class Equations:
             ridge=found.change.ridge,
             before=found.before * share,
             after=found.after * share,
-            rows=int(self.fit.effective_rows),
+            rows=int(fit.effective_rows),
             note="; ".join(part for part in (self.target.note, found.note) if part),
             layer=self.target.path,
         )

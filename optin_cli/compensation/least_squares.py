@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from optin_cli.compensation.settings import BIAS, FULL, NONE, RIDGES, SCALE
+from optin_cli.execution.precision import exact_products
 
 LADDER = (FULL, SCALE, BIAS)
 SCALE_LIMITS = (-10.0, 10.0)
@@ -44,13 +45,29 @@ class Moments:
         return cls(zeros(features + 1, features + 1), zeros(features + 1, outputs), zeros(outputs))
 
     def add(self, x: Tensor, e: Tensor, weight: Tensor) -> None:
-        """Add rows x [rows, features] and e [rows, outputs], each with its weight [rows]."""
-        x, e, weight = torch.nn.functional.pad(x.double(), (0, 1), value=1.0), e.double(), weight.double()
-        weighted = x * weight[:, None]
-        self.gram.addmm_(weighted.T, x)
-        self.cross.addmm_(weighted.T, e)
-        self.ee.addmv_(e.square().T, weight)
-        self.squares += float(weight.square().sum())
+        """Add rows x [rows, features] and e [rows, outputs], each with its weight [rows].
+
+        Products are of the dtype of x, sums float64: sum w x x^T = sum w (x - m) (x - m)^T + s s^T / sum w, of which
+        the first part rounds off a share of the variance, not of the mean.
+        """
+        if not len(x):
+            return
+        weights = weight.double()
+        total = weights.sum()
+        sums, lacking = weights @ x.double(), weights @ e.double()
+        x, centred = x - (sums / total).to(x.dtype), e.to(x.dtype) - (lacking / total).to(x.dtype)
+        with exact_products(x.device):
+            weighted = (x * weight[:, None].to(x.dtype)).T
+            self.gram[:-1, :-1] += weighted @ x
+            self.cross[:-1] += weighted @ centred
+        self.gram[:-1, :-1].addr_(sums, sums / total)
+        self.cross[:-1].addr_(sums, lacking / total)
+        self.gram[-1, :-1] += sums
+        self.gram[:-1, -1] += sums
+        self.gram[-1, -1] += total
+        self.cross[-1] += lacking
+        self.ee.addmv_(e.double().square().T, weights)
+        self.squares += float(weights.square().sum())
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(
@@ -76,6 +93,41 @@ class Moments:
             return self.ee
         solution = torch.cat([change.weight, change.bias[:, None]], 1)  # (outputs, features + 1)
         return (self.ee + ((solution @ self.gram - 2 * self.cross.T) * solution).sum(1)).clamp(min=0)
+
+
+class Rows:
+    """Rows on their way into moments, many at a time: products of a few read and write more than they multiply."""
+
+    _MOST = 2**23
+    """Numbers that wait: 32 MB in float32."""
+    _ROUNDED = 1e-2
+    """From which ridge on products may be float32: it is far above what that rounds off."""
+
+    def __init__(
+        self,
+        features: int,
+        outputs: int,
+        device: torch.device | str = "cpu",
+        ridges: Sequence[float] = RIDGES,
+    ) -> None:
+        """`ridges` are those that will be tried."""
+        self._dtype = torch.float32 if min(ridges, default=0) >= self._ROUNDED else torch.float64
+        self._moments = Moments.zeros(features, outputs, device)
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, x: Tensor, e: Tensor, weight: Tensor) -> None:
+        """As `Moments.add`."""
+        self._waiting.append((x.to(self._dtype), e.to(self._dtype), weight.to(self._dtype)))
+        if sum(x.numel() + e.numel() for x, e, _ in self._waiting) > self._MOST:
+            self.moments()
+
+    def moments(self) -> Moments:
+        """Those of all rows so far."""
+        if self._waiting:
+            x, e, weight = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+            self._waiting.clear()
+            self._moments.add(x, e, weight)
+        return self._moments
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from optin_cli.compensation.equations import Equations, Fitted, left_alone
 from optin_cli.compensation.residual import by_example
 from optin_cli.compensation.row_sampling import RowChoice
-from optin_cli.compensation.settings import SiteFit
+from optin_cli.compensation.settings import Compensation, SiteFit
 from optin_cli.compensation.write_back import layer_of
 from optin_cli.data.batches import Batch, Batches
 from optin_cli.execution.activation_cache import ActivationCache
@@ -113,11 +113,12 @@ class Readout:
         shapes = {path: self.store["readout", path, 0].shape for path in self.paths}
         return [path for path, shape in shapes.items() if len(shape) in (2, 3) and shape[0] == count]
 
-    def equations(self, path: str) -> Equations:
+    def equations(self, path: str, settings: Compensation) -> Equations:
         """Those of one layer, still empty."""
         layer = layer_of(self.pruned, path)
         gain = torch.ones(len(matrix(layer)), dtype=torch.float64, device=self.model.device)
-        return Equations(layer, Fitted(name=path, path=path, where=path, gain=gain), self.model.device)
+        target = Fitted(name=path, path=path, where=path, gain=gain)
+        return Equations(layer, target, self.model.device, settings)
 
     def gather(self, equations: Equations, index: int, ours: BlockRunner) -> None:
         """Add what the layer reads on a batch of the pruned model, and what its outputs lack."""

@@ -37,15 +37,30 @@ def exact_convolutions() -> Iterator[None]:
 @contextmanager
 def reduced_products(device: torch.device, enabled: bool = True) -> Iterator[None]:
     """Within the context, float32 matrix products on `device` may round their operands, where that is faster."""
+    # without AMX bfloat16 is the slower one
+    fast = device.type == "cuda" or bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+    with _products(device, ("tf32" if device.type == "cuda" else "bf16") if enabled and fast else None):
+        yield
+
+
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Within the context, float32 matrix products on `device` keep all digits, whatever the user allows elsewhere."""
+    with _products(device, "ieee"):
+        yield
+
+
+@contextmanager
+def _products(device: torch.device, precision: str | None) -> Iterator[None]:
+    """Set how matrix products of float32 round their operands; None leaves it."""
     backends: Any = torch.backends
     backend: Any = backends.cuda.matmul if device.type == "cuda" else getattr(backends.mkldnn, "matmul", None)
-    # older versions of torch have no switch of this name; without AMX bfloat16 is the slower one
-    fast = device.type == "cuda" or bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
-    if not (enabled and fast and hasattr(backend, "fp32_precision")):
+    # older versions of torch have no switch of this name
+    if precision is None or not hasattr(backend, "fp32_precision"):
         yield
         return
     before = backend.fp32_precision
-    backend.fp32_precision = "tf32" if device.type == "cuda" else "bf16"
+    backend.fp32_precision = precision
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optin_cli.compensation.least_squares import BIAS, FULL, NONE, SCALE, Layer, Moments, refit
+from optin_cli.compensation.least_squares import BIAS, FULL, NONE, SCALE, Layer, Moments, Rows, refit
 
 TINY = (1e-10,)
 
@@ -261,3 +261,52 @@ def test_without_rows_to_hold_out_nothing_is_changed():
     found = refit(*both(x, e), consumer(2, 2))
     assert found.change.method == NONE
     assert "too few rows" in found.note
+
+
+@pytest.mark.parametrize(("least", "within"), [(1e-2, 1e-6), (1e-3, 1e-13)])
+def test_rows_that_wait_give_the_moments_of_all(monkeypatch, least, within):
+    """In float32 where every ridge is far above what that rounds off; a flush lies between any two adds, or none."""
+    x, e, weight = draw(500, 20, 6)
+    expected = moments(x, e, weight)
+    for most in (1, 2_000, 2**22):
+        monkeypatch.setattr(Rows, "_MOST", most)
+        rows = Rows(20, 6, ridges=(least, 1.0))
+        for part in np.array_split(np.arange(500), 40):
+            rows.add(*(torch.as_tensor(a[part]) for a in (x, e, weight)))
+        found = rows.moments()
+        for name in ("gram", "cross", "ee"):
+            one, other = getattr(found, name), getattr(expected, name)
+            assert one.dtype == torch.float64
+            np.testing.assert_allclose(one, other, rtol=0, atol=within * float(other.abs().max()))
+        assert found.effective_rows == pytest.approx(expected.effective_rows)
+
+
+def test_a_fit_of_float32_products_is_that_of_float64_ones():
+    """With features far from zero, and one that is a hundred times as large as the others."""
+    x, e, weight = draw(2000, 30, 5)
+    x, x[:, 3] = x + 5, x[:, 3] * 100
+    layer = consumer(30, 5)
+    rows, held = Rows(30, 5), Rows(30, 5)
+    for to, part in ((rows, slice(0, 1600)), (held, slice(1600, 2000))):
+        to.add(*(torch.as_tensor(a[part]) for a in (x, e, weight)))
+    found = refit(rows.moments(), held.moments(), layer)
+    exact = refit(*(moments(x[p], e[p], weight[p]) for p in (slice(0, 1600), slice(1600, 2000))), layer)
+    assert (found.change.method, found.change.ridge) == (exact.change.method, exact.change.ridge)
+    assert found.after == pytest.approx(exact.after, rel=1e-5)
+    predicted = [x @ one.change.weight.numpy().T + one.change.bias.numpy() for one in (found, exact)]
+    np.testing.assert_allclose(*predicted, atol=1e-4 * float(np.abs(predicted[1]).max()))
+
+
+def test_products_are_exact_whatever_the_process_allows():
+    """float32 products that a process rounds to bfloat16 would be wrong in the third digit."""
+    x, e, weight = (torch.as_tensor(a).float() for a in draw(400, 64, 64))
+    before = torch.get_float32_matmul_precision()
+    expected = moments(x.double(), e.double(), weight.double())
+    try:
+        torch.set_float32_matmul_precision("medium")
+        found = Moments.zeros(64, 64)
+        found.add(x, e, weight)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    largest = float(expected.gram.abs().max())
+    np.testing.assert_allclose(found.gram, expected.gram, atol=1e-5 * largest)
