@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import processes
 import torch
 from scipy.stats import spearmanr
 
@@ -187,20 +188,20 @@ def overlap(found: Ranking, exact: Ranking) -> str:
     return ", ".join(shares)
 
 
-def random_bert(folder: Path, layers: int, wide: bool, device: str) -> OpenModel:
-    """A randomly initialised BERT with MiniLM's tokenizer: BERT-base, or as wide as MiniLM."""
+def random_bert(folder: Path, layers: int, hidden: int, heads: int = 12, device: str = "cpu") -> OpenModel:
+    """A randomly initialised BERT with MiniLM's tokenizer."""
     import transformers
 
     source = open_model(MINILM).source.folder
     assert source is not None
-    size = (
-        {"hidden_size": 768, "intermediate_size": 3072}
-        if wide
-        else {"hidden_size": 384, "intermediate_size": 1536}
+    config = transformers.BertConfig(
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
     )
-    config = transformers.BertConfig(num_hidden_layers=layers, num_attention_heads=12, **size)
     torch.manual_seed(0)
-    path = folder / f"bert-{layers}-{size['hidden_size']}"
+    path = folder / f"bert-{layers}-{hidden}"
     transformers.BertModel(config).save_pretrained(path)
     transformers.AutoTokenizer.from_pretrained(source).save_pretrained(path)
     return open_model(str(path), device=device)
@@ -208,7 +209,7 @@ def random_bert(folder: Path, layers: int, wide: bool, device: str) -> OpenModel
 
 def bert(shared: Path, folder: Path, device: str) -> None:
     """BERT-base, timing only: naive and ablation from some units, curvature whole."""
-    model = random_bert(folder, 12, True, device)
+    model = random_bert(folder, 12, 768, device=device)
     plan = make_plan(model, DataSpec(str(shared / "data/stsb")), ONE_BATCH)
     naive = Naive(plan)
     chosen = some_units(plan, 20)
@@ -237,27 +238,17 @@ def memory(shared: Path, folder: Path, device: str) -> None:
     """Peak memory of a scoring process, less that of one that only opens the model and the data."""
     rows = []
     for name, options in (
-        ("nothing scored", ["--dry-run"]),
+        ("nothing scored", ["--dry-run", "--method", "magnitude"]),
         ("heads by ablation, neurons by curvature", ["--method", "mixed"]),
         ("the same, --memory 200MiB", ["--method", "mixed", "--memory", "200MiB"]),
         ("curvature, 2 probes", ["--method", "curvature"]),
         ("curvature, 2 probes, --memory 200MiB", ["--method", "curvature", "--memory", "200MiB"]),
     ):
-        command = [sys.executable, "-m", "optin_cli", "score", MINILM, "--data", str(shared / "data/stsb")]
-        command += [
-            "--samples",
-            str(SENTENCES),
-            "-o",
-            str(folder / f"m-{len(rows)}.h5"),
-            "-q",
-            "--device",
-            device,
-        ]
-        if "--dry-run" in options:
-            options = ["--dry-run", "--method", "magnitude"]
-        process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
-        _, _, usage = os.wait4(process.pid, 0)
-        rows.append([name, f"{usage.ru_maxrss / 1024:.0f} MiB"])
+        output = folder / f"m-{len(rows)}.h5"
+        command = [sys.executable, "-m", "optin_cli", "score", MINILM, "--data", shared / "data/stsb"]
+        command += ["--samples", SENTENCES, "-o", output, "-q", "--device", device]
+        spent = processes.run([*command, *options])
+        rows.append([name, f"{spent.peak:.0f} MiB"])
     table([f"{SENTENCES} sentences", "peak resident memory of the process"], rows)
 
 
@@ -284,7 +275,7 @@ def growth(shared: Path, folder: Path, device: str) -> None:
     small = open_model(MINILM, device=device)
     exponent("curvature, samples", [128, 256, 512], [probe(small, n) for n in (128, 256, 512)])
     exponent("ablation, units of each site", [24, 48, 96], [ablate(small, n) for n in (24, 48, 96)])
-    models = [random_bert(folder, layers, False, device) for layers in (3, 6, 12)]
+    models = [random_bert(folder, layers, 384, device=device) for layers in (3, 6, 12)]
     exponent("curvature, blocks (units grow too)", [3, 6, 12], [probe(m, 128) for m in models])
     exponent("ablation, blocks (the same units a site)", [3, 6, 12], [ablate(m, 48) for m in models])
     table(["time against", "points", "exponent"], rows)

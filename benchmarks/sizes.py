@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import processes
 from cells import Case, Cells
+from scoring import random_bert
 
 import optin_cli as optin
 from optin_cli.artefacts.latency import processor_name
@@ -32,33 +34,6 @@ CASES = {
     "bert-large": Case("bert-large", "", "data/stsb", "", "", "BERT-large's shape, 24 x 1,024"),
 }
 STAGES = ("score", "select", "apply")
-_WAIT = """
-import os, subprocess, sys, time
-started = time.perf_counter()
-process = subprocess.Popen(sys.argv[1:])
-_, status, usage = os.wait4(process.pid, 0)
-print(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
-sys.exit(os.waitstatus_to_exitcode(status))
-"""
-"""A small process in between: the peak of a new one begins at that of the one that starts it."""
-
-
-def random_bert_large(path: Path) -> str:
-    """A folder of BERT-large's shape with MiniLM's tokenizer."""
-    import transformers
-
-    if not path.is_dir():
-        tokenizer = optin.open_model("demo:minilm").processor.tokenizer
-        sizes: dict[str, Any] = {
-            "hidden_size": 1024,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "intermediate_size": 4096,
-        }
-        config = transformers.BertConfig(vocab_size=len(tokenizer), **sizes)
-        transformers.BertForSequenceClassification(config).save_pretrained(path)
-        tokenizer.save_pretrained(path)
-    return str(path)
 
 
 def commands(model: str, data: Path, work: Path) -> dict[str, list[str]]:
@@ -71,48 +46,44 @@ def commands(model: str, data: Path, work: Path) -> dict[str, list[str]]:
     }
 
 
-def run(arguments: list[str]) -> dict[str, float]:
-    """Wall and processor seconds, and peak GB, of a command of its own process."""
-    command = [sys.executable, "-c", _WAIT, sys.executable, "-m", "optin_cli", *arguments, "-q"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"`optin {' '.join(arguments)}` ended with {done.returncode}")
-    wall, cpu, peak = map(float, done.stdout.split()[-3:])
-    return {"wall": round(wall, 1), "cpu": round(cpu, 1), "peak_gb": round(peak / 1e6, 2)}
-
-
-def block_parameters(model: str) -> int:
+def block_parameters(model: optin.OpenModel) -> int:
     """Those in the blocks: what the stages compute with."""
-    opened = optin.open_model(model)
-    blocks = (opened.module.get_submodule(path) for path in dict.fromkeys(opened.anatomy.blocks))
+    blocks = (model.module.get_submodule(path) for path in dict.fromkeys(model.anatomy.blocks))
     return sum(parameter.numel() for block in blocks for parameter in block.parameters())
 
 
+def opened(name: str, options: argparse.Namespace) -> optin.OpenModel | None:
+    """None where its folder is not given."""
+    if name == "bert-large":
+        return random_bert(options.work, 24, 1024, heads=16)
+    spec = CASES[name].spec or getattr(options, name)
+    return optin.open_model(str(spec)) if spec else None
+
+
 def measure(options: argparse.Namespace) -> None:
-    folders = {
-        "minilm": "demo:minilm",
-        "mpnet": options.mpnet and str(options.mpnet),
-        "gemma": options.gemma and str(options.gemma),
-    }
+    options.work.mkdir(parents=True, exist_ok=True)
     for name in options.models.split(","):
-        case = CASES[name]
-        model = random_bert_large(options.work / name) if name == "bert-large" else folders[name]
-        if not model:
+        cells = Cells(options.cells, CASES[name])
+        if all(stage in cells.found for stage in STAGES):
+            continue
+        model = opened(name, options)
+        if model is None:
             print(f"{name} is left out: give its folder (--{name})", file=sys.stderr)
             continue
-        cells, work = Cells(options.cells, case), options.work / f"{name}-work"
-        work.mkdir(parents=True, exist_ok=True)
-        for stage, arguments in commands(model, options.shared / case.data, work).items():
-            if stage in cells.found and stage not in options.again:
-                continue
-            cell = run(arguments) | {
-                "parameters": block_parameters(model),
-                "threads": os.cpu_count(),
-                "machine": processor_name(),
-                "date": f"{datetime.date.today()}",
-            }
-            cells.put(stage, cell)
-            print(f"{name}/{stage}: {cell}", file=sys.stderr)
+        facts = {
+            "parameters": block_parameters(model),
+            "threads": os.cpu_count(),
+            "machine": processor_name(),
+            "date": f"{datetime.date.today()}",
+        }
+        spec, work = CASES[name].spec or str(model.source.folder), options.work / f"{name}-work"
+        work.mkdir(exist_ok=True)
+        for stage, arguments in commands(spec, options.shared / CASES[name].data, work).items():
+            if stage not in cells.found:
+                spent = processes.run([sys.executable, "-m", "optin_cli", *arguments, "-q"])
+                took = {"wall": spent.wall, "cpu": spent.cpu, "peak_gb": spent.peak * 2**20 / 1e9}
+                cells.put(stage, {key: round(value, 2) for key, value in took.items()} | facts)
+                print(f"{name}/{stage}: {cells.found[stage]}", file=sys.stderr)
 
 
 def exponent(small: dict[str, Any], large: dict[str, Any], what: str) -> float:
@@ -126,21 +97,23 @@ def report(folder: Path) -> None:
         "| model | parameters in blocks | " + " | ".join(f"{stage}, s | peak, GB" for stage in STAGES) + " |"
     )
     print("|---" * (2 + 2 * len(STAGES)) + "|")
-    for name, cells in found.items():
-        if cells:
-            told = (
-                f"{cells[s]['wall']:.0f} | {cells[s]['peak_gb']:.2f}" if s in cells else " | " for s in STAGES
-            )
-            millions = next(iter(cells.values()))["parameters"] / 1e6
-            print(f"| {CASES[name].title} | {millions:.1f} M | " + " | ".join(told) + " |")
-    small = found["minilm"]
-    for name in ("mpnet", "gemma", "bert-large"):
+    measured = [name for name, cells in found.items() if cells]
+    for name in measured:
+        cells = found[name]
+        told = (
+            f"{cells[s]['wall']:.0f} | {cells[s]['peak_gb']:.2f}" if s in cells else " | " for s in STAGES
+        )
+        millions = next(iter(cells.values()))["parameters"] / 1e6
+        print(f"| {CASES[name].title} | {millions:.1f} M | " + " | ".join(told) + " |")
+    print()
+    for one, two in itertools.pairwise(sorted(measured, key=lambda name: found[name]["score"]["parameters"])):
         for stage in ("score", "apply"):
-            if stage in small and stage in found[name]:
-                told = {what: exponent(small[stage], found[name][stage], what) for what in ("cpu", "peak_gb")}
+            if stage in found[one] and stage in found[two]:
+                powers = (exponent(found[one][stage], found[two][stage], what) for what in ("cpu", "peak_gb"))
+                time, memory = (f"{power:.2f}" for power in powers)
                 print(
-                    f"- {stage}, MiniLM to {name}: processor time grows with the parameters to the {told['cpu']:.2f}, "
-                    f"peak memory to the {told['peak_gb']:.2f}"
+                    f"- {stage}, {one} to {two}: processor time grows with the parameters to the {time}, "
+                    f"peak memory to the {memory}"
                 )
 
 
@@ -154,7 +127,6 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(CASES))
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2")
     parser.add_argument("--gemma", type=Path, help="folder of Gemma 3 270M")
-    parser.add_argument("--again", default="", help="stages to measure again, though their cells are there")
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     if not options.report:

@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import processes
 from accuracy import CASES, Runner
 from cells import Cells, Method
 
@@ -106,9 +106,7 @@ def loading(repeats: int) -> None:
         found: dict[str, list[list[float]]] = {name: [] for name in ways}
         for _ in range(repeats):
             for name, (how, where) in ways.items():
-                done = subprocess.run(
-                    [sys.executable, "-c", OPEN, how, str(where)], capture_output=True, text=True, check=True
-                )
+                done = processes.run([sys.executable, "-c", OPEN, how, where])
                 found[name].append(json.loads(done.stdout.splitlines()[-1]))
     print("| | seconds | MiB above the imports |\n|---|---|---|")
     for name, runs in found.items():

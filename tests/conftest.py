@@ -154,19 +154,18 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def exact_products() -> Iterator[None]:
-    """Products of float32 are exact on every processor, as the algebra is that they are compared with.
+def processor_rounds() -> Iterator[bool]:
+    """Whether this processor rounds the operands of products that may be rounded (`execution/precision.py`).
 
-    One with AMX would multiply in bfloat16, and spend more on the shapes of tiny models than on their numbers.
-    `reduced_products` of tests/scoring/conftest.py switches that on.
+    In tests none does: they compare with algebra, and one with AMX would spend more on the shapes of tiny models than
+    on their numbers. `reduced_products` of tests/scoring/conftest.py switches that on.
     """
-    import helpers.runs  # knows what the processor does
     import torch
 
-    assert helpers.runs
+    rounds = bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
-        yield
+        yield rounds
 
 
 @pytest.fixture(scope="session", autouse=True)

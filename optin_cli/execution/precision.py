@@ -55,13 +55,23 @@ def _products(device: torch.device, precision: str | None) -> Iterator[None]:
     """Set how matrix products of float32 round their operands; None leaves it."""
     backends: Any = torch.backends
     backend: Any = backends.cuda.matmul if device.type == "cuda" else getattr(backends.mkldnn, "matmul", None)
-    # older versions of torch have no switch of this name
-    if precision is None or not hasattr(backend, "fp32_precision"):
+    if precision is None:
         yield
-        return
-    before = backend.fp32_precision
-    backend.fp32_precision = precision
-    try:
+    elif hasattr(backend, "fp32_precision"):
+        before = backend.fp32_precision
+        backend.fp32_precision = precision
+        try:
+            yield
+        finally:
+            backend.fp32_precision = before
+    elif (
+        precision == "ieee"
+    ):  # older versions of torch have one switch for all devices, and round nothing by default
+        allowed = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(allowed)
+    else:
         yield
-    finally:
-        backend.fp32_precision = before

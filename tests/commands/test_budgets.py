@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-from pathlib import Path
 
 import pytest
 from helpers.artefacts import latency_table
-from helpers.cli import run
+from helpers.cli import FAST, run
 from helpers.data import tiny_text_csv
 from helpers.flops import flop_counter
 from helpers.models import saved_model, shared_model, tiny_model
@@ -18,8 +16,6 @@ from helpers.models import saved_model, shared_model, tiny_model
 from optin_cli.artefacts.latency import write_latency_table
 from optin_cli.artefacts.mask import read_mask
 from optin_cli.measure import latency_table as latency_table_maker
-
-QUICK = ["--samples", 12, "--batch-size", 6, "--method", "magnitude"]
 
 
 def refused(tmp_path, *args, code: int, says: str) -> None:
@@ -31,19 +27,10 @@ def refused(tmp_path, *args, code: int, says: str) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.fixture(scope="module")
-def ranked(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranked")
-    data = tiny_text_csv(folder)
-    run("score", saved_model("bert"), "--data", data, "-o", folder / "r.h5", *QUICK, "-q")
-    return folder / "r.h5"
-
-
 @pytest.fixture
-def ranking(ranked, tmp_path):
+def ranking(scored):
     """In the test's own folder, with the data."""
-    shutil.copy2(ranked.with_name("train.csv"), tmp_path)
-    return Path(shutil.copy2(ranked, tmp_path))
+    return scored[-1]
 
 
 @pytest.fixture
@@ -228,7 +215,7 @@ def test_prune_takes_what_select_takes(ranking, table, tmp_path):
         data,
         "--ranking",
         ranking,
-        *QUICK,
+        *FAST,
         "--compensate",
         "none",
         "-o",
@@ -249,7 +236,7 @@ def test_prune_refuses_a_table_before_it_scores(tmp_path):
         data,
         "--ranking",
         tmp_path / "new.h5",
-        *QUICK,
+        *FAST,
         "-o",
         tmp_path / "out",
         "--latency",

@@ -16,9 +16,6 @@ from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.structure.audio_inputs import random_recordings
 from optin_cli.tasks.segmentation import SEGMENTATION
 
-ROUNDS = bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
-"""Whether this processor rounds the operands of products that may be rounded (`execution/precision.py`)."""
-
 
 def hear_interrupts() -> None:
     """For `preexec_fn`: a shell's background jobs start with Ctrl-C ignored, and so would what a test starts there."""
