@@ -113,13 +113,21 @@ class Budget(ABC):
         return True
 
     @property
+    def unit(self) -> str:
+        """What an amount is counted in; '' for a share."""
+        return ""
+
+    @property
     def asked(self) -> str:
         """For messages of errors: `flops=0.6`, or `--flops 0.6`."""
         return self.said(f"{self.amount:g}")
 
     def said(self, amount: str) -> str:
-        """The same with another amount."""
-        return param(self.key, meta=amount)
+        """The same with another amount, with its unit or without."""
+        number = amount.removesuffix(self.unit)
+        if not self.unit:
+            return param(self.key, meta=number)
+        return param(self.entries()[0], meta=f"{number}{self.unit}", python=f"{self.key}={number}")
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -194,7 +202,7 @@ class Budget(ABC):
 
     def show(self, case: Case, used: float) -> str:
         """A use of the sites in the option's terms, rounded up so that it can be asked for."""
-        return f"{math.ceil((self.fixed(case) + used) / self.scale(case) * 1e4) / 1e4:.4f}"
+        return f"{math.ceil((self.fixed(case) + used) / self.scale(case) * 1e4) / 1e4:.4f}{self.unit}"
 
     def used(self, case: Case, kept: Mapping[str, float]) -> float:
         """Return what the whole model uses with `kept` units in each site."""

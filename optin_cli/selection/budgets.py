@@ -88,6 +88,10 @@ class Memory(Budget):
     def is_share(self) -> bool:
         return False
 
+    @property
+    def unit(self) -> str:
+        return "MiB"
+
     @classmethod
     def parse(cls, text: str) -> Self:
         return cls(
@@ -145,13 +149,9 @@ class Latency(Budget):
     def is_share(self) -> bool:
         return not self.ms
 
-    def said(self, amount: str) -> str:
-        number = amount.removesuffix("ms")
-        return (
-            param("latency", meta=f"{number}ms", python=f"latency_ms={number}")
-            if self.ms
-            else super().said(amount)
-        )
+    @property
+    def unit(self) -> str:
+        return "ms" * self.ms
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -209,9 +209,6 @@ class Latency(Budget):
 
     def beyond(self, case: Case, site: RankedSite, counts: Ints) -> Floats:
         return case.times.beyond(site.name, counts) if case.times else np.zeros(len(counts))
-
-    def show(self, case: Case, used: float) -> str:
-        return f"{super().show(case, used)}{'ms' * self.ms}"
 
     def reached(self, case: Case, kept: Mapping[str, float]) -> dict[str, float]:
         if case.table is None:

@@ -106,9 +106,9 @@ def test_wrong_budgets(ranking, table, tmp_path, args, says):
 def test_several_budgets_out_of_reach_are_all_named(ranking, table, tmp_path):
     args = ["select", ranking, "-o", tmp_path / "m.json", "--memory", 0.01, "--latency", "0.1ms"]
     args += ["--latency-table", table]
-    refused(tmp_path, *args, code=4, says="--memory 0.01 can't be met")
+    refused(tmp_path, *args, code=4, says="--memory 0.01MiB can't be met")
     hint = run(*args, code=4).stderr.split("reached is")[1]
-    smallest = dict(re.findall(r"--(memory|latency) ([\d.]+(?:ms)?)", hint))
+    smallest = dict(re.findall(r"--(memory|latency) ([\d.]+(?:MiB|ms))", hint))
     args[args.index(0.01)], args[args.index("0.1ms")] = smallest["memory"], smallest["latency"]
     run(*args)
 
