@@ -18,8 +18,9 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 HEARTBEAT = 20.0
@@ -110,14 +111,21 @@ def release(lock: int | None) -> None:
 def _lock(path: Path) -> int | None:
     """The same without a sign of life."""
     lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    if _locked(lock) is False:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _locked(lock: int) -> bool | None:
+    """Lock what is open; False where another process holds it, None where the file system knows no locks."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(lock)
-        return None
+        return False
     except OSError:
-        pass
-    return lock
+        return None
+    return True
 
 
 def hold_alone(path: Path) -> int | None:
@@ -201,22 +209,31 @@ def made(path: Path, *, folder: bool) -> Iterator[Path]:
 
     What killed runs left beside `path` is cleared.
     """
-    while True:
-        temporary = beside(path, "tmp")
-        if folder:
-            temporary.mkdir()
-        else:
-            temporary.touch(exist_ok=False)
-        lock = hold(temporary)
-        if lock is not None and temporary.exists():  # else it was swept before it was locked
-            break
-        release(lock)
+    temporary, lock = _new(partial(beside, path, "tmp"), 0o777 if folder else None)
     try:
         sweep(path, temporary.stat().st_mtime)
         yield temporary
     finally:
         remove(temporary)
         release(lock)
+
+
+def _new(name: Callable[[], Path], mode: int | None) -> tuple[Path, int]:
+    """A new empty folder of this mode, or for None a file, and the lock on it.
+
+    Before it is locked it looks like what a killed run left: where another run's sweep was quicker, a next one is made.
+    """
+    while True:
+        path = name()
+        if mode is None:
+            path.touch(exist_ok=False)
+        else:
+            path.mkdir(mode)
+        with suppress(FileNotFoundError):
+            lock = hold(path)
+            if lock is not None and _is_that_file(lock, path):
+                return path, lock
+            release(lock)
 
 
 def remove(path: Path) -> None:
@@ -235,45 +252,48 @@ def sweep(path: Path, now: float) -> None:
     prefix = _prefix(path)
     for left in path.parent.glob(f"{glob.escape(prefix)}.*"):
         found = _LEFT.fullmatch(left.name.removeprefix(prefix))
-        if found is None or not _is_abandoned(left, found[1], now):
+        if found is None:
             continue
-        with suppress(OSError):  # another run is clearing it as well
-            if found[3] == "old" and not path.exists():
+        with suppress(OSError), _abandoned(left, found[1], now) as gone:  # another run is clearing it as well
+            if gone and found[3] == "old" and not path.exists():
                 left.replace(path)
-            else:
+            elif gone:
                 remove(left)
 
 
-def _is_abandoned(left: Path, owner: str | None, now: float) -> bool:
-    """Return whether whoever made a temporary file is gone.
+@contextmanager
+def _abandoned(left: Path, owner: str | None, now: float) -> Iterator[bool]:
+    """Whether whoever made a temporary file is gone; nobody begins to use it within the context.
 
     `owner` is its machine; None in names of earlier versions.
     """
-    try:
-        if owner == machine():
-            lock = _lock(left)
-            if lock is not None:
-                os.close(lock)
-            return lock is not None
-        return now - left.stat().st_mtime > ABANDONED
-    except OSError:  # gone by now, or somebody else's
-        return False
+    with ExitStack() as stack:
+        try:
+            gone = now - left.lstat().st_mtime > ABANDONED
+            if owner == machine():
+                lock = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
+                stack.callback(os.close, lock)
+                free = _locked(lock)
+                gone = gone if free is None else free
+        except OSError:  # gone by now, or somebody else's
+            gone = False
+        yield gone
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
     """A folder in TMPDIR, removed at the end. Those that killed runs left there are removed, too."""
     home = Path(tempfile.gettempdir())
-    folder = home / f"optin-{machine()}-{secrets.token_hex(8)}"
-    folder.mkdir(mode=0o700)
-    lock = hold(folder)
+    folder, lock = _new(lambda: home / f"optin-{machine()}-{secrets.token_hex(8)}", 0o700)
     try:
         now = folder.stat().st_mtime
         for left in home.glob("optin-*"):
             found = _SCRATCH.fullmatch(left.name)
-            mine = found and left != folder and left.lstat().st_uid == os.getuid()
-            if found and mine and _is_abandoned(left, found[1], now):
-                remove(left)
+            if not found or left == folder:
+                continue
+            with suppress(OSError), _abandoned(left, found[1], now) as gone:
+                if gone and left.lstat().st_uid == os.getuid():
+                    remove(left)
         yield folder
     finally:
         remove(folder)

@@ -405,15 +405,89 @@ def test_a_mount_point_can_not_be_replaced():
 # scratch folders
 
 
-def test_a_scratch_folder_is_gone_at_the_end_and_so_is_that_of_a_killed_run(tmp_path, monkeypatch):
+@pytest.fixture
+def scratch_in(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    (tmp_path / "optin-mine").mkdir()  # somebody else's
-    program = f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}\nwith temporary.scratch():\n{KILLED}"
+    return tmp_path
+
+
+def test_a_scratch_folder_is_gone_at_the_end_and_so_is_that_of_a_killed_run(scratch_in):
+    (scratch_in / "optin-mine").mkdir()  # somebody else's
+    program = f"import tempfile; tempfile.tempdir = {str(scratch_in)!r}\nwith temporary.scratch():\n{KILLED}"
     with pytest.raises(StopIteration):
-        left_by(tmp_path / "m.h5", program)
-    assert len(list(tmp_path.iterdir())) == 2
+        left_by(scratch_in / "m.h5", program)
+    assert len(list(scratch_in.iterdir())) == 2
     with temporary.scratch() as folder:
         (folder / "x").touch()
         with temporary.scratch():
             assert folder.exists()
-    assert [p.name for p in tmp_path.iterdir()] == ["optin-mine"]
+    assert [p.name for p in scratch_in.iterdir()] == ["optin-mine"]
+
+
+def test_what_is_swept_before_it_is_locked_is_made_again(scratch_in, monkeypatch):
+    """Another run may find a new folder, or file, that nobody holds yet: removed before it is opened, or just after."""
+    lock, swept = temporary._lock, []
+
+    def late(path):
+        if len(swept) < 4:
+            swept.append(path)
+            if len(swept) % 2:
+                temporary.remove(path)
+                return lock(path)
+            found = lock(path)
+            temporary.remove(path)
+            return found
+        return lock(path)
+
+    monkeypatch.setattr(temporary, "_lock", late)
+    with temporary.scratch() as folder:
+        assert folder.is_dir() and len(swept) == 4
+        assert temporary.hold(folder) is None
+    swept.clear()
+    with atomic_file(scratch_in / "f") as path:
+        path.write_text("x")
+    assert (scratch_in / "f").read_text() == "x" and len(swept) == 4
+    assert [path.name for path in scratch_in.iterdir()] == ["f"]
+
+
+def test_a_run_that_sweeps_holds_what_it_removes(scratch_in, monkeypatch):
+    """Else its owner could lock it between the look and the removal."""
+    left = scratch_in / f"optin-{temporary.machine()}-{'0' * 16}"
+    left.mkdir()
+    seen = []
+    remove = temporary.remove
+    monkeypatch.setattr(
+        temporary, "remove", lambda path: (seen.append((path, temporary.hold(path))), remove(path))
+    )
+    with temporary.scratch():
+        assert seen == [(left, None)] and not left.exists()
+
+
+@pytest.mark.parametrize(("age", "stays"), [(60, True), (7200, False)], ids=["writing", "silent"])
+def test_where_nothing_can_be_locked_the_time_stamp_says_who_is_alive(scratch_in, monkeypatch, age, stays):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    left = scratch_in / f"optin-{temporary.machine()}-{'0' * 16}"
+    left.mkdir()
+    os.utime(left, (time.time() - age,) * 2)
+    monkeypatch.setattr(temporary.fcntl, "flock", no_locks)
+    with temporary.scratch() as folder:
+        assert folder.is_dir() and left.exists() == stays
+
+
+def test_runs_that_begin_together_leave_each_other_their_folders(scratch_in):
+    """Four processes make and sweep as fast as they can: nobody's folder goes while it is in use."""
+    program = (
+        "import sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
+        "from optin_cli.artefacts import temporary\n"
+        "for i in range(150):\n"
+        "    with temporary.scratch() as folder:\n"
+        "        (folder / 'x').write_text('x')\n"
+        "        assert (folder / 'x').read_text() == 'x'\n"
+    )
+    command = [sys.executable, "-c", program, str(scratch_in)]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    errors = [process.communicate()[1] for process in running]
+    assert [process.returncode for process in running] == [0] * 4, errors
+    assert not list(scratch_in.iterdir())
