@@ -170,14 +170,15 @@ class _Streams:
             for index in range(len(self.batches)):
                 readout.gather(equations, index, self.ours)
                 self._step(path)
-            fits.append(self._solved(equations))
+            fits += self._solved(equations)
         return fits
 
-    def _solved(self, equations: Equations) -> SiteFit:
-        """Change a layer by what its equations say."""
-        change, fit = equations.solve()
-        self._change(equations.layer, change, equations.target.norm)
-        return fit
+    def _solved(self, equations: Equations) -> list[SiteFit]:
+        """Change layers by what their equations say."""
+        found = equations.solve()
+        for layer, target, (change, _) in zip(equations.layers, equations.targets, found, strict=True):
+            self._change(layer, change, target.norm)
+        return [fit for _, fit in found]
 
     def _targets(self, block: int) -> tuple[dict[str, Target], dict[str, list[Target]]]:
         """(consumers in the order they run, producers) of a block's sites."""
@@ -228,58 +229,67 @@ class _Streams:
         the change.
         """
         fits: list[SiteFit] = []
-        equations: dict[Target, Equations] = {}
+        groups: dict[str, list[Target]] = {}
         for target in targets:
-            layer = layer_of(self.pruned, target.path)
-            if reason := reason_against(layer):
+            if reason := reason_against(layer_of(self.pruned, target.path)):
                 fits.append(left_alone(target.name, target.path, reason))
             else:
-                equations[target] = Equations(layer, target, self.model.device, self.settings)
-        if not equations:
+                groups.setdefault(target.reads, []).append(target)
+        if not groups:
             self.done += len(self.batches) * bool(targets)
             return fits
-        places = {place for target in equations for place in (target.into, target.place)}
+        equations = [self._equations(group) for group in groups.values()]
+        places = {place for group in groups.values() for place in (group[0].into, *(t.place for t in group))}
         for index in range(len(self.batches)):
             start = self.ours.place(index) if len(uses) > 1 else None
             for block in uses:
                 found = self.ours.run(block, index, places, stop=True)
-                for target, gathered in equations.items():
-                    self._gather(target, gathered, found, block, index)
+                for gathered, group in zip(equations, groups.values(), strict=True):
+                    self._gather(group, gathered, found, block, index)
                 if block != uses[-1]:
                     self.ours.advance(block, index)
             if len(uses) > 1:
                 self.ours.begin(index, start)
             self._step(targets[0].name)
-        return fits + [self._solved(gathered) for gathered in equations.values()]
+        return fits + [fit for gathered in equations for fit in self._solved(gathered)]
+
+    def _equations(self, targets: Sequence[Target]) -> Equations:
+        """Those of layers that read the same tensor, still empty."""
+        layers = [layer_of(self.pruned, target.path) for target in targets]
+        return Equations(layers, targets, self.model.device, self.settings)
 
     # ---- one batch ----
 
     def _gather(
-        self, target: Target, equations: Equations, found: Mapping[Place, Tensor], block: int, index: int
+        self,
+        targets: Sequence[Target],
+        equations: Equations,
+        found: Mapping[Place, Tensor],
+        block: int,
+        index: int,
     ) -> None:
-        """Add what a layer reads on a batch, and what its outputs lack."""
-        own = self._by_example(found[target.place].double(), index, target.axis, target.batch_axis)
-        drawn = self.rows.drawn(own, target.name, index)
-        dense = self.store.pop((target.path, block, index)).to(own)
-        taken = patches(equations.layer, found[target.into])
-        x = self._by_example(taken, index, -1, target.site.batch_axis)
-        if target.order is not None:
-            x = x[:, target.order.to(x.device)]
-        gain = target.gain
-        # a closed channel lacks nothing
-        inverse = torch.where(gain.abs() > 1e-6 * gain.abs().max(), 1 / gain, 0.0)
-        error = (dense - drawn) * inverse
-        # else these are rows of windows, or a few of many
-        alone = found[target.place].shape[target.batch_axis] == len(own)
-        in_order = drawn is own and (target.residual or alone)
-        weight = self.rows.weights(block, index, error[..., 0], in_order)
-        equations.add(
-            self.rows.drawn(x, target.name, index),
-            error,
-            weight,
-            dense,
-            self.rows.held_out(index, like=weight),
+        """Add what layers read on a batch, and what their outputs lack."""
+        first, dtype = targets[0], equations.dtype
+        errors, dense = [], []
+        for target in targets:
+            own = self._by_example(found[target.place].to(dtype), index, target.axis, target.batch_axis)
+            drawn = self.rows.drawn(own, target.name, index)
+            dense.append(self.store.pop((target.path, block, index)).to(own))
+            # a closed channel lacks nothing
+            gain = target.gain
+            inverse = torch.where(gain.abs() > 1e-6 * gain.abs().max(), 1 / gain, 0.0)
+            errors.append((dense[-1] - drawn) * inverse.to(dtype))
+        x = self._by_example(
+            patches(equations.layers[0], found[first.into]), index, -1, first.site.batch_axis
         )
+        if first.order is not None:
+            x = x[:, first.order.to(x.device)]
+        # else these are rows of windows, or a few of many
+        alone = found[first.place].shape[first.batch_axis] == len(x)
+        in_order = drawn is own and (first.residual or alone)
+        weight = self.rows.weights(block, index, errors[0][..., 0], in_order)
+        held = self.rows.held_out(index, like=weight)
+        equations.add(self.rows.drawn(x, first.name, index), errors, weight, dense, held)
 
     def _change(self, layer: nn.Module, change: Change, behind: str = "") -> None:
         """Add to a layer of the pruned twin, and to the norm `behind` it what a bias would be."""

@@ -1,14 +1,16 @@
-"""The equations of one layer that is refitted: summed batch by batch over both streams, solved at the end."""
+"""The equations of layers that are refitted: summed batch by batch over both streams, solved at the end."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optin_cli.compensation.least_squares import NONE, Change, Layer, Refit, Rows, nothing, refit
+from optin_cli.compensation.least_squares import NONE, Change, Layer, Moments, Refit, Rows, nothing, refit
 from optin_cli.compensation.settings import Compensation, SiteFit
 from optin_cli.errors import InputError, param
 from optin_cli.structure.layers import matrix
@@ -48,57 +50,88 @@ def reason_against(layer: Any) -> str:
 
 
 class Equations:
-    """Sums over rows of what a layer reads, and of what its outputs lack; some rows are held out to choose on."""
+    """Sums over rows of what layers read, the same tensor all of them, and of what their outputs lack.
 
-    def __init__(self, layer: Any, target: Fitted, device: torch.device, settings: Compensation) -> None:
-        self.layer = layer
+    Some rows are held out to choose on.
+    """
+
+    def __init__(
+        self, layers: Sequence[Any], targets: Sequence[Fitted], device: torch.device, settings: Compensation
+    ) -> None:
+        self.layers = layers
+        self.targets = targets
         self.settings = settings
-        self.target = target
-        outputs, columns = matrix(layer).shape
-        self.fit, self.held = (Rows(columns, outputs, device, settings.ridges) for _ in range(2))
-        self.size = 0.0
-        """Sum over the held-out rows of the reference that errors are a share of."""
+        columns = matrix(layers[0]).shape[1]
+        ends = accumulate((len(matrix(layer)) for layer in layers), initial=0)
+        self.outputs = [slice(*both) for both in pairwise(ends)]
+        """Of each layer."""
+        self.fit, self.held = (
+            Rows(columns, self.outputs[-1].stop, device, settings.ridges) for _ in range(2)
+        )
+        self.sizes = [0.0] * len(layers)
+        """Sums over the held-out rows of the references that errors are a share of."""
 
-    def add(self, x: Tensor, error: Tensor, weight: Tensor, dense: Tensor, held_out: Tensor) -> None:
-        """Add rows: x [examples, positions, inputs], error and dense values [..., outputs]; [examples, positions] are
-        their weights, 0 for padding, and the bool `held_out`.
+    @property
+    def dtype(self) -> torch.dtype:
+        """That the equations are made of: errors are differences, and need no more digits."""
+        return self.fit.dtype
+
+    def add(
+        self, x: Tensor, errors: Sequence[Tensor], weight: Tensor, dense: Sequence[Tensor], held_out: Tensor
+    ) -> None:
+        """Add rows: x [examples, positions, inputs], errors and dense values of each layer [..., outputs]; [examples,
+        positions] are their weights, 0 for padding, and the bool `held_out`. A layer of relative errors is alone.
         """
-        if self.target.relative:
-            size = dense.var(-1, correction=0)
+        if self.targets[0].relative:
+            (alone,) = dense
+            size = alone.var(-1, correction=0)
             floor = 1e-6 * float(size[weight > 0].mean()) or 1.0
             weight = weight / size.clamp(min=floor)
-            size = size * dense.shape[-1]
+            sizes = [size * alone.shape[-1]]
         else:
-            size = dense.square().sum(-1)
+            sizes = [values.square().sum(-1) for values in dense]
+        error = torch.cat(list(errors), -1)
         for rows, chosen in ((self.fit, ~held_out), (self.held, held_out)):
             which = ((weight != 0) & chosen).nonzero(as_tuple=True)
             rows.add(x[which], error[which], weight[which])
-        self.size += float((weight * size)[held_out].sum())
+        for index, size in enumerate(sizes):
+            self.sizes[index] += float((weight * size)[held_out].sum())
 
-    def solve(self) -> tuple[Change, SiteFit]:
-        """The change that the settings choose. Raises `InputError` naming the block for values that are not finite."""
+    def solve(self) -> list[tuple[Change, SiteFit]]:
+        """The change of each layer that the settings choose. Raises `InputError` naming the block for values that are
+        not finite."""
         fit, held = self.fit.moments(), self.held.moments()
         if not all(bool(torch.isfinite(sums).all()) for m in (fit, held) for sums in (m.gram, m.ee)):
             raise InputError(
-                f"{self.target.where} gives NaN or infinite values on the calibration data",
+                f"{self.targets[0].where} gives NaN or infinite values on the calibration data",
                 f"check the checkpoint, or leave the compensation out: {param('compensate', 'none')}",
             )
-        has_bias = self.layer.bias is not None or bool(self.target.norm)
-        consumer = Layer(matrix(self.layer).data, has_bias, self.target.gain, self.target.width)
-        if held.rows and float(held.ee.sum()) <= _ROUNDING * self.size:
+        return [
+            self._solved(layer, target, size, fit.of(outputs), held.of(outputs))
+            for layer, target, size, outputs in zip(
+                self.layers, self.targets, self.sizes, self.outputs, strict=True
+            )
+        ]
+
+    def _solved(
+        self, layer: Any, target: Fitted, size: float, fit: Moments, held: Moments
+    ) -> tuple[Change, SiteFit]:
+        has_bias = layer.bias is not None or bool(target.norm)
+        consumer = Layer(matrix(layer).data, has_bias, target.gain, target.width)
+        if held.rows and float(held.ee.sum()) <= _ROUNDING * size:
             found = Refit(nothing(consumer), 0.0, 0.0)
         else:
             found = refit(fit, held, consumer, self.settings.method, self.settings.ridges)
-        share = 1 / self.size if self.size else 0.0
+        share = 1 / size if size else 0.0
         return found.change, SiteFit(
-            site=self.target.name,
+            site=target.name,
             method=found.change.method,
             ridge=found.change.ridge,
             before=found.before * share,
             after=found.after * share,
             rows=int(fit.effective_rows),
-            note="; ".join(part for part in (self.target.note, found.note) if part),
-            layer=self.target.path,
+            note="; ".join(part for part in (target.note, found.note) if part),
+            layer=target.path,
         )
 
 

@@ -52,22 +52,22 @@ class Moments:
         """
         if not len(x):
             return
-        weights = weight.double()
-        total = weights.sum()
-        sums, lacking = weights @ x.double(), weights @ e.double()
-        x, centred = x - (sums / total).to(x.dtype), e.to(x.dtype) - (lacking / total).to(x.dtype)
+        e, by_row = e.to(x.dtype), weight[:, None].to(x.dtype)
+        total = _total(weight)
+        sums, lacking, squares = (_total(v * by_row) for v in (x, e, e.square()))
+        x, e = x - (sums / total).to(x.dtype), e - (lacking / total).to(x.dtype)
         with exact_products(x.device):
-            weighted = (x * weight[:, None].to(x.dtype)).T
+            weighted = (x * by_row).T
             self.gram[:-1, :-1] += weighted @ x
-            self.cross[:-1] += weighted @ centred
+            self.cross[:-1] += weighted @ e
         self.gram[:-1, :-1].addr_(sums, sums / total)
         self.cross[:-1].addr_(sums, lacking / total)
         self.gram[-1, :-1] += sums
         self.gram[:-1, -1] += sums
         self.gram[-1, -1] += total
         self.cross[-1] += lacking
-        self.ee.addmv_(e.double().square().T, weights)
-        self.squares += float(weights.square().sum())
+        self.ee += squares
+        self.squares += float(_total(weight.square()))
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(
@@ -76,6 +76,10 @@ class Moments:
             self.ee + other.ee,
             self.squares + other.squares,
         )
+
+    def of(self, outputs: slice) -> Moments:
+        """Those of some of the outputs."""
+        return Moments(self.gram, self.cross[:, outputs], self.ee[outputs], self.squares)
 
     @property
     def rows(self) -> float:
@@ -95,6 +99,11 @@ class Moments:
         return (self.ee + ((solution @ self.gram - 2 * self.cross.T) * solution).sum(1)).clamp(min=0)
 
 
+def _total(rows: Tensor) -> Tensor:
+    """The sum of rows, in float64 whatever they are in."""
+    return rows.sum(0, dtype=torch.float64)
+
+
 class Rows:
     """Rows on their way into moments, many at a time: products of a few read and write more than they multiply."""
 
@@ -111,13 +120,13 @@ class Rows:
         ridges: Sequence[float] = RIDGES,
     ) -> None:
         """`ridges` are those that will be tried."""
-        self._dtype = torch.float32 if min(ridges, default=0) >= self._ROUNDED else torch.float64
+        self.dtype = torch.float32 if min(ridges, default=0) >= self._ROUNDED else torch.float64
         self._moments = Moments.zeros(features, outputs, device)
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, x: Tensor, e: Tensor, weight: Tensor) -> None:
         """As `Moments.add`."""
-        self._waiting.append((x.to(self._dtype), e.to(self._dtype), weight.to(self._dtype)))
+        self._waiting.append((x.to(self.dtype), e.to(self.dtype), weight.to(self.dtype)))
         if sum(x.numel() + e.numel() for x, e, _ in self._waiting) > self._MOST:
             self.moments()
 

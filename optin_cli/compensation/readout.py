@@ -118,19 +118,21 @@ class Readout:
         layer = layer_of(self.pruned, path)
         gain = torch.ones(len(matrix(layer)), dtype=torch.float64, device=self.model.device)
         target = Fitted(name=path, path=path, where=path, gain=gain)
-        return Equations(layer, target, self.model.device, settings)
+        return Equations([layer], [target], self.model.device, settings)
 
     def gather(self, equations: Equations, index: int, ours: BlockRunner) -> None:
         """Add what the layer reads on a batch of the pruned model, and what its outputs lack."""
-        path, count = equations.target.path, len(self.batches.ids(index))
+        path, count = equations.targets[0].path, len(self.batches.ids(index))
         places = Place(path, 0, 0), Place(path, 0, None)
         found = self._seen(self.pruned, places, index, ours)
         dense = self.store.pop(("readout", path, index)).to(self.model.device)
-        x, own, there = (by_example(part.double(), count) for part in (*(found[p] for p in places), dense))
+        x, own, there = (
+            by_example(part.to(equations.dtype), count) for part in (*(found[p] for p in places), dense)
+        )
         weight = self._weights(index, own[..., 0])
         few = _spread(own.shape[1]).to(own.device)
         x, own, there, weight = (part[:, few] for part in (x, own, there, weight))
-        equations.add(x, there - own, weight, there, self.rows.held_out(index, like=weight))
+        equations.add(x, [there - own], weight, [there], self.rows.held_out(index, like=weight))
 
     def _seen(
         self, module: nn.Module, places: Collection[Place], index: int, stream: BlockRunner

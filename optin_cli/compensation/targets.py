@@ -21,7 +21,7 @@ from optin_cli.execution.block_runs import OUTPUT, Place, order_of, run_block
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.structure.anatomy import SEQUENCE, Producer, Site
 from optin_cli.structure.hidden_states import Arguments, as_rows, hidden_argument, with_hidden
-from optin_cli.structure.layers import channel_axis, is_affine_norm, is_grouped, matrix, shape_of
+from optin_cli.structure.layers import channel_axis, is_affine_norm, is_grouped, is_linear, matrix, shape_of
 from optin_cli.transforms.slicing import rows_of, scale_factors
 
 NO_RESIDUAL = "no residual found"
@@ -36,6 +36,8 @@ class Target(Fitted):
     site: Site
     into: Place
     """The tensor that the layer reads."""
+    reads: str
+    """Path of the first layer of the site that reads the same tensor: what both read is summed once."""
     place: Place
     """The tensor that is to be the same in the dense and the pruned model."""
     axis: int
@@ -102,6 +104,7 @@ class BlockTargets:
             site=site,
             path=site.consumer,
             into=Place(path, 0, 0),
+            reads=path,
             place=point.place,
             axis=point.axis,
             batch_axis=point.batch_axis,
@@ -127,12 +130,20 @@ class BlockTargets:
         candidates = {path: found for path, found in candidates.items() if self._is_own(path, found[1].path)}
         ran = order_of(self.module, list(candidates), self.arguments)
         found: dict[str, list[Target]] = {}
-        for path in self._reading([path for path in candidates if ran.count(path) == 1]):
+        inputs = self._reading([path for path in candidates if ran.count(path) == 1])
+        for path in inputs:
             site, producer = candidates[path]
             units = self._teachers_units(site)
             if units is not None and len(units):
-                found.setdefault(site.name, []).append(self._producer(site, producer, path, units))
+                target, others = self._producer(site, producer, path, units), found.setdefault(site.name, [])
+                same = (other for other in others if self._alike(other, target, inputs))
+                others.append(replace(target, reads=next(same, target).reads))
         return found
+
+    def _alike(self, one: Target, other: Target, inputs: Mapping[str, Tensor]) -> bool:
+        """Whether the rows of two layers are the same."""
+        linear = all(is_linear(self.module.get_submodule(path)) for path in (one.reads, other.reads))
+        return linear and torch.equal(inputs[one.reads], inputs[other.reads])
 
     def _is_own(self, path: str, full: str) -> bool:
         anatomy = self.model.anatomy
@@ -150,6 +161,7 @@ class BlockTargets:
             site=site,
             path=producer.path,
             into=Place(path, 0, 0),
+            reads=path,
             place=Place(path, 0, None),
             axis=channel_axis(layer),
             batch_axis=0 if isinstance(layer, nn.Conv2d) else site.batch_axis,
@@ -167,10 +179,10 @@ class BlockTargets:
         found = run_block(self.module, self.arguments, {target.place, *into.values()})
         return next((p for p, place in into.items() if torch.equal(found[place], found[target.place])), "")
 
-    def _reading(self, paths: list[str]) -> list[str]:
-        """Those whose inputs change with the block's hidden states: not what reads another stream alone."""
+    def _reading(self, paths: list[str]) -> dict[str, Tensor]:
+        """Path -> input, where that changes with the block's hidden states: not of what reads another stream alone."""
         if not paths:
-            return []
+            return {}
         places = {path: Place(path, 0, 0) for path in paths}
         hidden = hidden_argument(*self.arguments)
         noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)).to(hidden)
@@ -178,7 +190,11 @@ class BlockTargets:
         before, after = (
             run_block(self.module, given, set(places.values())) for given in (self.arguments, others)
         )
-        return [path for path, place in places.items() if not torch.equal(before[place], after[place])]
+        return {
+            path: before[place]
+            for path, place in places.items()
+            if not torch.equal(before[place], after[place])
+        }
 
     def _teachers_units(self, site: Site) -> Tensor | None:
         """The kept units of a site as the teacher counts them; None if that is not recorded.

@@ -91,3 +91,29 @@ def test_consumers_behind_a_norm_are_named_in_one_line(caplog):
     sites = [site.name for site in model.anatomy]
     assert f"{sites[0]}, {sites[1]} and {len(sites) - 2} more" in warning
     assert {fit.site for fit in fits if NO_RESIDUAL in fit.note} == set(sites)
+
+
+READ_ALIKE = [
+    ("bert", [["query", "key", "value"], ["dense"]]),
+    ("llama", [["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]]),
+    # a decoder's keys and values of the encoder's states belong to no stream of its own
+    ("t5", [["q", "k", "v"], ["q"], ["wi"]]),
+    ("timm-resnet", [["conv1"]]),
+]
+
+
+@pytest.mark.parametrize(("name", "expected"), READ_ALIKE, ids=[name for name, _ in READ_ALIKE])
+def test_layers_that_read_one_tensor_say_so(name, expected):
+    model = shared_model(name)
+    block, keep, pruned = len(model.anatomy.blocks) - 1, half(model), copy.deepcopy(model.module)
+    slice_model(pruned, model.anatomy, keep)
+    module = model.module.get_submodule(model.anatomy.blocks[block])
+    inputs = random_inputs(model, batch=4)
+    with torch.no_grad():
+        arguments = arguments_of(lambda: model.output(inputs), module)
+        found = targets.BlockTargets(model, model, pruned, keep, block, arguments)
+        producers = [target for made in found.producers().values() for target in made]
+    groups: dict[tuple[str, str], list[str]] = {}
+    for target in producers:
+        groups.setdefault((target.name, target.reads), []).append(target.path.rpartition(".")[2])
+    assert list(groups.values()) == expected
