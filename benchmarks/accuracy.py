@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy.py [--shared ../shared] [--cells benchmarks/accuracy] [--only ours,optin]
                                   [--models minilm-stsb,minilm-sst2] [--budgets 0.5,0.4] [--seeds 0,1,2]
+                                  [--mpnet FOLDER]
     python benchmarks/accuracy.py --report      # tables and plots from the cells that are there
 
 Cells go into a JSON file for each model one by one, so a run that is stopped goes on where it was, and models may be
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,14 @@ CASES = (
         "validation",
         "accuracy",
         "minilm-l6-sst2, sst2 validation, accuracy",
+    ),
+    Case(
+        "mpnet-stsb",
+        "models/all-mpnet-base-v2",
+        "data/stsb",
+        "test",
+        "spearman",
+        "all-mpnet-base-v2, stsb test, Spearman",
     ),
     Case(
         "vit-cifar10",
@@ -118,15 +127,8 @@ METHODS = (
         {},
         "full",
     ),
-    Method("ours", "ours", {}, _AUTO, "auto", producers=True),
-    Method(
-        "ours-ranks",
-        "ours, heads at lower ranks, too",
-        {"ranks": True},
-        {**_AUTO, "ranks": True},
-        "auto",
-        producers=True,
-    ),
+    Method("ours", "ours", {"ranks": None}, _AUTO, "auto", producers=True),
+    Method("ours-whole", "ours, whole heads (--no-ranks)", {}, _AUTO, "auto", producers=True),
     Method("ours-root", "root and lambda 0.1 at every budget", {}, _ROOT, "auto", producers=True),
     Method("ours-mild", "fourth root and 0.3 at every budget", {}, _MILD, "auto", producers=True),
     Method("ours-consumers", "root and 0.1, --no-producers", {}, _ROOT, "auto"),
@@ -188,12 +190,11 @@ class Runner:
 
     def run(self, method: Method, budget: float, seed: int) -> dict[str, Any]:
         """Prune and measure one cell."""
-        plan = make_plan(
-            open_model(self.spec), DataSpec(self.data), ScoreSettings(seed=seed, **method.scoring)
-        )
+        settings = ScoreSettings(seed=seed, **{"ranks": False, **method.scoring})
+        plan = make_plan(open_model(self.spec), DataSpec(self.data), settings)
         path = self.work / f"{self.case.name}-{plan.settings.method}-{seed}.h5"
         for option in ("per_batch", "tokens", "ranks"):
-            if method.scoring.get(option):
+            if getattr(plan.settings, option):
                 path = path.with_stem(f"{path.stem}-{option.replace('_', '-')}")
         output = self.work / f"{self.case.name}-{method.name}-{budget}-{seed}"
         seconds = {}
@@ -242,6 +243,8 @@ def wanted(options: argparse.Namespace, shared: Path) -> Iterator[tuple[Case, Me
 
     cases = []
     for case in chosen(options.models, CASES):
+        if case.name.startswith("mpnet") and options.mpnet:
+            case = replace(case, spec=str(options.mpnet.resolve()))
         if case.model(shared):
             cases.append(case)
         else:
@@ -254,7 +257,7 @@ def wanted(options: argparse.Namespace, shared: Path) -> Iterator[tuple[Case, Me
         for seed in seeds
         for case in cases
         for method in methods
-        if (case.tokens or not method.tokens) and (case.heads or not method.scoring.get("ranks"))
+        if (case.tokens or not method.tokens) and (case.heads or method.name != "ours-whole")
         for budget in budgets or case.budgets
     )
 
@@ -288,6 +291,9 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", help=f"methods: {','.join(m.name for m in METHODS)}")
     parser.add_argument("--models", default="", help=f"models: {','.join(c.name for c in CASES)}")
+    parser.add_argument(
+        "--mpnet", type=Path, help="folder of all-mpnet-base-v2, where the shared one lacks it"
+    )
     parser.add_argument("--budgets", default="")
     parser.add_argument("--seeds", default="")
     parser.add_argument("--report", action="store_true")

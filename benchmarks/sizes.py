@@ -5,8 +5,9 @@
     python benchmarks/sizes.py --report             # the table from the cells that are there
 
 Every model reads the same 512 sentences of stsb's train split, by the defaults of `score`, `select --flops 0.5` and
-`apply`. Peak memory is the resident one of the process, Python and its libraries included. BERT-large has random
-weights: how long it takes does not ask what they are. Run it on a machine that does nothing else.
+`apply`; a language model as many windows of 128 tokens of them. Peak memory is the resident one of the process, Python
+and its libraries included. BERT-large has random weights: how long it takes does not ask what they are. Run it on a
+machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -30,19 +31,20 @@ from optin_cli.artefacts.latency import processor_name
 CASES = {
     "minilm": Case("minilm", "demo:minilm", "data/stsb", "", "", "all-MiniLM-L6-v2, 6 x 384"),
     "mpnet": Case("mpnet", "", "data/stsb", "", "", "all-mpnet-base-v2, 12 x 768"),
-    "gemma": Case("gemma", "", "data/stsb", "", "", "Gemma 3 270M, 18 x 640"),
+    "gemma": Case("gemma", "", "data/stsb", "", "", "Gemma 3 270M, 18 x 640, windows of 128 tokens"),
     "bert-large": Case("bert-large", "", "data/stsb", "", "", "BERT-large's shape, 24 x 1,024"),
 }
 STAGES = ("score", "select", "apply")
+WINDOWS = {"gemma": ["--max-length", "128"]}
 
 
-def commands(model: str, data: Path, work: Path) -> dict[str, list[str]]:
-    """Stage -> its arguments."""
+def commands(model: str, data: Path, work: Path, cut: list[str]) -> dict[str, list[str]]:
+    """Stage -> its arguments; `cut` says how long windows are."""
     ranking, mask = str(work / "ranking.h5"), str(work / "mask.json")
     return {
-        "score": ["score", model, "--data", str(data), "-o", ranking, "--force"],
+        "score": ["score", model, "--data", str(data), "-o", ranking, "--force", *cut],
         "select": ["select", ranking, "--flops", "0.5", "-o", mask, "--force"],
-        "apply": ["apply", model, mask, "-o", str(work / "pruned"), "--force"],
+        "apply": ["apply", model, mask, "-o", str(work / "pruned"), "--force", *cut],
     }
 
 
@@ -78,8 +80,9 @@ def measure(options: argparse.Namespace) -> None:
         }
         spec, work = CASES[name].spec or str(model.source.folder), options.work / f"{name}-work"
         work.mkdir(exist_ok=True)
-        for stage, arguments in commands(spec, options.shared / CASES[name].data, work).items():
-            if stage not in cells.found:
+        data = options.shared / CASES[name].data
+        for stage, arguments in commands(spec, data, work, WINDOWS.get(name, [])).items():
+            if stage not in cells.found and stage in options.stages.split(","):
                 spent = processes.run([sys.executable, "-m", "optin_cli", *arguments, "-q"])
                 took = {"wall": spent.wall, "cpu": spent.cpu, "peak_gb": spent.peak * 2**20 / 1e9}
                 cells.put(stage, {key: round(value, 2) for key, value in took.items()} | facts)
@@ -127,6 +130,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(CASES))
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2")
     parser.add_argument("--gemma", type=Path, help="folder of Gemma 3 270M")
+    parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     if not options.report:

@@ -21,7 +21,7 @@ from optin_cli.scoring.methods.registry import configured
 from optin_cli.scoring.plan import make_plan
 from optin_cli.scoring.settings import DEFAULT_METHOD, ScoreSettings
 from optin_cli.selection.budget import Budget
-from optin_cli.selection.settings import Request
+from optin_cli.selection.settings import Request, scored_for
 from optin_cli.sizes import byte_count
 from optin_cli.trials.pick import Promise, promised
 from optin_cli.trials.run import Recipe, Trials, check_sizes, open_trials
@@ -56,7 +56,7 @@ def prune(
     round_to: int | str = "auto",
     relative_to: str = "dense",
     tokens: str | float | None = None,
-    ranks: bool = False,
+    ranks: bool | None = None,
     uniform: bool = False,
     compensate: str = "auto",
     producers: bool = True,
@@ -159,8 +159,7 @@ def prune(
         max_length=max_length,
         probes=probes,
         output_weight=output_weight,
-        tokens=request.merge != "none",
-        ranks=ranks,
+        **scored_for([request]),
         seed=seed,
     )
     settings = configured(settings)  # what it raises comes before the model is opened

@@ -31,7 +31,7 @@ def score(
     rows: int = 768,
     per_batch: bool = False,
     tokens: bool = False,
-    ranks: bool = False,
+    ranks: bool | None = None,
     temperature: float | None = None,
     output_weight: float | None = None,
     batch_size: int = 32,
@@ -68,7 +68,8 @@ def score(
         rows: tokens of a batch that enter the relations.
         per_batch: `fisher` squares the mean gradient of a batch, as PTF's code does.
         tokens: measure what merging tokens costs, too (vision transformers).
-        ranks: measure what lower ranks of heads cost, too: fewer dimensions in each head of a layer.
+        ranks: measure what lower ranks of heads cost, too: fewer dimensions in each head of a layer; None where there
+            are heads of 16 dimensions or more that can be cut.
         temperature: of the output term; None for the method's own.
         output_weight: lambda, the weight of the output term; None for the budget to decide.
         batch_size, max_length: examples in a batch, and tokens of a text at most. Batches that you give stay theirs.

@@ -20,6 +20,7 @@ from optin_cli.loading.checkpoint import open_like
 from optin_cli.scoring.methods.registry import configured
 from optin_cli.scoring.plan import Plan, make_plan
 from optin_cli.scoring.settings import DEFAULT_METHOD, ScoreSettings
+from optin_cli.selection.settings import scored_for
 from optin_cli.sizes import byte_count
 from optin_cli.trials import pick as choosing
 from optin_cli.trials.run import check_sizes, open_trials
@@ -68,7 +69,7 @@ def sweep(
     round_to: int | str = "auto",
     relative_to: str = "dense",
     tokens: str | float | None = None,
-    ranks: bool = False,
+    ranks: bool | None = None,
     uniform: bool = False,
     compensate: str = "auto",
     producers: bool = True,
@@ -155,8 +156,7 @@ def sweep(
         max_length=max_length,
         probes=probes,
         output_weight=output_weight,
-        tokens=requests[0].merge != "none",
-        ranks=ranks,
+        **scored_for(requests),
         seed=seed,
     )
     settings = configured(settings)

@@ -26,7 +26,7 @@ from optin_cli.commands.present import (
 )
 from optin_cli.commands.trials import MeasuringOptions, open_all
 from optin_cli.scoring.settings import ScoreSettings
-from optin_cli.selection.settings import Request
+from optin_cli.selection.settings import Request, scored_for
 from optin_cli.trials.pick import Promise, promised
 
 if TYPE_CHECKING:
@@ -124,8 +124,7 @@ def prune(
     check_writable(output, "folder")
     if goal.ranking is not None:
         check_writable(goal.ranking, "ranking")
-    request = replace(request, ranks=bool(request.ranks))
-    settings = replace(settings, tokens=request.merge != "none", ranks=bool(request.ranks))
+    settings = replace(settings, **scored_for([request]))
     if goal.check(request):
         _search(model, data, output, request, goal, measuring, settings, refit, opening, writing)
         return

@@ -15,7 +15,7 @@ from optin_cli.commands.groups import Group, everyday
 from optin_cli.commands.present import point_facts, point_line, show_points
 from optin_cli.commands.trials import MeasuringOptions, open_all
 from optin_cli.scoring.settings import ScoreSettings
-from optin_cli.selection.settings import Request
+from optin_cli.selection.settings import Request, scored_for
 
 _SCORING = "method samples probes output_weight batch_size max_length seed"
 
@@ -79,12 +79,7 @@ def sweep(
     refuse_team("sweep")
     asked = list(requests.values())
     check_requests(asked)
-    asked = [replace(request, ranks=bool(request.ranks)) for request in asked]
-    merged, ranked = (
-        any(request.merge != "none" for request in asked),
-        any(request.ranks for request in asked),
-    )
-    settings = replace(settings, tokens=merged, ranks=ranked)
+    settings = replace(settings, **scored_for(asked))
     series = Series(settings, refit.settings, refit.at_most, points.seeds, points.variant, points.ranking)
     series.check()
     opened = open_all(

@@ -34,6 +34,7 @@ from optin_cli.execution.block_streams import read_streams
 from optin_cli.execution.hooks import by_module
 from optin_cli.execution.peak_memory import free_gpu_bytes
 from optin_cli.execution.precision import exact_convolutions
+from optin_cli.execution.rotation import is_one_piece
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.structure.anatomy import Site
 from optin_cli.structure.layers import like_weight, patches
@@ -60,8 +61,8 @@ def compensate(
     """
     if settings.method == NONE:
         return []
-    if any("forward" in vars(module) for module in model.module.modules()):
-        raise InputError(  # a copy of such a module would run the original
+    if not is_one_piece(model):
+        raise InputError(
             f"{model.spec} has modules whose forward is replaced (spread over devices?): it can't be compensated",
             f"open it on one device, or leave the compensation out: {param('compensate', 'none')}",
         )

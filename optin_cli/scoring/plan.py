@@ -12,7 +12,7 @@ from optin_cli.data.examples import Examples
 from optin_cli.data.lengths import text_lengths
 from optin_cli.data.opening import open_batches
 from optin_cli.data.sources import DataSpec
-from optin_cli.execution.rotation import check_rankable, with_turned_heads
+from optin_cli.execution.rotation import check_rankable, is_one_piece, rankable, with_turned_heads
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.loading.processors import most_positions
 from optin_cli.scoring.calibration import Calibration
@@ -24,6 +24,8 @@ from optin_cli.scoring.sublayers import normed_sublayers
 from optin_cli.scoring.token_merging import check_mergeable
 from optin_cli.structure.anatomy import SUBLAYERS
 
+_LEAST_WIDTH = 16
+"""Dimensions of a head from which its ranks, multiples of 4 or 8, are measured by default."""
 Progress = Callable[[float, float, str], None]
 """Called with (work done, all work, what is being done)."""
 
@@ -79,12 +81,22 @@ class Plan:
         }
 
 
+def worth_ranks(method: type[ScoringMethod], model: OpenModel) -> bool:
+    """Whether lower ranks of heads are measured by default: where they can be, and there are some to choose from."""
+    able = method.takes_ranks and is_one_piece(model)
+    return able and any(site.width >= _LEAST_WIDTH for site in rankable(model))
+
+
 def make_plan(model: OpenModel, data: DataSpec, settings: ScoreSettings, memory: int | None = None) -> Plan:
     """Open the data and fix the calibration; `memory` bounds the engines in bytes. Raises what data and settings
     raise."""
     settings = configured(settings)
     method = method_named(settings.method)
-    settings = replace(settings, strata=method.shared_passes(settings.strata, len(model.anatomy.blocks)))
+    settings = replace(
+        settings,
+        strata=method.shared_passes(settings.strata, len(model.anatomy.blocks)),
+        ranks=worth_ranks(method, model) if settings.ranks is None else settings.ranks,
+    )
     check_scores(method, model)
     if settings.tokens:
         check_mergeable(model.anatomy, model.spec)

@@ -112,13 +112,16 @@ class ScoreSettings:
             "help": "Measure what merging tokens costs, too (vision transformers).",
         },
     )
-    ranks: bool = field(
-        default=False,
+    ranks: bool | None = field(
+        default=None,
         metadata={
             "panel": "Scoring",
-            "help": "Measure what lower ranks of heads cost, too: fewer dimensions in each head of a layer.",
+            "switch": True,
+            "help": "Measure what lower ranks of heads cost, too: fewer dimensions in each head of a layer (default: "
+            "where the model's heads can be cut).",
         },
     )
+    """None: `plan.worth_ranks`."""
     seed: int = field(default=0, metadata={"least": 0, "help": "Seed of everything drawn."})
 
     def __post_init__(self) -> None:

@@ -70,10 +70,10 @@ def rank_losses(
 
 def searched_ranks(request: Request, ranking: Ranking) -> bool:
     """Whether heads may be cut to lower ranks: where the ranking says what that costs, and every budget can tell."""
-    if request.ranks is False or request.uniform:
+    if request.cuts_ranks is False:
         return False
     if not ranking.rank_sites:
-        if request.ranks:
+        if request.cuts_ranks:
             log.warning(
                 "the ranking does not say what lower ranks of heads cost, so that heads stay whole: "
                 "`optin score --ranks` measures that"

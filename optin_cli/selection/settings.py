@@ -243,6 +243,15 @@ class Request:
             raise UsageError(param("interactions", self.interactions), f"use {', '.join(SCOPES)}")
         self._check_feature_weights()
 
+    @property
+    def cuts_ranks(self) -> bool | None:
+        """Whether heads may be cut to lower ranks; None: where the ranking says what that costs.
+
+        Layers of one size keep whole heads, and so does what a budget that is not linear knows, unless asked otherwise.
+        """
+        knows = self.table is None and all(budget.linear for budget in self.asked)
+        return False if self.uniform or (self.ranks is None and not knows) else self.ranks
+
     def _check_merging(self) -> None:
         if self.merge not in TOKEN_SEARCHES:
             raise UsageError(param("tokens", self.merge), f"use {', '.join(TOKEN_SEARCHES)}")
@@ -419,3 +428,11 @@ def check_table(
                 f"the latency table is of another {what}: measured on {have}, and this is {wanted}",
                 f"{again}; or {param('force', True)}, if the pruned model is to run there",
             )
+
+
+def scored_for(requests: Iterable[Request]) -> dict[str, Any]:
+    """Settings of scoring for what a ranking must say to serve the requests: what merges cost, and lower ranks."""
+    asked = list(requests)
+    cuts = {request.cuts_ranks for request in asked}
+    ranks = True if True in cuts else None if None in cuts else False
+    return {"tokens": any(request.merge != "none" for request in asked), "ranks": ranks}

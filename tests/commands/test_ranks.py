@@ -7,8 +7,9 @@ import json
 import pytest
 from helpers.cli import FAST, run
 from helpers.data import tiny_text_csv
-from helpers.models import opened, saved_model
+from helpers.models import opened, saved_model, tiny_model
 
+import optin_cli as optin
 from optin_cli.artefacts.mask import read_mask, write_mask
 from optin_cli.artefacts.ranking import read_ranking
 
@@ -72,3 +73,55 @@ def test_methods_that_can_t_measure_ranks_say_which_can(scored):
     )  # fmt: skip
     assert "--ranks needs the curvature of ranks" in found.stderr
     assert "use curvature or mixed" in found.stderr
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A folder with data, a BERT with two heads of 16, and a Llama with as wide ones, which rotary positions keep."""
+    folder = tmp_path_factory.mktemp("wide")
+    tiny_text_csv(folder)
+    tiny_model("bert", folder / "bert", num_attention_heads=2)
+    tiny_model("llama", folder / "llama", num_attention_heads=2, num_key_value_heads=2, head_dim=16)
+    return folder
+
+
+DEFAULTS = [
+    ("bert", (), True),
+    ("bert", ("--no-ranks",), False),
+    ("bert", ("--method", "magnitude"), False),
+    ("llama", (), False),
+]
+
+
+@pytest.mark.parametrize(("model", "more", "expected"), DEFAULTS, ids=["default", "off", "method", "rotary"])
+def test_ranks_are_measured_where_there_are_some_to_choose_from(wide, model, more, expected):
+    name = "-".join((model, *more)).replace("--", "")
+    run("score", wide / model, "--data", wide / "train.csv", *FAST, "-o", wide / f"{name}.h5", "-q", *more)
+    assert bool(read_ranking(wide / f"{name}.h5").rank_sites) is expected
+
+
+@pytest.mark.parametrize(
+    ("more", "flops", "expected"),
+    [((), "0.4", True), (("--no-ranks",), "0.4", False), (("--uniform",), "0.7", False)],
+    ids=["default", "off", "uniform"],
+)
+def test_prune_cuts_ranks_where_layers_may_differ(wide, more, flops, expected):
+    name = "small" + "".join(more)
+    run(
+        "prune", wide / "bert", "--data", wide / "train.csv", "--flops", flops, *FAST, "--ranking", wide / f"{name}.h5",
+        "--compensate", "none", "-o", wide / name, "-q", *more,
+    )  # fmt: skip
+    assert bool(read_ranking(wide / f"{name}.h5").rank_sites) is expected
+    widths = {site.width for site in opened(wide / name).anatomy if site.kind == "heads" and site.units}
+    assert (widths != {16}) is expected
+
+
+def test_a_latency_table_keeps_heads_whole_without_a_word(wide, caplog):
+    data, model = str(wide / "train.csv"), optin.open_model(wide / "bert")
+    ranking = optin.score(model, data, samples=12)
+    table = optin.latency_table(model, batch_size=1, seq_len=8, repeats=1, seconds=0.01)
+    assert ranking.rank_sites and optin.select(ranking, flops=0.4).ranks
+    assert not optin.select(ranking, latency=1.0, latency_table=table).ranks
+    assert "latency table" not in caplog.text
+    assert not optin.select(ranking, latency=1.0, latency_table=table, ranks=True).ranks
+    assert "a latency table knows whole heads alone" in caplog.text
