@@ -9,7 +9,7 @@ its consumer reads in the dense model serves all of them, with a Cholesky factor
 consumers of all sites together; its divergence from the dense outputs is measured on training rows that nothing was
 fitted to. A move takes some MACs from one site and gives them to another; it is made if the divergence falls, the
 best expected ones first, in ever smaller amounts. Then both masks go through the same `apply`, and are measured on the
-test split. Units of a site go by their order in the ranking in both.
+test split. Units of a site go by their order in the ranking in both, and heads stay whole.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class Runner:
 
     def ranking(self, seed: int) -> Ranking:
         path = self.work / f"{self.case.name}-{seed}.h5"
-        plan = make_plan(open_model(self.spec), self.data, ScoreSettings(seed=seed))
+        plan = make_plan(open_model(self.spec), self.data, ScoreSettings(seed=seed, ranks=False))
         return existing(path, plan, any_lambda=True) or score(plan, path)
 
     def cells(self, seed: int, budgets: Sequence[float]) -> Iterator[tuple[str, dict[str, Any]]]:
