@@ -15,30 +15,120 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accuracy import CASES, Kept
-from allocation import MODELS, Library, Runner, divergence
+from cells import Case
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optin_cli.artefacts.ranking import Ranking
-from optin_cli.loading.checkpoint import OpenModel
+from optin_cli.data.batches import Batches
+from optin_cli.data.examples import sample
+from optin_cli.data.sources import DataSpec
+from optin_cli.loading.checkpoint import OpenModel, open_model
+from optin_cli.scoring.plan import ScoreSettings, make_plan
+from optin_cli.scoring.score import existing, score
 from optin_cli.selection.problem import pose
 from optin_cli.selection.settings import Request
 from optin_cli.structure.anatomy import Site
+from optin_cli.structure.layers import like_weight, matrix
 from optin_cli.transforms.slicing import slice_model
 
+MODELS = ("minilm-stsb", "minilm-sst2", "vit-cifar10")
 _RIDGE = 1e-3
+_UNIT_RIDGE = 1e-2
 _TURNS = 60
 
 Map = tuple[Tensor, Tensor]
 """(weight, bias)"""
+
+
+class Library:
+    """Refitted consumers of every site, for any units kept: GRAIL's fit, from one Gram matrix a site."""
+
+    def __init__(self, model: OpenModel, batches: Batches) -> None:
+        self.sites = {site.name: site for site in model.anatomy}
+        self.layers = {name: model.module.get_submodule(site.consumer) for name, site in self.sites.items()}
+        self.grams: dict[str, Tensor] = {}
+        self.made: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        handles = [
+            layer.register_forward_pre_hook(self._summing(name)) for name, layer in self.layers.items()
+        ]
+        with torch.inference_mode():
+            for batch in batches:
+                self.valid = batch.valid
+                model.output(batch.inputs)
+        for handle in handles:
+            handle.remove()
+
+    def _summing(self, name: str) -> Any:
+        def add(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            rows = args[0]
+            whole = self.valid is None or self.valid.shape != rows.shape[:2]
+            rows = (rows.flatten(0, -2) if whole else rows[self.valid]).double()
+            rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=rows.dtype)], 1)
+            gram = rows.T @ rows
+            self.grams[name] = gram + self.grams[name] if name in self.grams else gram
+
+        return add
+
+    def consumer(self, name: str, units: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(weight, bias) of the consumer that gives the most of the dense output by `units` alone, zeros elsewhere."""
+        key = name, len(units)
+        if key not in self.made:
+            self.made[key] = self._fitted(self.sites[name], self.layers[name], units)
+        return self.made[key]
+
+    def _fitted(self, site: Site, layer: Any, units: Sequence[int]) -> tuple[Tensor, Tensor]:
+        weight, gram = matrix(layer).detach().double(), self.grams[site.name]
+        count = gram[-1, -1]
+        mean = gram[-1, :-1] / count
+        centred = gram[:-1, :-1] - count * torch.outer(mean, mean)
+        kept = (torch.tensor(units)[:, None] * site.width + torch.arange(site.width)).flatten().long()
+        new = torch.zeros_like(weight)
+        if len(kept):
+            within = centred[kept][:, kept]
+            ridge = _UNIT_RIDGE * within.diagonal().mean()
+            wanted = centred[kept] @ weight.T + ridge * weight[:, kept].T
+            within.diagonal().add_(ridge)
+            new[:, kept] = torch.cholesky_solve(wanted, torch.linalg.cholesky(within)).T
+        bias = layer.bias.detach().double() + (weight - new) @ mean
+        return like_weight(layer, new).to(layer.weight.dtype), bias.to(layer.weight.dtype)
+
+
+def divergence(ours: Tensor, dense: Tensor, model: OpenModel) -> Tensor:
+    """Of each example."""
+    if model.task.name == "embedding":
+        return 1 - torch.cosine_similarity(ours, dense, dim=-1)
+    logs, wanted = ours.log_softmax(-1), dense.log_softmax(-1)
+    return (wanted.exp() * (wanted - logs)).sum(-1)
+
+
+class Runner:
+    """One case: the dense model, its rows, its rankings."""
+
+    def __init__(self, case: Case, shared: Path, work: Path) -> None:
+        spec = case.model(shared)
+        assert spec is not None
+        self.case, self.work, self.spec, self.data = case, work, spec, DataSpec(str(shared / case.data))
+        self.dense = open_model(spec)
+
+    def rows(self, split: str, count: int | None, seed: int) -> Kept:
+        reader = self.dense.task.reader
+        rows = sample(replace(self.data, split=split), self.dense.family.modality, count, seed, reader=reader)
+        return Kept(rows, self.dense.processor, 64, reader=reader)
+
+    def ranking(self, seed: int) -> Ranking:
+        path = self.work / f"{self.case.name}-{seed}.h5"
+        plan = make_plan(open_model(self.spec), self.data, ScoreSettings(seed=seed, ranks=False))
+        return existing(path, plan, any_lambda=True) or score(plan, path)
 
 
 class Sublayers:
@@ -125,7 +215,7 @@ class Comparison:
 
     def __init__(self, runner: Runner, ranking: Ranking, count: int) -> None:
         self.model, self.ranking = runner.dense, ranking
-        fitted, self.held = runner._rows("train", count, 0), runner._rows("train", 256, 1000)
+        fitted, self.held = runner.rows("train", count, 0), runner.rows("train", 256, 1000)
         self.sublayers = Sublayers(self.model)
         self.maps = self.sublayers.linear(fitted)
         self.library = Library(self.model, fitted)
