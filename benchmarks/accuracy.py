@@ -172,6 +172,11 @@ class Remembering(OpenModel):
         return self.said[key]
 
 
+def remembering(model: OpenModel) -> Remembering:
+    """The same model as one that remembers."""
+    return Remembering(*(getattr(model, field.name) for field in fields(model)))
+
+
 class Runner:
     """Runs the cells of one case; dense outputs and rankings are made once."""
 
@@ -181,8 +186,7 @@ class Runner:
         assert spec is not None
         self.spec = spec
         self.data = str(shared / case.data)
-        opened = open_model(self.spec)
-        self.dense = Remembering(*(getattr(opened, field.name) for field in fields(opened)))
+        self.dense = remembering(open_model(self.spec))
         rows = sample(
             DataSpec(self.data, case.test), self.dense.family.modality, None, 0, reader=self.dense.task.reader
         )

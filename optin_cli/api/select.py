@@ -70,7 +70,7 @@ def select(
         relative_to: what shares are of: the original `dense` model, or the `current`, ranked one.
         tokens: merge tokens of a vision transformer: `joint` with the units, `only` tokens, or `none`. A number is
             the sequence length that MACs are counted for; by default the calibration's mean.
-        ranks: cut heads to lower ranks, too; by default where the ranking says what that costs (`score(ranks=...)`).
+        ranks: cut heads to lower ranks, too; by default where the ranking says what that costs.
         uniform: the same number of heads and of neurons in every layer, as far as the model's class takes such numbers
             from its config: it then opens with its library alone.
         force: take a latency table of another device or dtype.

@@ -18,6 +18,7 @@ from optin_cli.errors import InputError
 from optin_cli.structure.anatomy import ATTENTION_MASK, AUDIO, IMAGE
 from optin_cli.structure.audio_inputs import random_recordings
 from optin_cli.structure.hidden_states import as_rows, hidden_of
+from optin_cli.structure.layers import replaces_forward
 
 _DEFAULT_SIDE = 224
 
@@ -92,8 +93,8 @@ def _run(twin: nn.Module, modality: str, device: torch.device, dtype: torch.dtyp
 
 def weightless(model: nn.Module) -> nn.Module:
     """A copy on the meta device, in eval mode; the model itself where its modules can't be copied."""
-    if any("forward" in vars(module) for module in model.modules()):
-        return model  # spread over devices: a copy would run the original
+    if replaces_forward(model):
+        return model
     tensors: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
     for parameter in model.parameters():
         tensors[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +35,9 @@ from optin_cli.execution.block_streams import read_streams
 from optin_cli.execution.hooks import by_module
 from optin_cli.execution.peak_memory import free_gpu_bytes
 from optin_cli.execution.precision import exact_convolutions
-from optin_cli.execution.rotation import is_one_piece
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.structure.anatomy import Site
-from optin_cli.structure.layers import like_weight, patches
+from optin_cli.structure.layers import like_weight, patches, replaces_forward
 from optin_cli.transforms.slicing import sharing_copy, slice_model
 
 log = logging.getLogger("optin")
@@ -61,7 +61,7 @@ def compensate(
     """
     if settings.method == NONE:
         return []
-    if not is_one_piece(model):
+    if replaces_forward(model.module):
         raise InputError(
             f"{model.spec} has modules whose forward is replaced (spread over devices?): it can't be compensated",
             f"open it on one device, or leave the compensation out: {param('compensate', 'none')}",
@@ -174,7 +174,7 @@ class _Streams:
             fits += self._solved(equations)
         return fits
 
-    def _solved(self, equations: Equations) -> list[SiteFit]:
+    def _solved(self, equations: Equations[Any]) -> list[SiteFit]:
         """Change layers by what their equations say."""
         found = equations.solve()
         for layer, target, (change, _) in zip(equations.layers, equations.targets, found, strict=True):
@@ -245,8 +245,8 @@ class _Streams:
             start = self.ours.place(index) if len(uses) > 1 else None
             for block in uses:
                 found = self.ours.run(block, index, places, stop=True)
-                for gathered, group in zip(equations, groups.values(), strict=True):
-                    self._gather(group, gathered, found, block, index)
+                for gathered in equations:
+                    self._gather(gathered, found, block, index)
                 if block != uses[-1]:
                     self.ours.advance(block, index)
             if len(uses) > 1:
@@ -254,7 +254,7 @@ class _Streams:
             self._step(targets[0].name)
         return fits + [fit for gathered in equations for fit in self._solved(gathered)]
 
-    def _equations(self, targets: Sequence[Target]) -> Equations:
+    def _equations(self, targets: Sequence[Target]) -> Equations[Target]:
         """Those of layers that read the same tensor, still empty."""
         layers = [layer_of(self.pruned, target.path) for target in targets]
         return Equations(layers, targets, self.model.device, self.settings)
@@ -262,17 +262,12 @@ class _Streams:
     # ---- one batch ----
 
     def _gather(
-        self,
-        targets: Sequence[Target],
-        equations: Equations,
-        found: Mapping[Place, Tensor],
-        block: int,
-        index: int,
+        self, equations: Equations[Target], found: Mapping[Place, Tensor], block: int, index: int
     ) -> None:
         """Add what layers read on a batch, and what their outputs lack."""
-        first, dtype = targets[0], equations.dtype
+        first, dtype = equations.targets[0], equations.dtype
         errors, dense = [], []
-        for target in targets:
+        for target in equations.targets:
             own = self._by_example(found[target.place].to(dtype), index, target.axis, target.batch_axis)
             drawn = self.rows.drawn(own, target.name, index)
             dense.append(self.store.pop((target.path, block, index)).to(own))

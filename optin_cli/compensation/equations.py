@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,9 @@ class Fitted:
     note: str = ""
 
 
+T = TypeVar("T", bound=Fitted)
+
+
 def reason_against(layer: Any) -> str:
     """Why a layer can't be refitted, whatever the rows; '' if it can."""
     outputs, columns = matrix(layer).shape
@@ -49,14 +52,14 @@ def reason_against(layer: Any) -> str:
     return f"it has {columns} inputs, too many to fit" if columns > _MOST_INPUTS else ""
 
 
-class Equations:
+class Equations(Generic[T]):
     """Sums over rows of what layers read, the same tensor all of them, and of what their outputs lack.
 
     Some rows are held out to choose on.
     """
 
     def __init__(
-        self, layers: Sequence[Any], targets: Sequence[Fitted], device: torch.device, settings: Compensation
+        self, layers: Sequence[Any], targets: Sequence[T], device: torch.device, settings: Compensation
     ) -> None:
         self.layers = layers
         self.targets = targets

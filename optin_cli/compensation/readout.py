@@ -113,14 +113,14 @@ class Readout:
         shapes = {path: self.store["readout", path, 0].shape for path in self.paths}
         return [path for path, shape in shapes.items() if len(shape) in (2, 3) and shape[0] == count]
 
-    def equations(self, path: str, settings: Compensation) -> Equations:
+    def equations(self, path: str, settings: Compensation) -> Equations[Fitted]:
         """Those of one layer, still empty."""
         layer = layer_of(self.pruned, path)
         gain = torch.ones(len(matrix(layer)), dtype=torch.float64, device=self.model.device)
         target = Fitted(name=path, path=path, where=path, gain=gain)
         return Equations([layer], [target], self.model.device, settings)
 
-    def gather(self, equations: Equations, index: int, ours: BlockRunner) -> None:
+    def gather(self, equations: Equations[Fitted], index: int, ours: BlockRunner) -> None:
         """Add what the layer reads on a batch of the pruned model, and what its outputs lack."""
         path, count = equations.targets[0].path, len(self.batches.ids(index))
         places = Place(path, 0, 0), Place(path, 0, None)

@@ -7,8 +7,9 @@ are rounded, sums stay float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,23 +56,17 @@ def _products(device: torch.device, precision: str | None) -> Iterator[None]:
     """Set how matrix products of float32 round their operands; None leaves it."""
     backends: Any = torch.backends
     backend: Any = backends.cuda.matmul if device.type == "cuda" else getattr(backends.mkldnn, "matmul", None)
+    if hasattr(backend, "fp32_precision"):
+        before: str = backend.fp32_precision
+        change: Callable[[str], None] = partial(setattr, backend, "fp32_precision")
+    else:  # older versions of torch have one switch for all devices, and round nothing by default
+        before, change = torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision
+        precision = "highest" if precision == "ieee" else None
     if precision is None:
         yield
-    elif hasattr(backend, "fp32_precision"):
-        before = backend.fp32_precision
-        backend.fp32_precision = precision
-        try:
-            yield
-        finally:
-            backend.fp32_precision = before
-    elif (
-        precision == "ieee"
-    ):  # older versions of torch have one switch for all devices, and round nothing by default
-        allowed = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(allowed)
-    else:
+        return
+    change(precision)
+    try:
         yield
+    finally:
+        change(before)

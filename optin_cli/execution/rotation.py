@@ -13,6 +13,7 @@ from optin_cli.data.batches import Batch, Batches
 from optin_cli.errors import InputError, param
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.structure.anatomy import Producer, Site
+from optin_cli.structure.layers import replaces_forward
 from optin_cli.transforms.rotation import HeadMoments, rotate
 from optin_cli.transforms.slicing import part_rows, sharing_copy
 
@@ -25,11 +26,6 @@ def rankable(model: OpenModel) -> list[Site]:
     return [site for site in model.anatomy if site.ranks and site.units and site.width > 1]
 
 
-def is_one_piece(model: OpenModel) -> bool:
-    """Whether its modules run as they are: a copy of one whose forward is replaced would run the original."""
-    return not any("forward" in vars(module) for module in model.module.modules())
-
-
 def check_rankable(model: OpenModel) -> None:
     """Raise `InputError` unless some heads of the model can be cut to a lower rank."""
     if not rankable(model):
@@ -39,7 +35,7 @@ def check_rankable(model: OpenModel) -> None:
             "does not say that it does",
             f"`optin families` lists the families whose heads can be; leave {param('ranks')} out",
         )
-    if not is_one_piece(model):
+    if replaces_forward(model.module):
         raise InputError(
             f"{model.spec} has modules whose forward is replaced (spread over devices?): its heads can't be turned",
             f"open it on one device, or leave {param('ranks')} out",

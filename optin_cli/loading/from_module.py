@@ -22,6 +22,7 @@ from optin_cli.loading.reshaping import merging_in, recorded_in, remember
 from optin_cli.loading.sources import Source, refuse_quantised
 from optin_cli.loading.stock import sized
 from optin_cli.loading.timm_torchvision import LIBRARIES, num_classes, vision_task
+from optin_cli.structure.layers import replaces_forward
 from optin_cli.tasks.base import Task
 from optin_cli.tasks.registry import TASKS, task_from_config
 from optin_cli.tasks.sequences import IMAGE, SEQUENCE
@@ -47,7 +48,7 @@ def open_held(
     the module unless given. Raises `UsageError`, `InputError` or `UnknownArchitecture`.
     """
     original = getattr(module, "_orig_mod", module)  # what torch.compile wraps
-    if any("forward" in vars(part) for part in original.modules()):
+    if replaces_forward(original):
         raise InputError(
             f"a {type(original).__name__} has modules whose forward is replaced (spread over devices?): a copy of it "
             "would run the original",

@@ -12,7 +12,7 @@ from optin_cli.data.examples import Examples
 from optin_cli.data.lengths import text_lengths
 from optin_cli.data.opening import open_batches
 from optin_cli.data.sources import DataSpec
-from optin_cli.execution.rotation import check_rankable, is_one_piece, rankable, with_turned_heads
+from optin_cli.execution.rotation import check_rankable, rankable, with_turned_heads
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.loading.processors import most_positions
 from optin_cli.scoring.calibration import Calibration
@@ -23,6 +23,7 @@ from optin_cli.scoring.settings import ScoreSettings
 from optin_cli.scoring.sublayers import normed_sublayers
 from optin_cli.scoring.token_merging import check_mergeable
 from optin_cli.structure.anatomy import SUBLAYERS
+from optin_cli.structure.layers import replaces_forward
 
 _LEAST_WIDTH = 16
 """Dimensions of a head from which its ranks, multiples of 4 or 8, are measured by default."""
@@ -83,7 +84,7 @@ class Plan:
 
 def worth_ranks(method: type[ScoringMethod], model: OpenModel) -> bool:
     """Whether lower ranks of heads are measured by default: where they can be, and there are some to choose from."""
-    able = method.takes_ranks and is_one_piece(model)
+    able = method.takes_ranks and not replaces_forward(model.module)
     return able and any(site.width >= _LEAST_WIDTH for site in rankable(model))
 
 

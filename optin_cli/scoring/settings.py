@@ -118,7 +118,7 @@ class ScoreSettings:
             "panel": "Scoring",
             "switch": True,
             "help": "Measure what lower ranks of heads cost, too: fewer dimensions in each head of a layer (default: "
-            "where the model's heads can be cut).",
+            "where there are heads of 16 or more that can be cut).",
         },
     )
     """None: `plan.worth_ranks`."""

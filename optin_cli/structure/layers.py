@@ -37,6 +37,11 @@ def is_transposed(layer: nn.Module) -> bool:
     return loaded is not None and isinstance(layer, loaded.Conv1D)
 
 
+def replaces_forward(module: nn.Module) -> bool:
+    """Whether a forward in it is replaced, as where it is spread over devices: a copy would run the original."""
+    return any("forward" in vars(part) for part in module.modules())
+
+
 def is_linear(layer: nn.Module) -> bool:
     """True for a layer that maps the last axis of its input, whichever way its weight lies."""
     return isinstance(layer, nn.Linear) or is_transposed(layer)
