@@ -58,7 +58,7 @@ class Moments:
         x, e = x - (sums / total).to(x.dtype), e - (lacking / total).to(x.dtype)
         with exact_products(x.device):
             weighted = (x * by_row).T
-            self.gram[:-1, :-1] += weighted @ x
+            _add_symmetric(self.gram[:-1, :-1], weighted, x)
             self.cross[:-1] += weighted @ e
         self.gram[:-1, :-1].addr_(sums, sums / total)
         self.cross[:-1].addr_(sums, lacking / total)
@@ -97,6 +97,19 @@ class Moments:
             return self.ee
         solution = torch.cat([change.weight, change.bias[:, None]], 1)  # (outputs, features + 1)
         return (self.ee + ((solution @ self.gram - 2 * self.cross.T) * solution).sum(1)).clamp(min=0)
+
+
+_STRIP = 256
+"""Rows of a Gram matrix that are made at a time."""
+
+
+def _add_symmetric(gram: Tensor, weighted: Tensor, x: Tensor) -> None:
+    """Add weighted @ x, which is symmetric, in strips that begin at the diagonal: half of the products."""
+    for start in range(0, len(gram), _STRIP):
+        end = start + _STRIP
+        strip = weighted[start:end] @ x[:, start:]
+        gram[start:end, start:] += strip
+        gram[end:, start:end] += strip[:, _STRIP:].T
 
 
 def _total(rows: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optin_cli.compensation import least_squares
 from optin_cli.compensation.least_squares import BIAS, FULL, NONE, SCALE, Layer, Moments, Rows, refit
 
 TINY = (1e-10,)
@@ -295,6 +296,18 @@ def test_a_fit_of_float32_products_is_that_of_float64_ones():
     assert found.after == pytest.approx(exact.after, rel=1e-5)
     predicted = [x @ one.change.weight.numpy().T + one.change.bias.numpy() for one in (found, exact)]
     np.testing.assert_allclose(*predicted, atol=1e-4 * float(np.abs(predicted[1]).max()))
+
+
+@examples(30)
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 99))
+def test_sums_made_in_strips_are_those_of_all_rows(features, strip, seed):
+    x, e, weight = draw(30, features, 2, seed)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(least_squares, "_STRIP", strip)
+        found = moments(x, e, weight)
+    ones = np.column_stack([x, np.ones(30)])
+    np.testing.assert_allclose(found.gram, (ones.T * weight) @ ones, rtol=1e-10)
+    np.testing.assert_allclose(found.cross, (ones.T * weight) @ e, rtol=1e-10)
 
 
 def test_products_are_exact_whatever_the_process_allows():
