@@ -187,7 +187,8 @@ def _check_serves(plan: Plan, request: Request) -> None:
         )
     if request.uniform:
         module = plan.model.module
-        check_sized(sized_by_config(module, plan.model.anatomy), type(module).__name__)
+        sized = sized_by_config(module, plan.model.anatomy)
+        check_sized(sized, type(module).__name__, ranks=bool(request.ranks))
     if request.interactions != "none" and not plan.method.sketches:
         raise UsageError(
             f"{param('interactions')} needs a sketch, and {param('method', method)} makes none",

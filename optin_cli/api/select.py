@@ -71,8 +71,8 @@ def select(
         tokens: merge tokens of a vision transformer: `joint` with the units, `only` tokens, or `none`. A number is
             the sequence length that MACs are counted for; by default the calibration's mean.
         ranks: cut heads to lower ranks, too; by default where the ranking says what that costs.
-        uniform: the same number of heads and of neurons in every layer, as far as the model's class takes such numbers
-            from its config: it then opens with its library alone.
+        uniform: the same number of heads, rank of them and number of neurons in every layer, as far as the model's
+            class takes such numbers from its config: it then opens with its library alone.
         force: take a latency table of another device or dtype.
 
     Returns:

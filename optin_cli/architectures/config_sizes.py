@@ -36,6 +36,8 @@ def sized_by_config(model: nn.Module, anatomy: Anatomy) -> dict[str, SizedBy]:
         found[site.name] = {"entry": name, "each": each}
         if shared := _table(model, anatomy, site):
             found[site.name]["same"] = shared
+        if width := next((one for one, kind in site.config.items() if kind == HEAD_WIDTH), ""):
+            found[site.name]["width"] = _full_name(anatomy, site, width)
         if what == ALL_HEADS:
             if name not in accepted:
                 accepted[name] = _accepted(model, anatomy, site)

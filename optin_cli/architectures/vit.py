@@ -23,8 +23,12 @@ VIT_HEADS = SiteTable(
     producers=linears("attention.q_proj", "attention.k_proj", "attention.v_proj"),
     consumer="attention.o_proj",
     unit_width="attention.head_dim",
-    counts={"attention.num_attention_heads": "units", "attention.head_dim": "width"},
-    ranks=Ranks(),
+    counts={
+        "attention.num_attention_heads": "units",
+        "attention.head_dim": "width",
+        "attention.scaling": "scale",
+    },
+    ranks=Ranks(BY_SIZE),
     config={"num_attention_heads": ALL_HEADS, "head_dim": HEAD_WIDTH},
 )
 MLP = SiteTable(

@@ -19,6 +19,8 @@ class SizedBy(TypedDict):
     """Units of this site for each that the entry counts."""
     counts: NotRequired[list[int]]
     """The numbers of units that the config accepts, where those are not all."""
+    width: NotRequired[str]
+    """The entry that says the width of a head, where there is one."""
     same: NotRequired[str]
     """Of sites that keep the same units: what they share (T5's position biases)."""
 
@@ -138,6 +140,17 @@ class TimedSetting(TypedDict):
     """Tokens, or pixels a side."""
 
 
+class RankTimes(TypedDict):
+    """Milliseconds by number of heads and rank: a grid, whose last rank is that of whole heads."""
+
+    ranks: list[int]
+    """Dimensions of a head, ascending."""
+    counts: list[int]
+    """Heads, ascending from 0."""
+    ms: list[list[float]]
+    """[ranks][counts]"""
+
+
 class Curve(TypedDict):
     """Milliseconds by number of units."""
 
@@ -147,6 +160,8 @@ class Curve(TypedDict):
     """Median time that so many units add."""
     noise: float
     """The typical error of one ms."""
+    ranks: NotRequired[RankTimes]
+    """Of heads that can be cut to a lower rank; tables from before ranks have none."""
 
 
 class TimedSite(TypedDict):

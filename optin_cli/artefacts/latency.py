@@ -17,6 +17,7 @@ from optin_cli.errors import ArtefactError
 
 FORMAT = "optin-latency-table"
 SCHEMA_VERSION = 1
+Numbers = NDArray[Any] | list[int] | list[float]
 _NEVER = 1e300
 """Milliseconds."""
 MAKER = "optin bench MODEL --table"
@@ -42,14 +43,42 @@ class LatencyTable:
     def digest(self) -> str:
         return digest_json(asdict(self))
 
-    def site_ms(self, name: str, counts: NDArray[Any] | list[int] | list[float]) -> NDArray[np.float64]:
-        """Milliseconds that `counts` units of a site take: linear between the measured ones."""
+    def site_ms(self, name: str, counts: Numbers, rank: Numbers | int = 0) -> NDArray[np.float64]:
+        """Milliseconds that `counts` units of a site take, heads at a `rank`, one for all or each its own, 0 for whole
+        ones: linear between the measured ones. Ranks below the least measured cost what that does.
+        """
         curve = self.curves[self.sites[name]["curve"]]
-        return np.interp(np.asarray(counts), curve["counts"], curve["ms"])
+        counts, rank = np.broadcast_arrays(np.asarray(counts, np.float64), np.asarray(rank, np.float64))
+        found = np.interp(counts, curve["counts"], curve["ms"])
+        if (times := curve.get("ranks")) is None:
+            return found
+        at = np.array([np.interp(counts, times["counts"], ms) for ms in times["ms"]])  # [ranks, counts]
+        ranks = np.asarray(times["ranks"], np.float64)
+        above = np.clip(np.searchsorted(ranks, rank), 1, len(ranks) - 1)
+        share = np.clip((rank - ranks[above - 1]) / (ranks[above] - ranks[above - 1]), 0, 1)
+        each = np.arange(len(counts))
+        cut = (1 - share) * at[above - 1, each] + share * at[above, each]
+        return np.where((rank > 0) & (rank < ranks[-1]), cut, found)
 
-    def model_ms(self, kept: Mapping[str, float]) -> float:
-        """Predicted milliseconds of a model with `kept` units in each site."""
-        return self.fixed_ms + sum(float(self.site_ms(name, [units])[0]) for name, units in kept.items())
+    def knows_ranks(self, name: str = "") -> bool:
+        """Whether heads were timed at lower ranks: those of a site, or any."""
+        curves = [self.curves[self.sites[name]["curve"]]] if name else self.curves
+        return any("ranks" in curve for curve in curves)
+
+    def model_ms(self, kept: Mapping[str, float], ranks: Mapping[str, int] | None = None) -> float:
+        """Predicted milliseconds of a model with `kept` units in each site, heads at their `ranks`."""
+        of = ranks or {}
+        return self.fixed_ms + sum(
+            float(self.site_ms(name, [units], of.get(name, 0))[0]) for name, units in kept.items()
+        )
+
+    @property
+    def sizes(self) -> int:
+        """Return how many sizes of sites were timed; whole heads are one of each rank's rows."""
+        grids = [curve["ranks"]["ms"] for curve in self.curves if "ranks" in curve]
+        return sum(len(curve["counts"]) for curve in self.curves) + sum(
+            (len(ms) - 1) * (len(ms[0]) - 1) for ms in grids
+        )
 
     def describe(self) -> UsedTable:
         """The setting and where the table is from, for the record of what it was used for."""
@@ -112,7 +141,23 @@ def _curves(table: LatencyTable) -> list[str]:
             problems.append(f"curve {index}: counts must be whole numbers that ascend from 0")
         elif not _are_times(ms):
             problems.append(f"curve {index}: times must be finite numbers")
+        elif "ranks" in curve and not _is_grid(curve["ranks"]):
+            problems.append(
+                f"curve {index}: times of ranks must be finite numbers, one for each rank and count"
+            )
     return problems
+
+
+def _is_grid(times: Any) -> bool:
+    """Whether these are times of several ranks, each with one for each of the counts."""
+    parts: Any = [times.get(key) if isinstance(times, dict) else None for key in ("ranks", "counts", "ms")]
+    if not all(isinstance(part, list) for part in parts):
+        return False
+    ranks, counts, ms = parts
+    if not all(type(n) is int for n in (*ranks, *counts)) or not (_ascend(ranks) and _ascend(counts)):
+        return False
+    sized = len(ranks) > 1 and ranks[0] > 0 and counts[:1] == [0] and len(ms) == len(ranks)
+    return sized and all(isinstance(r, list) and len(r) == len(counts) and _are_times(r) for r in ms)
 
 
 def _ascend(counts: list[int]) -> bool:

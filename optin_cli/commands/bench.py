@@ -298,7 +298,7 @@ def _tabulate(
         write_latency_table(path, there)
         console.note(
             f"{there.total_ms:.2f} ms, {there.fixed_ms:.2f} ms of it outside heads and neurons; "
-            f"{sum(len(curve['counts']) for curve in there.curves)} sizes timed"
+            f"{there.sizes} sizes timed"
         )
         doubt = max(curve["noise"] / max(*curve["ms"], 1e-9) for curve in there.curves)
         if doubt > _NOISY:

@@ -7,10 +7,11 @@ model is predicted exactly and a pruned one as far as sub-layers add up.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from optin_cli.artefacts.changes import changes, explain, explain_new
-from optin_cli.artefacts.facts import Curve, TimedModel, TimedSetting, TimedSite
+from optin_cli.artefacts.facts import Curve, RankTimes, TimedModel, TimedSetting, TimedSite
 from optin_cli.artefacts.latency import LatencyTable, processor_name, read_latency_table
 from optin_cli.artefacts.provenance import library_versions
 from optin_cli.errors import ArtefactError, OutputDiffers, UsageError, param
@@ -39,11 +40,17 @@ _FINEST_OTHER = 8
 _BEND = 0.02
 """Part of a block's time by which a size may miss the line through its neighbours before the gap is halved."""
 _MOST_SIZES = 96
+_RANKS, _LEAST_STEP = 8, 4
+"""Ranks timed, at most, of heads that can be cut, and dimensions between two of them, at least."""
+_HEADS = 6
+"""Numbers of heads that each of those ranks is timed at, at most."""
 _QUANTILE = 0.2
 _MOST_ROUNDS = 60
 _WARMUP = 2
 _SHORTEST_MS = 1.0
 """A timed call lasts at least this long: shorter ones are repeated back to back."""
+Shape = tuple[int, int]
+"""(units, rank of heads) of a site; the rank is 0 where they are whole."""
 
 
 def table_setting(model: OpenModel, batch_size: int, size: int) -> TimedSetting:
@@ -170,6 +177,8 @@ class _Bench:
     seconds: float
     times: dict[int, float] = field(default_factory=dict)
     """Units -> the block's time, as a share of the whole block's."""
+    rank_times: dict[Shape, float] = field(default_factory=dict)
+    """The same of heads of lower ranks."""
     noise: float = 0.0
     """Typical error of a share."""
 
@@ -179,8 +188,15 @@ class _Bench:
         step = max(finest, math.ceil(self.site.units / _INTERVALS / finest) * finest)
         sizes = {*range(0, self.site.units, step), self.site.units}
         while sizes and len(self.times) + len(sizes) <= _MOST_SIZES:
-            self._measure(sorted(sizes))
+            self.times |= {
+                units: ms for (units, _), ms in self._measure([(n, 0) for n in sorted(sizes)]).items()
+            }
             sizes = self._bends(finest)
+        if self.site.ranks and self.site.width > _LEAST_STEP and self.site.units:
+            heads = even(self.site.units, math.ceil(self.site.units / _HEADS))
+            ranks = even(self.site.width, max(_LEAST_STEP, math.ceil(self.site.width / _RANKS)))
+            shapes = itertools.product(heads, ranks[:-1])
+            self.rank_times = self._measure(list(shapes))
 
     def curve(self, block_ms: float) -> Curve:
         """The curve of a `LatencyTable`; `block_ms` is what the whole block takes.
@@ -190,11 +206,24 @@ class _Bench:
         counts = sorted(self.times)
         block_ms *= self.site.own_share
         times = settled([self.times[n] for n in counts], 3 * self.noise)
-        return {
+        found: Curve = {
             "counts": counts,
             "ms": [(t - times[0]) * block_ms for t in times],
             "noise": self.noise * block_ms,
         }
+        if self.rank_times:
+            found["ranks"] = self._rank_times(self.times[0], block_ms)
+        return found
+
+    def _rank_times(self, none: float, block_ms: float) -> RankTimes:
+        """The times of all (heads, rank); `none` is that without heads."""
+        heads, ranks = (sorted(set(sizes)) for sizes in zip(*self.rank_times, strict=True))
+        rows = [[self.rank_times[n, rank] for n in heads] for rank in ranks]
+        counts = sorted(self.times)
+        rows.append(np.interp(heads, counts, [self.times[n] for n in counts]).tolist())
+        smooth = [settled([none, *row], 3 * self.noise) for row in rows]
+        ms = [[(t - row[0]) * block_ms for t in row] for row in smooth]
+        return {"ranks": [*ranks, self.site.width], "counts": [0, *heads], "ms": ms}
 
     def _bends(self, finest: int) -> set[int]:
         """Middles of the gaps beside sizes that are off the line through their neighbours."""
@@ -208,21 +237,28 @@ class _Bench:
                 found |= {(a + b) // 2 // finest * finest for a, b in ((low, middle), (middle, high))}
         return found - set(counts)
 
-    def _measure(self, sizes: Sequence[int]) -> None:
-        """Add sizes, each timed in every round beside the whole block, so that drift hits all alike."""
+    def _measure(self, shapes: Sequence[Shape]) -> dict[Shape, float]:
+        """Time shapes, each in every round beside the whole block, so that drift hits all alike: as shares of that."""
         block = self.call.on(self.call.module)
-        calls = [block, *(self.call.on(self._sliced(units)) for units in sizes)]
+        calls = [block, *(self.call.on(self._sliced(*shape)) for shape in shapes)]
         rounds = _rounds(calls, self.device, self.repeats, self.seconds)  # [rounds, 1 + sizes]
         first, second, all_of_them = (_shares(part) for part in (rounds[::2], rounds[1::2], rounds))
         # two halves differ by about twice the error of the whole
         self.noise = max(self.noise, float(np.median(np.abs(first - second))) / 2)
-        self.times |= {n: float(share) for n, share in zip(sizes, all_of_them, strict=True)}
+        return {shape: float(share) for shape, share in zip(shapes, all_of_them, strict=True)}
 
-    def _sliced(self, units: int) -> nn.Module:
-        """The block with the first `units` of the site; what is not sliced shares the model's memory."""
+    def _sliced(self, units: int, rank: int) -> nn.Module:
+        """The block with the first `units` of the site, heads at a `rank`; what is not sliced shares the model's
+        memory."""
         block = sharing_copy(self.call.module)
-        slice_model(block, Anatomy("", ("",), (self.site,)), {self.site.name: range(units)})
+        site = replace(self.site, rank=rank)
+        slice_model(block, Anatomy("", ("",), (site,)), {site.name: range(units)})
         return block
+
+
+def even(most: int, step: int) -> list[int]:
+    """The multiples of `step` below `most`, and `most`."""
+    return [*range(step, most, step), most]
 
 
 def settled(times: Sequence[float], noise: float) -> list[float]:

@@ -46,7 +46,8 @@ def block_costs(
         macs[block] = macs.get(block, 0.0) + site.macs(seen[block], count)
         params[block] = params.get(block, 0.0) + site.params(count)
         if table:
-            ms[block] = ms.get(block, 0.0) + float(table.site_ms(site.name, [count])[0])
+            rank = (ranks or {}).get(site.name, site.width)
+            ms[block] = ms.get(block, 0.0) + float(table.site_ms(site.name, [kept[site.name]], rank)[0])
     units = {site.name: site.units for site in ranking.sites}
     for layer in ranking.coupled:
         saved = layer.pairs_saved(units, whole) / 2

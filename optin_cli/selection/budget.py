@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -38,6 +38,8 @@ class Case:
     dense: bool = True
     """True if shares are of the original dense model; otherwise they are of the ranked one."""
     table: LatencyTable | None = None
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """Site of heads -> dimensions of each, of a mask that cuts them. Numbers of units count whole heads there."""
 
     @cached_property
     def units(self) -> dict[str, int]:
@@ -187,6 +189,15 @@ class Budget(ABC):
     def shared_whole(self, case: Case) -> float:
         """Return what the layers between two sites use with all units."""
         return self.layers(case, [case.units[layer.made] * case.units[layer.read] for layer in case.coupled])
+
+    def rank_costs(self, case: Case, site: RankedSite, heads: Ints | Floats, ranks: Ints | Floats) -> Floats:
+        """[sizes]: what so many heads of a site use at lower ranks: as a rule what as many whole heads do that have as
+        many dimensions."""
+        return self.costs(case, site, heads * ranks / site.width)
+
+    def knows_ranks(self, table: LatencyTable | None) -> bool:
+        """Whether `rank_costs` can be told."""
+        return self.linear
 
     def overcounted(self, case: Case, kept: Mapping[str, float]) -> float:
         """By how much sums over sites are above what `kept` units use."""

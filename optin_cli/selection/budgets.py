@@ -199,7 +199,13 @@ class Latency(Budget):
         return _table_of(case).fixed_ms
 
     def costs(self, case: Case, site: RankedSite, counts: Ints | Floats) -> Floats:
-        return _table_of(case).site_ms(site.name, counts)
+        return self.rank_costs(case, site, counts, np.full(len(counts), site.width))
+
+    def rank_costs(self, case: Case, site: RankedSite, heads: Ints | Floats, ranks: Ints | Floats) -> Floats:
+        return _table_of(case).site_ms(site.name, heads, ranks)
+
+    def knows_ranks(self, table: LatencyTable | None) -> bool:
+        return table is not None and table.knows_ranks()
 
     def shared_whole(self, case: Case) -> float:
         return case.times.whole if case.times else 0.0
@@ -214,7 +220,7 @@ class Latency(Budget):
         if case.table is None:
             return {}
         return {
-            "latency_ms": predicted_ms(case.ranking, case.table, kept),
+            "latency_ms": predicted_ms(case.ranking, case.table, kept, case.ranks),
             "table_latency_ms": case.table.total_ms,
         }
 

@@ -66,7 +66,11 @@ class CoupledTimes:
         return self.table.site_ms(name, counts) / whole if whole else np.zeros(len(counts))
 
 
-def predicted_ms(ranking: Ranking, table: LatencyTable, kept: Mapping[str, float]) -> float:
-    """The milliseconds of a model with `kept` units in each site."""
+def predicted_ms(
+    ranking: Ranking, table: LatencyTable, kept: Mapping[str, float], ranks: Mapping[str, int] | None = None
+) -> float:
+    """The milliseconds of a model with `kept` units in each site; where heads are at `ranks` they count whole ones."""
     over = CoupledTimes(ranking, table).overcounted(kept) if ranking.coupled else 0.0
-    return table.model_ms(kept) - over
+    widths = {site.name: site.width for site in ranking.sites}
+    heads = {name: kept[name] * widths[name] / rank for name, rank in (ranks or {}).items()}
+    return table.model_ms({**kept, **heads}, {**widths, **(ranks or {})}) - over

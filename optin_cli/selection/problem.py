@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -40,6 +40,9 @@ class Problem:
     """The weights that the scores were combined with: (feature weights, lambda)."""
     searches_ranks: bool = False
     """Heads may be cut to lower ranks."""
+    shared_heads: Mapping[tuple[int, ...], Ints] | None = None
+    """Indices of sites of heads that have the same number and rank -> the numbers to choose from; sites that are not
+    there keep whole heads. None: each site has its own."""
 
     @property
     def budgets(self) -> tuple[Budget, ...]:
@@ -99,13 +102,31 @@ class Problem:
             return {}
         features, output_weight = self.weighting
         of_ranks = rank_losses(self.ranking, output_weight, features)
-        return {
-            site.name: rank_sizes(
-                site, scores, self.counts(site), of_ranks[site.name], self.request, self.rank_step
-            )
-            for site, scores in zip(self.sites, self.scores, strict=True)
-            if site.name in of_ranks
-        }
+        groups = self.shared_heads
+        if groups is None:
+            groups = {
+                (index,): self.counts(site)
+                for index, site in enumerate(self.sites)
+                if site.name in of_ranks and self.knows_ranks(site)
+            }
+        found: dict[str, RankSizes] = {}
+        for members, counts in groups.items():
+            sites = [self.sites[index] for index in members]
+            scores, losses = [self.scores[index] for index in members], [of_ranks[s.name] for s in sites]
+            price = self._price(sites)
+            found |= rank_sizes(sites, scores, losses, counts, self.request, self.rank_step, price)
+        return found
+
+    def knows_ranks(self, site: RankedSite) -> bool:
+        """Whether it is known what lower ranks of a site's heads take."""
+        return self.request.table is None or self.request.table.knows_ranks(site.name)
+
+    def _price(self, sites: Sequence[RankedSite]) -> Callable[[Ints, Ints], Floats] | None:
+        """What (heads, ranks) of some sites use of the first budget that is not linear; None: all are."""
+        budget = next((one for one in self.budgets if not one.linear), None)
+        if budget is None:
+            return None
+        return lambda *sizes: np.sum([budget.rank_costs(self.case, site, *sizes) for site in sites], axis=0)
 
     @property
     def rank_step(self) -> int:
@@ -152,8 +173,7 @@ class Problem:
 
     def _sizes(self, site: RankedSite, scores: Floats) -> Sizes:
         if ranked := self.rank_sizes.get(site.name):
-            costs = self.costs(site, ranked.dimensions / ranked.width)
-            return Sizes(ranked.dimensions, ranked.gains, costs, width=ranked.width)
+            return self.sizes_of_ranks([site], [ranked])
         counts = self.counts(site)
         costs = self.costs(site, counts)
         steps = np.unique(np.diff(counts))
@@ -161,11 +181,31 @@ class Problem:
         based = counts[0] == 0 and any(budget.base_cost(self.case, site) for budget in self.budgets)
         if len(steps) == 1 and not based and all(budget.linear for budget in self.budgets):
             step = tuple(float(budget.unit_cost(self.case, site)) * int(steps[0]) for budget in self.budgets)
-        for row, budget in enumerate(self.budgets):
-            if not budget.linear:
+        return self.climbing(Sizes(counts, best_sums(scores)[counts], costs, step))
+
+    def sizes_of_ranks(self, sites: Sequence[RankedSite], each: Sequence[RankSizes]) -> Sizes:
+        """The sizes of sites whose heads have the same number and rank."""
+        gains, costs = np.sum([one.gains for one in each], axis=0), []
+        for budget in self.budgets:
+            used = (
+                budget.rank_costs(self.case, s, one.heads, one.ranks)
+                for s, one in zip(sites, each, strict=True)
+            )
+            costs.append(np.sum(list(used), axis=0))
+        return self.climbing(Sizes(each[0].counts, gains, np.array(costs), width=each[0].width), every=True)
+
+    def climbing(self, sizes: Sizes, *, every: bool = False) -> Sizes:
+        """Sizes without those that use more than a larger one of a budget that is not linear; with `every`, of any one
+        beside such a budget: by their time, (heads, ranks) are not in the order of their MACs."""
+        counts, gains, costs = sizes.counts, sizes.gains, sizes.costs
+        linear = [budget.linear for budget in self.budgets]
+        if all(linear):
+            return sizes
+        for row, fine in enumerate(linear):
+            if every or not fine:
                 kept = climbing(costs[row])
-                counts, costs = counts[kept], costs[:, kept]
-        return Sizes(counts, best_sums(scores)[counts], costs, step)
+                counts, gains, costs = counts[kept], gains[kept], costs[:, kept]
+        return replace(sizes, counts=counts, gains=gains, costs=costs)
 
     def counts(self, site: RankedSite) -> Ints:
         """The numbers of units that guards and rounding allow; all of them always are."""

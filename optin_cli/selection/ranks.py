@@ -1,14 +1,14 @@
 """Heads and ranks together: the sizes of attention, whose cost is the product of two numbers.
 
 A site of heads that can be cut has a size for every number of heads and every rank of them. Each costs what as many
-whole heads would that have as many dimensions; of those that cost the same the one that keeps most is a choice of the
-knapsack. So a product is one class of it, which the solver treats exactly.
+whole heads would that have as many dimensions, or the milliseconds of a latency table; of those that cost the same the
+one that keeps most is a choice of the knapsack. So a product is one class of it, which the solver treats exactly.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,27 +33,25 @@ class RankSizes:
     ranks: Ints
     """[sizes] dimensions of a head."""
     gains: Floats
-    """[sizes] ascending."""
+    """[sizes] what they keep of the site's score; ascending, of sites that share their sizes in the sum."""
     shares: Floats
     """[width + 1] what each rank keeps of the score of the heads that stay."""
+    counts: Ints
+    """[sizes] ascending, what stands for each: the dimensions of all heads together; where a size does not cost in
+    proportion to these its place."""
 
     @property
     def width(self) -> int:
         """Dimensions of a whole head."""
         return len(self.shares) - 1
 
-    @property
-    def dimensions(self) -> Ints:
-        """[sizes] of all heads together, ascending: what a size costs is in proportion."""
-        return self.heads * self.ranks
-
     def share(self, rank: int) -> float:
         """What a rank keeps of the score of the heads that stay."""
         return float(self.shares[rank])
 
-    def at(self, dimensions: int) -> tuple[int, int]:
-        """(heads, rank) of the size with so many dimensions."""
-        place = int(np.searchsorted(self.dimensions, dimensions))
+    def at(self, count: int) -> tuple[int, int]:
+        """(heads, rank) of the size that a count stands for."""
+        place = int(np.searchsorted(self.counts, count))
         return int(self.heads[place]), int(self.ranks[place])
 
 
@@ -79,42 +77,58 @@ def searched_ranks(request: Request, ranking: Ranking) -> bool:
                 "`optin score --ranks` measures that"
             )
         return False
-    if request.table is not None or any(not budget.linear for budget in request.asked):
-        log.warning("a latency table knows whole heads alone: no head is cut to a lower rank")
+    if not request.knows_ranks:
+        table = request.table is not None and not request.table.knows_ranks()
+        knows = "the latency table (`optin bench MODEL --table` times ranks, too)" if table else "a budget"
+        log.warning("%s knows whole heads alone: no head is cut to a lower rank", knows)
         return False
     return True
 
 
 def rank_sizes(
-    site: RankedSite,
-    scores: Floats,
-    counts: Sequence[int] | Ints,
-    losses: Floats,
+    sites: Sequence[RankedSite],
+    scores: Sequence[Floats],
+    losses: Sequence[Floats],
+    counts: Ints,
     request: Request,
     step: int,
-) -> RankSizes:
-    """The sizes worth choosing of a site, for the numbers of heads in `counts`.
+    price: Callable[[Ints, Ints], Floats] | None = None,
+) -> dict[str, RankSizes]:
+    """Site -> the sizes worth choosing, for the numbers of heads in `counts`; of several sites those that all have.
+
+    `price` says what (heads, ranks) cost, where that is not in proportion to the dimensions of all heads.
 
     Keeping the best h heads at rank r keeps P(h) (1 - L(r) / P(H)) of the score P(H) of all heads, L(r) the loss of
     that rank with all of them: heads that are gone have nothing to lose. A rank that loses more than all heads are
     worth one by one keeps nothing.
     """
-    prefix = np.concatenate([[0.0], np.cumsum(-np.sort(-scores))])
-    shares = np.clip(1 - losses / prefix[-1], 0, 1) if prefix[-1] > 0 else np.ones(len(losses))
-    ranks = allowed_ranks(site, request, step)
-    heads, ranks = (grid.ravel() for grid in np.meshgrid(np.asarray(counts), ranks, indexing="ij"))
-    ranks = np.where(heads == 0, site.width, ranks)
-    enough = heads * ranks >= np.ceil(site.units * site.width * (1 - request.max_prune) - 1e-9)
+    whole = sites[0].units * sites[0].width
+    ranks = np.array(sorted(set.intersection(*(set(allowed_ranks(site, request, step)) for site in sites))))
+    heads, ranks = (grid.ravel() for grid in np.meshgrid(counts, ranks, indexing="ij"))
+    ranks = np.where(heads == 0, sites[0].width, ranks)
+    enough = heads * ranks >= np.ceil(whole * (1 - request.max_prune) - 1e-9)
     heads, ranks = heads[enough], ranks[enough]
-    gains = prefix[heads] * shares[ranks]
-    order = np.lexsort((-heads, -gains, heads * ranks))  # of equal ones that with more heads
-    heads, ranks, gains = heads[order], ranks[order], gains[order]
-    sizes = heads * ranks
+    shares, kept = [], []
+    for one, lost in zip(scores, losses, strict=True):
+        prefix = np.concatenate([[0.0], np.cumsum(-np.sort(-one))])
+        shares.append(np.clip(1 - lost / prefix[-1], 0, 1) if prefix[-1] > 0 else np.ones(len(lost)))
+        kept.append(prefix[heads] * shares[-1][ranks])
+    gains, costs = np.sum(kept, axis=0), heads * ranks if price is None else price(heads, ranks)
+    all_of_it = (heads == sites[0].units) & (ranks == sites[0].width)  # always allowed
+    below = np.flatnonzero(all_of_it | (costs < costs[all_of_it]))
+    order = below[
+        np.lexsort((-heads[below], -gains[below], costs[below]))
+    ]  # of equal ones that with more heads
+    costs, gains = costs[order], gains[order]
     best = np.concatenate([[-np.inf], np.maximum.accumulate(gains)[:-1]])
-    better = (gains > best) & np.concatenate([[True], sizes[1:] > sizes[:-1]])
-    better[-1] = True  # all of it is always allowed
-    better[:-1] &= sizes[:-1] < sizes[-1]
-    return RankSizes(heads[better], ranks[better], gains[better], shares)
+    better = (gains > best) & np.concatenate([[True], costs[1:] > costs[:-1]])
+    better[-1] = True
+    chosen = order[better]
+    counts = (heads * ranks)[chosen] if price is None else np.arange(len(chosen))
+    return {
+        site.name: RankSizes(heads[chosen], ranks[chosen], gain[chosen], share, counts)
+        for site, gain, share in zip(sites, kept, shares, strict=True)
+    }
 
 
 def allowed_ranks(site: RankedSite, request: Request, step: int) -> Ints:

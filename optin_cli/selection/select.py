@@ -21,7 +21,7 @@ from optin_cli.selection.ranks import whole_units
 from optin_cli.selection.settings import Request
 from optin_cli.selection.solver import Solution
 from optin_cli.selection.token_merging import MergeSolution, merge_tokens
-from optin_cli.selection.uniform import sized_by, solve_uniform, with_shared_scores
+from optin_cli.selection.uniform import sized_by, solve_uniform, with_shared_sizes
 from optin_cli.selection.whole_blocks import solve_whole_blocks
 
 
@@ -39,7 +39,7 @@ def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = N
     if ranking.settings.get("whole_blocks"):
         solution = solve_whole_blocks(problem)
     elif request.uniform:
-        problem = with_shared_scores(problem)
+        problem = with_shared_sizes(problem)
         solution = solve_uniform(problem)
     elif request.merge == "none":
         solution = solve_products(problem)
@@ -54,7 +54,8 @@ def select(ranking: Ranking, request: Request | float, sketch: Sketch | None = N
 
 def _compared(mask: Mask, ranking: Ranking, request: Request, sketch: Sketch | None) -> Mask:
     """A uniform mask, with what the free one of the same request would keep."""
-    free = select(ranking, replace(request, uniform=False), sketch)
+    ranks = None if request.ranks else request.ranks  # what the ranking lacks was said
+    free = select(ranking, replace(request, uniform=False, ranks=ranks), sketch)
     fewer = {site.kind for site in ranking.sites if site.name in sized_by(ranking)}
     mask.objective["free"] = {
         "kept": free.objective["kept"],
@@ -143,9 +144,10 @@ def reached(problem: Problem, kept: Mapping[str, int], ranks: Mapping[str, int] 
     of others asked for."""
     whole = whole_units(kept, ranks or {}, problem.sites)
     others = [budget for budget in problem.budgets if type(budget) not in BUILT_IN]
+    case = replace(problem.case, ranks=ranks or {})
     found: dict[str, float] = {}
     for budget in (*(kind(1.0) for kind in BUILT_IN), *others):
-        found |= budget.reached(problem.case, whole)
+        found |= budget.reached(case, whole)
     return cast(Reached, found)
 
 

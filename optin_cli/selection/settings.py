@@ -247,10 +247,15 @@ class Request:
     def cuts_ranks(self) -> bool | None:
         """Whether heads may be cut to lower ranks; None: where the ranking says what that costs.
 
-        Layers of one size keep whole heads, and so does what a budget that is not linear knows, unless asked otherwise.
+        A budget that is not linear may know whole heads alone, and so may a latency table.
         """
-        knows = self.table is None and all(budget.linear for budget in self.asked)
-        return False if self.uniform or (self.ranks is None and not knows) else self.ranks
+        return False if self.ranks is None and not self.knows_ranks else self.ranks
+
+    @property
+    def knows_ranks(self) -> bool:
+        """Whether every budget can tell what lower ranks of heads cost."""
+        times = self.table is None or self.table.knows_ranks()
+        return times and all(budget.knows_ranks(self.table) for budget in self.asked)
 
     def _check_merging(self) -> None:
         if self.merge not in TOKEN_SEARCHES:
@@ -275,12 +280,6 @@ class Request:
             raise UsageError(
                 f"{param('uniform', True)} makes a model that its stock class opens, and none merges tokens",
                 f"leave {param('tokens', self.merge)} out, or {param('uniform', True)}",
-            )
-        if self.uniform and self.ranks:
-            raise UsageError(
-                f"{param('ranks', True)} cuts the heads of each layer to a rank of their own, and "
-                f"{param('uniform', True)} makes layers of the same size",
-                "leave one out",
             )
         if self.uniform and self.interactions == "global":
             raise UsageError(

@@ -15,8 +15,8 @@ from optin_cli.architectures.families import known_families
 from optin_cli.artefacts.facts import SizedBy
 from optin_cli.artefacts.ranking import RankedSite, Ranking
 from optin_cli.errors import UsageError, param
-from optin_cli.selection.choices import Sizes
-from optin_cli.selection.problem import Problem, best_sums, climbing, out_of_reach
+from optin_cli.selection.choices import Ints, Sizes
+from optin_cli.selection.problem import Problem, best_sums, out_of_reach
 from optin_cli.selection.solver import Solution, solve
 from optin_cli.structure.anatomy import RATIO
 
@@ -51,8 +51,34 @@ def solve_uniform(problem: Problem) -> Solution:
     return replace(found, counts=counts)
 
 
-def with_shared_scores(problem: Problem) -> Problem:
-    """The problem with one score for each unit of sites that have to keep the same ones: the mean over them."""
+def with_shared_sizes(problem: Problem) -> Problem:
+    """The problem with one score for each unit of sites that have to keep the same ones, the mean over them; and with
+    the same ranks for the heads of all layers, where an entry says the width of a head. Raises `UsageError` where
+    ranks are asked for and none does.
+    """
+    problem = _with_shared_scores(problem)
+    if not problem.searches_ranks:
+        return problem
+    sized = sized_by(problem.ranking)
+    check_sized(sized, problem.ranking.model["class"], ranks=bool(problem.request.ranks))
+    shared = {
+        tuple(item.members): _counts(problem, item) for item in _items(problem) if _share_ranks(problem, item)
+    }
+    return replace(problem, shared_heads=shared)
+
+
+def _share_ranks(problem: Problem, item: _Item) -> bool:
+    """Whether the heads of an item's sites can all have the same lower rank, and no others have that width."""
+    sized, sites = sized_by(problem.ranking), [problem.sites[member] for member in item.members]
+    entries = {sized[site.name].get("width", "") if site.name in sized else "" for site in sites}
+    others = {name for name, by in sized.items() if by.get("width") in entries}
+    able = {one.site for one in problem.ranking.rank_sites}
+    able &= {site.name for site in sites if problem.knows_ranks(site)}
+    alike = len({(site.units, site.width) for site in sites}) == 1 and set(item.each) == {1}
+    return alike and "" not in entries and others == {site.name for site in sites} <= able
+
+
+def _with_shared_scores(problem: Problem) -> Problem:
     shared: dict[str, list[int]] = {}
     sized = sized_by(problem.ranking)
     for index, site in enumerate(problem.sites):
@@ -87,13 +113,19 @@ def sized_by(ranking: Ranking) -> Mapping[str, SizedBy]:
     return _by_table(ranking) if recorded is None else recorded
 
 
-def check_sized(sized: Mapping[str, SizedBy], name: str) -> None:
-    """Raise `UsageError` for a class of that `name` that can size no site."""
+def check_sized(sized: Mapping[str, SizedBy], name: str, *, ranks: bool = False) -> None:
+    """Raise `UsageError` for a class of that `name` that can size no site; with `ranks`, no dimensions of heads."""
     if not sized:
         raise UsageError(
             f"{param('uniform', True)} makes a model that its stock class opens, and the config of a {name} says no "
             "sizes of what is pruned",
             f"leave {param('uniform', True)} out",
+        )
+    if ranks and not any("width" in by for by in sized.values()):
+        raise UsageError(
+            f"{param('uniform', True)} makes a model that its stock class opens, and the config of a {name} does not "
+            "say the width of a head",
+            f"leave {param('ranks', True)} out, or {param('uniform', True)}",
         )
 
 
@@ -137,19 +169,11 @@ def _items(problem: Problem) -> list[_Item]:
 
 
 def _sizes(problem: Problem, item: _Item) -> Sizes:
-    """The sizes that an item may have; at least one unit, since classes can't be built without."""
+    """The sizes that an item may have."""
     sites = [problem.sites[member] for member in item.members]
-    pairs = list(zip(sites, item.each, strict=True))
-    allowed = [_allowed(problem, site, each) for site, each in pairs]
-    if item.counts is not None:
-        allowed.append(item.counts)
-    counts = np.array(sorted(set.intersection(*allowed)), np.intp)
-    if not len(counts):
-        some = ", ".join(f"{site.name} has {site.units} units" for site in sites[:3])
-        raise UsageError(
-            f"the layers can't have the same size: {some}{' ..' if len(sites) > 3 else ''}",
-            f"leave {param('protect')} and other guards out, or {param('uniform', True)}",
-        )
+    if all(site.name in problem.rank_sizes for site in sites):
+        return problem.sizes_of_ranks(sites, [problem.rank_sizes[site.name] for site in sites])
+    pairs, counts = list(zip(sites, item.each, strict=True)), _counts(problem, item)
     each_scores = [problem.scores[member] for member in item.members]
     gains = np.sum(
         [best_sums(scores)[each * counts] for scores, each in zip(each_scores, item.each, strict=True)], 0
@@ -162,11 +186,24 @@ def _sizes(problem: Problem, item: _Item) -> Sizes:
             float(sum(budget.unit_cost(problem.case, site) * each for site, each in pairs)) * int(steps[0])
             for budget in problem.budgets
         )
-    for row, budget in enumerate(problem.budgets):
-        if not budget.linear:
-            kept = climbing(costs[row])
-            counts, gains, costs = counts[kept], gains[kept], costs[:, kept]
-    return Sizes(counts, gains, costs, step)
+    return problem.climbing(Sizes(counts, gains, costs, step))
+
+
+def _counts(problem: Problem, item: _Item) -> Ints:
+    """The numbers that an item may count; at least one, since classes can't be built without units."""
+    sites = [problem.sites[member] for member in item.members]
+    pairs = list(zip(sites, item.each, strict=True))
+    allowed = [_allowed(problem, site, each) for site, each in pairs]
+    if item.counts is not None:
+        allowed.append(item.counts)
+    counts = np.array(sorted(set.intersection(*allowed)), np.intp)
+    if not len(counts):
+        some = ", ".join(f"{site.name} has {site.units} units" for site in sites[:3])
+        raise UsageError(
+            f"the layers can't have the same size: {some}{' ..' if len(sites) > 3 else ''}",
+            f"leave {param('protect')} and other guards out, or {param('uniform', True)}",
+        )
+    return counts
 
 
 def _allowed(problem: Problem, site: RankedSite, each: int) -> set[int]:

@@ -70,10 +70,13 @@ def _slice_site(model: nn.Module, site: Site, units: list[int], uniform: bool) -
     for path in (*site.readers, site.consumer):
         select_inputs(model.get_submodule(path), features)
     width = site.kept_width
-    sizes = {"units": len(units), "features": len(features), "width": width, "scale": max(1, width) ** -0.5}
-    for path, kind in site.counts.items():
-        owner, _, attribute = path.rpartition(".")
-        setattr(model.get_submodule(owner), attribute, sizes[kind])
+    sizes = {"units": len(units), "features": len(features), "width": width}
+    for counted, kind in site.counts.items():
+        owner, _, attribute = counted.rpartition(".")
+        module = model.get_submodule(owner)
+        if kind == "scale":  # it may be another one than its class would compute
+            sizes["scale"] = getattr(module, attribute) * (site.width / width) ** 0.5
+        setattr(module, attribute, sizes[kind])
     for unit_input in site.unit_inputs:
         if uniform:
             _slice_table(model, unit_input.table, chosen)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
-from helpers.families import ALL, CNNS, MORE_FAMILIES
+from helpers.families import RANKED, UNSAID, WHOLE
 from helpers.models import shared_model
 from helpers.runs import outputs, random_inputs
 
@@ -16,15 +17,6 @@ from optin_cli.errors import InputError
 from optin_cli.execution.rotation import check_rankable, rankable, with_turned_heads
 from optin_cli.transforms.masking import masked, masks_from_keep
 from optin_cli.transforms.slicing import slice_model
-
-# rotary positions, norms of queries and keys, grouped keys, cosines, or terms of positions in the logits
-WHOLE = {
-    "llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3", "gemma3-one-group", "gpt-neox", "phi",
-    "modernbert", "deberta", "deberta-v2", "deberta-v3", "swinv2", "timm-registers", "timm-eva-rope", "timm-eva-mixed",
-    "timm-eva02", "timm-dinov3", "timm-beit", "timm-swinv2",
-}  # fmt: skip
-UNSAID = {*CNNS, "mask2former-resnet", "maskformer-resnet"}
-RANKED = [name for name in (*ALL, *MORE_FAMILIES) if name not in WHOLE | UNSAID]
 
 
 class Few:
@@ -77,3 +69,19 @@ def test_turning_heads_changes_nothing_and_cutting_them_what_masking_does(name):
         assert (after[site.name].units, after[site.name].width) == (
             len(keep[site.name]), ranks.get(site.name, site.width)
         )  # fmt: skip
+
+
+def test_a_scale_that_its_class_would_not_compute_stays():
+    """Of a model that was cut before, when scales were left as they were built."""
+    model = shared_model("vit")
+    odd = replace(model, module=copy.deepcopy(model.module))
+    for site in odd.anatomy:
+        if site.kind == "heads":
+            odd.module.get_submodule(site.consumer.rpartition(".")[0]).scaling *= 1.7
+    other, inputs = with_turned_heads(odd, Few(odd)), random_inputs(odd, seed=7)
+    anatomy = odd.anatomy.cut({site.name: 4 for site in rankable(odd)})
+    keep = {site.name: list(range(site.units)) for site in odd.anatomy}
+    with masked(other.module, anatomy, masks_from_keep(anatomy, keep)):
+        wanted = outputs(odd, other.module, inputs)
+    slice_model(other.module, anatomy, keep)
+    torch.testing.assert_close(outputs(odd, other.module, inputs), wanted, rtol=0, atol=1e-5)

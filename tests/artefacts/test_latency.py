@@ -82,6 +82,24 @@ def test_a_model_takes_its_sites_and_the_rest():
     assert table.fixed_ms < table.model_ms(kept) < table.total_ms
 
 
+GRID = {"ranks": [4, 8], "counts": [0, 4], "ms": [[0.0, 1.0], [0.0, 2.0]]}
+
+
+@examples(50)
+@given(st.integers(0, 4), st.integers(1, 12))
+def test_times_between_measured_ranks_lie_on_the_line(heads, rank):
+    """Below the least rank nothing is faster; from the last one on the heads are whole."""
+    table = latency_table(shared_model("bert").anatomy)
+    table.curves[0] |= {"ranks": GRID, "counts": [0, 4], "ms": [0.0, 2.0]}
+    name = next(iter(table.sites))
+    share = min(max((rank - 4) / 4, 0), 1)
+    assert float(table.site_ms(name, [heads], rank)[0]) == pytest.approx(heads / 4 * (1 + share))
+    assert table.model_ms({name: heads}, {name: rank}) == pytest.approx(
+        table.fixed_ms + heads / 4 * (1 + share)
+    )
+    assert float(table.site_ms(name, [heads])[0]) == pytest.approx(heads / 2)
+
+
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
@@ -94,6 +112,12 @@ def test_a_model_takes_its_sites_and_the_rest():
         (lambda d: d["curves"].__setitem__(0, 3), "a time for each count"),
         (lambda d: d["curves"][0]["ms"].__setitem__(1, None), "finite"),
         (lambda d: d["curves"][0]["ms"].__setitem__(1, float("nan")), "finite"),
+        (lambda d: d["curves"][0].update(ranks=3), "times of ranks"),
+        (lambda d: d["curves"][0].update(ranks={**GRID, "ranks": [8, 4]}), "times of ranks"),
+        (lambda d: d["curves"][0].update(ranks={**GRID, "counts": [1, 2]}), "times of ranks"),
+        (lambda d: d["curves"][0].update(ranks={**GRID, "ms": [[0.0, 1.0]]}), "times of ranks"),
+        (lambda d: d["curves"][0].update(ranks={**GRID, "ms": [[0.0], [0.0]]}), "times of ranks"),
+        (lambda d: d["curves"][0].update(ranks={**GRID, "ms": [[0.0, None], [0.0, 1.0]]}), "times of ranks"),
         (lambda d: d.update(fixed_ms=float("inf")), "finite"),
         (lambda d: d.update(fixed_ms=10**30 * 10**300), "finite"),
         (lambda d: d["curves"][0]["ms"].__setitem__(1, 10**400), "finite"),

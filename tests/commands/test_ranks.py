@@ -102,10 +102,10 @@ def test_ranks_are_measured_where_there_are_some_to_choose_from(wide, model, mor
 
 @pytest.mark.parametrize(
     ("more", "flops", "expected"),
-    [((), "0.4", True), (("--no-ranks",), "0.4", False), (("--uniform",), "0.7", False)],
+    [((), "0.4", True), (("--no-ranks",), "0.4", False), (("--uniform", "--no-ranks"), "0.7", False)],
     ids=["default", "off", "uniform"],
 )
-def test_prune_cuts_ranks_where_layers_may_differ(wide, more, flops, expected):
+def test_prune_cuts_ranks_unless_asked_not_to(wide, more, flops, expected):
     name = "small" + "".join(more)
     run(
         "prune", wide / "bert", "--data", wide / "train.csv", "--flops", flops, *FAST, "--ranking", wide / f"{name}.h5",

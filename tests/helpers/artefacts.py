@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -87,8 +87,13 @@ CALIBRATION = {
 }  # fmt: skip
 
 
-def latency_table(sites: Iterable[RankedSite | Site], step: int = 1, **setting: Any) -> LatencyTable:
-    """A made-up table of a model with these sites; neurons cost a stair of `step` units, heads a line."""
+def latency_table(
+    sites: Iterable[RankedSite | Site], step: int = 1, ranks: Sequence[float] = (), **setting: Any
+) -> LatencyTable:
+    """A made-up table of a model with these sites; neurons cost a stair of `step` units, heads a line.
+
+    `ranks` are the shares of that line that heads of 4, 8, .. dimensions cost, the last of them whole ones.
+    """
     curves, facts = [], {}
     for index, site in enumerate(sites):
         counts = np.arange(site.units + 1)
@@ -96,6 +101,10 @@ def latency_table(sites: Iterable[RankedSite | Site], step: int = 1, **setting: 
         curves.append(
             {"counts": counts.tolist(), "ms": (0.001 * site.params_per_unit * steps).tolist(), "noise": 0.0}
         )
+        if ranks and site.kind == "heads":
+            ms = [[share * one for one in curves[-1]["ms"]] for share in ranks]
+            dimensions = [4 * n for n in range(1, len(ranks) + 1)]
+            curves[-1]["ranks"] = {"ranks": dimensions, "counts": counts.tolist(), "ms": ms}
         facts[site.name] = {"kind": site.kind, "units": site.units, "curve": index}
     here = {
         "device": "cpu",

@@ -258,3 +258,13 @@ CNNS = [*TIMM_CNNS, *TORCHVISION, "convnext"]
 SEGMENTERS = ["segformer", "mask2former-swin", "mask2former-resnet", "maskformer-swin", "maskformer-resnet"]
 MORE_FAMILIES = [*MORE_TRANSFORMERS, *MORE_TIMM, *TIMM_CNNS, *TORCHVISION]
 """Further families and variants; tests/architectures/test_all_*.py check the promises for each."""
+
+# rotary positions, norms of queries and keys, grouped keys, cosines, or terms of positions in the logits
+WHOLE = {
+    "llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3", "gemma3-one-group", "gpt-neox", "phi",
+    "modernbert", "deberta", "deberta-v2", "deberta-v3", "swinv2", "timm-registers", "timm-eva-rope", "timm-eva-mixed",
+    "timm-eva02", "timm-dinov3", "timm-beit", "timm-swinv2",
+}  # fmt: skip
+UNSAID = {*CNNS, "mask2former-resnet", "maskformer-resnet"}
+RANKED = [name for name in (*ALL, *MORE_FAMILIES) if name not in WHOLE | UNSAID]
+"""Families whose heads can be cut to a lower rank."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from helpers.artefacts import CALIBRATION
 from optin_cli.artefacts.ranking import RankedSite, Ranking
+from optin_cli.artefacts.site_losses import SiteLosses
 
 FIXED_PARAMS = 5000
+WIDTH = 8
+"""Of the heads."""
 
 
 def ranking(
@@ -30,7 +35,7 @@ def ranking(
             trajectory = rng.lognormal(0, 1, (units, 2))
             output = rng.lognormal(3, 1, units)
             site = RankedSite(
-                f"blocks.{block}.{kind}", kind, block, units, 8, cost, pair, cost + 1, trajectory.sum(1),
+                f"blocks.{block}.{kind}", kind, block, units, WIDTH, cost, pair, cost + 1, trajectory.sum(1),
                 trajectory, output, [1, 2], np.zeros((0, units, 2), np.float32),
             )  # fmt: skip
             sites.append(site)
@@ -52,6 +57,19 @@ def ranking(
         },
         sites=sites,
     )
+
+
+def with_ranks(made: Ranking, seed: int = 0, zero: bool = False) -> Ranking:
+    """The same ranking with losses of ranks drawn at random, falling with the rank."""
+    rng = np.random.default_rng(seed + 100)
+    found = []
+    for site in made.sites:
+        if site.kind == "heads":
+            steps = rng.lognormal(-2, 1, (WIDTH, 2)) * (0 if zero else 1)
+            steps[0] += 3 * (not zero)  # most is in the first dimension
+            tails = steps[::-1].cumsum(0)[::-1]
+            found.append(SiteLosses(site.name, [1, 2], tails, tails.sum(1)))
+    return replace(made, rank_sites=found)
 
 
 def macs_of(made: Ranking, mask, tokens: float = 10.0) -> float:

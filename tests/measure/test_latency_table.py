@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.families import ALL, BLOCKS, HEADS, INNER
 from helpers.flops import flop_counter
-from helpers.models import saved_model, shared_model, tiny_model
+from helpers.models import new_folder, opened, saved_model, shared_model, tiny_model
 from helpers.runs import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +39,15 @@ def flops(call, device=None) -> float:
 def counted(monkeypatch):
     """A clock that ticks once a FLOP."""
     monkeypatch.setattr(latency_table, "call_ms", flops)
+
+
+def wide(name: str) -> OpenModel:
+    """A model with heads of 16 dimensions."""
+    return opened(
+        tiny_model(
+            name, new_folder() / name, **{"num_heads" if name == "timm-vit" else "num_attention_heads": 2}
+        )
+    )
 
 
 def pruned(model: OpenModel, keep: dict[str, list[int]]) -> OpenModel:
@@ -77,6 +86,26 @@ def test_the_sum_of_the_sublayers_predicts_any_pruned_model(name, counted):
         assert table.model_ms(sizes) == pytest.approx(whole_ms(pruned(model, keep), 2, size))
 
 
+@pytest.mark.parametrize("name", ["mpnet", "vit", "timm-vit"])
+def test_the_times_of_ranks_predict_heads_that_are_cut(name, counted):
+    model = wide(name)
+    size = default_size(model)
+    table = make_table(model, 2, size, **FAST)
+    width = model.anatomy["blocks.0.heads"].width
+    assert table.curves[0]["ranks"]["ranks"] == list(range(4, width + 1, 4))
+    rng = np.random.default_rng(0)
+    for rank in (4, 6, 12, width):
+        keep = {site.name: list(range(rng.integers(1, site.units + 1))) for site in model.anatomy}
+        ranks = {site.name: rank for site in model.anatomy if site.kind == "heads"}
+        cut = dataclasses.replace(model, anatomy=model.anatomy.cut(ranks if rank < width else {}))
+        sizes = {name: len(units) for name, units in keep.items()}
+        assert table.model_ms(sizes, ranks) == pytest.approx(whole_ms(pruned(cut, keep), 2, size))
+
+
+def test_heads_that_cannot_be_cut_are_timed_whole(counted):
+    assert not make_table(shared_model("modernbert"), 1, 8, **FAST).knows_ranks()
+
+
 def test_uniform_blocks_share_their_measurements(counted, monkeypatch):
     calls = []
     monkeypatch.setattr(latency_table, "call_ms", lambda call, device: calls.append(call) or flops(call))
@@ -86,7 +115,7 @@ def test_uniform_blocks_share_their_measurements(counted, monkeypatch):
     heads, neurons = (curve["counts"] for curve in table.curves)
     assert heads == list(range(HEADS + 1))
     assert neurons == list(range(0, INNER + 1, 8))
-    sizes = len(heads) + len(neurons)
+    sizes = len(heads) + len(neurons) + HEADS  # of rank 4
     assert len(calls) < 5 * (sizes + 3)  # of one block, not of all BLOCKS
 
 
@@ -154,8 +183,8 @@ def curve_of(shape, tmp_path, noise: float = 0.0) -> tuple[list[int], dict[int, 
     bench = latency_table._Bench(model.anatomy["blocks.0.neurons"], None, model.device, 1, 0.0)  # type: ignore[arg-type]
 
     def measure(sizes):
-        bench.times.update({n: shape(n) for n in sizes})
         bench.noise = noise
+        return {(n, rank): shape(n) for n, rank in sizes}
 
     bench._measure = measure  # type: ignore[method-assign]
     bench.run()

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.families import ALL, CNNS, MORE_FAMILIES
-from helpers.models import copy_of, opened, saved_model, shared_model
-from helpers.pruning import pruned_uniformly, rank, uniform
+from helpers.families import ALL, CNNS, MORE_FAMILIES, RANKED
+from helpers.models import copy_of, opened, saved_model, shared_model, tiny_model
+from helpers.pruning import data_for, pruned_uniformly, rank, uniform
 from helpers.runs import outputs, random_inputs
 
 import optin_cli
 from optin_cli.artefacts.pruned import read_pruned
 from optin_cli.errors import UsageError
+from optin_cli.execution.rotation import rankable
 from optin_cli.loading.from_module import copy_of as copy_of_model
 from optin_cli.pruning.apply import apply, prune_model
+from optin_cli.scoring.plan import ScoreSettings, make_plan
+from optin_cli.scoring.score import score
 from optin_cli.selection.select import select
 from optin_cli.selection.settings import Request
 
@@ -139,6 +143,36 @@ def test_a_class_that_takes_other_shapes_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=says):
         apply(model, mask, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", sorted(HEADS & set(RANKED)))
+def test_the_stock_class_opens_heads_of_a_common_lower_rank(name, tmp_path):
+    """Its class computes the scale of the logits from the width of a head: queries make up for that."""
+    model = opened(saved_model(name))
+    mask = uniform(model, tmp_path)
+    width = {site.width for site in rankable(model)}.pop()
+    mask = dataclasses.replace(mask, ranks={site.name: width // 2 for site in rankable(model)})
+    out = tmp_path / "out"
+    apply(model, mask, out)
+    config = json.loads((out / "config.json").read_text())
+    entry = "d_kv" if name.startswith("t5") else "head_dim"
+    assert config[entry] == width // 2 and not list(out.glob("*.py"))
+    small, theirs = opened(out), stock(out)
+    ours, reference = (outputs(small, one, random_inputs(small)) for one in (small.module, theirs))
+    torch.testing.assert_close(ours, reference, atol=1e-6, rtol=1e-5)
+
+
+def test_select_chooses_a_common_rank_and_the_config_has_it(tmp_path):
+    dense = tiny_model("vit", tmp_path / "vit", num_attention_heads=2)
+    model = opened(dense)
+    plan = make_plan(model, data_for(model), ScoreSettings(samples=8, probes=1))
+    ranking = score(plan, tmp_path / "r.h5")
+    assert ranking.model["config"]["blocks.0.heads"]["width"] == "head_dim"
+    mask = select(ranking, Request(flops=0.75, uniform=True, only="heads", min_heads=2))
+    assert set(mask.ranks) == {site.name for site in rankable(model)} and len(set(mask.ranks.values())) == 1
+    apply(model, mask, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["num_attention_heads"], config["head_dim"]) == (2, mask.ranks["blocks.0.heads"])
 
 
 def test_heads_are_of_a_number_that_the_config_accepts(tmp_path):

@@ -9,11 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers.runs import examples
-from helpers.selection import FIXED_PARAMS, macs_of, ranking
+from helpers.selection import FIXED_PARAMS, WIDTH, macs_of, ranking, with_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optin_cli.artefacts.site_losses import SiteLosses
 from optin_cli.artefacts.sketch import Sketch
 from optin_cli.artefacts.token_ranking import RankedTokens
 from optin_cli.importance import combine
@@ -21,21 +20,6 @@ from optin_cli.selection.problem import pose
 from optin_cli.selection.ranks import STEP, rank_losses
 from optin_cli.selection.select import select
 from optin_cli.selection.settings import Request
-
-WIDTH = 8  # of the heads of helpers.selection
-
-
-def with_ranks(made, seed=0, zero=False):
-    """The same ranking with losses of ranks drawn at random, falling with the rank."""
-    rng = np.random.default_rng(seed + 100)
-    found = []
-    for site in made.sites:
-        if site.kind == "heads":
-            steps = rng.lognormal(-2, 1, (WIDTH, 2)) * (0 if zero else 1)
-            steps[0] += 3 * (not zero)  # most is in the first dimension
-            tails = steps[::-1].cumsum(0)[::-1]
-            found.append(SiteLosses(site.name, [1, 2], tails, tails.sum(1)))
-    return replace(made, rank_sites=found)
 
 
 def sketch_of(made, rows=40, seed=0):

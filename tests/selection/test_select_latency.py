@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers.artefacts import latency_table
-from helpers.selection import kept, ranking
+from helpers.runs import examples
+from helpers.selection import WIDTH, kept, ranking, with_ranks
+from hypothesis import given
+from hypothesis import strategies as st
 
+from optin_cli.artefacts.latency import LatencyTable
 from optin_cli.errors import ArtefactError
+from optin_cli.selection.problem import pose
 from optin_cli.selection.select import select
 from optin_cli.selection.settings import Request
 
@@ -90,3 +96,92 @@ def test_a_table_of_a_pruned_model_knows_nothing_of_the_dense_one():
     with pytest.raises(ArtefactError, match="relative_to='current'"):
         select(made, Request(latency=0.5, table=table))
     assert select(made, Request(latency=0.5, table=table, relative_to="current")).keep
+
+
+def best_by_hand(made, table: LatencyTable, allowed: float, flops: float) -> float:
+    """The largest kept score of all heads, ranks and neurons whose times and MACs fit."""
+    request = Request(latency_ms=allowed, flops=flops, table=table, **WEIGHTS)
+    problem, best = pose(made, request), 0.0
+    options = []
+    for site in problem.sites:
+        ranks = range(4, WIDTH + 1, 4) if site.kind == "heads" else (site.width,)
+        options.append([(n, rank) for n in range(site.units + 1) for rank in ranks])
+    for choice in product(*options):
+        pairs = list(zip(problem.sites, choice, strict=True))
+        sizes = {site.name: n for site, (n, _) in pairs}
+        ranks = {site.name: rank for site, (n, rank) in pairs if site.kind == "heads"}
+        macs = sum(n * rank / site.width * site.macs_per_unit(10.0) for site, (n, rank) in pairs)
+        if table.model_ms(sizes, ranks) <= allowed * (1 + 1e-12) and macs <= flops * made.dense_macs(10.0) * (
+            1 + 1e-12
+        ):
+            order = {
+                s.name: np.argsort(-scores) for s, scores in zip(problem.sites, problem.scores, strict=True)
+            }
+            keep = {name: sorted(order[name][:n].tolist()) for name, n in sizes.items()}
+            best = max(
+                best, problem.kept_score(keep, {n: r for n, r in ranks.items() if r < WIDTH and sizes[n]})
+            )
+    return best / sum(float(scores.sum()) for scores in problem.scores)
+
+
+WEIGHTS: Any = {"output_weight": 0.3, "feature_weights": "sum"}
+COSTS = {"in proportion": (0.5, 1.0), "hardly less": (0.95, 1.0), "more": (1.2, 1.0), "much less": (0.1, 1.0)}
+
+
+@pytest.mark.parametrize("costs", COSTS)
+@examples(8)
+@given(st.integers(0, 1000), st.floats(0.3, 0.95))
+def test_heads_and_ranks_are_the_best_by_their_times(costs, seed, share):
+    """Kernels may like a lower rank less than MACs say: then there are whole heads."""
+    made = with_ranks(ranking(blocks=2, heads=3, neurons=4, seed=seed), seed)
+    table = latency_table(made.sites, ranks=COSTS[costs])
+    request = Request(latency=share, table=table, **WEIGHTS)
+    mask, best = select(made, request), best_by_hand(made, table, share * table.total_ms, 1.0)
+    assert mask.objective["kept"] <= best + 1e-9
+    assert mask.objective["bound"] >= best - 1e-9
+    if mask.objective["optimal"]:
+        assert mask.objective["kept"] == pytest.approx(best)
+    taken = table.model_ms(kept(mask), mask.ranks)
+    assert mask.reached["latency_ms"] == pytest.approx(taken)
+    assert taken <= share * table.total_ms * (1 + 1e-9)
+    if costs == "more":
+        assert not mask.ranks
+
+
+@examples(8)
+@given(st.integers(0, 1000), st.floats(0.3, 0.9), st.floats(0.3, 0.9))
+def test_a_budget_of_macs_holds_beside_times_of_ranks(seed, share, flops):
+    made = with_ranks(ranking(blocks=2, heads=3, neurons=4, seed=seed), seed)
+    table = latency_table(made.sites, ranks=(0.9, 1.0))
+    mask = select(made, Request(latency=share, flops=flops, table=table, **WEIGHTS))
+    assert mask.reached["latency_ms"] <= share * table.total_ms * (1 + 1e-9)
+    assert mask.reached["flops"] <= flops * (1 + 1e-9)
+    assert mask.objective["kept"] <= best_by_hand(made, table, share * table.total_ms, flops) + 1e-9
+
+
+def test_a_table_of_whole_heads_leaves_them_whole(caplog):
+    made = with_ranks(ranking())
+    table = latency_table(made.sites)
+    assert not select(made, Request(latency=0.5, table=table)).ranks
+    assert not caplog.messages
+    assert not select(made, Request(latency=0.5, table=table, ranks=True)).ranks
+    assert (
+        "the latency table (`optin bench MODEL --table` times ranks, too) knows whole heads alone"
+        in caplog.text
+    )
+    told = latency_table(made.sites, ranks=(0.5, 1.0))
+    assert select(made, Request(latency=0.5, table=told)).ranks
+    assert not select(made, Request(latency=0.5, table=told, ranks=False)).ranks
+
+
+def test_a_model_whose_heads_were_cut_is_timed_at_their_rank():
+    made = ranking()
+    for site in made.sites:
+        site.width = 4 if site.kind == "heads" else site.width
+    table = latency_table(made.sites, ranks=(0.5, 1.0))
+    whole = {site.name: site.units for site in made.sites}
+    ranks = {site.name: 4 for site in made.sites if site.kind == "heads"}
+    now = table.model_ms(whole, ranks)
+    assert now < table.total_ms
+    mask = select(made, Request(latency=1.0, relative_to="current", table=table))
+    assert mask.reached["latency_ms"] == pytest.approx(now)

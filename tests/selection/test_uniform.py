@@ -10,12 +10,14 @@ import pytest
 from helpers.artefacts import latency_table
 from helpers.interactions import sketch_of
 from helpers.runs import examples
-from helpers.selection import kept, macs_of, params_of, ranking
+from helpers.selection import WIDTH, kept, macs_of, params_of, ranking, with_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 
 from optin_cli.artefacts.ranking import Ranking
 from optin_cli.errors import BudgetError, UsageError
+from optin_cli.selection.problem import pose
+from optin_cli.selection.ranks import STEP, rank_losses
 from optin_cli.selection.select import select
 from optin_cli.selection.settings import Request
 
@@ -150,12 +152,72 @@ def test_interactions_exchange_units_within_layers():
     assert mask.objective["interactions"] is not None
 
 
+def with_widths(made: Ranking) -> Ranking:
+    """A class whose config says the width of a head, too."""
+    config = {
+        name: {**by, "width": "head_dim"} if name.endswith("heads") else by
+        for name, by in sized(made).model["config"].items()
+    }
+    return dataclasses.replace(made, model={**made.model, "config": config})
+
+
+@examples(40)
+@given(st.floats(0.1, 1), st.integers(0, 50), st.integers(1, 8))
+def test_all_layers_have_the_best_number_of_heads_and_rank(flops, seed, least):
+    made = with_widths(with_ranks(ranking(seed=seed), seed))
+    request = Request(flops=flops, uniform=True, output_weight=0.3, feature_weights="sum", min_neurons=least)
+    problem = pose(made, request)
+    lost = rank_losses(made, 0.3, "sum")
+    scores = dict(zip((site.name for site in problem.sites), problem.scores, strict=True))
+    found = {}
+    for heads, rank, neurons in itertools.product(
+        range(1, 5), range(STEP, WIDTH + 1, STEP), range(least, 21)
+    ):
+        macs, kept_score = 0.0, 0.0
+        for site in made.sites:
+            best = np.concatenate([[0.0], np.cumsum(np.sort(scores[site.name])[::-1])])
+            if site.kind == "heads":
+                macs += heads * rank / WIDTH * site.macs_per_unit(10.0)
+                kept_score += best[heads] * max(0.0, 1 - lost[site.name][rank] / best[-1])
+            else:
+                macs += neurons * site.macs_per_unit(10.0)
+                kept_score += best[neurons]
+        if macs <= flops * made.dense_macs(10.0) * (1 + 1e-12):
+            found[heads, rank, neurons] = kept_score
+    if not found:
+        with pytest.raises(BudgetError):
+            select(made, request)
+        return
+    mask = select(made, request)
+    total = sum(float(one.sum()) for one in scores.values())
+    assert mask.objective["kept"] * total == pytest.approx(max(found.values()))
+    heads = {len(mask.keep[site.name]) for site in made.sites if site.kind == "heads"}
+    ranks = {mask.ranks.get(site.name, WIDTH) for site in made.sites if site.kind == "heads"}
+    assert len(heads) == len(ranks) == 1
+    assert mask.reached["flops"] <= flops * (1 + 1e-9)
+
+
+def test_heads_stay_whole_where_the_config_says_no_width(caplog):
+    made = with_ranks(ranking(blocks=2, heads=2))
+    assert not select(sized(made), Request(flops=0.4, uniform=True)).ranks
+    assert select(with_widths(made), Request(flops=0.4, uniform=True)).ranks
+    assert not select(with_widths(made), Request(flops=0.4, uniform=True, ranks=False)).ranks
+    with pytest.raises(UsageError, match="does not say the width of a head"):
+        select(sized(made), Request(flops=0.4, uniform=True, ranks=True))
+
+
+def test_heads_that_cannot_be_cut_keep_those_of_their_width_whole():
+    """Cross-attention of another kind has the same entry of the config."""
+    made = with_ranks(ranking(blocks=2, heads=2))
+    part = dataclasses.replace(made, rank_sites=made.rank_sites[:1])
+    assert not select(with_widths(part), Request(flops=0.4, uniform=True)).ranks
+
+
 @pytest.mark.parametrize(
     ("request_", "says"),
     [
         (Request(flops=0.5, uniform=True, merge="joint"), "merges tokens"),
         (Request(flops=0.5, uniform=True, interactions="global"), "moves units between layers"),
-        (Request(flops=0.5, uniform=True, ranks=True), "a rank of their own"),
     ],
 )
 def test_what_can_not_be_uniform_is_refused(request_, says):
