@@ -21,11 +21,19 @@ import processes
 from accuracy import CASES, Runner
 from cells import Cells, Method
 
-BUDGETS = (0.7, 0.6, 0.5, 0.4)
+BUDGETS = (0.7, 0.6, 0.5, 0.4, 0.3)
 MODELS = ("minilm-stsb", "minilm-sst2", "vit-cifar10")
 METHODS = (
     Method("free", "free", {}, {"feature_weights": "auto"}, "auto", producers=True),
     Method("uniform", "uniform", {}, {"feature_weights": "auto", "uniform": True}, "auto", producers=True),
+    Method(
+        "uniform-ranks",
+        "uniform, with ranks",
+        {"ranks": None},
+        {"feature_weights": "auto", "uniform": True},
+        "auto",
+        producers=True,
+    ),
 )
 SEED = 0
 
@@ -36,7 +44,7 @@ def measure(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for case in (case for case in CASES if case.name in options.models.split(",")):
             runner = None
-            for budget in BUDGETS:
+            for budget in map(float, options.budgets.split(",")):
                 for method in METHODS:
                     cells, key = Cells(options.cells, case), f"{method.name}/{budget}/{SEED}"
                     if key in cells.found:
@@ -59,6 +67,8 @@ def report(folder: Path) -> None:
         dense = next(iter(cells.found.values()))["dense"][case.metric]
         for method in METHODS:
             values = [cells.found.get(f"{method.name}/{budget}/{SEED}") for budget in BUDGETS]
+            if not any(values):
+                continue
             texts = [f"{cell['metrics'][case.metric]:.2f}" if cell else "" for cell in values]
             print(f"| {case.title} (dense {dense:.2f}), {method.title} | {' | '.join(texts)} |")
 
@@ -121,6 +131,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--cells", type=Path, default=Path("benchmarks/uniform"))
     parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
     parser.add_argument("--load", action="store_true")
     parser.add_argument("--repeats", type=int, default=7, help="of --load")
     parser.add_argument("--report", action="store_true")

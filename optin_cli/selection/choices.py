@@ -26,6 +26,8 @@ class Sizes:
     """What the next size costs more, if that is the same everywhere and gains ever less; None for any other shape."""
     width: int = 1
     """Counts that cost what a unit does."""
+    relaxed: Sizes | None = None
+    """More sizes than these, that cost no more than they do: for the bound, where some had to be left out."""
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ class Problem:
         based = counts[0] == 0 and any(budget.base_cost(self.case, site) for budget in self.budgets)
         if len(steps) == 1 and not based and all(budget.linear for budget in self.budgets):
             step = tuple(float(budget.unit_cost(self.case, site)) * int(steps[0]) for budget in self.budgets)
-        return self.climbing(Sizes(counts, best_sums(scores)[counts], costs, step))
+        return self.without_slower(Sizes(counts, best_sums(scores)[counts], costs, step))
 
     def sizes_of_ranks(self, sites: Sequence[RankedSite], each: Sequence[RankSizes]) -> Sizes:
         """The sizes of sites whose heads have the same number and rank."""
@@ -192,20 +192,21 @@ class Problem:
                 for s, one in zip(sites, each, strict=True)
             )
             costs.append(np.sum(list(used), axis=0))
-        return self.climbing(Sizes(each[0].counts, gains, np.array(costs), width=each[0].width), every=True)
-
-    def climbing(self, sizes: Sizes, *, every: bool = False) -> Sizes:
-        """Sizes without those that use more than a larger one of a budget that is not linear; with `every`, of any one
-        beside such a budget: by their time, (heads, ranks) are not in the order of their MACs."""
-        counts, gains, costs = sizes.counts, sizes.gains, sizes.costs
-        linear = [budget.linear for budget in self.budgets]
-        if all(linear):
+        sizes = self.without_slower(Sizes(each[0].counts, gains, np.array(costs), width=each[0].width))
+        kept = np.arange(len(sizes.counts))
+        for row in sizes.costs:  # in the order of their times, (heads, ranks) are not in that of their MACs
+            kept = kept[climbing(row[kept])]
+        if len(kept) == len(sizes.counts):
             return sizes
-        for row, fine in enumerate(linear):
-            if every or not fine:
-                kept = climbing(costs[row])
-                counts, gains, costs = counts[kept], gains[kept], costs[:, kept]
-        return replace(sizes, counts=counts, gains=gains, costs=costs)
+        least = np.minimum.accumulate(sizes.costs[:, ::-1], axis=1)[:, ::-1]
+        return replace(_some(sizes, kept), relaxed=replace(sizes, costs=least))
+
+    def without_slower(self, sizes: Sizes) -> Sizes:
+        """Sizes without those that use more than a larger one of a budget that is not linear."""
+        for row, budget in enumerate(self.budgets):
+            if not budget.linear:
+                sizes = _some(sizes, climbing(sizes.costs[row]))
+        return sizes
 
     def counts(self, site: RankedSite) -> Ints:
         """The numbers of units that guards and rounding allow; all of them always are."""
@@ -259,6 +260,10 @@ def _check_parts(ranking: Ranking, request: Request) -> bool:
 def best_sums(scores: Floats) -> Floats:
     """[units + 1]: the score of the best 0, 1, 2 .. units."""
     return np.concatenate([[0.0], np.cumsum(-np.sort(-scores))])
+
+
+def _some(sizes: Sizes, which: Ints) -> Sizes:
+    return replace(sizes, counts=sizes.counts[which], gains=sizes.gains[which], costs=sizes.costs[:, which])
 
 
 def climbing(ms: Floats) -> Ints:

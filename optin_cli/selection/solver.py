@@ -10,7 +10,7 @@ relaxation's upper bound is reported either way.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,6 +45,16 @@ def solve(site_sizes: Sequence[Sizes], budgets: Floats) -> Solution | None:
 
     Returns None when the smallest sizes alone exceed a budget. Ties go to the earlier site.
     """
+    found = _solve(site_sizes, budgets)
+    if found is None or not any(sizes.relaxed for sizes in site_sizes):
+        return found
+    loose = _solve([sizes.relaxed or sizes for sizes in site_sizes], budgets)
+    assert loose is not None  # what was found fits
+    bound = max(found.bound, loose.bound)
+    return replace(found, bound=bound, optimal=found.optimal and bound <= found.score * (1 + _TOLERANCE))
+
+
+def _solve(site_sizes: Sequence[Sizes], budgets: Floats) -> Solution | None:
     least = np.sum([sizes.costs[:, 0] for sizes in site_sizes], axis=0)  # [budgets]
     most = np.sum([sizes.costs[:, -1] for sizes in site_sizes], axis=0)
     slack = _TOLERANCE * np.maximum(most, np.abs(budgets))

@@ -186,7 +186,7 @@ def _sizes(problem: Problem, item: _Item) -> Sizes:
             float(sum(budget.unit_cost(problem.case, site) * each for site, each in pairs)) * int(steps[0])
             for budget in problem.budgets
         )
-    return problem.climbing(Sizes(counts, gains, costs, step))
+    return problem.without_slower(Sizes(counts, gains, costs, step))
 
 
 def _counts(problem: Problem, item: _Item) -> Ints:

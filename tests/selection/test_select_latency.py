@@ -156,7 +156,11 @@ def test_a_budget_of_macs_holds_beside_times_of_ranks(seed, share, flops):
     mask = select(made, Request(latency=share, flops=flops, table=table, **WEIGHTS))
     assert mask.reached["latency_ms"] <= share * table.total_ms * (1 + 1e-9)
     assert mask.reached["flops"] <= flops * (1 + 1e-9)
-    assert mask.objective["kept"] <= best_by_hand(made, table, share * table.total_ms, flops) + 1e-9
+    best = best_by_hand(made, table, share * table.total_ms, flops)
+    assert mask.objective["kept"] <= best + 1e-9
+    assert mask.objective["bound"] >= best - 1e-9
+    if mask.objective["optimal"]:
+        assert mask.objective["kept"] == pytest.approx(best)
 
 
 def test_a_table_of_whole_heads_leaves_them_whole(caplog):
