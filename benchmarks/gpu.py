@@ -1,4 +1,4 @@
-"""All that is about CUDA, in eight minutes of one GPU: tests, latency, scores, compensation, a team, a decoder.
+"""All that is about CUDA, in eight minutes of one GPU: tests, latency, scores, compensation, a team, a decoder, ranks.
 
     python benchmarks/gpu.py [--out benchmarks/gpu] [--only scoring,bench] [--brief] [--device cpu --tiny]
 
@@ -49,6 +49,7 @@ PARTS = {
     "half": Part(90, beside=True),
     "scoring": Part(100),
     "decoder": Part(150),
+    "ranks": Part(60),
     "bench": Part(150),
 }
 

@@ -2,6 +2,7 @@
 
     python benchmarks/ranks.py [--shared ../shared] [--models vit,stsb,sst2,mpnet] [--budgets 0.3,0.2] [--seeds 0]
                                [--split test] [--rows 2500] [--samples 512] [--refit 2048] [--latency]
+    python benchmarks/ranks.py --shapes MODEL [--length 64]    # milliseconds of heads alone and ranks alone
 
 `--split` says what is measured on: `train` where a default is to be chosen, since calibration draws few of its rows.
 A line of JSON a cell: metrics, the distance to the dense model, how many heads of which rank each block keeps, and
@@ -11,16 +12,19 @@ with `--latency` the median milliseconds of one forward at batch 1 and 32, whole
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from optin_cli.architectures.resolve import dissect
 from optin_cli.compensation.plan import make_plan as plan_compensation
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batches
@@ -29,12 +33,14 @@ from optin_cli.data.sources import DataSpec
 from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.loading.from_module import copy_of
 from optin_cli.measure.evaluate import evaluate
+from optin_cli.measure.latency import bench, ideal_speedup
 from optin_cli.pipeline import score
 from optin_cli.pruning.apply import PrunedModel, prune_model
 from optin_cli.scoring.plan import make_plan
 from optin_cli.scoring.settings import ScoreSettings
 from optin_cli.selection.select import select
 from optin_cli.selection.settings import Request
+from optin_cli.transforms.slicing import slice_model
 
 HERE = Path(__file__).parent
 MODELS = {
@@ -81,6 +87,42 @@ def milliseconds(
     return {name: round(statistics.median(found), 2) for name, found in times.items()}
 
 
+def cut_shapes(model: OpenModel) -> list[OpenModel]:
+    """The model, and copies whose attention alone is cut: to some of its heads, and to all of them at as many
+    dimensions; at ranks in fours, eights and sixteens."""
+    sites = [site for site in model.anatomy if site.kind == "heads"]
+    units, width = sites[0].units, sites[0].width
+    whole = [(heads, width) for heads in range(units - 1, 0, -1) if heads * width % (4 * units) == 0]
+    lower = [(units, heads * width // units) for heads, _ in whole]
+    odd = [(units, rank) for rank in range(width // 2 + 4, min(width, width // 2 + 16), 4)]
+    found = [model]
+    for heads, rank in dict.fromkeys((*whole, *lower, *odd)):
+        module = copy.deepcopy(model.module)
+        anatomy = model.anatomy.cut({site.name: rank for site in sites if rank < width})
+        slice_model(module, anatomy, {site.name: range(heads) for site in sites})
+        source = replace(model.source, spec=f"{heads} x {rank}")
+        found.append(replace(model, module=module, anatomy=dissect(module, model.family), source=source))
+    return found
+
+
+def time_shapes(spec: str, length: int, batches: Sequence[int]) -> None:
+    """A table of milliseconds, shapes in turns; in brackets the part of the ideal speed-up that is reached."""
+    several = cut_shapes(open_model(spec))
+    print(f"\n{spec}, {length} tokens\n\n| heads x rank | MACs |" + "".join(f" batch {b} |" for b in batches))
+    print("|---" * (2 + len(batches)) + "|")
+    columns = []
+    for batch in batches:
+        ms = [timing.median_ms for timing in bench(several, [batch], [length], repeats=20, seconds=20.0)]
+        ideal = [ideal_speedup(several[0], model, length) for model in several]
+        columns.append(
+            [f"{t:.2f} ({100 * ms[0] / t / best:.0f} %)" for t, best in zip(ms, ideal, strict=True)]
+        )
+    for index, model in enumerate(several):
+        name = model.spec if index else "dense"
+        macs = 1 / ideal_speedup(several[0], model, length)
+        print(f"| {name} | {macs:.3f} | " + " | ".join(column[index] for column in columns) + " |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -95,7 +137,12 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--refit", type=int, default=2048)
     parser.add_argument("--latency", action="store_true")
+    parser.add_argument("--shapes", help="time attention alone, cut to some heads and ranks, of this model")
+    parser.add_argument("--length", type=int, default=64, help="of --shapes: tokens")
     options = parser.parse_args()
+    if options.shapes:
+        time_shapes(options.shapes, options.length, (1, 32))
+        return
     for name in options.models.split(","):
         for seed in map(int, options.seeds.split(",")):
             for cell in cells(name, seed, options):

@@ -54,7 +54,7 @@ def test_a_part_that_fails_is_noted(gpu, tmp_path):
 def test_what_times_nothing_runs_side_by_side(gpu):
     names = list(gpu.PARTS)
     assert gpu._groups(names, together=True) == [
-        ["card"], ["tests", "team", "half"], ["scoring"], ["decoder"], ["bench"]
+        ["card"], ["tests", "team", "half"], ["scoring"], ["decoder"], ["ranks"], ["bench"]
     ]  # fmt: skip
     assert gpu._groups(names, together=False) == [[name] for name in names]
     assert gpu._groups(["half", "bench"], together=True) == [["half"], ["bench"]]
@@ -125,6 +125,13 @@ def rows(batch: int, speedup: float, knee: bool) -> list[dict]:
     return [{**setting, **dense}, {**setting, **small}]
 
 
+def shape_row(name: str, ms: float) -> dict:
+    return {
+        "shape": "BERT-base, heads x rank", "precision": "bfloat16", "execution": "eager", "batch": 32, "model": name,
+        "ms": ms, "tflops": 50.0, "speedup": 5 / ms, "of_ideal": 0.9,
+    }  # fmt: skip
+
+
 def test_a_report_has_what_was_measured_and_says_what_was_not(gpu, tmp_path):
     from gpu_parts.report import AIMS, NOT_MEASURED, read, report
 
@@ -139,6 +146,7 @@ def test_a_report_has_what_was_measured_and_says_what_was_not(gpu, tmp_path):
     facts = {
         "card": card,
         "bench": {"rows": [*rows(1, 0.97, False), *rows(8, 1.8, True)], "stopped": "its time was up"},
+        "ranks": {"rows": [shape_row("dense", 5.0), shape_row("6 x 64", 4.0), shape_row("12 x 32", 5.0)]},
         "scoring": {
             "curvature_8": {"seconds": 4.0, "tflops": 40.0},
             "failed": {"ablation, full": "ValueError: bad"},
@@ -156,7 +164,8 @@ def test_a_report_has_what_was_measured_and_says_what_was_not(gpu, tmp_path):
     assert "- test a::c" in text
     assert "- scoring, ablation, full: ValueError: bad" in text
     assert "- bench: its time was up" in text
-    assert text.count(NOT_MEASURED) == len(AIMS) - 4
+    assert "BERT-base bfloat16 batch 32 +25 %" in text
+    assert text.count(NOT_MEASURED) == len(AIMS) - 5
 
 
 @pytest.mark.slow

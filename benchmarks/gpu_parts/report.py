@@ -31,7 +31,7 @@ def report(found: Mapping[str, Facts]) -> str:
         "",
     ]
     lines += table(["what", "aim", "reached"], [[what, aim, told(reach, found)] for what, aim, reach in AIMS])
-    rows = found["bench"].get("rows", [])
+    rows = [*found["bench"].get("rows", []), *found["ranks"].get("rows", [])]
     for shape in dict.fromkeys(row["shape"] for row in rows):
         lines += ["", f"### {shape}", "", *latencies([row for row in rows if row["shape"] == shape])]
     broken = [
@@ -184,6 +184,25 @@ def _half_apply(found: Mapping[str, Facts]) -> str:
     )
 
 
+def _lower_ranks(found: Mapping[str, Facts]) -> str:
+    """Every number of dimensions by whole heads and by ranks: how much longer the latter take."""
+    parts = []
+    settings = dict.fromkeys((r["shape"], r["precision"], r["batch"]) for r in found["ranks"]["rows"])
+    for setting in settings:
+        times = {
+            tuple(map(int, r["model"].split(" x "))): r["ms"]
+            for r in found["ranks"]["rows"]
+            if (r["shape"], r["precision"], r["batch"]) == setting and " x " in r["model"]
+        }
+        width = max(rank for _, rank in times)
+        whole = {heads * rank: ms for (heads, rank), ms in times.items() if rank == width}
+        more = [ms / whole[h * r] - 1 for (h, r), ms in times.items() if r < width and h * r in whole]
+        parts.append(
+            f"{setting[0].partition(',')[0]} {setting[1]} batch {setting[2]} {100 * max(more):+.0f} %"
+        )
+    return "; ".join(parts) or NOT_MEASURED
+
+
 AIMS: tuple[tuple[str, str, Callable[[Mapping[str, Facts]], str]], ...] = (
     ("`pytest -m cuda`", "all pass", _tests),
     ("share of the ideal speed-up at the knee, `--round-to auto`", "0.9", _at_knee),
@@ -195,6 +214,7 @@ AIMS: tuple[tuple[str, str, Callable[[Mapping[str, Facts]], str]], ...] = (
     ("BERT-base, ablation", "", _scored("ablation_full", "float32")),
     ("BERT-base, mixed", "", lambda found: f"{found['scoring']['mixed']['seconds']:.1f} s"),
     ("BERT-base, `apply` with compensation", "under 20 s", _applied),
+    ("attention of as many dimensions by lower ranks, against whole heads", "", _lower_ranks),
     ("several processes", "same scores", _team),
     ("`--device-map auto`", "same scores", _spread),
     ("Llama in bfloat16: score and apply", "under 3 min, 40 GB", _decoder),
