@@ -31,7 +31,7 @@ HEADS = {
     "mistral", "gemma", "gemma2", "gemma3", "gemma3-one-group", "phi",
 }  # fmt: skip
 """Families whose config says the width of a head beside their number."""
-FEW = {"maskformer-resnet": 0.99}
+FEW = {"maskformer-resnet": 0.99, "deberta-v2": 0.85}
 """Budgets of those of which little can be sized."""
 HEADS_ALONE = {"dinov2", "dinov2-swiglu", "dinov2-registers"}
 
