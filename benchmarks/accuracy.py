@@ -27,7 +27,9 @@ import torch
 from cells import SEEDS, Case, Cells, Method, report
 from torch import Tensor
 
-from optin_cli.artefacts.ranking import read_sketch
+from optin_cli.artefacts.mask import Mask
+from optin_cli.artefacts.ranking import Ranking, read_sketch
+from optin_cli.artefacts.sketch import Sketch
 from optin_cli.compensation.plan import make_plan as plan_compensation
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batch, Batches
@@ -192,6 +194,10 @@ class Runner:
         )
         self.batches = Kept(rows, self.dense.processor, 64, reader=self.dense.task.reader)
 
+    def select(self, ranking: Ranking, request: Request, sketch: Sketch | None) -> Mask:
+        """The mask of a cell."""
+        return select(ranking, request, sketch)
+
     def run(self, method: Method, budget: float, seed: int) -> dict[str, Any]:
         """Prune and measure one cell."""
         settings = ScoreSettings(seed=seed, **{"ranks": False, **method.scoring})
@@ -221,7 +227,9 @@ class Runner:
                 force=True,
             )
         else:
-            mask = select(ranking, request, read_sketch(path) if "interactions" in method.request else None)
+            mask = self.select(
+                ranking, request, read_sketch(path) if "interactions" in method.request else None
+            )
             again = plan_compensation(plan.model, mask, compensation, plan.examples.data, at_most=True)
             apply(plan.model, mask, output, plan=again)
         seconds["prune"] = time.perf_counter() - started

@@ -1,6 +1,7 @@
 """What `select --uniform` costs, and what it takes to load a pruned directory with and without optin.
 
     python benchmarks/uniform.py [--shared ../shared] [--cells benchmarks/uniform] [--models minilm-stsb,..]
+                                 [--budgets 0.4,0.3] [--only uniform,as-if-ranks] [--work FOLDER]
     python benchmarks/uniform.py --load          # seconds and memory of opening MiniLM, dense and pruned
     python benchmarks/uniform.py --report        # tables from the cells that are there
 
@@ -15,11 +16,18 @@ import json
 import statistics
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import processes
 from accuracy import CASES, Runner
 from cells import Cells, Method
+
+from optin_cli.artefacts.mask import Mask
+from optin_cli.artefacts.ranking import Ranking
+from optin_cli.artefacts.sketch import Sketch
+from optin_cli.selection.select import select
+from optin_cli.selection.settings import Request
 
 BUDGETS = (0.7, 0.6, 0.5, 0.4, 0.3)
 MODELS = ("minilm-stsb", "minilm-sst2", "vit-cifar10")
@@ -27,8 +35,16 @@ METHODS = (
     Method("free", "free", {}, {"feature_weights": "auto"}, "auto", producers=True),
     Method("uniform", "uniform", {}, {"feature_weights": "auto", "uniform": True}, "auto", producers=True),
     Method(
-        "uniform-ranks",
-        "uniform, with ranks",
+        "as-if-heads",
+        "uniform, were heads sizable",
+        {},
+        {"feature_weights": "auto", "uniform": True},
+        "auto",
+        producers=True,
+    ),
+    Method(
+        "as-if-ranks",
+        "uniform, were heads and their width sizable",
         {"ranks": None},
         {"feature_weights": "auto", "uniform": True},
         "auto",
@@ -38,19 +54,34 @@ METHODS = (
 SEED = 0
 
 
+class AsIf(Runner):
+    """Selects as if the model's class took the number of heads and their width from its config, as others do."""
+
+    def select(self, ranking: Ranking, request: Request, sketch: Sketch | None) -> Mask:
+        entries = {"heads": {"entry": "num_heads", "width": "head_dim"}, "neurons": {"entry": "hidden"}}
+        config = {site.name: {"each": 1, **entries[site.kind]} for site in ranking.sites}
+        ranking = replace(ranking, model={**ranking.model, "config": config})  # type: ignore[typeddict-item]
+        mask = select(ranking, request, sketch)
+        del mask.budget["uniform"]  # so that it is written like any other
+        return mask
+
+
 def measure(options: argparse.Namespace) -> None:
     """Every budget with layers of any size and with layers of one, side by side."""
     shared = options.shared.resolve()
+    chosen = [method for method in METHODS if not options.only or method.name in options.only.split(",")]
     with tempfile.TemporaryDirectory() as temporary:
         for case in (case for case in CASES if case.name in options.models.split(",")):
-            runner = None
+            runners: dict[type[Runner], Runner] = {}
             for budget in map(float, options.budgets.split(",")):
-                for method in METHODS:
+                for method in chosen:
                     cells, key = Cells(options.cells, case), f"{method.name}/{budget}/{SEED}"
                     if key in cells.found:
                         continue
-                    runner = runner or Runner(case, shared, Path(temporary))
-                    cells.put(key, runner.run(method, budget, SEED))
+                    kind = AsIf if method.name.startswith("as-if") else Runner
+                    if kind not in runners:
+                        runners[kind] = kind(case, shared, options.work or Path(temporary))
+                    cells.put(key, runners[kind].run(method, budget, SEED))
                     print(
                         f"{case.name}/{key}: {cells.found[key]['metrics'][case.metric]:.2f}", file=sys.stderr
                     )
@@ -132,6 +163,8 @@ def main() -> None:
     parser.add_argument("--cells", type=Path, default=Path("benchmarks/uniform"))
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
+    parser.add_argument("--only", default="", help=f"methods: {','.join(m.name for m in METHODS)}")
+    parser.add_argument("--work", type=Path, help="keep rankings here (default: a temporary folder)")
     parser.add_argument("--load", action="store_true")
     parser.add_argument("--repeats", type=int, default=7, help="of --load")
     parser.add_argument("--report", action="store_true")
