@@ -74,11 +74,9 @@ class LatencyTable:
 
     @property
     def sizes(self) -> int:
-        """Return how many sizes of sites were timed; whole heads are one of each rank's rows."""
-        grids = [curve["ranks"]["ms"] for curve in self.curves if "ranks" in curve]
-        return sum(len(curve["counts"]) for curve in self.curves) + sum(
-            (len(ms) - 1) * (len(ms[0]) - 1) for ms in grids
-        )
+        """Return how many sizes of sites were timed."""
+        grids = (row for curve in self.curves if "ranks" in curve for row in curve["ranks"]["ms"])
+        return sum(len(curve["counts"]) for curve in self.curves) + sum(map(len, grids))
 
     def describe(self) -> UsedTable:
         """The setting and where the table is from, for the record of what it was used for."""

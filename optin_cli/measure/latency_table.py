@@ -195,8 +195,8 @@ class _Bench:
         if self.site.ranks and self.site.width > _LEAST_STEP and self.site.units:
             heads = even(self.site.units, math.ceil(self.site.units / _HEADS))
             ranks = even(self.site.width, max(_LEAST_STEP, math.ceil(self.site.width / _RANKS)))
-            shapes = itertools.product(heads, ranks[:-1])
-            self.rank_times = self._measure(list(shapes))
+            # whole heads as well, so that drift hits all alike
+            self.rank_times = self._measure([(0, 0), *itertools.product(heads, [*ranks[:-1], 0])])
 
     def curve(self, block_ms: float) -> Curve:
         """The curve of a `LatencyTable`; `block_ms` is what the whole block takes.
@@ -212,18 +212,21 @@ class _Bench:
             "noise": self.noise * block_ms,
         }
         if self.rank_times:
-            found["ranks"] = self._rank_times(self.times[0], block_ms)
+            found["ranks"] = self._rank_times(found["ms"][-1])
         return found
 
-    def _rank_times(self, none: float, block_ms: float) -> RankTimes:
-        """The times of all (heads, rank); `none` is that without heads."""
-        heads, ranks = (sorted(set(sizes)) for sizes in zip(*self.rank_times, strict=True))
-        rows = [[self.rank_times[n, rank] for n in heads] for rank in ranks]
-        counts = sorted(self.times)
-        rows.append(np.interp(heads, counts, [self.times[n] for n in counts]).tolist())
-        smooth = [settled([none, *row], 3 * self.noise) for row in rows]
-        ms = [[(t - row[0]) * block_ms for t in row] for row in smooth]
-        return {"ranks": [*ranks, self.site.width], "counts": [0, *heads], "ms": ms}
+    def _rank_times(self, whole: float) -> RankTimes:
+        """The times of all (heads, rank), in proportion to the `whole` time of all heads."""
+        times = dict(self.rank_times)
+        none = times.pop((0, 0))
+        heads, ranks = (sorted(set(sizes)) for sizes in zip(*times, strict=True))
+        ranks = [*ranks[1:], 0]  # whole heads last
+        shares = [settled([none, *(times[n, rank] for n in heads)], 3 * self.noise) for rank in ranks]
+        columns = [settled(column, 3 * self.noise) for column in zip(*shares, strict=True)]
+        grid = np.array(columns).T  # [ranks, 1 + heads]
+        grid -= grid[:, :1]
+        ms = grid * (whole / grid[-1, -1] if grid[-1, -1] > 0 else 0.0)
+        return {"ranks": [*ranks[:-1], self.site.width], "counts": [0, *heads], "ms": ms.tolist()}
 
     def _bends(self, finest: int) -> set[int]:
         """Middles of the gaps beside sizes that are off the line through their neighbours."""

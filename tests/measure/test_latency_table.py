@@ -115,7 +115,7 @@ def test_uniform_blocks_share_their_measurements(counted, monkeypatch):
     heads, neurons = (curve["counts"] for curve in table.curves)
     assert heads == list(range(HEADS + 1))
     assert neurons == list(range(0, INNER + 1, 8))
-    sizes = len(heads) + len(neurons) + HEADS  # of rank 4
+    sizes = len(heads) + len(neurons) + 1 + 2 * HEADS  # of rank 4, and whole
     assert len(calls) < 5 * (sizes + 3)  # of one block, not of all BLOCKS
 
 
