@@ -174,6 +174,11 @@ class Remembering(OpenModel):
         return self.said[key]
 
 
+def distance(fidelity: Mapping[str, float]) -> float:
+    """From the dense outputs: KL, or 1 - cosine."""
+    return fidelity["kl"] if "kl" in fidelity else 1 - fidelity["cosine"] / 100
+
+
 def remembering(model: OpenModel) -> Remembering:
     """The same model as one that remembers."""
     return Remembering(*(getattr(model, field.name) for field in fields(model)))

@@ -19,7 +19,7 @@ from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 
-from accuracy import CASES, Kept, remembering
+from accuracy import CASES, Kept, distance, remembering
 from cells import Case
 
 from optin_cli.artefacts.mask import Mask
@@ -41,7 +41,7 @@ from optin_cli.transforms.slicing import sharing_copy
 MODELS = ("minilm-stsb", "minilm-sst2", "vit-cifar10")
 LEVELS = (0.08, 0.12, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.75, 0.9)
 _LIBRARY_ROWS, _JUDGING_ROWS, _JUDGING_SEED, _FAILURES = 512, 128, 1000, 6
-_SIZES = tuple[int, ...]
+Levels = tuple[int, ...]
 """Of each site, which level of the library it has."""
 
 
@@ -62,7 +62,7 @@ class Library:
         self.problem = pose(self.ranking, Request(flops=1.0))
         self.judging = self.rows("train", _JUDGING_ROWS, _JUDGING_SEED)
         self.masks = [select(self.ranking, Request(flops=level)) for level in LEVELS]
-        self._distances: dict[_SIZES, float] = {}
+        self._distances: dict[Levels, float] = {}
         self.models = [self.pruned(mask, _LIBRARY_ROWS) for mask in self.masks]
 
     def rows(self, split: str, count: int | None, seed: int) -> Kept:
@@ -98,13 +98,14 @@ class Library:
             self.masks[sizes[0]], keep=keep, ranks=ranks, reached=reached(self.problem, counts, ranks)
         )
 
-    def distance(self, sizes: _SIZES) -> float:
+    def distance(self, sizes: Levels) -> float:
         """To the dense outputs on the judging rows, times 1,000: KL or 1 - cosine."""
         if sizes not in self._distances:
-            self._distances[sizes] = distance(self.assembled(sizes), self.judging, self.dense)
+            near = fidelity(self.assembled(sizes), self.judging, self.dense)
+            self._distances[sizes] = 1000 * distance(near)
         return self._distances[sizes]
 
-    def assembled(self, sizes: _SIZES) -> OpenModel:
+    def assembled(self, sizes: Levels) -> OpenModel:
         """The model whose sublayers have these sizes; what stands behind the blocks is that of the middle one."""
         base = self.models[sorted(sizes)[len(sizes) // 2]]
         module = sharing_copy(base.module)
@@ -124,18 +125,13 @@ def modules_of(site: Site) -> list[str]:
     return [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
 
 
-def distance(model: OpenModel, rows: Kept, dense: OpenModel) -> float:
-    near = fidelity(model, rows, dense)
-    return 1000 * (near["kl"] if "kl" in near else 1 - near["cosine"] / 100)
-
-
-def searched(library: Library, start: int, budget: float) -> tuple[_SIZES, int]:
+def searched(library: Library, start: int, budget: float) -> tuple[Levels, int]:
     """The sizes that moves from the level `start` end at, and how many models were judged.
 
     In a round every site is judged a level lower and a level higher. The exchanges that these promise most of are
     tried in turn, sites that have moved left alone, until some in a row make nothing better.
     """
-    sizes: _SIZES = (start,) * len(library.sites)
+    sizes: Levels = (start,) * len(library.sites)
     best, judged, better = library.distance(sizes), 1, True
     while better:
         steps = {
@@ -158,7 +154,7 @@ def searched(library: Library, start: int, budget: float) -> tuple[_SIZES, int]:
     return sizes, judged
 
 
-def _moved(sizes: _SIZES, exchange: dict[int, int]) -> _SIZES | None:
+def _moved(sizes: Levels, exchange: dict[int, int]) -> Levels | None:
     """Sizes with some changed; None where the library ends."""
     found = tuple(size + exchange.get(site, 0) for site, size in enumerate(sizes))
     return found if all(0 <= size < len(LEVELS) for size in found) else None
@@ -175,6 +171,27 @@ def _exchanges(steps: dict[tuple[int, int], float]) -> list[dict[int, int]]:
         if up not in sites
     ]
     return [exchange for promised, exchange in sorted(found, key=lambda pair: pair[0]) if promised < 0]
+
+
+def compared(library: Library, budget: float) -> Iterator[str]:
+    """A row for `select`'s allocation and one for the searched one."""
+    tested = library.rows(library.case.test, None, 0)
+    start = LEVELS.index(budget)
+    began = time.perf_counter()
+    sizes, judged = searched(library, start, max(budget, library.macs([start] * len(library.sites))))
+    seconds = time.perf_counter() - began
+    for name, chosen, spent in (
+        ("select", (start,) * len(sizes), ""),
+        ("searched", sizes, f"{judged} | {seconds:.0f}"),
+    ):
+        model = library.pruned(library.mask(chosen))
+        again = 1000 * distance(fidelity(model, library.judging, library.dense))
+        found = evaluate(model, tested, library.dense)
+        test = 1000 * distance(found.fidelity)
+        yield (
+            f"| {library.macs(chosen):.3f} | {name} | {spent or '1 | 0'} | {library.distance(chosen):.2f} | "
+            f"{again:.2f} | {test:.2f} | {found.metrics[library.case.metric]:.2f} |"
+        )
 
 
 def main() -> None:
@@ -200,28 +217,6 @@ def main() -> None:
             for budget in map(float, options.budgets.split(",")):
                 for row in compared(library, budget):
                     print(row, flush=True)
-
-
-def compared(library: Library, budget: float) -> Iterator[str]:
-    """A row for `select`'s allocation and one for the searched one."""
-    tested = library.rows(library.case.test, None, 0)
-    start = LEVELS.index(budget)
-    began = time.perf_counter()
-    sizes, judged = searched(library, start, max(budget, library.macs([start] * len(library.sites))))
-    seconds = time.perf_counter() - began
-    for name, chosen, spent in (
-        ("select", (start,) * len(sizes), ""),
-        ("searched", sizes, f"{judged} | {seconds:.0f}"),
-    ):
-        model = library.pruned(library.mask(chosen))
-        again = distance(model, library.judging, library.dense)
-        found = evaluate(model, tested, library.dense)
-        near = found.fidelity
-        test = 1000 * (near["kl"] if "kl" in near else 1 - near["cosine"] / 100)
-        yield (
-            f"| {library.macs(chosen):.3f} | {name} | {spent or '1 | 0'} | {library.distance(chosen):.2f} | "
-            f"{again:.2f} | {test:.2f} | {found.metrics[library.case.metric]:.2f} |"
-        )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accuracy import CASES, Kept, remembering
+from accuracy import CASES, Kept, distance, remembering
 from cells import Case
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -175,8 +175,7 @@ class Comparison:
     def distance(self, site: Site, found: Map, *, units: bool = False) -> float:
         """To the dense outputs, with one sublayer replaced."""
         with self.sublayers.replaced(site, found, units):
-            near = fidelity(self.model, self.held, self.baseline)
-        return near["kl"] if "kl" in near else 1 - near["cosine"] / 100
+            return distance(fidelity(self.model, self.held, self.baseline))
 
     def rows(self) -> Iterator[str]:
         for site in self.sublayers.sites:
@@ -189,7 +188,7 @@ class Comparison:
                 self.distance(site, linear),
                 self.distance(site, self.sublayers.consumer(site, units), units=True),
             ]
-            told = " | ".join(f"{1000 * distance:.2f}" for distance in distances)
+            told = " | ".join(f"{1000 * found:.2f}" for found in distances)
             yield f"| {site.block} | {site.kind} | {told} | {len(units)} of {site.units} |"
 
     def milliseconds(self, size: int) -> dict[str, float]:

@@ -183,13 +183,13 @@ class _Bench:
     """Typical error of a share."""
 
     def run(self) -> None:
-        """Time an even grid of sizes first, then closer wherever the curve bends."""
+        """Time an even grid of sizes first, then closer wherever the curve bends; then lower ranks of heads."""
         finest = _FINEST.get(self.site.kind, _FINEST_OTHER)
         step = max(finest, math.ceil(self.site.units / _INTERVALS / finest) * finest)
         sizes = {*range(0, self.site.units, step), self.site.units}
         while sizes and len(self.times) + len(sizes) <= _MOST_SIZES:
             self.times |= {
-                units: ms for (units, _), ms in self._measure([(n, 0) for n in sorted(sizes)]).items()
+                units: share for (units, _), share in self._measure([(n, 0) for n in sorted(sizes)]).items()
             }
             sizes = self._bends(finest)
         if self.site.ranks and self.site.width > _LEAST_STEP and self.site.units:
