@@ -2,7 +2,7 @@
 
     python benchmarks/ranks.py [--shared ../shared] [--models vit,stsb,sst2,mpnet] [--budgets 0.3,0.2] [--seeds 0]
                                [--split test] [--rows 2500] [--samples 512] [--refit 2048] [--latency]
-    python benchmarks/ranks.py --shapes MODEL [--length 64]    # milliseconds of heads alone and ranks alone
+    python benchmarks/ranks.py --shapes MODEL [--length 64] [--batches 1,32]    # ms of heads alone, ranks alone
 
 `--split` says what is measured on: `train` where a default is to be chosen, since calibration draws few of its rows.
 A line of JSON a cell: metrics, the distance to the dense model, how many heads of which rank each block keeps, and
@@ -105,14 +105,14 @@ def cut_shapes(model: OpenModel) -> list[OpenModel]:
     return found
 
 
-def time_shapes(spec: str, length: int, batches: Sequence[int]) -> None:
+def time_shapes(spec: str, length: int, batches: Sequence[int], repeats: int) -> None:
     """A table of milliseconds, shapes in turns; in brackets the part of the ideal speed-up that is reached."""
     several = cut_shapes(open_model(spec))
     print(f"\n{spec}, {length} tokens\n\n| heads x rank | MACs |" + "".join(f" batch {b} |" for b in batches))
     print("|---" * (2 + len(batches)) + "|")
     columns = []
     for batch in batches:
-        ms = [timing.median_ms for timing in bench(several, [batch], [length], repeats=20, seconds=20.0)]
+        ms = [timing.median_ms for timing in bench(several, [batch], [length], repeats=repeats, seconds=20.0)]
         ideal = [ideal_speedup(several[0], model, length) for model in several]
         columns.append(
             [f"{t:.2f} ({100 * ms[0] / t / best:.0f} %)" for t, best in zip(ms, ideal, strict=True)]
@@ -139,9 +139,12 @@ def main() -> None:
     parser.add_argument("--latency", action="store_true")
     parser.add_argument("--shapes", help="time attention alone, cut to some heads and ranks, of this model")
     parser.add_argument("--length", type=int, default=64, help="of --shapes: tokens")
+    parser.add_argument("--batches", default="1,32", help="of --shapes")
+    parser.add_argument("--repeats", type=int, default=20, help="of --shapes: calls of each, at least")
     options = parser.parse_args()
     if options.shapes:
-        time_shapes(options.shapes, options.length, (1, 32))
+        batches = [int(size) for size in options.batches.split(",")]
+        time_shapes(options.shapes, options.length, batches, options.repeats)
         return
     for name in options.models.split(","):
         for seed in map(int, options.seeds.split(",")):

@@ -16,6 +16,7 @@ from optin_cli.data.glue import glue_task
 from optin_cli.data.lengths import longest_seen, token_counts
 from optin_cli.data.likeness import difference, seen_content
 from optin_cli.errors import GateError, InputError, UsageError, param
+from optin_cli.execution.allocator import freed_memory_kept
 from optin_cli.loading.checkpoint import OpenModel
 from optin_cli.structure.anatomy import TEXT
 from optin_cli.tasks.base import Task, WritesText
@@ -91,7 +92,8 @@ def evaluate(
             f"compare with the dense model ({param('baseline', meta='MODEL')}), or name the label column with "
             f"{task.label_option}",
         )
-    ours, theirs, sums = _run(model, batches, baseline, labels, on_progress)
+    with freed_memory_kept():
+        ours, theirs, sums = _run(model, batches, baseline, labels, on_progress)
     result = Evaluation(task.name, batches.count, {}, "")
     result.broken = len(batches.examples.broken)
     _compare_lengths(result, model, batches)

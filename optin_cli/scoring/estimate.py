@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from optin_cli.execution.allocator import freed_memory_kept
 from optin_cli.scoring.methods.base import Item
 from optin_cli.scoring.plan import Plan
 from optin_cli.scoring.runner import Worker
@@ -59,7 +60,7 @@ class Law:
 
 def estimate_seconds(plan: Plan, clock: Clock = time.perf_counter) -> float:
     """About how long scoring will take, from small parts of each kind of work on a few rows of the middle batch."""
-    with plan.model.unmerged():
+    with plan.model.unmerged(), freed_memory_kept():
         return _timed(plan, clock)
 
 

@@ -102,8 +102,10 @@ def output_probe(
         p = torch.sigmoid(output / temperature)
         return signs * (p * (1 - p)).sqrt() * scale / (temperature * 2**0.5)
     p = F.softmax(output / temperature, dim=-1)
-    roots = signs * p.sqrt()
-    return (roots - p * roots.sum(-1, keepdim=True)) * scale / (temperature * 2**0.5)
+    # in place: a row may be as long as a vocabulary
+    found = signs.to(torch.promote_types(signs.dtype, p.dtype)).mul_(p.sqrt())
+    found.addcmul_(p, found.sum(-1, keepdim=True), value=-1)
+    return found.mul_(scale / (temperature * 2**0.5))
 
 
 def draw_signs(shape: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -26,6 +26,7 @@ from optin_cli.artefacts.site_losses import SiteLosses
 from optin_cli.data.lengths import warn_if_short
 from optin_cli.data.likeness import content_of
 from optin_cli.errors import ArtefactError, InputError, OutputDiffers, UsageError, param
+from optin_cli.execution.allocator import freed_memory_kept
 from optin_cli.execution.macs import count_macs
 from optin_cli.execution.precision import exact_convolutions
 from optin_cli.importance import AUTO, auto_weighting, own_output_weight
@@ -140,7 +141,7 @@ def score_once(
     found = team.broadcast(found)
     if found is not None:
         return found, True
-    with plan.model.unmerged(), exact_convolutions():
+    with plan.model.unmerged(), exact_convolutions(), freed_memory_kept():
         started = time.perf_counter()
         try:
             run = _Run(plan, identity, output, team, on_progress, partial)
