@@ -38,10 +38,14 @@ def exact_convolutions() -> Iterator[None]:
 @contextmanager
 def reduced_products(device: torch.device, enabled: bool = True) -> Iterator[None]:
     """Within the context, float32 matrix products on `device` may round their operands, where that is faster."""
-    # without AMX bfloat16 is the slower one
-    fast = device.type == "cuda" or bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+    fast = device.type == "cuda" or rounds_on_cpu(device)
     with _products(device, ("tf32" if device.type == "cuda" else "bf16") if enabled and fast else None):
         yield
+
+
+def rounds_on_cpu(device: torch.device) -> bool:
+    """Whether `device` is a CPU on which `reduced_products` round: without AMX bfloat16 is the slower one."""
+    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 @contextmanager
