@@ -93,10 +93,10 @@ class Equations(Generic[T]):
             sizes = [size * alone.shape[-1]]
         else:
             sizes = [values.square().sum(-1) for values in dense]
-        error = torch.cat(list(errors), -1)
+        parts = [part.flatten(0, 1) for part in (x, torch.cat(list(errors), -1), weight)]
         for rows, chosen in ((self.fit, ~held_out), (self.held, held_out)):
-            which = ((weight != 0) & chosen).nonzero(as_tuple=True)
-            rows.add(x[which], error[which], weight[which])
+            which = ((weight != 0) & chosen).flatten().nonzero()[:, 0]
+            rows.add(*(part.index_select(0, which) for part in parts))
         for index, size in enumerate(sizes):
             self.sizes[index] += float((weight * size)[held_out].sum())
 

@@ -47,21 +47,23 @@ class Moments:
     def add(self, x: Tensor, e: Tensor, weight: Tensor) -> None:
         """Add rows x [rows, features] and e [rows, outputs], each with its weight [rows].
 
-        Products are of the dtype of x, sums float64: sum w x x^T = sum w (x - m) (x - m)^T + s s^T / sum w, of which
-        the first part rounds off a share of the variance, not of the mean.
+        Products are of the dtype of x, sums float64: with d = x - m, m about the mean, and r = sum w d,
+        sum w x x^T = sum w d d^T + (s s^T - r r^T) / sum w, of which the first part rounds off a share of the variance,
+        not of the mean.
         """
         if not len(x):
             return
-        e, by_row = e.to(x.dtype), weight[:, None].to(x.dtype)
-        total = _total(weight)
-        sums, lacking, squares = (_total(v * by_row) for v in (x, e, e.square()))
-        x, e = x - (sums / total).to(x.dtype), e - (lacking / total).to(x.dtype)
+        by_row, total = weight.to(x.dtype), _total(weight)
         with exact_products(x.device):
-            weighted = (x * by_row).T
+            (x, about_x, sums), (e, about_e, lacking) = (
+                _about_mean(values, by_row, total) for values in (x, e.to(x.dtype))
+            )
+            weighted = (x * by_row[:, None]).T
             _add_symmetric(self.gram[:-1, :-1], weighted, x)
             self.cross[:-1] += weighted @ e
-        self.gram[:-1, :-1].addr_(sums, sums / total)
-        self.cross[:-1].addr_(sums, lacking / total)
+            squares = (by_row @ e.square()).double() + (lacking.square() - about_e.square()) / total
+        self.gram[:-1, :-1].addr_(sums, sums / total).addr_(about_x, about_x / total, alpha=-1)
+        self.cross[:-1].addr_(sums, lacking / total).addr_(about_x, about_e / total, alpha=-1)
         self.gram[-1, :-1] += sums
         self.gram[:-1, -1] += sums
         self.gram[-1, -1] += total
@@ -97,6 +99,14 @@ class Moments:
             return self.ee
         solution = torch.cat([change.weight, change.bias[:, None]], 1)  # (outputs, features + 1)
         return (self.ee + ((solution @ self.gram - 2 * self.cross.T) * solution).sum(1)).clamp(min=0)
+
+
+def _about_mean(rows: Tensor, weight: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows less about their mean; the weighted sums of that, which are near zero, and of the rows, in float64."""
+    mean = (weight @ rows) / total.to(rows.dtype)
+    rows = rows - mean
+    left = (weight @ rows).double()
+    return rows, left, total * mean.double() + left
 
 
 _STRIP = 256
