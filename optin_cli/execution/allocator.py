@@ -16,10 +16,10 @@ from threading import Lock
 from typing import Any
 
 _TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-_KEEP = {_MMAP: 1 << 30, _TRIM: (1 << 31) - 1}
-"""Blocks below 1 GiB come from the heap, and the heap keeps what is freed."""
-_GIVE_BACK = {_MMAP: 1 << 25, _TRIM: 1 << 26}
+_GROWN = {_MMAP: 1 << 25, _TRIM: 1 << 26}
 """Where glibc's own thresholds, which grow with what is freed, end in a process that has freed large blocks."""
+_KEEP = {_MMAP: 1 << 30, _TRIM: (1 << 31) - 1}
+"""Blocks below 1 GiB come from the heap, and the heap keeps what is freed. Older ones take no more than 32 MiB."""
 _OWN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 """Variables by which users choose an allocator or set it up: theirs stays."""
 
@@ -60,7 +60,10 @@ def _enter(libc: Any, step: int) -> None:
         before, _within = _within, _within + step
         if before and _within:
             return
-        for option, value in (_KEEP if _within else _GIVE_BACK).items():
-            libc.mallopt(option, value)
+        for option, value in (_KEEP if _within else _GROWN).items():
+            if not libc.mallopt(
+                option, value
+            ):  # a threshold that is set grows no more: it must not stay small
+                libc.mallopt(option, _GROWN[option])
         if not _within:
             libc.malloc_trim(0)
