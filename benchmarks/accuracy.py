@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import SEEDS, Case, Cells, Method, report
+from cells import SEEDS, Case, Cells, Method, parser_of, report
 from torch import Tensor
 
 from optin_cli.artefacts.mask import Mask
@@ -286,7 +286,7 @@ def measure(options: argparse.Namespace) -> None:
         work.mkdir(parents=True, exist_ok=True)
         runners: dict[str, Runner] = {}
         for case, method, budget, seed in wanted(options, shared):
-            cells, key = Cells(options.cells, case), f"{method.name}/{budget}/{seed}"
+            cells, key = Cells(options.cells, case.name), f"{method.name}/{budget}/{seed}"
             if key in cells.found:
                 continue
             if case.name not in runners:
@@ -298,11 +298,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--cells", type=Path, default=Path("benchmarks/accuracy"))
+    parser = parser_of(__doc__, "accuracy")
     parser.add_argument(
         "--work", type=Path, help="keep rankings and models here (default: a temporary folder)"
     )
@@ -313,7 +309,6 @@ def main() -> None:
     )
     parser.add_argument("--budgets", default="")
     parser.add_argument("--seeds", default="")
-    parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     if not options.report:
         measure(options)

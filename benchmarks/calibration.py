@@ -15,7 +15,6 @@ Cells go into a JSON file for each model one by one, so a run that is stopped go
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import re
 import sys
@@ -25,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cells import Cells, parser_of
 
 import optin_cli as optin
-from optin_cli.artefacts.files import atomic_file
 from optin_cli.data.docs import split_sentences
 from optin_cli.data.opening import as_data, open_batches
 from optin_cli.data.sources import DataSpec
@@ -140,21 +139,15 @@ def measure(options: argparse.Namespace) -> None:
         if not specs[name]:
             print(f"left out: {name} (no folder given)", file=sys.stderr)
             continue
-        runner, path = None, options.cells / f"{name}.json"
+        runner, cells = None, Cells(options.cells, name)
         for calibration, budget, seed in wanted(options):
-            found, key = read(path), f"{calibration}/{budget:g}/{seed}"
-            if key in found:
+            key = f"{calibration}/{budget:g}/{seed}"
+            if key in cells.found:
                 continue
             runner = runner or Runner(name, specs[name], options)
-            found[key] = cell = runner.run(calibration, budget, seed)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as temporary:
-                temporary.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+            cell = runner.run(calibration, budget, seed)
+            cells.put(key, cell)
             print(f"{name}/{key}: {cell['metric']:.2f} ({cell['seconds']} s)", file=sys.stderr, flush=True)
-
-
-def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def report(folder: Path) -> None:
@@ -162,7 +155,7 @@ def report(folder: Path) -> None:
     print("| model, MACs kept | calibrated on | own metric | own | Brown | docstrings | pairs |")
     print("|---|---|---|---|---|---|---|")
     for name, title in TITLES.items():
-        cells = read(folder / f"{name}.json")
+        cells = Cells(folder, name).found
         for budget in sorted({key.split("/")[1] for key in cells}, reverse=True):
             for calibration, words in CALIBRATIONS.items():
                 some = [cell for key, cell in cells.items() if key.startswith(f"{calibration}/{budget}/")]
@@ -182,18 +175,13 @@ def row(cells: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--cells", type=Path, default=Path("benchmarks/calibration"))
+    parser = parser_of(__doc__, "calibration")
     parser.add_argument("--models", default="minilm,sst2,mpnet")
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2")
     parser.add_argument("--calibrations", default=",".join(CALIBRATIONS))
     parser.add_argument("--budgets", default="0.5")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     if not options.report:
         measure(options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -65,8 +66,8 @@ class Method:
 class Cells:
     """What was measured of a model, `method/budget/seed` -> cell; its JSON file is rewritten after every cell."""
 
-    def __init__(self, folder: Path, case: Case) -> None:
-        self.path = folder / f"{case.name}.json"
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path = folder / f"{name}.json"
         self.found: dict[str, dict[str, Any]] = self._read()
 
     def _read(self) -> dict[str, dict[str, Any]]:
@@ -86,10 +87,26 @@ class Cells:
         return [cell["metrics"][metric] for cell in self.of(method, budget)]
 
 
+def parser_of(description: str | None, name: str, *, shared: bool = True) -> argparse.ArgumentParser:
+    """The options that all scripts have which keep their cells in benchmarks/`name`."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if shared:
+        parser.add_argument(
+            "--shared", type=Path, default=Path("../shared"), help="the folder of data and models"
+        )
+    parser.add_argument("--cells", type=Path, default=Path(__file__).parent / name, help="keep cells here")
+    parser.add_argument(
+        "--report", action="store_true", help="measure nothing: the tables of the cells there are"
+    )
+    return parser
+
+
 def report(folder: Path, cases: Sequence[Case], methods: Sequence[Method]) -> None:
     """A Markdown table and a plot for each model: the metric, and how near the outputs stay to the dense ones."""
     for case in cases:
-        cells = Cells(folder, case)
+        cells = Cells(folder, case.name)
         if not cells.found:
             continue
         measured = {float(key.split("/")[1]) for key in cells.found}

@@ -1,6 +1,6 @@
 """What a pruned image classifier is worth on images of another crop or resolution than it was calibrated on.
 
-    python benchmarks/crops.py [--shared ../shared] [--cells benchmarks/crops/vit.json] [--rows 1024]
+    python benchmarks/crops.py [--shared ../shared] [--cells benchmarks/crops] [--rows 1024]
                                [--budgets 0.5,0.3] [--measured 1000]
     python benchmarks/crops.py --report        # the table from the cells that are there
 
@@ -12,23 +12,23 @@ test images measure. `before` is the compensation of old: ridges from 1e-8 on. T
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
-from lengths import WHEN, read
+from cells import Cells, parser_of
+from lengths import WHEN, wanted
 from PIL import Image
 
-from optin_cli.artefacts.files import atomic_file
 from optin_cli.artefacts.ranking import Ranking
 from optin_cli.compensation.plan import make_plan as plan_compensation
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.batches import Batches
 from optin_cli.data.opening import as_data, open_batches
+from optin_cli.data.sources import DataSpec
 from optin_cli.loading.checkpoint import OpenModel, open_model
 from optin_cli.measure.evaluate import evaluate
 from optin_cli.pipeline import score
@@ -37,6 +37,7 @@ from optin_cli.scoring.plan import ScoreSettings, make_plan
 from optin_cli.selection.select import select
 from optin_cli.selection.settings import Request
 
+NAME = "vit"
 MODEL = Path(__file__).parent / "zoo" / "vit-cifar10"
 
 
@@ -67,7 +68,7 @@ class Runner:
         self.options = options
         self.dense = self._open()
         self.measured = {kind: self._batches(kind) for kind in KINDS}
-        self.rankings: dict[str, Ranking] = {}
+        self.calibrations: dict[str, tuple[DataSpec, Ranking]] = {}
 
     def _open(self) -> OpenModel:
         return open_model(str(MODEL), device="cpu", dtype="float32")
@@ -83,10 +84,12 @@ class Runner:
         return open_batches(data, self.dense, None, 128, 0)
 
     def run(self, kind: str, budget: float, when: str) -> dict[str, Any]:
-        data = as_data(self._images("train", kind, self.options.rows))
-        if kind not in self.rankings:
-            self.rankings[kind] = score(make_plan(self._open(), data, ScoreSettings(samples=256)))
-        mask = select(self.rankings[kind], Request(flops=budget))
+        if kind not in self.calibrations:
+            images = as_data(self._images("train", kind, self.options.rows))
+            plan = make_plan(self._open(), images, ScoreSettings(samples=256))
+            self.calibrations[kind] = images, score(plan)
+        data, ranking = self.calibrations[kind]
+        mask = select(ranking, Request(flops=budget))
         model, started = self._open(), time.perf_counter()
         settings = Compensation(samples=self.options.rows, **WHEN[when])
         pruned = prune_model(model, mask, plan=plan_compensation(model, mask, settings, data))
@@ -103,34 +106,22 @@ class Runner:
         }
 
 
-def wanted(options: argparse.Namespace) -> Iterator[tuple[str, float, str]]:
-    budgets = [float(budget) for budget in options.budgets.split(",")]
-    return (
-        (kind, budget, when)
-        for budget in budgets
-        for kind in options.calibrations.split(",")
-        for when in WHEN
-    )
-
-
 def measure(options: argparse.Namespace) -> None:
-    runner = None
+    runner, cells = None, Cells(options.cells, NAME)
     for kind, budget, when in wanted(options):
-        found, key = read(options.cells), f"{kind}/{budget:g}/{when}"
-        if key in found:
+        key = f"{kind}/{budget:g}/{when}"
+        if key in cells.found:
             continue
         runner = runner or Runner(options)
-        found[key] = cell = runner.run(kind, budget, when)
-        options.cells.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(options.cells) as temporary:
-            temporary.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+        cell = runner.run(kind, budget, when)
+        cells.put(key, cell)
         shown = ", ".join(f"{name}: {one['top1']:.1f}" for name, one in cell["kinds"].items())
         print(f"{key}: {shown} ({cell['seconds']} s)", file=sys.stderr, flush=True)
 
 
-def report(path: Path) -> None:
+def report(folder: Path) -> None:
     """A row for each calibration and budget: top-1 and divergence, `before -> after` in each cell."""
-    cells = read(path)
+    cells = Cells(folder, NAME).found
     print(f"| calibrated on, MACs kept | {' | '.join(f'{kind}, top-1 | KL' for kind in KINDS)} |")
     print("|---" * (1 + 2 * len(KINDS)) + "|")
     for one in list(cells.values())[:1]:
@@ -150,16 +141,11 @@ def report(path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--cells", type=Path, default=Path("benchmarks/crops/vit.json"))
+    parser = parser_of(__doc__, "crops")
     parser.add_argument("--rows", type=int, default=1024, help="train images to refit on")
     parser.add_argument("--measured", type=int, default=1000, help="test images")
     parser.add_argument("--budgets", default="0.5,0.3")
     parser.add_argument("--calibrations", default="whole,crop")
-    parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     if not options.report:
         measure(options)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import Case, Cells
+from cells import Case, Cells, parser_of
 
 import optin_cli as optin
 from optin_cli.artefacts.latency import processor_name
@@ -77,7 +77,7 @@ class Run:
         self.case, self.given = case, given
         self.spec = given.mpnet if case.name == "mpnet-stsb" else case.model(given.shared)
         self.folder = given.work / case.name
-        self.cells = Cells(given.cells, case)
+        self.cells = Cells(given.cells, case.name)
         self.train = DataSpec(str(given.shared / case.data), split="train")
         self.test = DataSpec(str(given.shared / case.data), split=case.test)
 
@@ -200,12 +200,8 @@ def _in_order(key: str) -> list[tuple[int, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, "export")
     parser.add_argument("work", type=Path)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--cells", type=Path, default=Path(__file__).parent / "export")
     parser.add_argument("--models", default="minilm-stsb,minilm-sst2,vit-cifar10")
     parser.add_argument("--mpnet", type=Path)
     parser.add_argument("--threads", type=int, default=1)
@@ -213,7 +209,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="for each model and setting")
     parser.add_argument("--lengths", default=LENGTHS, help="tokens of the texts that are timed")
     parser.add_argument("--only", default="quality,latency")
-    parser.add_argument("--report", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     chosen = given.models.split(",") + (["mpnet-stsb"] if given.mpnet else [])

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import random
 import sys
 import time
@@ -25,8 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from cells import Cells, parser_of
 
-from optin_cli.artefacts.files import atomic_file
 from optin_cli.compensation.plan import make_plan as plan_compensation
 from optin_cli.compensation.settings import Compensation
 from optin_cli.data.docs import split_sentences
@@ -158,29 +157,22 @@ def measure(options: argparse.Namespace) -> None:
         if not specs[name]:
             print(f"left out: {name} (no folder given)", file=sys.stderr)
             continue
-        runner = None
+        runner, cells = None, Cells(options.cells, name)
         for calibration, budget, when in wanted(options):
-            path, key = options.cells / f"{name}.json", f"{calibration}/{budget:g}/{when}"
-            found = read(path)
-            if key in found:
+            key = f"{calibration}/{budget:g}/{when}"
+            if key in cells.found:
                 continue
             runner = runner or Runner(specs[name], options)
-            found[key] = cell = runner.run(calibration, budget, when)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as temporary:
-                temporary.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+            cell = runner.run(calibration, budget, when)
+            cells.put(key, cell)
             means = ", ".join(f"{cut}: {one['mean']:.1f}" for cut, one in cell["lengths"].items())
             print(f"{name}/{key}: {means} ({cell['seconds']} s)", file=sys.stderr, flush=True)
-
-
-def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def report(folder: Path) -> None:
     """For each model and budget a row a calibration, `before -> after` in each cell."""
     for path in sorted(folder.glob("*.json")):
-        cells = read(path)
+        cells = Cells(folder, path.stem).found
         print(f"### {path.stem}\n")
         for part, names in (("lengths", [str(cut) for cut in LENGTHS]), ("kinds", ["prose", "docs", "own"])):
             print(f"| calibrated on, MACs kept | {' | '.join(names)} |")
@@ -201,18 +193,13 @@ def report(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--cells", type=Path, default=Path("benchmarks/lengths"))
+    parser = parser_of(__doc__, "lengths")
     parser.add_argument("--models", default="minilm,mpnet")
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2")
     parser.add_argument("--rows", type=int, default=384)
     parser.add_argument("--budgets", default="0.5,0.3")
     parser.add_argument("--calibrations", default="", help=f"of {', '.join(CALIBRATIONS)}")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     if not options.report:
         measure(options)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import Case, Cells, Method
+from cells import Case, Cells, Method, parser_of
 from decoder import speeds
 
 from optin_cli.artefacts.mask import Mask
@@ -194,7 +194,7 @@ def case_of(options: argparse.Namespace, name: str) -> Case:
 def report(options: argparse.Namespace) -> None:
     """A table of perplexities for each calibration; lower is better."""
     for name in CALIBRATIONS:
-        cells = Cells(options.cells, case_of(options, name))
+        cells = Cells(options.cells, case_of(options, name).name)
         if not cells.found:
             continue
         budgets = sorted({float(key.split("/")[1]) for key in cells.found} - {1.0}, reverse=True)
@@ -232,9 +232,7 @@ def wanted(options: argparse.Namespace) -> list[tuple[Method, float]]:
 
 def main() -> None:
     """Measure the cells that are missing, and print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, "perplexity", shared=False)
     parser.add_argument("model")
     parser.add_argument("--data", help="folder with train.txt and test.txt")
     parser.add_argument("--calibrate", choices=CALIBRATIONS, default="brown")
@@ -251,15 +249,13 @@ def main() -> None:
     parser.add_argument("--probes", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=0, help="of timing; 0 times nothing")
-    parser.add_argument("--cells", type=Path, default=Path("benchmarks/perplexity"))
     parser.add_argument("--work", type=Path, help="keep rankings here (default: a temporary folder)")
-    parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     if not options.report:
         with tempfile.TemporaryDirectory() as temporary:
             work = options.work or Path(temporary)
             work.mkdir(parents=True, exist_ok=True)
-            runner, cells = None, Cells(options.cells, case_of(options, options.calibrate))
+            runner, cells = None, Cells(options.cells, case_of(options, options.calibrate).name)
             for method, budget in wanted(options):
                 key = f"{method.name}/{budget}/0"
                 if key in cells.found:

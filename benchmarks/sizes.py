@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import processes
-from cells import Case, Cells
+from cells import Case, Cells, parser_of
 from scoring import random_bert
 
 import optin_cli as optin
@@ -65,7 +65,7 @@ def opened(name: str, options: argparse.Namespace) -> optin.OpenModel | None:
 def measure(options: argparse.Namespace) -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     for name in options.models.split(","):
-        cells = Cells(options.cells, CASES[name])
+        cells = Cells(options.cells, name)
         if all(stage in cells.found for stage in STAGES):
             continue
         model = opened(name, options)
@@ -95,7 +95,7 @@ def exponent(small: dict[str, Any], large: dict[str, Any], what: str) -> float:
 
 
 def report(folder: Path) -> None:
-    found = {name: Cells(folder, case).found for name, case in CASES.items()}
+    found = {name: Cells(folder, name).found for name in CASES}
     print(
         "| model | parameters in blocks | " + " | ".join(f"{stage}, s | peak, GB" for stage in STAGES) + " |"
     )
@@ -121,17 +121,12 @@ def report(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, "sizes")
     parser.add_argument("work", type=Path, nargs="?", help="keeps rankings, masks and models")
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--cells", type=Path, default=Path("benchmarks/sizes"))
     parser.add_argument("--models", default=",".join(CASES))
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2")
     parser.add_argument("--gemma", type=Path, help="folder of Gemma 3 270M")
     parser.add_argument("--stages", default=",".join(STAGES))
-    parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     if not options.report:
         if options.work is None:

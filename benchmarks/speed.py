@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cells import Cells, parser_of
 from torch import nn
 
 import optin_cli as optin
-from optin_cli.artefacts.files import atomic_file
 from optin_cli.loading.checkpoint import OpenModel, fuse_model
 from optin_cli.measure.inputs import default_size, draw
 from optin_cli.measure.latency import bench, ideal_speedup, speedup, speedup_interval
@@ -137,24 +136,18 @@ def wanted(options: argparse.Namespace) -> Iterator[tuple[float, int]]:
 def measure(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     for name in options.models.split(","):
-        runner, path = None, options.cells / f"{name}.json"
+        runner, cells = None, Cells(options.cells, name)
         for budget, batch in wanted(options):
-            found, key = read(path), f"{budget:g}/{batch}/{options.device}/{options.threads}"
-            if key in found:
+            key = f"{budget:g}/{batch}/{options.device}/{options.threads}"
+            if key in cells.found:
                 continue
             runner = runner or Runner(name, options)
-            found[key] = cell = runner.run(budget, batch)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as temporary:
-                temporary.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+            cell = runner.run(budget, batch)
+            cells.put(key, cell)
             texts = (
                 f"{variant} {one['speedup']:.2f}x ({one['of_ideal']:.2f})" for variant, one in cell.items()
             )
             print(f"{name}/{key}: {', '.join(texts)}", file=sys.stderr, flush=True)
-
-
-def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def report(folder: Path) -> None:
@@ -163,7 +156,7 @@ def report(folder: Path) -> None:
     print(f"| model | MACs kept | batch | dense ms | {' | '.join(names)} |")
     print("|---" * (len(names) + 4) + "|")
     for model, title in TITLES.items():
-        for key, cell in sorted(read(folder / f"{model}.json").items(), key=order):
+        for key, cell in sorted(Cells(folder, model).found.items(), key=order):
             budget, batch, *_ = key.split("/")
             texts = [
                 f"{cell[name]['speedup']:.2f}x ({cell[name]['of_ideal']:.2f})" if name in cell else ""
@@ -179,17 +172,13 @@ def order(entry: tuple[str, Any]) -> tuple[int, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cells", type=Path, default=Path("benchmarks/speed"))
+    parser = parser_of(__doc__, "speed", shared=False)
     parser.add_argument("--models", default="minilm,mpnet,vit,resnet,vgg,efficientnet")
     parser.add_argument("--budgets", default="0.7,0.5,0.3")
     parser.add_argument("--batches", default="1,32")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     if not options.report:
         measure(options)

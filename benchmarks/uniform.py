@@ -21,7 +21,7 @@ from pathlib import Path
 
 import processes
 from accuracy import CASES, Runner
-from cells import Cells, Method
+from cells import Cells, Method, parser_of
 
 from optin_cli.artefacts.mask import Mask
 from optin_cli.artefacts.ranking import Ranking
@@ -75,7 +75,7 @@ def measure(options: argparse.Namespace) -> None:
             runners: dict[type[Runner], Runner] = {}
             for budget in map(float, options.budgets.split(",")):
                 for method in chosen:
-                    cells, key = Cells(options.cells, case), f"{method.name}/{budget}/{SEED}"
+                    cells, key = Cells(options.cells, case.name), f"{method.name}/{budget}/{SEED}"
                     if key in cells.found:
                         continue
                     kind = AsIf if method.name.startswith("as-if") else Runner
@@ -92,7 +92,7 @@ def report(folder: Path) -> None:
     print(f"| | {' | '.join(f'{budget:g}' for budget in BUDGETS)} |")
     print("|---" * (len(BUDGETS) + 1) + "|")
     for case in (case for case in CASES if case.name in MODELS):
-        cells = Cells(folder, case)
+        cells = Cells(folder, case.name)
         if not cells.found:
             continue
         dense = next(iter(cells.found.values()))["dense"][case.metric]
@@ -156,18 +156,13 @@ def loading(repeats: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--cells", type=Path, default=Path("benchmarks/uniform"))
+    parser = parser_of(__doc__, "uniform")
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
     parser.add_argument("--only", default="", help=f"methods: {','.join(m.name for m in METHODS)}")
     parser.add_argument("--work", type=Path, help="keep rankings here (default: a temporary folder)")
     parser.add_argument("--load", action="store_true")
     parser.add_argument("--repeats", type=int, default=7, help="of --load")
-    parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     if options.load:
         loading(options.repeats)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import Case, Cells
+from cells import Case, Cells, parser_of
 
 import optin_cli as optin
 from optin_cli.data.opening import open_batches
@@ -55,7 +55,7 @@ GEMMA = Case("gemma", "", "data/brown", "test", "perplexity", "Gemma 3 270M")
 
 def minilm(options: argparse.Namespace) -> None:
     """Every setting, and one model that is pruned afterwards."""
-    cells, shared = Cells(options.cells, MINILM), options.shared.resolve()
+    cells, shared = Cells(options.cells, MINILM.name), options.shared.resolve()
     stsb, brown = str(shared / "data/stsb"), str(shared / "data/brown/test.txt")
     dense = optin.open_model(MINILM.spec)
 
@@ -133,7 +133,7 @@ def _joined(shared: Path, path: Path) -> str:
 
 def gemma(options: argparse.Namespace) -> None:
     """The same of a decoder. One model is in memory at a time beside the whole one."""
-    cells, brown = Cells(options.cells, GEMMA), options.shared.resolve() / "data/brown"
+    cells, brown = Cells(options.cells, GEMMA.name), options.shared.resolve() / "data/brown"
     lines = (brown / "test.txt").read_text().splitlines()
     texts = [lines[place * len(lines) // options.rows] for place in range(options.rows)]
     dense = optin.open_model(str(options.gemma))
@@ -207,7 +207,7 @@ def report(options: argparse.Namespace) -> None:
         (MINILM, {"spearman": 2, "cosine": 2, "brown": 2, "longer": 3}),
         (GEMMA, {"perplexity": 2, "longer": 3}),
     ):
-        cells = Cells(options.cells, case).found
+        cells = Cells(options.cells, case.name).found
         if not cells:
             continue
         print(f"\n{case.title}\n\n| | tokens | parameters | disk | covered | {' | '.join(columns)} |")
@@ -223,17 +223,11 @@ def report(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    here = Path(__file__).parent
-    parser.add_argument("--shared", type=Path, default=here.parents[1] / "shared")
-    parser.add_argument("--cells", type=Path, default=here / "vocab")
+    parser = parser_of(__doc__, "vocab")
     parser.add_argument("--gemma", type=Path, help="directory of a causal language model")
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--settings", default="coverage 1,coverage 0.99,keep 120000")
     parser.add_argument("--missing", action="store_true")
-    parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     if options.report:
         report(options)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from cells import Case, Cells, Method
+from cells import Case, Cells, Method, parser_of
 from whisper_parts.model import assemble
 from whisper_parts.speech import sentences, speak
 
@@ -51,7 +51,7 @@ class Run:
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given, self.work = given, given.work
-        self.cells = Cells(given.cells, CASE)
+        self.cells = Cells(given.cells, CASE.name)
         self.folder = self.work / "whisper-base"
         self.train, self.test = (
             DataSpec(str(self.work / f"speech-{getattr(given, name)}" / name), split="train")
@@ -182,9 +182,7 @@ def report(cells: Cells) -> None:
 
 def main() -> None:
     """Make and measure what is missing, and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, "whisper", shared=False)
     parser.add_argument("work", type=Path)
     parser.add_argument("--brown", type=Path, default=Path("../shared/data/brown"))
     parser.add_argument("--budgets", default=BUDGETS)
@@ -194,8 +192,6 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=48, help="clips to measure on")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5, help="of timing; 0 times nothing")
-    parser.add_argument("--cells", type=Path, default=Path(__file__).parent / "whisper")
-    parser.add_argument("--report", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     run = Run(given)
